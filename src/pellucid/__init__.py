@@ -1,0 +1,43 @@
+"""Pellucid: an LLM inference engine that you can see through.
+
+The public names are below; everything else is a room of the house (docs/design.md) and may change. Importing this package loads no
+array library, touches no device and starts no thread: a name is imported when it is first used (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import EngineConfig
+    from .engine.llm import LLM
+    from .errors import PellucidError
+    from .request import CompletionOutput, Logprob, RequestOutput, SamplingParams
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineConfig",
+    "Logprob",
+    "PellucidError",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LLM": ".engine.llm",
+    "CompletionOutput": ".request",
+    "EngineConfig": ".config",
+    "Logprob": ".request",
+    "PellucidError": ".errors",
+    "RequestOutput": ".request",
+    "SamplingParams": ".request",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

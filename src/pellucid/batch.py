@@ -1,0 +1,37 @@
+"""One step's work for the model, as flat ragged arrays: what `engine/model_runner.py` builds and models, ops and kernels read.
+
+Several requests lie end to end in one batch of T tokens; there is no padding and no phase. A request in prefill gives many tokens, one in
+decode gives one, and `cu_seqlens_q` says where each begins. Keys and values are read through block tables (paged attention, Kwon et al.,
+arXiv:2309.06180), so that "which tokens this request sees" and "where they lie in memory" are separate facts.
+
+Arrays are int32 buffers of whatever library the backend speaks (NumPy on a CPU); this module imports none of them.
+Letters: T tokens in the batch, R requests, B block_size.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+__all__ = ["AttentionMetadata", "ForwardBatch", "IntArray"]
+
+IntArray: TypeAlias = Any  # an int32 array: numpy.ndarray, torch.Tensor, or anything that they can view without a copy
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """Who attends to what, and where it lies. Query token t of request r sits at position `seq_lens[r] - (cu_seqlens_q[r+1] - t)`."""
+
+    cu_seqlens_q: IntArray  # [R + 1]  request r owns batch tokens cu_seqlens_q[r] … cu_seqlens_q[r+1] - 1
+    seq_lens: IntArray  # [R]      tokens of request r whose KV is in the cache once this step has written: what its last token sees
+    block_tables: IntArray  # [R, M]   the KV blocks of request r in order, padded with 0; token position i lies in block [r, i // B]
+    slot_mapping: IntArray  # [T]      where this step's keys and values go: block · B + offset
+    block_size: int  # B
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """The whole input of a forward pass. `logits_indices` names the rows whose logits somebody reads; the others skip the lm_head."""
+
+    input_ids: IntArray  # [T]
+    positions: IntArray  # [T]  position of each token in its own request
+    logits_indices: IntArray  # [L], rising, L <= T
+    attention: AttentionMetadata

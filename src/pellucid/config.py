@@ -1,0 +1,134 @@
+"""What a model is and how the engine runs it, as frozen plain data. Validated once, when built; never changed afterwards.
+
+`ModelConfig` holds every difference between families that is data. A family needs code of its own only where the *graph* differs
+(`models/`), so a new Llama-like model is a row of values here. Readers of checkpoints (`weights/`) build it; models read it.
+
+Units: sizes in elements, `kv_cache_memory` in bytes. Names follow Hugging Face's `config.json`, shortened as docs/glossary.md says.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import ConfigError
+
+__all__ = ["Activation", "EngineConfig", "ModelConfig", "RopeConfig", "RopeScaling"]
+
+Activation = Literal["silu", "gelu_tanh"]
+RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3", "factors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding (Su et al., arXiv:2104.09864) and how its frequencies are stretched for long contexts.
+
+    `models/rope.py` turns it into `rotary_dim / 2` inverse frequencies. Only the `half_split` layout exists at run time: dimension i
+    turns with i + rotary_dim/2. Files that store the `interleaved` layout (GGUF's "llama") are permuted when they are loaded.
+    """
+
+    theta: float = 10_000.0
+    rotary_dim: int  # how many of head_dim's dimensions turn; even
+    scaling: RopeScaling = "none"
+    factor: float = 1.0  # how many times longer than the training context
+    original_max_position_embeddings: int = 0  # the training context: ntk, yarn, llama3
+    low_freq_factor: float = 1.0  # llama3: wavelengths above original/low are stretched in full
+    high_freq_factor: float = 4.0  # llama3: wavelengths below original/high are left alone
+    beta_fast: float = 32.0  # yarn: dimensions that turn more often than this in the training context are left alone
+    beta_slow: float = 1.0  # yarn: dimensions that turn less often than this are interpolated in full
+    attention_factor: float | None = None  # yarn: scale of cos and sin; None = 0.1·ln(factor) + 1
+    freq_factors: tuple[float, ...] = ()  # factors: each inverse frequency is divided by its own factor (GGUF `rope_freqs.weight`)
+
+    def __post_init__(self) -> None:
+        if self.rotary_dim <= 0 or self.rotary_dim % 2:
+            raise ConfigError(f"rope rotary_dim is {self.rotary_dim}; it must be a positive even number")
+        for name in ("theta", "factor"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"rope {name} is {getattr(self, name)}; it must be a positive number")
+        if self.scaling == "factors" and len(self.freq_factors) != self.rotary_dim // 2:
+            raise ConfigError(f"rope has {len(self.freq_factors)} freq_factors; rotary_dim {self.rotary_dim} needs {self.rotary_dim // 2}")
+        if self.scaling in ("ntk", "yarn", "llama3") and self.original_max_position_embeddings <= 0:
+            raise ConfigError(f"rope scaling {self.scaling!r} needs original_max_position_embeddings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The shape and dialect of one model. The letters C F V H KH D of shapes in comments are the sizes named here."""
+
+    architecture: str  # a key of models.registry: "gpt2", "llama", "qwen2", …
+    vocab_size: int  # V
+    hidden_size: int  # C
+    intermediate_size: int  # F
+    num_layers: int
+    num_heads: int  # H
+    num_kv_heads: int  # KH; H / KH query heads share one KV head
+    head_dim: int  # D
+    max_position_embeddings: int  # the longest context the model was made for
+    norm_eps: float = 1e-5
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False  # RMSNorm over each head's q and k before RoPE (Qwen3, Gemma 3)
+    tie_word_embeddings: bool = False  # lm_head is embed_tokens
+    embedding_scale: float = 1.0  # Gemma: sqrt(hidden_size)
+    softmax_scale: float | None = None  # None = 1/sqrt(head_dim)
+    attn_softcap: float | None = None  # Gemma 2: cap·tanh(scores/cap)
+    final_softcap: float | None = None  # the same on the logits
+    windows: tuple[int | None, ...] = ()  # per layer: how many last tokens it sees, itself included; None = all
+    rope: RopeConfig | None = None  # None: learned positions (GPT-2)
+    rope_local: RopeConfig | None = None  # Gemma 3: layers with a window turn with these frequencies instead
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_position_embeddings")
+        for name in sizes:
+            value = getattr(self, name)
+            if not 1 <= value <= 1 << 24:
+                raise ConfigError(f"{self.architecture}: {name} is {value}; it must be between 1 and {1 << 24}")
+        if self.num_layers > 4096:
+            raise ConfigError(f"{self.architecture}: num_layers is {self.num_layers}; it must be at most 4096")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"{self.architecture}: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if not self.windows:
+            object.__setattr__(self, "windows", (None,) * self.num_layers)
+        if len(self.windows) != self.num_layers:
+            raise ConfigError(f"{self.architecture}: {len(self.windows)} windows are given for {self.num_layers} layers")
+        if any(w is not None and w < 1 for w in self.windows):
+            raise ConfigError(f"{self.architecture}: a sliding window must be at least 1")
+        for rope in (self.rope, self.rope_local):
+            if rope is not None and rope.rotary_dim > self.head_dim:
+                raise ConfigError(f"{self.architecture}: rope rotary_dim {rope.rotary_dim} is larger than head_dim {self.head_dim}")
+        for name in ("norm_eps", "embedding_scale", "softmax_scale", "attn_softcap", "final_softcap"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{self.architecture}: {name} is {value}; it must be a positive number")
+
+    @property
+    def attention_scale(self) -> float:
+        """What q·k is multiplied by before the softmax."""
+        return self.softmax_scale if self.softmax_scale is not None else self.head_dim**-0.5
+
+    def layer_rope(self, layer: int) -> RopeConfig | None:
+        """The rotary embedding of one layer: windowed layers may have their own."""
+        return self.rope_local if self.rope_local is not None and self.windows[layer] is not None else self.rope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How the engine runs a model. Names and meanings are vLLM's."""
+
+    max_model_len: int | None = None  # longest prompt + output of a request; None: the model's own, or what the KV cache holds
+    max_num_batched_tokens: int = 512  # tokens that one step computes at most: a longer prompt is computed in chunks
+    block_size: int = 16  # tokens per KV block
+    kv_cache_memory: int | None = None  # bytes for the KV cache; None: enough for one request of max_model_len, at most a quarter of free memory
+    seed: int = 0  # from which requests without a seed of their own draw one
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_num_batched_tokens", 1), ("block_size", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        for name in ("max_model_len", "kv_cache_memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.block_size > 1024:
+            raise ConfigError(f"block_size is {self.block_size}; it must be at most 1024")

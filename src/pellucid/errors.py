@@ -1,0 +1,51 @@
+"""Every error that Pellucid raises on purpose, as one small tree.
+
+    PellucidError
+    ├── ConfigError        an option or parameter has a value it cannot have        (also a ValueError)
+    ├── RequestError       a request cannot be served as it was asked              (also a ValueError)
+    ├── FormatError        a file is not what it says it is                        (also a ValueError)
+    ├── UnsupportedError   the file is sound, but asks for something not built     (also a ValueError)
+    ├── CapacityError      it does not fit in the memory that there is             (also a MemoryError)
+    └── DownloadError      a model could not be brought here                       (also an OSError)
+
+The rule for a message: one sentence that names the field, the value it had and what is allowed. The command line prints that
+sentence and nothing else; a traceback is shown only with `--debug`. Anything that is not a `PellucidError` is a bug.
+"""
+
+__all__ = [
+    "CapacityError",
+    "ConfigError",
+    "DownloadError",
+    "FormatError",
+    "PellucidError",
+    "RequestError",
+    "UnsupportedError",
+]
+
+
+class PellucidError(Exception):
+    """The root: catch this to catch every error that Pellucid raises on purpose."""
+
+
+class ConfigError(PellucidError, ValueError):
+    """An option or parameter has a value it cannot have."""
+
+
+class RequestError(PellucidError, ValueError):
+    """A request cannot be served as it was asked: its prompt is too long, its messages do not fit the chat template."""
+
+
+class FormatError(PellucidError, ValueError):
+    """A file is not what it says it is: truncated, corrupt, inconsistent or hostile."""
+
+
+class UnsupportedError(PellucidError, ValueError):
+    """A sound file asks for something that Pellucid does not do: an unknown architecture, tokenizer or block format."""
+
+
+class CapacityError(PellucidError, MemoryError):
+    """Weights or KV cache do not fit in the memory that there is; the message carries the arithmetic."""
+
+
+class DownloadError(PellucidError, OSError):
+    """A model could not be brought here: no network, no such name, a wrong checksum."""

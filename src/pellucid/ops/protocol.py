@@ -1,0 +1,131 @@
+"""The vocabulary that models speak and backends implement: about twenty operations, each big enough to be fast and small enough to read.
+
+One idea: a model is written once, over `Ops`, and never meets an array library. The reference backend defines each op in NumPy; every
+other backend must agree with it within the budget of `ops/budget.py` on the cases of `ops/cases.py`. A backend may compute at once
+(reference) or record the calls and replay them later (captured programs): so an op takes and returns opaque `Tensor`s, never mutates
+its inputs (but for `kv_write`), and nothing in a model may depend on a value inside one.
+
+Shapes: T tokens of the batch, L rows whose logits are wanted, H query heads, KH key/value heads, D head_dim, C hidden, F intermediate,
+V vocabulary. Activations are float32 at this boundary; what a backend keeps inside is its own matter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from ..batch import AttentionMetadata, ForwardBatch, IntArray
+from ..formats.tensor import HostTensor
+
+__all__ = ["Backend", "Forward", "KVLayer", "Ops", "RopeTable", "Tensor"]
+
+Tensor: TypeAlias = Any  # a backend's own: an array, a handle, a symbol
+KVLayer: TypeAlias = Any  # a backend's own: the paged keys and values of one layer
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """Rotary frequencies, ready to use: angle of dimension pair i at position p is p · inv_freq[i]; cos and sin are multiplied by `scale`."""
+
+    inv_freq: tuple[float, ...]  # [rotary_dim / 2]
+    scale: float = 1.0
+
+
+class Ops(Protocol):
+    """What a forward pass may do."""
+
+    def embedding(self, table: Tensor, input_ids: IntArray, scale: float = 1.0) -> Tensor:
+        """Rows of `table` [V, C], times `scale` -> [T, C]."""
+        ...
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [T, in] · weightᵀ, weight [out, in], + bias [out] -> [T, out]."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x²) + eps) · weight over the last axis, whose size is weight's -> shape of x (Zhang & Sennrich, arXiv:1910.07467)."""
+        ...
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """(x - mean) / sqrt(var + eps) · weight + bias over the last axis -> shape of x (Ba et al., arXiv:1607.06450)."""
+        ...
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, of one shape."""
+        ...
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate · sigmoid(gate) · up [T, F]: SwiGLU (Shazeer, arXiv:2002.05202)."""
+        ...
+
+    def gelu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gelu(gate) · up [T, F], gelu by its tanh formula: GeGLU."""
+        ...
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """0.5·x·(1 + tanh(sqrt(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel, arXiv:1606.08415)."""
+        ...
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """cap · tanh(x / cap)."""
+        ...
+
+    def split_heads(self, x: Tensor, num_heads: int) -> Tensor:
+        """[T, H·D] seen as [T, H, D]: no data moves."""
+        ...
+
+    def rope(self, x: Tensor, positions: IntArray, table: RopeTable) -> Tensor:
+        """Turn the first 2·len(inv_freq) dimensions of each head by its token's position (half-split pairs); the rest pass. [T, H, D]."""
+        ...
+
+    def kv_write(self, kv: KVLayer, k: Tensor, v: Tensor, slot_mapping: IntArray) -> None:
+        """Store k, v [T, KH, D] in the slots of `slot_mapping` [T]. The one op that changes something."""
+        ...
+
+    def attention(
+        self,
+        q: Tensor,
+        kv: KVLayer,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Causal attention of q [T, H, D] over the cached keys and values of each token's own request -> [T, H·D].
+
+        A token at position p sees positions max(0, p - window + 1) … p. Scores are q·k·scale, then softcapped. Query head h reads KV head
+        h // (H / KH). This step's own keys and values have been written already.
+        """
+        ...
+
+    def take_rows(self, x: Tensor, indices: IntArray) -> Tensor:
+        """x[indices]: [T, C] -> [L, C]."""
+        ...
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of x over the ranks of the tensor-parallel group, in rank order; x itself where there is one rank."""
+        ...
+
+
+Forward: TypeAlias = Callable[[Ops, ForwardBatch], Tensor]  # a model with its weights and caches bound: -> logits [L, V]
+
+
+class Backend(Protocol):
+    """A way to compute: where weights and caches live, and how a forward pass is run."""
+
+    @property
+    def name(self) -> str:
+        """Its key in `backends.registry`."""
+        ...
+
+    def load_weight(self, tensor: HostTensor) -> Tensor:
+        """Take over one parameter, in whatever layout the kernels like. The host bytes may be dropped afterwards."""
+        ...
+
+    def new_kv_layer(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> KVLayer:
+        """Room for num_blocks · block_size tokens of one layer's keys and values."""
+        ...
+
+    def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Any]:
+        """Make `forward` runnable: the result takes a batch and returns its logits as a NumPy float32 array [L, V] that the caller owns."""
+        ...
