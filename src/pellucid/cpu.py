@@ -1,0 +1,32 @@
+"""What this CPU can do: the instruction sets that kernels are chosen by, at run time, in one wheel that runs on every machine.
+
+One idea: a feature counts only if the CPU has it *and* the operating system saves its registers (XCR0 on x86, the auxiliary vector on
+Arm). The reading is done in C++ (csrc/cpu_features*.cpp), compiled for the baseline of the architecture. AMX's tiles must also be asked
+for by the process that uses them; this module asks for nothing and changes nothing.
+
+Names of features are Linux's on x86 ("avx2", "avx512_vnni", "amx_int8"), and the usual short words on Arm ("neon", "dotprod", "i8mm").
+"""
+
+from dataclasses import dataclass
+
+from . import _native
+
+__all__ = ["CPU", "detect_cpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class CPU:
+    """One kind of processor, as this process may use it."""
+
+    architecture: str  # "x86_64", "aarch64", or "unknown": there only portable code runs
+    name: str  # as its maker calls it; "" where the machine does not tell
+    features: tuple[str, ...]  # from the oldest to the newest
+
+    def __str__(self) -> str:
+        return f"{self.name or 'unnamed CPU'} ({self.architecture}: {' '.join(self.features) or 'baseline'})"
+
+
+def detect_cpu() -> CPU:
+    """Ask the processor that runs this."""
+    features = tuple(name for name, usable in _native.cpu_features().items() if usable)
+    return CPU(_native.cpu_architecture(), _native.cpu_name(), features)

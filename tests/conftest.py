@@ -1,0 +1,44 @@
+"""Fixtures for what a test may need and a machine may lack. A test that lacks it is skipped, and its reason says how to bring it.
+
+PELLUCID_MODELS names a folder of .gguf files, PELLUCID_DATA a folder that holds wikitext-2/.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str, holds: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set; it names a folder that holds {holds}")
+    folder = Path(value)
+    assert folder.is_dir(), f"{variable} is {value!r}, which is not a folder"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The folder of real models."""
+    return _folder("PELLUCID_MODELS", "real models as .gguf files")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of texts that real models are measured on."""
+    return _folder("PELLUCID_DATA", "wikitext-2/wiki.test.raw")
+
+
+@pytest.fixture(scope="session")
+def real_model(models_dir: Path) -> Callable[[str], Path]:
+    """real_model("smollm2-135m-instruct-q4_1") -> the path of that .gguf file."""
+
+    def find(name: str) -> Path:
+        path = models_dir / f"{name}.gguf"
+        if not path.is_file():
+            pytest.skip(f"{path.name} is not in PELLUCID_MODELS")
+        return path
+
+    return find
