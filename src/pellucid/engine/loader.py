@@ -1,0 +1,102 @@
+"""From a file to something that computes: checkpoint, weights in the backend's layout, tokenizer, KV cache, scheduler and core, in that order.
+
+One idea: everything that can be refused is refused before the weights are loaded, with the arithmetic. Sizes are in bytes.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..backends.registry import get_backend
+from ..config import EngineConfig, ModelConfig
+from ..errors import CapacityError, ConfigError
+from ..kv.layout import KVLayout, build_layout
+from ..kv.manager import KVCacheManager
+from ..kv.storage import KVStorage
+from ..models.registry import get_architecture
+from ..ops.protocol import Backend, Tensor
+from ..scheduler import Scheduler
+from ..tokenizer import Tokenizer, load_tokenizer
+from ..weights.checkpoint import Checkpoint, open_checkpoint
+from .core import EngineCore
+from .memory import available_memory
+from .model_runner import ModelRunner
+
+__all__ = ["Engine", "build_engine"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loaded model, ready to run."""
+
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    core: EngineCore
+
+
+def build_engine(path: Path, config: EngineConfig, backend_name: str) -> Engine:
+    """Load the model at `path`. Raises a PellucidError that says what is wrong, before memory is taken where that can be known."""
+    backend = get_backend(backend_name)
+    with open_checkpoint(path) as checkpoint:
+        model_config = checkpoint.config
+        weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
+        layout = build_layout(model_config, config.block_size, backend.kv_element_bytes)
+        max_model_len, num_blocks = plan_kv_cache(model_config, config, layout, weight_bytes, available_memory())
+        tokenizer = load_tokenizer(checkpoint.tokenizer_source)
+        if tokenizer.vocab_size > model_config.vocab_size:
+            raise ConfigError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}")
+        weights = _load_weights(backend, checkpoint)
+    storage = KVStorage(backend, layout, num_blocks)
+    forward = get_architecture(model_config.architecture).forward
+    runner = ModelRunner(
+        backend.build_forward(lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)),
+        block_size=config.block_size,
+    )
+    scheduler = Scheduler(
+        KVCacheManager(layout, num_blocks), max_model_len=max_model_len, max_num_batched_tokens=config.max_num_batched_tokens
+    )
+    return Engine(model_config, tokenizer, EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed))
+
+
+def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, weight_bytes: int, available: int) -> tuple[int, int]:
+    """How long a request may be and how many blocks there are: (max_model_len, num_blocks).
+
+    A context that was asked for is had or refused (CapacityError). One that was not is the model's own, or, with one logged sentence, what fits.
+    """
+    if weight_bytes > available:
+        raise CapacityError(f"the weights take {_size(weight_bytes)} in memory, and {_size(available)} are available")
+    wanted = config.max_model_len or model.max_position_embeddings
+    if wanted > model.max_position_embeddings:
+        raise ConfigError(f"max_model_len is {wanted}; the model was made for at most {model.max_position_embeddings} tokens")
+    need = layout.blocks_for(wanted) * layout.bytes_per_block
+    memory = config.kv_cache_memory if config.kv_cache_memory is not None else min(need, (available - weight_bytes) // 4)
+    arithmetic = (
+        f"{wanted} tokens · {layout.bytes_per_token} bytes (2 · {layout.num_layers} layers · {layout.num_kv_heads} KV heads · "
+        f"{layout.head_dim} head_dim · {layout.element_bytes}) = {_size(need)}"
+    )
+    if config.kv_cache_memory is not None and weight_bytes + memory > available:
+        raise CapacityError(
+            f"kv_cache_memory is {_size(memory)}; beside {_size(weight_bytes)} of weights at most {_size(available - weight_bytes)} are available"
+        )
+    num_blocks = min(layout.blocks_in(memory), layout.blocks_for(wanted)) if config.kv_cache_memory is None else layout.blocks_in(memory)
+    fits = min(wanted, num_blocks * layout.block_size)
+    if fits < wanted and config.max_model_len is not None:
+        raise CapacityError(f"a KV cache of {_size(memory)} holds {fits} tokens; max_model_len needs {arithmetic}")
+    if fits < 2:
+        raise CapacityError(f"a KV cache of {_size(memory)} holds no request; one block of {layout.block_size} tokens takes {_size(layout.bytes_per_block)}")
+    if fits < wanted:
+        _log.warning("max_model_len is lowered from %d to %d: the KV cache would need %s and has %s", wanted, fits, arithmetic, _size(memory))
+    return fits, num_blocks
+
+
+def _load_weights(backend: Backend, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    return {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
+
+
+def _size(num_bytes: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.2f} {unit}"
+    return f"{num_bytes} bytes"

@@ -1,0 +1,152 @@
+"""From a plan to tokens: builds the flat batch, runs the model, samples. Nothing here is of one model or of one backend.
+
+One idea: the scheduler's integers become arrays here and nowhere else. For each scheduled request the tokens
+`num_computed_tokens … + num_scheduled_tokens - 1` go in; logits come out for the rows that somebody reads: the last known token (to draw the
+next), and prompt tokens whose logprobs are asked for.
+
+Letters: T tokens, R requests, L rows with logits, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..batch import AttentionMetadata, ForwardBatch
+from ..errors import PellucidError
+from ..request import LogprobsOnePosition, Request
+from ..sampling import SamplingRow, sample, top_logprobs
+from ..scheduler import ScheduledRequest, ScheduledStep
+
+__all__ = ["ModelRunner", "StepResult"]
+
+Forward = Callable[[ForwardBatch], NDArray[np.float32]]
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step gave, by request_id."""
+
+    sampled: dict[str, int] = field(default_factory=dict)  # the next token of each request that sampled
+    logprobs: dict[str, LogprobsOnePosition] = field(default_factory=dict)  # of that token, where asked for
+    prompt_logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)  # of this step's prompt positions, in order
+    errors: dict[str, PellucidError] = field(default_factory=dict)  # requests that could not be sampled; the others are not disturbed
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Which rows of the logits belong to a request: first the prompt positions whose next token it scores, then the one it samples from."""
+
+    scheduled: ScheduledRequest
+    positions: list[int]
+
+    @property
+    def num_scored(self) -> int:
+        return len(self.positions) - self.scheduled.samples
+
+
+class ModelRunner:
+    """Runs steps. `forward` is a model bound to its weights and cache: ForwardBatch -> logits [L, V]."""
+
+    def __init__(self, forward: Forward, *, block_size: int) -> None:
+        self._forward = forward
+        self._block_size = block_size
+
+    def execute(self, step: ScheduledStep) -> StepResult:
+        """Compute a step's tokens, write their keys and values, and draw the next token of each request that reached its end."""
+        rows = [_Rows(s, _logits_positions(s)) for s in step.requests]
+        logits = self._forward(self._build_batch(rows))  # [L, V]
+        result = StepResult()
+        self._score_prompts(rows, logits, result)
+        self._sample(rows, logits, result)
+        return result
+
+    def _build_batch(self, rows: list[_Rows]) -> ForwardBatch:
+        input_ids: list[int] = []
+        positions: list[int] = []
+        logits_indices: list[int] = []
+        cu_seqlens_q = [0]
+        for r in rows:
+            start = r.scheduled.request.num_computed_tokens
+            stop = start + r.scheduled.num_scheduled_tokens
+            logits_indices += [len(input_ids) + p - start for p in r.positions]
+            input_ids += r.scheduled.request.token_ids(start, stop)
+            positions += range(start, stop)
+            cu_seqlens_q.append(len(input_ids))
+        width = max(len(r.scheduled.block_table) for r in rows)
+        tables = np.zeros((len(rows), width), np.int32)  # [R, M]
+        for table, r in zip(tables, rows, strict=True):
+            table[: len(r.scheduled.block_table)] = r.scheduled.block_table
+        position = np.array(positions, np.int32)  # [T]
+        owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
+        slots = tables[owner, position // self._block_size] * self._block_size + position % self._block_size  # [T]
+        return ForwardBatch(
+            input_ids=np.array(input_ids, np.int32),
+            positions=position,
+            logits_indices=np.array(logits_indices, np.int32),
+            attention=AttentionMetadata(
+                cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
+                seq_lens=np.array([r.scheduled.request.num_computed_tokens + r.scheduled.num_scheduled_tokens for r in rows], np.int32),
+                block_tables=tables,
+                slot_mapping=slots.astype(np.int32),
+                block_size=self._block_size,
+            ),
+        )
+
+    @staticmethod
+    def _score_prompts(rows: list[_Rows], logits: NDArray[np.float32], result: StepResult) -> None:
+        """Logprobs of prompt tokens: the row at position i scores the token at i + 1."""
+        first = 0
+        for r in rows:
+            if r.num_scored:
+                request = r.scheduled.request
+                chosen = [request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
+                scored = top_logprobs(logits[first : first + r.num_scored], chosen, [request.params.prompt_logprobs] * r.num_scored)
+                result.prompt_logprobs[request.request_id] = [row for row in scored if row is not None]
+            first += len(r.positions)
+
+    @staticmethod
+    def _sample(rows: list[_Rows], logits: NDArray[np.float32], result: StepResult) -> None:
+        """Draw the next token of every request that reached its last known token, in one pass."""
+        last = np.cumsum([len(r.positions) for r in rows]) - 1
+        drawing = [i for i, r in enumerate(rows) if r.scheduled.samples]
+        if not drawing:
+            return
+        requests = [rows[i].scheduled.request for i in drawing]
+        chosen_from = logits[last[drawing]]  # [rows that sample, V]: a copy, which `sample` may consume
+        for request, token in zip(requests, sample(chosen_from.copy(), [_sampling_row(r) for r in requests]), strict=True):
+            if isinstance(token, PellucidError):
+                result.errors[request.request_id] = token
+            else:
+                result.sampled[request.request_id] = token
+        scored = [i for i, r in enumerate(requests) if r.params.logprobs is not None and r.request_id in result.sampled]
+        if scored:
+            tokens = [result.sampled[requests[i].request_id] for i in scored]
+            found = top_logprobs(chosen_from[scored], tokens, [requests[i].params.logprobs for i in scored])
+            for i, row in zip(scored, found, strict=True):
+                if row is not None:
+                    result.logprobs[requests[i].request_id] = row
+
+
+def _logits_positions(scheduled: ScheduledRequest) -> list[int]:
+    """Positions of a request whose logits this step needs, rising."""
+    request = scheduled.request
+    start = request.num_computed_tokens
+    last = start + scheduled.num_scheduled_tokens - 1
+    positions: list[int] = []
+    if request.params.prompt_logprobs is not None:
+        positions = list(range(start, min(last, request.num_prompt_tokens - 2) + 1))
+    return [*positions, last] if scheduled.samples else positions
+
+
+def _sampling_row(request: Request) -> SamplingRow:
+    return SamplingRow(
+        params=request.params,
+        seed=request.seed,
+        position=request.num_tokens,
+        prompt_token_ids=request.prompt_token_ids,
+        output_token_ids=request.output_token_ids,
+        banned_sequences=request.banned_sequences,
+        eos_token_ids=request.eos_token_ids,
+    )

@@ -1,0 +1,93 @@
+"""From token ids to what the caller sees: text, logprobs, reasons and times, of the n completions of one prompt.
+
+One idea: outputs are cumulative. Each call of `output()` shows the whole answer as far as it has come, as vLLM's `RequestOutput` does;
+whoever streams prints the part that is new.
+"""
+
+from dataclasses import replace
+
+from ..request import CompletionOutput, LogprobsOnePosition, Request, RequestOutput
+from ..tokenizer import Detokenizer, Tokenizer
+
+__all__ = ["OutputGroup"]
+
+
+class OutputGroup:
+    """The n requests of one prompt, and their texts."""
+
+    def __init__(self, request_id: str, prompt: str | None, requests: list[Request], tokenizer: Tokenizer, now: float) -> None:
+        self.request_id = request_id
+        self.requests = requests
+        self._prompt = prompt
+        self._tokenizer = tokenizer
+        self._metrics = {"arrival_time": now}
+        self._texts = {request.request_id: _detokenizer(request, tokenizer) for request in requests if request.params.detokenize}
+
+    def request(self, request_id: str) -> Request:
+        """The member with this id."""
+        return next(request for request in self.requests if request.request_id == request_id)
+
+    def advance(self, request: Request, token_id: int | None, now: float) -> bool:
+        """Take in a new token. True where the text now holds a stop string, which is then the request's stop_reason."""
+        if token_id is None:
+            return False
+        self._metrics.setdefault("first_token_time", now)
+        text = self._texts.get(request.request_id)
+        if text is None:
+            return False
+        # The token that ended a request by its id is not part of the text, unless it was asked for.
+        if request.finish_reason != "stop" or request.params.include_stop_str_in_output:
+            text.push([token_id])
+        if text.stopped_by is not None:
+            request.stop_reason = text.stopped_by
+        return text.stopped_by is not None
+
+    def finish(self, request: Request, now: float) -> None:
+        """Let out the text that was held back, now that nothing follows."""
+        if request.request_id in self._texts:
+            self._texts[request.request_id].finish()
+        if all(r.is_finished for r in self.requests):
+            self._metrics["finished_time"] = now
+
+    def output(self) -> RequestOutput:
+        """The answer as far as it has come."""
+        first = self.requests[0]
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=first.prompt_token_ids,
+            outputs=[self._completion(i, request) for i, request in enumerate(self.requests)],
+            finished=all(request.is_finished for request in self.requests),
+            prompt_logprobs=list(first.prompt_logprobs) or None,
+            metrics=dict(self._metrics),
+        )
+
+    def _completion(self, index: int, request: Request) -> CompletionOutput:
+        text = self._texts.get(request.request_id)
+        wanted = request.params.logprobs is not None
+        chosen = [row[token].logprob for row, token in zip(request.logprobs, request.output_token_ids, strict=False)]
+        return CompletionOutput(
+            index=index,
+            text=text.text if text is not None else "",
+            token_ids=list(request.output_token_ids),
+            cumulative_logprob=sum(chosen) if wanted else None,
+            logprobs=list(request.logprobs) if wanted else None,
+            finish_reason=request.finish_reason,
+            stop_reason=request.stop_reason,
+        )
+
+    def named(self, row: LogprobsOnePosition) -> LogprobsOnePosition:
+        """The same candidates with their tokens' texts."""
+        return {token: replace(logprob, decoded_token=self._tokenizer.token_text(token)) for token, logprob in row.items()}
+
+
+def _detokenizer(request: Request, tokenizer: Tokenizer) -> Detokenizer:
+    params = request.params
+    return Detokenizer(
+        tokenizer,
+        prompt_tail=request.prompt_token_ids[-8:],
+        stop=list(params.stop or ()),
+        include_stop=params.include_stop_str_in_output,
+        skip_special=params.skip_special_tokens,
+        min_tokens=params.min_tokens,
+    )
