@@ -85,9 +85,13 @@ def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, we
     if fits < wanted and config.max_model_len is not None:
         raise CapacityError(f"a KV cache of {_size(memory)} holds {fits} tokens; max_model_len needs {arithmetic}")
     if fits < 2:
-        raise CapacityError(f"a KV cache of {_size(memory)} holds no request; one block of {layout.block_size} tokens takes {_size(layout.bytes_per_block)}")
+        raise CapacityError(
+            f"a KV cache of {_size(memory)} holds no request; one block of {layout.block_size} tokens takes {_size(layout.bytes_per_block)}"
+        )
     if fits < wanted:
-        _log.warning("max_model_len is lowered from %d to %d: the KV cache would need %s and has %s", wanted, fits, arithmetic, _size(memory))
+        _log.warning(
+            "max_model_len is lowered from %d to %d: the KV cache would need %s and has %s", wanted, fits, arithmetic, _size(memory)
+        )
     return fits, num_blocks
 
 

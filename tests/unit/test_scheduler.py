@@ -1,0 +1,109 @@
+"""The scheduler alone: integers in, integers out."""
+
+import pytest
+
+from pellucid.errors import RequestError
+from pellucid.kv.layout import KVLayout
+from pellucid.kv.manager import KVCacheManager
+from pellucid.request import Request, RequestStatus, SamplingParams
+from pellucid.scheduler import Scheduler
+
+LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=2, block_size=4, element_bytes=4)
+EOS = 7
+
+
+def _scheduler(num_blocks: int = 8, budget: int = 8) -> Scheduler:
+    kv = KVCacheManager(LAYOUT, num_blocks)
+    return Scheduler(kv, max_model_len=kv.capacity, max_num_batched_tokens=budget)
+
+
+def _request(name: str, length: int, max_tokens: int = 4, **params: object) -> Request:
+    return Request(
+        request_id=name,
+        prompt_token_ids=[1] * length,
+        params=SamplingParams(max_tokens=max_tokens, **params),  # type: ignore[arg-type]
+        seed=0,
+        eos_token_ids=frozenset({EOS}),
+        max_tokens=max_tokens,
+    )
+
+
+def _run(scheduler: Scheduler, token_id: int = 1) -> list[tuple[str, int]]:
+    """Step until nothing is left, drawing the same token each time: (request, tokens computed) of each step."""
+    trace = []
+    while scheduler.num_unfinished:
+        step = scheduler.schedule()
+        trace += [(s.request.request_id, s.num_scheduled_tokens) for s in step.requests]
+        scheduler.update(step, {s.request.request_id: token_id for s in step.requests if s.samples})
+        scheduler.kv.check_integrity()
+    return trace
+
+
+def test_a_long_prompt_is_computed_in_chunks_and_then_token_by_token() -> None:
+    scheduler = _scheduler(budget=8)
+    scheduler.add(_request("a", 19, max_tokens=3))
+    assert _run(scheduler) == [("a", 8), ("a", 8), ("a", 3), ("a", 1), ("a", 1)]
+
+
+def test_requests_run_one_after_another_in_order_of_arrival() -> None:
+    scheduler = _scheduler()
+    for name in "ab":
+        scheduler.add(_request(name, 2, max_tokens=2))
+    assert _run(scheduler) == [("a", 2), ("a", 1), ("b", 2), ("b", 1)]
+    assert scheduler.kv.num_free_blocks == 8
+
+
+def test_the_last_output_token_is_never_computed() -> None:
+    scheduler = _scheduler()
+    request = _request("a", 2, max_tokens=3)
+    scheduler.add(request)
+    _run(scheduler)
+    assert request.num_tokens == 5
+    assert request.num_computed_tokens == 4
+    assert request.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("params", "outputs", "finish_reason", "stop_reason"),
+    [
+        ({}, 1, "stop", None),
+        ({"ignore_eos": True}, 4, "length", None),
+        ({"min_tokens": 3}, 3, "stop", None),
+        ({"ignore_eos": True, "stop_token_ids": [EOS]}, 1, "stop", EOS),
+    ],
+)
+def test_what_ends_a_request(params: dict[str, object], outputs: int, finish_reason: str, stop_reason: int | None) -> None:
+    scheduler = _scheduler()
+    request = _request("a", 2, max_tokens=4, **params)
+    scheduler.add(request)
+    _run(scheduler, token_id=EOS)
+    assert (len(request.output_token_ids), request.finish_reason, request.stop_reason) == (outputs, finish_reason, stop_reason)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers() -> None:
+    scheduler = _scheduler(num_blocks=2)
+    with pytest.raises(RequestError, match=r"8 tokens.*at most 7"):
+        scheduler.add(_request("a", 8))
+    with pytest.raises(RequestError, match="empty"):
+        scheduler.add(_request("b", 0))
+    assert scheduler.num_unfinished == 0
+
+
+def test_a_request_is_ended_while_it_waits_while_it_runs_and_in_the_middle_of_a_step() -> None:
+    scheduler = _scheduler()
+    waiting, running, inside = (_request(name, 6) for name in ("waiting", "running", "inside"))
+    for request in (running, inside, waiting):
+        scheduler.add(request)
+    scheduler.finish(waiting, "abort")
+    step = scheduler.schedule()
+    scheduler.update(step, {"running": 1})
+    scheduler.finish(running, "abort")
+    step = scheduler.schedule()
+    scheduler.finish(inside, "abort")
+    scheduler.update(step, {"inside": 1})
+    assert inside.output_token_ids == []
+    assert {r.status for r in (waiting, running, inside)} == {RequestStatus.FINISHED}
+    assert scheduler.num_unfinished == 0
+    assert scheduler.kv.num_free_blocks == 8
+    scheduler.finish(inside, "stop")
+    assert inside.finish_reason == "abort"
