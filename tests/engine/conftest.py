@@ -1,13 +1,13 @@
-"""A tiny model that the engine tests run whole: a random two-layer Llama with a byte-level vocabulary and a chat template, in a GGUF file."""
+"""A tiny model that the engine tests run whole: a random two-layer Llama with a byte-level vocabulary and a chat template."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pellucid.weights.gguf_writer import write_gguf
 
 from pellucid import LLM
 from pellucid.formats import encode_dense
-from pellucid.weights.gguf_writer import write_gguf
 
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS, CONTEXT = 32, 4, 2, 48, 2, 96
 SPECIAL = ["<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"]

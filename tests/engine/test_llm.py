@@ -1,5 +1,6 @@
 """`LLM` as its users call it, on a tiny random model."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_streaming_grows_to_what_generate_returns(tiny: LLM) -> None:
     (whole,) = tiny.generate(PROMPTS[0], GREEDY)
     steps = list(tiny.stream(PROMPTS[0], GREEDY))
     assert [len(s.outputs[0].token_ids) for s in steps] == list(range(1, 13))
-    assert all(b.outputs[0].text.startswith(a.outputs[0].text) for a, b in zip(steps, steps[1:], strict=False))
+    assert all(b.outputs[0].text.startswith(a.outputs[0].text) for a, b in itertools.pairwise(steps))
     assert steps[-1].outputs == whole.outputs
     assert [s.finished for s in steps] == [False] * 11 + [True]
 

@@ -41,6 +41,5 @@ def perplexity(text_file: Path, model: str, max_model_len: int | None, n_ctx: in
     if as_json:
         click.echo(json.dumps({"model": str(llm.path), "text": str(text_file), "n_ctx": n_ctx, **asdict(result)}))
     else:
-        click.echo(
-            f"perplexity {result.perplexity:.4f} ± {result.error:.4f} ({result.num_chunks} chunks of {n_ctx}, {result.num_scored_tokens} tokens)"
-        )
+        scored = f"{result.num_chunks} chunks of {n_ctx}, {result.num_scored_tokens} tokens scored"
+        click.echo(f"perplexity {result.perplexity:.4f} ± {result.error:.4f} ({scored})")

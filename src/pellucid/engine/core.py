@@ -1,7 +1,8 @@
 """The only loop: a step is schedule → execute → update, and what it gave is handed out.
 
-One idea: the core owns every request from `add_request` to its last output, and is driven by calls to `step()`; whoever calls it (an offline
-`LLM`, a server's thread) decides about threads and waiting. It knows text only through the detokenizer, because a stop string ends a request.
+One idea: the core owns every request from `add_request` to its last output, and is driven by calls to `step()`; whoever calls it (an
+offline `LLM`, a server's thread) decides about threads and waiting. It knows text only through the detokenizer, because a stop string
+ends a request.
 """
 
 import random

@@ -3,7 +3,8 @@
     llm = LLM("smollm2-135m-instruct")
     llm.generate(["The capital of France is"], SamplingParams(temperature=0, max_tokens=16))[0].outputs[0].text
 
-Beside `generate` and `chat`, which return whole answers in the order of their prompts, `stream` and `chat_stream` yield one answer as it grows.
+Beside `generate` and `chat`, which return whole answers in the order of their prompts, `stream` and `chat_stream` yield one answer as
+it grows.
 """
 
 import itertools
@@ -40,10 +41,10 @@ class LLM:
         cache_dir: Path | None = None,
         progress: bool = False,
     ) -> None:
-        """Load `model`: a .gguf file, a folder with config.json and *.safetensors, a known name (`pellucid models`) or a Hugging Face ORG/NAME.
+        """Load `model`: a .gguf file, a folder with config.json and *.safetensors, a known name or a Hugging Face ORG/NAME.
 
-        A known name that is not here yet is fetched into `cache_dir`, with a bar on standard error where `progress` is set.
-        The other options are `EngineConfig`'s. Raises a PellucidError that says what is wrong.
+        A known name (`pellucid models` lists them) that is not here yet is fetched into `cache_dir`, with a bar on standard error where
+        `progress` is set. The other options are `EngineConfig`'s. Raises a PellucidError that says what is wrong.
         """
         self.config = EngineConfig(
             max_model_len=max_model_len,
@@ -77,7 +78,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete each prompt; the answers come in the order of the prompts. One SamplingParams is used for all, or there is one for each.
 
-        A bar on standard error shows the progress where that is a terminal. Raises RequestError, having run nothing, if a prompt cannot be served.
+        A bar on standard error shows the progress where that is a terminal. Raises RequestError, having run nothing, if a prompt cannot
+        be served.
         """
         listed = _as_list(prompts)
         return self._run([self._tokenize(p) for p in listed], [_text_of(p) for p in listed], sampling_params, use_tqdm)
@@ -97,7 +99,10 @@ class LLM:
         return self._run([self._encode_chat(text) for text in texts], list(texts), sampling_params, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
-        """Complete one prompt, yielding the answer as far as it has come after each step. Nothing runs before the first `next`; closing aborts."""
+        """Complete one prompt, yielding the answer as far as it has come after each step.
+
+        Nothing runs before the first `next`; closing the iterator aborts the request.
+        """
         return self._stream(self._tokenize(prompt), _text_of(prompt), sampling_params or SamplingParams())
 
     def chat_stream(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:

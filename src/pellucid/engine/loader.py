@@ -1,4 +1,4 @@
-"""From a file to something that computes: checkpoint, weights in the backend's layout, tokenizer, KV cache, scheduler and core, in that order.
+"""From a file to something that computes: checkpoint, tokenizer, weights in the backend's layout, KV cache, scheduler and core.
 
 One idea: everything that can be refused is refused before the weights are loaded, with the arithmetic. Sizes are in bytes.
 """
@@ -63,7 +63,8 @@ def build_engine(path: Path, config: EngineConfig, backend_name: str) -> Engine:
 def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, weight_bytes: int, available: int) -> tuple[int, int]:
     """How long a request may be and how many blocks there are: (max_model_len, num_blocks).
 
-    A context that was asked for is had or refused (CapacityError). One that was not is the model's own, or, with one logged sentence, what fits.
+    A context that was asked for is had or refused (CapacityError). One that was not is the model's own, or, with one logged sentence,
+    what fits.
     """
     if weight_bytes > available:
         raise CapacityError(f"the weights take {_size(weight_bytes)} in memory, and {_size(available)} are available")
@@ -77,9 +78,8 @@ def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, we
         f"{layout.head_dim} head_dim · {layout.element_bytes}) = {_size(need)}"
     )
     if config.kv_cache_memory is not None and weight_bytes + memory > available:
-        raise CapacityError(
-            f"kv_cache_memory is {_size(memory)}; beside {_size(weight_bytes)} of weights at most {_size(available - weight_bytes)} are available"
-        )
+        room = f"beside {_size(weight_bytes)} of weights at most {_size(available - weight_bytes)} are available"
+        raise CapacityError(f"kv_cache_memory is {_size(memory)}; {room}")
     num_blocks = min(layout.blocks_in(memory), layout.blocks_for(wanted)) if config.kv_cache_memory is None else layout.blocks_in(memory)
     fits = min(wanted, num_blocks * layout.block_size)
     if fits < wanted and config.max_model_len is not None:

@@ -1,8 +1,8 @@
 """From a plan to tokens: builds the flat batch, runs the model, samples. Nothing here is of one model or of one backend.
 
 One idea: the scheduler's integers become arrays here and nowhere else. For each scheduled request the tokens
-`num_computed_tokens … + num_scheduled_tokens - 1` go in; logits come out for the rows that somebody reads: the last known token (to draw the
-next), and prompt tokens whose logprobs are asked for.
+`num_computed_tokens … + num_scheduled_tokens - 1` go in; logits come out for the rows that somebody reads: the last known token (to draw
+the next), and prompt tokens whose logprobs are asked for.
 
 Letters: T tokens, R requests, L rows with logits, V vocabulary.
 """

@@ -2,9 +2,10 @@
 
     LLAMA_CPP_LIB_PATH=<folder with libllama.so> python make_golden.py <folder with the .gguf files>
 
-Needs `llama-cpp-python` (its Python files; the library may be any build of the llama.cpp that it carries). For each model and each prompt it
-stores the prompt's ids, 64 greedily chosen ids, and at each step the five largest logits: the margin by which the choice was made. Keys and
-values are kept in float32 and flash attention is off, so what differs from exact arithmetic is how llama.cpp quantizes activations.
+Needs `llama-cpp-python` (its Python files; the library may be any build of the llama.cpp that it carries). For each model and each prompt
+it stores the prompt's ids, 64 greedily chosen ids, and at each step the five largest logits: the margin by which the choice was made.
+Keys and values are kept in float32 and flash attention is off, so what differs from exact arithmetic is how llama.cpp quantizes
+activations.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ PROMPTS = [
     "Dear Sir or Madam,\n\nI am writing to",
     "1, 2, 3, 5, 8, 13,",
     "Die Hauptstadt von Deutschland ist",
-    'SELECT name, price FROM products WHERE',
+    "SELECT name, price FROM products WHERE",
 ]
 MODELS = ["smollm2-135m-instruct-q4_1.gguf", "gemma-3-270m-q4_k_m.gguf", "qwen2.5-coder-0.5b-q4.gguf"]
 NUM_TOKENS = 64
