@@ -16,21 +16,23 @@ __all__ = ["Activation", "EngineConfig", "ModelConfig", "RopeConfig", "RopeScali
 
 Activation = Literal["silu", "gelu_tanh"]
 RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3", "factors"]
+MAX_ROPE_NUMBER = 1e15  # bound of theta and of every factor, so that no power of them overflows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
     """Rotary position embedding (Su et al., arXiv:2104.09864) and how its frequencies are stretched for long contexts.
 
-    `models/rope.py` turns it into `rotary_dim / 2` inverse frequencies. Only the `half_split` layout exists at run time: dimension i
-    turns with i + rotary_dim/2. Files that store the `interleaved` layout (GGUF's "llama") are permuted when they are loaded.
+    `models/rope.py` turns it into `rotary_dim / 2` inverse frequencies, and says what each scaling does. Only the `half_split` layout
+    exists at run time: dimension i turns with i + rotary_dim/2. Files that store the `interleaved` layout (GGUF's "llama") are permuted
+    when loaded.
     """
 
     theta: float = 10_000.0
     rotary_dim: int  # how many of head_dim's dimensions turn; even
     scaling: RopeScaling = "none"
     factor: float = 1.0  # how many times longer than the training context
-    original_max_position_embeddings: int = 0  # the training context: ntk, yarn, llama3
+    original_max_position_embeddings: int = 0  # the training context: yarn, llama3
     low_freq_factor: float = 1.0  # llama3: wavelengths above original/low are stretched in full
     high_freq_factor: float = 4.0  # llama3: wavelengths below original/high are left alone
     beta_fast: float = 32.0  # yarn: dimensions that turn more often than this in the training context are left alone
@@ -41,13 +43,22 @@ class RopeConfig:
     def __post_init__(self) -> None:
         if self.rotary_dim <= 0 or self.rotary_dim % 2:
             raise ConfigError(f"rope rotary_dim is {self.rotary_dim}; it must be a positive even number")
-        for name in ("theta", "factor"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"rope {name} is {getattr(self, name)}; it must be a positive number")
+        if not 1 < self.theta <= MAX_ROPE_NUMBER:
+            raise ConfigError(f"rope theta is {self.theta}; it must be above 1 and at most {MAX_ROPE_NUMBER:g}")
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= MAX_ROPE_NUMBER:
+                raise ConfigError(f"rope {name} is {value}; it must be above 0 and at most {MAX_ROPE_NUMBER:g}")
         if self.scaling == "factors" and len(self.freq_factors) != self.rotary_dim // 2:
             raise ConfigError(f"rope has {len(self.freq_factors)} freq_factors; rotary_dim {self.rotary_dim} needs {self.rotary_dim // 2}")
-        if self.scaling in ("ntk", "yarn", "llama3") and self.original_max_position_embeddings <= 0:
+        if any(not 0 < f <= MAX_ROPE_NUMBER for f in self.freq_factors):
+            raise ConfigError(f"a rope freq_factor is not a number above 0 and at most {MAX_ROPE_NUMBER:g}")
+        if self.scaling in ("yarn", "llama3") and self.original_max_position_embeddings <= 0:
             raise ConfigError(f"rope scaling {self.scaling!r} needs original_max_position_embeddings")
+        if self.scaling == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ConfigError(f"rope low_freq_factor is {self.low_freq_factor}; it must be below high_freq_factor, {self.high_freq_factor}")
+        if self.scaling == "ntk" and self.rotary_dim < 4:
+            raise ConfigError(f"rope rotary_dim is {self.rotary_dim}; scaling 'ntk' needs at least 4")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +90,16 @@ class ModelConfig:
     rope_local: RopeConfig | None = None  # Gemma 3: layers with a window turn with these frequencies instead
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_position_embeddings")
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_position_embeddings",
+        )
         for name in sizes:
             value = getattr(self, name)
             if not 1 <= value <= 1 << 24:
@@ -119,7 +139,9 @@ class EngineConfig:
     max_model_len: int | None = None  # longest prompt + output of a request; None: the model's own, or what the KV cache holds
     max_num_batched_tokens: int = 512  # tokens that one step computes at most: a longer prompt is computed in chunks
     block_size: int = 16  # tokens per KV block
-    kv_cache_memory: int | None = None  # bytes for the KV cache; None: enough for one request of max_model_len, at most a quarter of free memory
+    kv_cache_memory: int | None = (
+        None  # bytes for the KV cache; None: enough for one request of max_model_len, at most a quarter of free memory
+    )
     seed: int = 0  # from which requests without a seed of their own draw one
 
     def __post_init__(self) -> None:

@@ -17,8 +17,9 @@ class Param:
     """One tensor. A linear weight has shape [out, in].
 
     `shard` is how tensor parallelism cuts it: "column" splits outputs, "row" splits inputs (and its product must be all-reduced),
-    "vocab" splits the vocabulary. `group` names the activation that it multiplies: weights of one group share their input, so they share
-    its Hessian (GPTQ), its scales (AWQ, SmoothQuant) and its quantization to int8.
+    "vocab" splits the vocabulary. A bias declared "row" is added to a partial sum: the first rank holds it, the others hold zeros.
+    `group` names the activation that it multiplies: weights of one group share their input, so they share its Hessian (GPTQ), its scales
+    (AWQ, SmoothQuant) and its quantization to int8.
     """
 
     name: str

@@ -1,0 +1,69 @@
+"""Rotary position embedding (Su et al., arXiv:2104.09864): from a `RopeConfig` to the frequencies a kernel needs. Plain Python numbers.
+
+One idea: dimension pair i of a head turns by the angle position · inv_freq[i], inv_freq[i] = theta^(-2i/d), d = rotary_dim. To reach beyond
+the training context, every method slows turns down, and they differ in which:
+
+    none      leaves all as they are
+    linear    all by `factor` (position interpolation: Chen et al., arXiv:2306.15595)
+    ntk       by raising the base, to theta · factor^(d/(d-2)): pair 0 is left alone, the last turns `factor` times slower ("NTK-aware")
+    yarn      pairs that turn often within the training context are left alone, those that hardly turn go by `factor`, with a ramp between;
+              cos and sin grow by 0.1·ln(factor) + 1 (Peng et al., arXiv:2309.00071)
+    llama3    short wavelengths are left alone, long ones go by `factor`, with a smooth passage between (Llama 3.1)
+    factors   each pair by a factor of its own, from the file
+
+The result is fixed: it never depends on the length of a sequence, so that cached keys stay valid. What Hugging Face calls "dynamic"
+recomputes the base as a sequence grows past its context; readers of checkpoints map it to a fixed `ntk`, see `weights/hf_rope.py`.
+"""
+
+import math
+
+from ..config import RopeConfig
+from ..ops.protocol import RopeTable
+
+__all__ = ["build_rope_table"]
+
+
+def build_rope_table(config: RopeConfig) -> RopeTable:
+    """The rotary frequencies of `config` -> inv_freq [rotary_dim / 2] and the scale of cos and sin."""
+    d, factor = config.rotary_dim, config.factor
+    theta = config.theta * factor ** (d / (d - 2)) if config.scaling == "ntk" else config.theta
+    inv_freq = [theta ** (-2 * i / d) for i in range(d // 2)]
+    if config.scaling == "linear":
+        inv_freq = [f / factor for f in inv_freq]
+    elif config.scaling == "factors":
+        inv_freq = [f / own for f, own in zip(inv_freq, config.freq_factors, strict=True)]
+    elif config.scaling == "llama3":
+        inv_freq = [_llama3(f, config) for f in inv_freq]
+    elif config.scaling == "yarn":
+        low, high = _yarn_range(config)
+        inv_freq = [_blend(f / factor, f, 1.0 - _clamp((i - low) / (high - low))) for i, f in enumerate(inv_freq)]
+        scale = config.attention_factor if config.attention_factor is not None else 0.1 * math.log(max(factor, 1.0)) + 1.0
+        return RopeTable(tuple(inv_freq), scale)
+    return RopeTable(tuple(inv_freq))
+
+
+def _llama3(inv_freq: float, config: RopeConfig) -> float:
+    """`turns` is how often the pair turns within the training context: beyond `high` it is left alone, below `low` slowed in full."""
+    turns = config.original_max_position_embeddings * inv_freq / (2 * math.pi)
+    keep = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
+    return _blend(inv_freq / config.factor, inv_freq, _clamp(keep))
+
+
+def _yarn_range(config: RopeConfig) -> tuple[float, float]:
+    """Between which pairs the ramp lies: those that turn `beta_fast` and `beta_slow` times within the training context."""
+
+    def pair_that_turns(times: float) -> float:
+        wavelength = config.original_max_position_embeddings / (times * 2 * math.pi)
+        return config.rotary_dim * math.log(wavelength) / (2 * math.log(config.theta))
+
+    low = max(math.floor(pair_that_turns(config.beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(config.beta_slow)), config.rotary_dim - 1)
+    return low, high if high != low else high + 0.001  # a ramp of no width becomes a step
+
+
+def _blend(slowed: float, kept: float, keep: float) -> float:
+    return slowed * (1.0 - keep) + kept * keep
+
+
+def _clamp(x: float) -> float:
+    return min(max(x, 0.0), 1.0)

@@ -1,0 +1,157 @@
+"""Typed reading of what a file says about a model: JSON objects and GGUF metadata alike.
+
+One idea: a field is read by its type or refused by its name; and a `Fields` remembers what was read, so that a reader of configs can ask at
+the end what it has passed over (`unread`) instead of dropping it in silence. Values come from strangers: nothing is coerced, numbers are
+finite, and JSON is bounded in size and (by the parser's recursion limit) in nesting.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import ConfigError, FormatError
+
+__all__ = ["Fields", "config_from_file", "read_json"]
+
+T = TypeVar("T", int, float, str)
+
+
+class Fields:
+    """The fields of one mapping. `where` opens every message; names are looked up under `prefix`. A null counts as absent."""
+
+    def __init__(self, where: str, values: Mapping[str, object], prefix: str = "") -> None:
+        self.where = where
+        self._values = values
+        self._prefix = prefix
+        self._read: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there, be it null."""
+        return self._prefix + name in self._values
+
+    def value(self, name: str) -> object:
+        """Whatever the field holds, None where it is absent: for a field that may be of several types."""
+        self._read.add(self._prefix + name)
+        return self._values.get(self._prefix + name)
+
+    def unread(self) -> list[str]:
+        """Fields under the prefix that nobody has asked for, in order, without the prefix."""
+        return [key[len(self._prefix) :] for key in self._values if key.startswith(self._prefix) and key not in self._read]
+
+    def optional_integer(self, name: str) -> int | None:
+        """A whole number. GGUF may give a list with a value per layer: a list of equal values counts as one."""
+        value = self.value(name)
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes) and 0 < len(value) <= 4096:
+            if any(v != value[0] for v in value):
+                raise self.error(name, "a list whose values differ; layers must be alike")
+            value = value[0]
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        raise self.error(name, f"{_show(value)}; it must be an integer")
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self.optional_integer(name)
+        return value if value is not None else self._default(name, default)
+
+    def optional_number(self, name: str) -> float | None:
+        """A finite number, written as an integer or not."""
+        value = self.value(name)
+        if value is None:
+            return None
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value):
+            return float(value)
+        raise self.error(name, f"{_show(value)}; it must be a finite number")
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.optional_number(name)
+        return value if value is not None else self._default(name, default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.value(name)
+        if value is None or isinstance(value, bool):
+            return default if value is None else value
+        raise self.error(name, f"{_show(value)}; it must be true or false")
+
+    def optional_text(self, name: str) -> str | None:
+        value = self.value(name)
+        if value is None or isinstance(value, str):
+            return value
+        raise self.error(name, f"{_show(value)}; it must be a string")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self.optional_text(name)
+        return value if value is not None else self._default(name, default)
+
+    def optional_list(self, name: str) -> Sequence[object] | None:
+        value = self.value(name)
+        if value is None or (isinstance(value, Sequence) and not isinstance(value, str | bytes)):
+            return value
+        raise self.error(name, f"{_show(value)}; it must be a list")
+
+    def section(self, name: str) -> "Fields | None":
+        """The fields of an object within this one."""
+        value = self.value(name)
+        if value is None:
+            return None
+        if isinstance(value, Mapping):
+            return Fields(f"{self.where}: {name}", value)
+        raise self.error(name, f"{_show(value)}; it must be an object")
+
+    def error(self, name: str, problem: str) -> FormatError:
+        """The error that says what is wrong with the field `name`."""
+        return FormatError(f"{self.where}: {self._prefix}{name} is {problem}")
+
+    def _default(self, name: str, default: T | None) -> T:
+        if default is None:
+            raise self.error(name, "missing")
+        return default
+
+
+def read_json(path: Path, max_bytes: int) -> dict[str, object]:
+    """The JSON object in a file of at most `max_bytes`. Duplicate keys, NaN and deep nesting are refused."""
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise FormatError(f"{path} has {size} bytes; at most {max_bytes} are read")
+        text = path.read_bytes().decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path} is not a JSON object that can be read: {error}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path} holds {_show(value)}; it must hold a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object has a key twice")
+    return result
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _show(value: object) -> str:
+    """A value as a message shows it, never longer than a line."""
+    if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        return "an object" if isinstance(value, Mapping) else "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextmanager
+def config_from_file(where: str) -> Iterator[None]:
+    """Around the building of a config from a file's fields: an impossible value is the file's fault, and the message names the file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise FormatError(f"{where}: {error}") from error

@@ -1,0 +1,84 @@
+"""One .safetensors file, memory-mapped: names, shapes, formats and bytes.
+
+One idea: the `safetensors` library checks the file (that its header is sound, and that the tensors lie one after another, inside it, as
+long as their shapes say), and the bytes are then read in place. The library's own NumPy reader knows no bfloat16 and copies; a
+`HostTensor` needs neither values nor a copy, only where the bytes are.
+
+    u64 length of the header | the header, JSON: name -> {dtype, shape, data_offsets} | the tensors' bytes
+
+Little-endian. Sizes and offsets are in bytes, offsets count from the end of the header.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FormatError, UnsupportedError
+from ..formats import HostTensor, host_tensor
+
+__all__ = ["SafetensorsFile"]
+
+_FORMATS = MappingProxyType({"F32": "F32", "F16": "F16", "BF16": "BF16"})  # their name for a type -> ours
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # from the beginning of the file
+    stop: int
+
+
+class SafetensorsFile:
+    """An open file. Tensors are views of the memory map, which stays mapped until the last of them is gone."""
+
+    def __init__(self, path: Path, entries: Mapping[str, _Entry], data: NDArray[np.uint8]) -> None:
+        """Use `SafetensorsFile.open`."""
+        self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {name: entry.shape for name, entry in entries.items()}
+        self._entries = entries
+        self._data = data
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as checked:
+                names = set(checked.keys())
+            data = np.memmap(path, np.uint8, mode="r")
+            size = int.from_bytes(data[:8].tobytes(), "little")
+            header = json.loads(data[8 : 8 + size].tobytes())
+        except (SafetensorError, ValueError, RecursionError) as error:
+            raise FormatError(f"{path} is not a sound safetensors file: {error}") from error
+        except OSError as error:
+            raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+        header.pop("__metadata__", None)
+        if set(header) != names:  # JSON readers differ on names given twice
+            raise FormatError(f"{path} is not a sound safetensors file: its header names tensors twice")
+        entries = {name: _entry(value, 8 + size) for name, value in header.items()}
+        if any(not 8 + size <= e.start <= e.stop <= len(data) for e in entries.values()):
+            raise FormatError(f"{path} is not a sound safetensors file: a tensor lies outside it")
+        return cls(path, entries, data)
+
+    def tensor(self, name: str) -> HostTensor:
+        """The bytes of one tensor, in place. Types other than float32, float16 and bfloat16 are refused."""
+        entry = self._entries[name]
+        if entry.dtype not in _FORMATS:
+            raise UnsupportedError(
+                f"{self.path}: tensor {name!r} is of type {entry.dtype}; those that can be read are {', '.join(_FORMATS)}"
+            )
+        return host_tensor(_FORMATS[entry.dtype], entry.shape, self._data[entry.start : entry.stop])
+
+
+def _entry(value: dict[str, object], base: int) -> _Entry:
+    """An entry of a header that the library has found sound."""
+    shape, offsets = value["shape"], value["data_offsets"]
+    assert isinstance(shape, list) and isinstance(offsets, list)
+    return _Entry(str(value["dtype"]), tuple(shape), base + offsets[0], base + offsets[1])
