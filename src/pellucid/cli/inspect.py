@@ -1,0 +1,229 @@
+"""`pellucid inspect`: what a model says about itself. Headers are read and no weights, so it is quick whatever the size.
+
+One idea: a file that Pellucid cannot run can still be looked at. Its tensors are listed whatever they are for, and where they do not make a
+model, the reason stands where the configuration would. Sizes are in bytes; bits per weight are 8 · bytes / weights, the scales and minima
+of quantized blocks counted in.
+"""
+
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import ModelConfig
+from ..errors import ConfigError, PellucidError
+from ..kv.layout import build_layout
+from ..weights import hub
+from .options import debug_option, json_option
+from .terminal import format_bytes, one_line, print_table
+
+__all__ = ["inspect"]
+
+_WRAPPING: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+KV_ELEMENT_BYTES = {"float32": 4, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+
+    @property
+    def num_weights(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is known of a model without its weights."""
+
+    path: Path
+    container: str  # "GGUF 3", "safetensors"
+    name: str | None
+    config: ModelConfig | None
+    obstacle: str | None  # why there is no config: why Pellucid cannot run it
+    tokenizer: str | None
+    chat_template: str | None
+    metadata: dict[str, object]
+    tensors: list[_Tensor]
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@json_option
+@debug_option
+def inspect(model: str, tensors: bool, as_json: bool) -> None:
+    """Show what MODEL is: architecture, configuration, formats, bits per weight, tokenizer.
+
+    MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched.
+    """
+    path = hub.resolve_model(model, progress=True)
+    found = _read_folder(path) if path.is_dir() else _read_gguf(path)
+    if as_json:
+        click.echo(json.dumps(_report(found), indent=2))
+        return
+    _print_facts(found)
+    click.echo()
+    _print_formats(found.tensors)
+    if tensors:
+        click.echo()
+        rows = [[t.name, t.format, " × ".join(map(str, t.shape)), format_bytes(t.nbytes)] for t in found.tensors]
+        print_table(["tensor", "format", "shape", "size"], rows)
+
+
+def _read_gguf(path: Path) -> _Model:
+    from ..weights.gguf import GGUFFile
+
+    with GGUFFile.open(path) as file:
+        said = file.metadata
+        vocabulary = said.get("tokenizer.ggml.tokens")
+        kinds = [str(said[key]) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if key in said]
+        config, obstacle = _read_config(path)
+        return _Model(
+            path=path,
+            container=f"GGUF {file.version}",
+            name=_text(said.get("general.name")),
+            config=config,
+            obstacle=obstacle,
+            tokenizer=f"{' '.join(kinds)}, {len(vocabulary)} tokens" if isinstance(vocabulary, list) else None,
+            chat_template=_text(said.get("tokenizer.chat_template")),
+            metadata={key: _plain(said[key]) for key in said if not key.startswith("tokenizer.") and not isinstance(said[key], list)},
+            tensors=[_Tensor(t.name, t.shape, t.format, t.nbytes) for t in file.tensors.values()],
+        )
+
+
+def _read_folder(path: Path) -> _Model:
+    from ..tokenizer import load_tokenizer
+    from ..weights.safetensors_file import SafetensorsFile
+
+    names = hub.choose_files(str(path), [entry.name for entry in path.iterdir() if entry.is_file()])
+    if names[0].endswith(".gguf"):
+        raise ConfigError(f"{path} is a folder that holds GGUF files; name one of them, such as {path / names[0]}")
+    tensors = []
+    for file in (SafetensorsFile.open(path / name) for name in names if name.endswith(".safetensors")):
+        for name in file.shapes:
+            tensor = file.tensor(name)  # a view: no byte of it is read
+            tensors.append(_Tensor(name, tensor.shape, tensor.format, tensor.data.nbytes))
+    config, obstacle = _read_config(path)
+    try:
+        tokenizer = load_tokenizer(path)
+        described, template = f"tokenizer.json, {tokenizer.vocab_size} tokens", tokenizer.chat_template
+    except PellucidError as error:
+        described, template = f"none that can be used: {error}", None
+    return _Model(path, "safetensors", None, config, obstacle, described, template, {}, tensors)
+
+
+def _read_config(path: Path) -> tuple[ModelConfig | None, str | None]:
+    """(config, None), or (None, why this is no model that runs here)."""
+    from ..weights.checkpoint import open_checkpoint
+
+    try:
+        with open_checkpoint(path) as checkpoint:
+            return checkpoint.config, None
+    except PellucidError as error:
+        return None, str(error)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _plain(value: object) -> object:
+    """A value that JSON can hold: it knows no NaN and no infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _formats(tensors: Sequence[_Tensor]) -> list[tuple[str, int, int, int]]:
+    """(format, tensors, weights, bytes), the one with most weights first."""
+    rows: dict[str, tuple[int, int, int]] = {}
+    for t in tensors:
+        count, weights, size = rows.get(t.format, (0, 0, 0))
+        rows[t.format] = (count + 1, weights + t.num_weights, size + t.nbytes)
+    return sorted(((name, *row) for name, row in rows.items()), key=lambda row: -row[2])
+
+
+def _kv_bytes_per_token(config: ModelConfig) -> dict[str, int]:
+    return {name: build_layout(config, 1, size).bytes_per_token for name, size in KV_ELEMENT_BYTES.items()}
+
+
+def _report(model: _Model) -> dict[str, Any]:
+    weights, size = sum(t.num_weights for t in model.tensors), sum(t.nbytes for t in model.tensors)
+    return {
+        "path": str(model.path),
+        "container": model.container,
+        "name": model.name,
+        "runs": model.config is not None,
+        "obstacle": model.obstacle,
+        "architecture": model.config.architecture if model.config else model.metadata.get("general.architecture"),
+        "config": asdict(model.config) if model.config else None,
+        "kv_bytes_per_token": _kv_bytes_per_token(model.config) if model.config else None,
+        "weights": weights,
+        "tensor_bytes": size,
+        "bits_per_weight": _bits(size, weights),
+        "formats": [
+            {"format": name, "tensors": count, "weights": w, "bytes": s, "bits_per_weight": _bits(s, w)}
+            for name, count, w, s in _formats(model.tensors)
+        ],
+        "tokenizer": model.tokenizer,
+        "chat_template": model.chat_template,
+        "metadata": model.metadata,
+        "tensors": [{"name": t.name, "shape": t.shape, "format": t.format, "bytes": t.nbytes} for t in model.tensors],
+    }
+
+
+def _print_facts(model: _Model) -> None:
+    facts = [("file", f"{model.path} ({model.container})")]
+    if model.name is not None:
+        facts.append(("name", model.name))
+    if model.config is None:
+        facts.append(("does not run", str(model.obstacle)))
+    else:
+        config = model.config
+        facts.append(("architecture", config.architecture))
+        facts.append(("config", _sentence(config)))
+        kv = _kv_bytes_per_token(config)
+        whole = format_bytes(kv["float32"] * config.max_position_embeddings)
+        facts.append(("KV cache", f"{kv['float32']} bytes per token as float32, {whole} for all {config.max_position_embeddings} tokens"))
+    facts.append(("tokenizer", model.tokenizer or "none"))
+    facts.append(("chat template", f"yes, {len(model.chat_template)} characters" if model.chat_template is not None else "none"))
+    for label, value in facts:
+        click.echo(textwrap.fill(one_line(value), 110, initial_indent=f"{label:<15}", subsequent_indent=" " * 15, **_WRAPPING))
+
+
+def _sentence(config: ModelConfig) -> str:
+    """The sizes, and what else is not as in most models."""
+    parts = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name == "rope" and config.rope is not None:
+            parts.append(f"rope theta {config.rope.theta:g} over {config.rope.rotary_dim} dimensions, scaling {config.rope.scaling}")
+        elif field.name == "windows":
+            windows = [window for window in config.windows if window is not None]
+            parts += [f"window {min(windows)} in {len(windows)} of {config.num_layers} layers"] if windows else []
+        elif field.name not in ("architecture", "rope_local") and value != field.default:
+            parts.append(
+                field.name if value is True else f"{field.name} {value:g}" if isinstance(value, float) else f"{field.name} {value}"
+            )
+    return ", ".join(parts)
+
+
+def _print_formats(tensors: Sequence[_Tensor]) -> None:
+    rows = _formats(tensors)
+    total = ("all", sum(r[1] for r in rows), sum(r[2] for r in rows), sum(r[3] for r in rows))
+    cells = [
+        [name, str(count), f"{weights:,}", format_bytes(size), f"{_bits(size, weights):.2f}"]
+        for name, count, weights, size in [*rows, total]
+    ]
+    print_table(["format", "tensors", "weights", "size", "bits per weight"], cells)
+
+
+def _bits(size: int, weights: int) -> float:
+    return 8 * size / weights if weights else 0.0

@@ -1,0 +1,93 @@
+"""Options that several commands share, and what is made of them. Names and meanings are vLLM's."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ..request import SamplingParams
+from ..weights.catalogue import DEFAULT_MODEL
+
+__all__ = ["DEBUG", "debug_option", "json_option", "model_options", "sampling_options", "sampling_params"]
+
+DEBUG = "pellucid.debug"  # in click's Context.meta: show tracebacks
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[DEBUG] = True
+
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug, help="Show a traceback where something fails."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+
+
+def model_options(command: _Command) -> _Command:
+    """-m and what concerns its loading."""
+    for option in (
+        click.option(
+            "--max-model-len",
+            type=int,
+            metavar="N",
+            help="Tokens of prompt and answer together, at most.  [default: what the model was made for]",
+        ),
+        click.option(
+            "-m",
+            "--model",
+            default=DEFAULT_MODEL,
+            show_default=True,
+            metavar="MODEL",
+            help="A .gguf file, a folder of safetensors, a name (see `pellucid models`), or ORG/NAME[:QUANT] of the Hugging Face hub.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
+    """How tokens are chosen. The defaults answer soberly and, with their seed, the same each time."""
+    options = (
+        click.option(
+            "--temperature",
+            type=float,
+            default=0.2,
+            show_default=True,
+            help="0 takes the likeliest token each time; 1 is the model's own distribution.",
+        ),
+        click.option("--top-k", type=int, default=0, show_default=True, help="Keep the K likeliest tokens; 0: all."),
+        click.option(
+            "--top-p", type=float, default=0.9, show_default=True, help="Keep the fewest likeliest tokens that hold this probability."
+        ),
+        click.option(
+            "--min-p", type=float, default=0.0, show_default=True, help="Keep tokens at least this likely, relative to the likeliest."
+        ),
+        click.option(
+            "--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: tokens that occurred become less likely."
+        ),
+        click.option(
+            "--max-tokens",
+            type=int,
+            default=max_tokens,
+            show_default=max_tokens is not None,
+            metavar="N",
+            help="Stop after so many tokens." + ("" if max_tokens else "  [default: as many as the context holds]"),
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives another answer; the same seed the same."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
+    )
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def sampling_params(options: dict[str, Any]) -> SamplingParams:
+    """SamplingParams of the values that `sampling_options` gathered. Raises ConfigError where one is impossible, and names it."""
+    return SamplingParams(**{**options, "stop": list(options["stop"])})
