@@ -1,0 +1,172 @@
+"""What happens to one row of logits between the model and the draw: corrections that change logits, and filters that drop tokens.
+
+One idea: the vocabulary is big and the answer is small. Corrections touch a few tokens, so they index them. Filters leave a few tokens, so
+a cheap bound that no survivor can miss comes first, and what passes it is treated exactly. The vocabulary is never sorted, and never stored
+in float64: what must be summed over all of it is summed in slices that stay in the cache.
+
+Letters: V vocabulary; logits are float32; z = (logit - largest) / temperature in float64; a token's weight is exp(z), its probability
+before it is normalized. Filters return the indices of what they keep, rising. Ties go to the lower index, so every result is a function of
+the values alone.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .row import SamplingRow
+
+__all__ = ["adjust", "keep_largest", "keep_min_p", "keep_top_p", "keep_typical", "moments"]
+
+_GROUP = 64  # keep_largest looks at the largest of so many logits first
+_SORTED = 2048  # so many tokens are sorted sooner than bisected
+_SLICE = 1 << 14  # logits summed at a time
+
+
+def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]:
+    """logits [V] after logit_bias, allowed and banned tokens and penalties: a copy, or `logits` itself where the row asks for none."""
+    p = row.params
+    banned = _banned_token_ids(row)
+    penalized = p.repetition_penalty != 1 or (len(row.output_token_ids) > 0 and (p.presence_penalty != 0 or p.frequency_penalty != 0))
+    if not (p.logit_bias or p.allowed_token_ids or banned or penalized):
+        return logits
+    logits = logits.copy()
+    if p.logit_bias:
+        token_ids = np.fromiter(p.logit_bias.keys(), np.int64, len(p.logit_bias))
+        logits[token_ids] += np.fromiter(p.logit_bias.values(), np.float64, len(p.logit_bias))
+    if p.allowed_token_ids:
+        token_ids = np.asarray(p.allowed_token_ids, dtype=np.int64)
+        allowed = logits[token_ids]
+        logits.fill(-np.inf)
+        logits[token_ids] = allowed
+    if banned:
+        logits[banned] = -np.inf
+    if penalized:
+        _penalize(logits, row)
+    return logits
+
+
+def _banned_token_ids(row: SamplingRow) -> list[int]:
+    """Tokens that would end the request before min_tokens, and those that would complete a banned sequence.
+
+    With ignore_eos an end of sequence ends nothing, so it is not banned.
+    """
+    banned: list[int] = []
+    if len(row.output_token_ids) < row.params.min_tokens:
+        banned += row.params.stop_token_ids or ()
+        if not row.params.ignore_eos:
+            banned += sorted(row.eos_token_ids)
+    if row.banned_sequences:
+        longest = max(map(len, row.banned_sequences)) - 1
+        tail = _tail(row, longest)
+        for sequence in row.banned_sequences:
+            head = list(sequence[:-1])
+            if head == tail[len(tail) - len(head) :]:
+                banned.append(sequence[-1])
+    return banned
+
+
+def _tail(row: SamplingRow, length: int) -> list[int]:
+    """The last `length` tokens of prompt and output, or as many as there are."""
+    output = [int(t) for t in row.output_token_ids[max(0, len(row.output_token_ids) - length) :]]
+    missing = length - len(output)
+    return [int(t) for t in row.prompt_token_ids[max(0, len(row.prompt_token_ids) - missing) :]] + output
+
+
+def _penalize(logits: NDArray[np.float32], row: SamplingRow) -> None:
+    """Repetition over prompt and output (Keskar et al., arXiv:1909.05858), then frequency and presence over the output."""
+    p = row.params
+    output = np.asarray(row.output_token_ids, dtype=np.int64)
+    is_seen = np.zeros(logits.size, dtype=np.bool_)
+    is_seen[output] = True
+    drawn = np.flatnonzero(is_seen)
+    if p.repetition_penalty != 1:
+        is_seen[np.asarray(row.prompt_token_ids, dtype=np.int64)] = True
+        seen = np.flatnonzero(is_seen)
+        x = logits[seen].astype(np.float64)
+        logits[seen] = np.where(x > 0, x / p.repetition_penalty, x * p.repetition_penalty)
+    if p.presence_penalty or p.frequency_penalty:
+        logits[drawn] -= p.frequency_penalty * np.bincount(output)[drawn] + p.presence_penalty
+
+
+def keep_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Top-k (Fan et al., arXiv:1805.04833): the k largest; no logit is NaN.
+
+    The vocabulary is cut into groups. At least k logits reach the k-th largest of the groups' largest, so all of the k largest do. What
+    reaches that bound is little more than k logits, and only among them is there a selection.
+    """
+    if k >= logits.size:
+        return np.arange(logits.size)
+    num_groups = logits.size // _GROUP
+    bound = np.float32(-np.inf)
+    if k < num_groups:
+        bound = _kth_largest(logits[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0), k)
+    near = np.flatnonzero(logits >= bound)
+    values = logits[near]
+    kth = _kth_largest(values, k)
+    keep = values > kth
+    ties = np.flatnonzero(values == kth)
+    keep[ties[: k - np.count_nonzero(keep)]] = True
+    return near[keep]
+
+
+def _kth_largest(values: NDArray[np.float32], k: int) -> np.float32:
+    largest: np.float32 = np.partition(values, values.size - k)[values.size - k]
+    return largest
+
+
+def moments(logits: NDArray[np.float32], largest: float, temperature: float) -> tuple[float, float]:
+    """The sum of the weights Σ exp z, and the mean of z under them. `largest` is finite and no logit is above it."""
+    total = weighted = 0.0
+    for start in range(0, logits.size, _SLICE):
+        z = logits[start : start + _SLICE].astype(np.float64)
+        z -= largest
+        z /= temperature
+        np.maximum(z, -746.0, out=z)  # less has no weight in float64, and 0 · -inf is not a number
+        weights = np.exp(z)
+        total += float(weights.sum())
+        weights *= z
+        weighted += float(weights.sum())
+    return total, weighted / total
+
+
+def keep_top_p(z: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
+    """Nucleus (Holtzman et al., arXiv:1904.09751): the fewest likeliest tokens whose weights reach `mass`."""
+    return _keep_first(-z, np.exp(z), mass)
+
+
+def keep_typical(z: NDArray[np.float64], mean: float, mass: float) -> NDArray[np.int64]:
+    """Locally typical (Meister et al., arXiv:2202.00666): the fewest tokens of surprise nearest the entropy whose weights reach `mass`.
+
+    Surprise is ln(Σ exp z) - z and entropy ln(Σ exp z) - mean z, so these are the tokens whose z is nearest the mean z.
+    """
+    return _keep_first(np.abs(z - mean), np.exp(z), mass)
+
+
+def keep_min_p(z: NDArray[np.float64], min_p: float) -> NDArray[np.int64]:
+    """Min-p (Nguyen et al., arXiv:2407.01082): what is at least `min_p` times as likely as the likeliest."""
+    return np.flatnonzero(z >= z.max() + math.log(min_p))
+
+
+def _keep_first(rank: NDArray[np.float64], weights: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
+    """The fewest tokens of lowest rank whose weights reach `mass`; the one that reaches it is kept.
+
+    Where the mass is reached is searched by bisection of the rank, on ever fewer tokens; the last few are sorted.
+    """
+    keep = np.zeros(rank.size, dtype=np.bool_)
+    near = np.arange(rank.size)  # the mass is reached among these, whose rank lies above low and not above high
+    held = 0.0
+    low, high = float(rank.min()), float(rank.max())
+    while near.size > _SORTED and low < (middle := (low + high) / 2) < high:
+        is_first = rank[near] <= middle
+        first = near[is_first]
+        more = float(weights[first].sum())
+        if held + more >= mass:
+            near, high = first, middle
+        else:
+            keep[first] = True
+            near, low, held = near[~is_first], middle, held + more
+    near = near[np.argsort(rank[near], kind="stable")]
+    count = int(np.searchsorted(held + np.cumsum(weights[near]), mass)) + 1
+    keep[near[:count]] = True
+    return np.flatnonzero(keep)
