@@ -18,7 +18,7 @@ IQ4_NL_LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 IQ4_XS_LAYOUT = np.dtype([("d", "<f2"), ("scales_h", "u1", 2), ("scales_l", "u1", 4), ("qs", "u1", 128)])
 
 
-def dequantize_iq4_nl(blocks: Blocks) -> Values:
+def _dequantize_iq4_nl(blocks: Blocks) -> Values:
     """32 values under one scale: value = d · level[q]. 18 bytes, 4.5 bits per value; laid out as Q4_0.
 
     byte  0    2                              17
@@ -31,7 +31,7 @@ def dequantize_iq4_nl(blocks: Blocks) -> Values:
     return block_scale(block["d"]) * _levels(bit_planes(block["qs"], 4, 16))
 
 
-def dequantize_iq4_xs(blocks: Blocks) -> Values:
+def _dequantize_iq4_xs(blocks: Blocks) -> Values:
     """256 values in 8 groups of 32 with 6-bit scales: value = d · (scale - 32) · level[q]. 136 bytes, 4.25 bits per value.
 
     byte  0    2         4           8                           136
@@ -57,6 +57,6 @@ def _levels(q: Blocks) -> Values:
 
 
 IQ4_FORMATS = (
-    BlockFormat("IQ4_NL", 20, 32, IQ4_NL_LAYOUT.itemsize, dequantize_iq4_nl),
-    BlockFormat("IQ4_XS", 23, 256, IQ4_XS_LAYOUT.itemsize, dequantize_iq4_xs),
+    BlockFormat("IQ4_NL", 20, 32, IQ4_NL_LAYOUT.itemsize, _dequantize_iq4_nl),
+    BlockFormat("IQ4_XS", 23, 256, IQ4_XS_LAYOUT.itemsize, _dequantize_iq4_xs),
 )

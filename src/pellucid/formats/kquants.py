@@ -24,7 +24,7 @@ Q5_K_LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("q
 Q6_K_LAYOUT = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 
 
-def dequantize_q2_k(blocks: Blocks) -> Values:
+def _dequantize_q2_k(blocks: Blocks) -> Values:
     """Two bits: 16 groups of 16, each with a 4-bit scale and a 4-bit minimum. 84 bytes, 2.625 bits per value.
 
     byte  0            16                        80   82   84
@@ -40,7 +40,7 @@ def dequantize_q2_k(blocks: Blocks) -> Values:
     return _scaled(scale, bit_planes(block["qs"], 2, 32), minimum)
 
 
-def dequantize_q3_k(blocks: Blocks) -> Values:
+def _dequantize_q3_k(blocks: Blocks) -> Values:
     """Three bits, symmetric: value = d · (scale - 32) · (q - 4); 16 groups of 16 with 6-bit scales. 110 bytes, 3.4375 bits per value.
 
     byte  0           32                    96           108  110
@@ -60,7 +60,7 @@ def dequantize_q3_k(blocks: Blocks) -> Values:
     return _scaled(scale, q.view(np.int8) - np.int8(4))
 
 
-def dequantize_q4_k(blocks: Blocks) -> Values:
+def _dequantize_q4_k(blocks: Blocks) -> Values:
     """Four bits: 8 groups of 32, each with a 6-bit scale and a 6-bit minimum. 144 bytes, 4.5 bits per value.
 
     byte  0    2    4            16                              144
@@ -75,7 +75,7 @@ def dequantize_q4_k(blocks: Blocks) -> Values:
     return _scaled(block_scale(block["d"]) * scale, bit_planes(block["qs"], 4, 32), block_scale(block["dmin"]) * minimum)
 
 
-def dequantize_q5_k(blocks: Blocks) -> Values:
+def _dequantize_q5_k(blocks: Blocks) -> Values:
     """Five bits: Q4_K with a fifth bit. 176 bytes, 5.5 bits per value.
 
     byte  0    2    4            16         48                       176
@@ -91,7 +91,7 @@ def dequantize_q5_k(blocks: Blocks) -> Values:
     return _scaled(block_scale(block["d"]) * scale, q, block_scale(block["dmin"]) * minimum)
 
 
-def dequantize_q6_k(blocks: Blocks) -> Values:
+def _dequantize_q6_k(blocks: Blocks) -> Values:
     """Six bits, symmetric: value = d · scale · (q - 32); 16 groups of 16 with int8 scales. 210 bytes, 6.5625 bits per value.
 
     byte  0                     128           192          208  210
@@ -131,9 +131,9 @@ def _scaled(scale: Values, q: NDArray[np.uint8] | NDArray[np.int8], minimum: Val
 
 
 K_QUANT_FORMATS = (
-    BlockFormat("Q2_K", 10, 256, Q2_K_LAYOUT.itemsize, dequantize_q2_k),
-    BlockFormat("Q3_K", 11, 256, Q3_K_LAYOUT.itemsize, dequantize_q3_k),
-    BlockFormat("Q4_K", 12, 256, Q4_K_LAYOUT.itemsize, dequantize_q4_k),
-    BlockFormat("Q5_K", 13, 256, Q5_K_LAYOUT.itemsize, dequantize_q5_k),
-    BlockFormat("Q6_K", 14, 256, Q6_K_LAYOUT.itemsize, dequantize_q6_k),
+    BlockFormat("Q2_K", 10, 256, Q2_K_LAYOUT.itemsize, _dequantize_q2_k),
+    BlockFormat("Q3_K", 11, 256, Q3_K_LAYOUT.itemsize, _dequantize_q3_k),
+    BlockFormat("Q4_K", 12, 256, Q4_K_LAYOUT.itemsize, _dequantize_q4_k),
+    BlockFormat("Q5_K", 13, 256, Q5_K_LAYOUT.itemsize, _dequantize_q5_k),
+    BlockFormat("Q6_K", 14, 256, Q6_K_LAYOUT.itemsize, _dequantize_q6_k),
 )

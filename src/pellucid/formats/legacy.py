@@ -28,22 +28,22 @@ Q8_0_LAYOUT = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
 # Dense floats: a block is one value.
 
 
-def dequantize_f32(blocks: Blocks) -> Values:
+def _dequantize_f32(blocks: Blocks) -> Values:
     """float32, as it is."""
     return blocks.view("<f4").astype(np.float32, copy=False)
 
 
-def quantize_f32(values: Values) -> Blocks:
+def _quantize_f32(values: Values) -> Blocks:
     """float32, as it is."""
     return values.astype("<f4").view(np.uint8)
 
 
-def dequantize_f16(blocks: Blocks) -> Values:
+def _dequantize_f16(blocks: Blocks) -> Values:
     """IEEE half: 1 sign, 5 exponent and 10 mantissa bits; up to 65504."""
     return blocks.view("<f2").astype(np.float32)
 
 
-def quantize_f16(values: Values) -> Blocks:
+def _quantize_f16(values: Values) -> Blocks:
     """To the nearest half, ties to even. A finite value beyond its range is refused."""
     with np.errstate(over="ignore"):
         halves = values.astype("<f2")
@@ -52,7 +52,7 @@ def quantize_f16(values: Values) -> Blocks:
     return halves.view(np.uint8)
 
 
-def dequantize_bf16(blocks: Blocks) -> Values:
+def _dequantize_bf16(blocks: Blocks) -> Values:
     """bfloat16 is the upper half of a float32:
 
     31 30      23 22     16 15              0
@@ -63,7 +63,7 @@ def dequantize_bf16(blocks: Blocks) -> Values:
     return (blocks.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def quantize_bf16(values: Values) -> Blocks:
+def _quantize_bf16(values: Values) -> Blocks:
     """To the nearest, ties to even: add half of the last kept bit, less one where that bit is 0, and cut. A NaN is kept a (quiet) NaN."""
     bits = values.astype(np.float32, copy=False).view(np.uint32)
     rounded = bits.astype(np.uint64) + np.uint64(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
@@ -75,7 +75,7 @@ def quantize_bf16(values: Values) -> Blocks:
 # Blocks of 32.
 
 
-def dequantize_q4_0(blocks: Blocks) -> Values:
+def _dequantize_q4_0(blocks: Blocks) -> Values:
     """Four bits, symmetric: value = d · (q - 8), q in 0 … 15. 18 bytes, 4.5 bits per value.
 
     byte  0    2                              17
@@ -90,17 +90,17 @@ def dequantize_q4_0(blocks: Blocks) -> Values:
     return block_scale(block["d"]) * q
 
 
-def quantize_q4_0(values: Values) -> Blocks:
+def _quantize_q4_0(values: Values) -> Blocks:
     """The value of largest magnitude becomes q = 0, that is -8: the longer end of the range serves it, whatever its sign."""
     d = _signed_extreme(values) / np.float32(-8)
-    q = _truncate(values * _reciprocal(d, "Q4_0") + np.float32(8.5), 15)
+    q = _truncate(_reciprocal(d, "Q4_0") * values + np.float32(8.5), 15)
     blocks = np.empty(len(values), Q4_0_LAYOUT)
     blocks["d"] = _halves(d, "Q4_0")
     blocks["qs"] = _nibbles(q)
     return _as_bytes(blocks)
 
 
-def dequantize_q4_1(blocks: Blocks) -> Values:
+def _dequantize_q4_1(blocks: Blocks) -> Values:
     """Four bits with a minimum: value = d · q + m, q in 0 … 15. 20 bytes, 5 bits per value.
 
     byte  0    2    4                              19
@@ -114,17 +114,17 @@ def dequantize_q4_1(blocks: Blocks) -> Values:
     return values
 
 
-def quantize_q4_1(values: Values) -> Blocks:
+def _quantize_q4_1(values: Values) -> Blocks:
     """The smallest value becomes q = 0, the largest q = 15."""
     d, m = _range(values, 15)
-    q = _truncate((values - m) * _reciprocal(d, "Q4_1") + np.float32(0.5), 15)
+    q = _truncate(_reciprocal(d, "Q4_1") * (values - m) + np.float32(0.5), 15)
     blocks = np.empty(len(values), Q4_1_LAYOUT)
     blocks["d"], blocks["m"] = _halves(d, "Q4_1"), _halves(m, "Q4_1")
     blocks["qs"] = _nibbles(q)
     return _as_bytes(blocks)
 
 
-def dequantize_q5_0(blocks: Blocks) -> Values:
+def _dequantize_q5_0(blocks: Blocks) -> Values:
     """Five bits, symmetric: value = d · (q - 16), q in 0 … 31. 22 bytes, 5.5 bits per value.
 
         byte  0    2         6                              21
@@ -141,17 +141,17 @@ def dequantize_q5_0(blocks: Blocks) -> Values:
     return block_scale(block["d"]) * q
 
 
-def quantize_q5_0(values: Values) -> Blocks:
+def _quantize_q5_0(values: Values) -> Blocks:
     """As Q4_0, with -16 at the end."""
     d = _signed_extreme(values) / np.float32(-16)
-    q = _truncate(values * _reciprocal(d, "Q5_0") + np.float32(16.5), 31)
+    q = _truncate(_reciprocal(d, "Q5_0") * values + np.float32(16.5), 31)
     blocks = np.empty(len(values), Q5_0_LAYOUT)
     blocks["d"] = _halves(d, "Q5_0")
     blocks["qh"], blocks["qs"] = _fifths(q), _nibbles(q)
     return _as_bytes(blocks)
 
 
-def dequantize_q5_1(blocks: Blocks) -> Values:
+def _dequantize_q5_1(blocks: Blocks) -> Values:
     """Five bits with a minimum: value = d · q + m, q in 0 … 31. 24 bytes, 6 bits per value.
 
     byte  0    2    4         8                        23
@@ -165,17 +165,17 @@ def dequantize_q5_1(blocks: Blocks) -> Values:
     return values
 
 
-def quantize_q5_1(values: Values) -> Blocks:
+def _quantize_q5_1(values: Values) -> Blocks:
     """The smallest value becomes q = 0, the largest q = 31."""
     d, m = _range(values, 31)
-    q = _truncate((values - m) * _reciprocal(d, "Q5_1") + np.float32(0.5), 31)
+    q = _truncate(_reciprocal(d, "Q5_1") * (values - m) + np.float32(0.5), 31)
     blocks = np.empty(len(values), Q5_1_LAYOUT)
     blocks["d"], blocks["m"] = _halves(d, "Q5_1"), _halves(m, "Q5_1")
     blocks["qh"], blocks["qs"] = _fifths(q), _nibbles(q)
     return _as_bytes(blocks)
 
 
-def dequantize_q8_0(blocks: Blocks) -> Values:
+def _dequantize_q8_0(blocks: Blocks) -> Values:
     """Eight bits, symmetric: value = d · q, q in -127 … 127. 34 bytes, 8.5 bits per value.
 
     byte  0    2                              33
@@ -188,10 +188,10 @@ def dequantize_q8_0(blocks: Blocks) -> Values:
     return values
 
 
-def quantize_q8_0(values: Values) -> Blocks:
+def _quantize_q8_0(values: Values) -> Blocks:
     """The largest magnitude becomes 127; halves are rounded away from zero."""
     d = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
-    scaled = values * _reciprocal(d, "Q8_0")
+    scaled = _reciprocal(d, "Q8_0") * values
     magnitude = np.abs(scaled)
     whole = np.floor(magnitude)
     whole += np.floor(np.float32(2) * (magnitude - whole))  # + 1 where the rest is a half or more
@@ -263,12 +263,12 @@ def _as_bytes(blocks: NDArray[np.void]) -> Blocks:
 
 
 LEGACY_FORMATS = (
-    BlockFormat("F32", 0, 1, 4, dequantize_f32, quantize_f32),
-    BlockFormat("F16", 1, 1, 2, dequantize_f16, quantize_f16),
-    BlockFormat("BF16", 30, 1, 2, dequantize_bf16, quantize_bf16),
-    BlockFormat("Q4_0", 2, 32, Q4_0_LAYOUT.itemsize, dequantize_q4_0, quantize_q4_0),
-    BlockFormat("Q4_1", 3, 32, Q4_1_LAYOUT.itemsize, dequantize_q4_1, quantize_q4_1),
-    BlockFormat("Q5_0", 6, 32, Q5_0_LAYOUT.itemsize, dequantize_q5_0, quantize_q5_0),
-    BlockFormat("Q5_1", 7, 32, Q5_1_LAYOUT.itemsize, dequantize_q5_1, quantize_q5_1),
-    BlockFormat("Q8_0", 8, 32, Q8_0_LAYOUT.itemsize, dequantize_q8_0, quantize_q8_0),
+    BlockFormat("F32", 0, 1, 4, _dequantize_f32, _quantize_f32),
+    BlockFormat("F16", 1, 1, 2, _dequantize_f16, _quantize_f16),
+    BlockFormat("BF16", 30, 1, 2, _dequantize_bf16, _quantize_bf16),
+    BlockFormat("Q4_0", 2, 32, Q4_0_LAYOUT.itemsize, _dequantize_q4_0, _quantize_q4_0),
+    BlockFormat("Q4_1", 3, 32, Q4_1_LAYOUT.itemsize, _dequantize_q4_1, _quantize_q4_1),
+    BlockFormat("Q5_0", 6, 32, Q5_0_LAYOUT.itemsize, _dequantize_q5_0, _quantize_q5_0),
+    BlockFormat("Q5_1", 7, 32, Q5_1_LAYOUT.itemsize, _dequantize_q5_1, _quantize_q5_1),
+    BlockFormat("Q8_0", 8, 32, Q8_0_LAYOUT.itemsize, _dequantize_q8_0, _quantize_q8_0),
 )
