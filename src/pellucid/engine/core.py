@@ -86,6 +86,7 @@ class EngineCore:
         for request_id, error in result.errors.items():
             request = self._group_of[request_id].request(request_id)
             request.stop_reason = str(error)
+            result.sampled.pop(request_id, None)
             self.scheduler.finish(request, "error")
         self.scheduler.update(step, result.sampled)
         now = time.monotonic()

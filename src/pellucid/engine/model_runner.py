@@ -103,7 +103,11 @@ class ModelRunner:
                 request = r.scheduled.request
                 chosen = [request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
                 scored = top_logprobs(logits[first : first + r.num_scored], chosen, [request.params.prompt_logprobs] * r.num_scored)
-                result.prompt_logprobs[request.request_id] = [row for row in scored if row is not None]
+                for row in scored:
+                    if isinstance(row, PellucidError):
+                        result.errors[request.request_id] = row
+                    elif row is not None:
+                        result.prompt_logprobs.setdefault(request.request_id, []).append(row)
             first += len(r.positions)
 
     @staticmethod
@@ -114,8 +118,8 @@ class ModelRunner:
         if not drawing:
             return
         requests = [rows[i].scheduled.request for i in drawing]
-        chosen_from = logits[last[drawing]]  # [rows that sample, V]: a copy, which `sample` may consume
-        for request, token in zip(requests, sample(chosen_from.copy(), [_sampling_row(r) for r in requests]), strict=True):
+        chosen_from = logits[last[drawing]]  # [rows that sample, V]
+        for request, token in zip(requests, sample(chosen_from, [_sampling_row(r) for r in requests]), strict=True):
             if isinstance(token, PellucidError):
                 result.errors[request.request_id] = token
             else:
@@ -125,7 +129,9 @@ class ModelRunner:
             tokens = [result.sampled[requests[i].request_id] for i in scored]
             found = top_logprobs(chosen_from[scored], tokens, [requests[i].params.logprobs for i in scored])
             for i, row in zip(scored, found, strict=True):
-                if row is not None:
+                if isinstance(row, PellucidError):
+                    result.errors[requests[i].request_id] = row
+                elif row is not None:
                     result.logprobs[requests[i].request_id] = row
 
 
