@@ -1,0 +1,224 @@
+"""A tokenizer from the metadata of a GGUF file (`tokenizer.*`).
+
+One idea: two kinds of vocabulary, one way to encode. Byte-level BPE ("gpt2") has its merges in the file and cuts text into words first
+(`pretokenizers.py`). SentencePiece ("llama": Llama 2, Mistral, Gemma) has scores, from which the same kind of merges follow
+(`sentencepiece.py`). Either becomes a BPE model of the `tokenizers` library.
+
+Token ids are llama.cpp's, with one exception that it would be wrong to copy: no merge makes a control token, so that plain text never
+turns into one. Where the file says nothing, defaults are llama.cpp's too. The file comes from a stranger: types, lengths, ids and merges
+are checked before anything is built from them. Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
+"""
+
+import reprlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import FormatError, UnsupportedError
+from .chat_template import ChatTemplate
+from .pretokenizers import get_pretokenizer
+from .sentencepiece import derive_merges
+from .tokenizer import Tokenizer
+from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["from_gguf"]
+
+MAX_MERGES = 4 * MAX_TOKENS
+
+# Tokens that end an answer, by their names: files often tell only one of several. llama.cpp's lists; the second has the tokens with which
+# a code model begins the next file, having finished this one.
+_ENDS = (
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] "
+    "[EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~["
+)
+_NEXT_FILE = "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>"
+
+
+def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
+    """The tokenizer that `metadata` (key -> int, float, bool, str or list of one of them) describes.
+
+    Raises FormatError where the metadata contradicts itself, UnsupportedError where it asks for a tokenizer that is not built.
+    """
+    model = _string(metadata, "model", None)
+    if model not in ("gpt2", "llama"):
+        raise UnsupportedError(f"tokenizer.ggml.model is {model[:80]!r}; known are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)")
+    vocabulary = _read_vocabulary(metadata, byte_level=model == "gpt2")
+    if model == "gpt2":
+        pre = get_pretokenizer(_string(metadata, "pre", "default"))
+        rust, add_bos, space_prefix = _byte_level(metadata, vocabulary), pre.add_bos, False
+    else:
+        space_prefix = _flag(metadata, "add_space_prefix", True)
+        rust, add_bos = _sentencepiece(metadata, vocabulary, space_prefix), True
+    _add_fixed_tokens(rust, vocabulary)
+
+    bos, eos = (_token_id(metadata, vocabulary, name, model) for name in ("bos", "eos"))
+    ends = [eos, *(_token_id(metadata, vocabulary, name, model) for name in ("eot", "eom"))]
+    prefix = (bos,) if bos is not None and _flag(metadata, "add_bos_token", add_bos) else ()
+    suffix = (eos,) if eos is not None and _flag(metadata, "add_eos_token", False) else ()
+    names = {name: vocabulary.tokens[i] for name, i in (("bos_token", bos), ("eos_token", eos)) if i is not None}
+    return Tokenizer(
+        vocabulary,
+        rust,
+        bos_token_id=bos,
+        eos_token_ids=frozenset(i for i in ends if i is not None) | _ends_by_name(vocabulary),
+        prefix_ids=prefix,
+        suffix_ids=suffix,
+        strips_leading_space=space_prefix,
+        chat_template=_read_chat_template(metadata, names),
+    )
+
+
+# ---- reading
+
+
+def _read_vocabulary(metadata: Mapping[str, object], *, byte_level: bool) -> Vocabulary:
+    tokens: list[str] = list(_list(metadata, "tokens", str))
+    for i, text in enumerate(tokens):
+        if not text:
+            tokens[i] = f"[EMPTY_{i}]"  # a name, so that texts stay distinct
+    if len(set(tokens)) != len(tokens):
+        twice = next(text for text, count in Counter(tokens).items() if count > 1)
+        raise FormatError(f"tokenizer.ggml.tokens holds {twice[:80]!r} twice; tokens must differ")
+    kinds = _list(metadata, "token_type", int) if _key("token_type") in metadata else [TokenKind.NORMAL] * len(tokens)
+    if len(kinds) != len(tokens):
+        raise FormatError(f"tokenizer.ggml.token_type has {len(kinds)} entries; there are {len(tokens)} tokens")
+    if strange := set(kinds) - set(TokenKind):
+        raise FormatError(f"tokenizer.ggml.token_type holds {min(strange)}; kinds are {min(TokenKind)} to {max(TokenKind)}")
+    return Vocabulary(tokens, bytes(kinds), byte_level)
+
+
+def _token_id(metadata: Mapping[str, object], vocabulary: Vocabulary, name: str, model: str) -> int | None:
+    key = _key(f"{name}_token_id")
+    if key in metadata:
+        value = metadata[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(vocabulary.tokens):
+            raise FormatError(f"{key} is {_show(value)}; it must be an integer from 0 to {len(vocabulary.tokens) - 1}")
+        return value
+    default = {"unknown": 0, "bos": 1, "eos": 2}.get(name) if model == "llama" else None
+    if default is None or default >= len(vocabulary.tokens):
+        return None
+    return default if vocabulary.kinds[default] in (TokenKind.CONTROL, TokenKind.UNKNOWN) else None
+
+
+def _ends_by_name(vocabulary: Vocabulary) -> frozenset[int]:
+    """The control tokens that end an answer."""
+    control = {vocabulary.tokens[i]: i for i in vocabulary.ids_of(TokenKind.CONTROL)}
+    names = control.keys() & {*_ENDS.split(), *_NEXT_FILE.split()}
+    if {"<|return|>", "<|call|>"} <= names or {"<|flush|>", "<|calls|>"} <= names:
+        names -= {"<|end|>"}  # there it ends a part of the answer
+    return frozenset(control[name] for name in names)
+
+
+def _read_chat_template(metadata: Mapping[str, object], names: Mapping[str, str]) -> ChatTemplate | None:
+    source, for_tools = (metadata.get(f"tokenizer.chat_template{suffix}") for suffix in ("", ".tool_use"))
+    if source is None:
+        return None
+    for text in (source, for_tools):
+        if text is not None and not isinstance(text, str):
+            raise FormatError(f"tokenizer.chat_template is {_show(text)}; it must be a string")
+    return ChatTemplate(str(source), names, for_tools=None if for_tools is None else str(for_tools))
+
+
+# ---- building
+
+
+def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
+    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Tokenizer as RustTokenizer
+
+    pre = get_pretokenizer(_string(metadata, "pre", "default"))
+    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    merges = _read_merges(metadata, vocabulary)
+    try:
+        model = models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges)
+    except Exception as error:  # the library's own type; it names the pair that is not of two tokens, or makes none
+        raise FormatError(f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {error}") from None
+    rust = RustTokenizer(model)
+    rust.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return rust
+
+
+def _read_merges(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The merges in order, without those that would make a control token."""
+    merges: list[str] = _list(metadata, "merges", str, limit=MAX_MERGES)
+    reserved = {vocabulary.tokens[i] for i in vocabulary.ids_of(TokenKind.CONTROL, TokenKind.UNKNOWN)}
+    forbidden = {f"{text[:cut]} {text[cut:]}" for text in reserved for cut in range(1, len(text))}
+    if not forbidden.isdisjoint(merges):
+        merges = [merge for merge in merges if merge not in forbidden]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    if not all(left and right for left, right in pairs):
+        raise FormatError("tokenizer.ggml.merges holds an entry that is not two tokens with a space between them")
+    return pairs
+
+
+def _sentencepiece(metadata: Mapping[str, object], vocabulary: Vocabulary, space_prefix: bool) -> "tokenizers.Tokenizer":
+    from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers import models, normalizers
+
+    scores = np.array(_list(metadata, "scores", float, int), np.float64)
+    if len(scores) != len(vocabulary.tokens) or not np.isfinite(scores).all():
+        raise FormatError(f"tokenizer.ggml.scores has {len(scores)} entries; it must have a finite number for each token")
+    pieces = vocabulary.ids_of(TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.UNDEFINED)
+    merges = derive_merges([vocabulary.tokens[i] for i in pieces], scores[pieces])
+    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    unknown = _token_id(metadata, vocabulary, "unknown", "llama")
+    if unknown is None and not all(f"<0x{byte:02X}>" in ids for byte in range(256)):
+        raise FormatError("tokenizer.ggml.tokens has neither a token for each byte nor one for what is unknown; some text has no tokens")
+    unk = None if unknown is None else vocabulary.tokens[unknown]
+    rust = RustTokenizer(models.BPE(vocab=ids, merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    steps = [normalizers.Prepend(" ")] if space_prefix else []
+    rust.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    return rust
+
+
+def _add_fixed_tokens(rust: "tokenizers.Tokenizer", vocabulary: Vocabulary) -> None:
+    """Let the library find in text the tokens that have a fixed text."""
+    from tokenizers import AddedToken
+
+    special = (TokenKind.CONTROL, TokenKind.UNKNOWN)
+    fixed = [(vocabulary.tokens[i], vocabulary.kinds[i] in special) for i in vocabulary.ids_of(*special, TokenKind.USER_DEFINED)]
+    rust.add_tokens([AddedToken(text, normalized=False, special=is_special) for text, is_special in fixed])
+
+
+# ---- typed access
+
+
+def _key(name: str) -> str:
+    return f"tokenizer.ggml.{name}"
+
+
+def _show(value: object) -> str:
+    return reprlib.repr(value)
+
+
+def _string(metadata: Mapping[str, object], name: str, default: str | None) -> str:
+    value = metadata.get(_key(name), default)
+    if not isinstance(value, str):
+        raise FormatError(f"{_key(name)} is {_show(value)}; it must be a string")
+    return value
+
+
+def _flag(metadata: Mapping[str, object], name: str, default: bool) -> bool:
+    value = metadata.get(_key(name), default)
+    if not isinstance(value, bool):
+        raise FormatError(f"{_key(name)} is {_show(value)}; it must be true or false")
+    return value
+
+
+def _list(metadata: Mapping[str, object], name: str, *types: type, limit: int = MAX_TOKENS) -> list[Any]:
+    value = metadata.get(_key(name))
+    if not isinstance(value, list) or not set(map(type, value)) <= set(types):
+        raise FormatError(f"{_key(name)} must be a list of {' or '.join(kind.__name__ for kind in types)}")
+    if len(value) > limit:
+        raise FormatError(f"{_key(name)} has {len(value)} entries; it must have at most {limit}")
+    return value

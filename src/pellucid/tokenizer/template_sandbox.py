@@ -1,0 +1,320 @@
+"""Jinja for templates that strangers wrote: what they may touch, how long they may run, how much they may build.
+
+One idea: every statement, call, operator, filter and literal of a template spends from one allowance, in units of about a byte. Nothing
+that can grow is built before it is known to fit, so a template that loops for ever, doubles a string or nests lists in lists ends with an
+error after MAX_SECONDS at most, and some hundred megabytes, whatever it tries. Jinja's own sandbox keeps it from Python's insides; here
+it is narrowed further, from "no private attribute" to lists of the methods and filters that templates use.
+
+Filters, functions and whitespace are those of transformers' chat templates, so a template gives the same text. Left out are filters that
+no chat template uses and str's "%". Reference: jinja2.sandbox. This module knows nothing of messages.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from types import BuiltinMethodType, CodeType
+from typing import Any, NoReturn
+
+from jinja2 import Template, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Joiner, Namespace, pass_context
+
+__all__ = ["LimitError", "RefusedError", "compile_template", "render_template"]
+
+MAX_VALUE = 1 << 23  # characters or elements of one value, all that it holds counted in
+MAX_SPENT = 1 << 25  # of one rendering: a character and a step cost 1, an element costs ELEMENT
+ELEMENT = 8
+MAX_SECONDS = 10.0
+MAX_INT_BITS = 4096
+MAX_INDENT = 32
+
+_TEXT_METHODS = (
+    "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isspace "
+    "istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split "
+    "splitlines startswith strip swapcase title upper"
+)
+_METHODS: Mapping[type, frozenset[str]] = {
+    str: frozenset(_TEXT_METHODS.split()),
+    dict: frozenset(("copy", "get", "items", "keys", "values")),
+    list: frozenset(("copy", "count", "index")),
+    tuple: frozenset(("count", "index")),
+}
+_FILTERS = (
+    "abs capitalize count d default dictsort e escape first float forceescape groupby indent int items join last length list lower map "
+    "max min reject rejectattr replace reverse safe select selectattr sort string title tojson trim unique upper wordcount"
+)
+
+
+class LimitError(Exception):
+    """A template does more than any honest one."""
+
+
+class RefusedError(Exception):
+    """A template called `raise_exception`; the message is the template's."""
+
+
+def compile_template(source: str) -> CodeType:
+    """Python code for `source`. Raises what Jinja raises: TemplateSyntaxError, or RecursionError for absurd nesting."""
+    code: CodeType = _Environment().compile(source)
+    return code
+
+
+def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
+    """The text that a compiled template makes of `variables`, which must be plain data. Raises whatever goes wrong in it."""
+    environment = _Environment()  # of this rendering alone: it holds the allowance
+    template = Template.from_code(environment, code, environment.globals)
+    return "".join(template.root_render_func(template.new_context(dict(variables))))
+
+
+class _CodeGenerator(CodeGenerator):
+    """Jinja's compiler, with a call to the environment around whatever spends."""
+
+    def blockvisit(self, nodes_: Iterable[nodes.Node], frame: Frame) -> None:
+        for node in nodes_:
+            parts = node.nodes if isinstance(node, nodes.Output) else []
+            text = sum(len(part.data) for part in parts if isinstance(part, nodes.TemplateData))
+            self.writeline(f"environment.spend({1 + text})")
+            super().blockvisit([node], frame)
+        super().blockvisit([], frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.concatenated(")
+        self.visit_Tuple(nodes.Tuple(node.nodes, "load"), frame)
+        self.write(")")
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        if node.ctx == "load":
+            self._made(lambda: super(_CodeGenerator, self).visit_Tuple(node, frame))
+        else:
+            super().visit_Tuple(node, frame)
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._made(lambda: super(_CodeGenerator, self).visit_List(node, frame))
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._made(lambda: super(_CodeGenerator, self).visit_Dict(node, frame))
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        self._made(lambda: super(_CodeGenerator, self).visit_Compare(node, frame))
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        self._made(lambda: super(_CodeGenerator, self).visit_Getitem(node, frame))
+
+    def _made(self, visit: Callable[[], None]) -> None:
+        self.write("environment.made(")
+        visit()
+        self.write(")")
+
+
+class _Generation(Extension):
+    """`{% generation %}`: marks the assistant's words for training. Here they are words like others."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class _Namespace(Namespace):
+    """A namespace may hold itself, so it does not show what it holds."""
+
+    def __repr__(self) -> str:
+        return "<namespace>"
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """What one rendering may touch, and what is left of its allowance."""
+
+    code_generator_class = _CodeGenerator
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False, finalize=_finalize, cache_size=0
+        )
+        self._spent = 0
+        self._deadline = time.monotonic() + MAX_SECONDS
+        self._weights: dict[int, tuple[object, int]] = {}  # by identity; the object is held, so that its identity stays its own
+        given = self.filters
+        own = {"tojson": self._tojson, "join": self._bounded_join(given["join"]), "replace": self._bounded_replace(given["replace"])}
+        own["indent"] = self._bounded_indent(given["indent"])
+        self.filters = {name: self._watched(own.get(name, given[name])) for name in _FILTERS.split()}
+        ranges = self.globals["range"]
+        self.globals = {"range": ranges, "dict": _dict, "namespace": _Namespace, "cycler": Cycler, "joiner": Joiner}
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+
+    # ---- the allowance
+
+    def spend(self, units: int) -> None:
+        """Take from the allowance."""
+        self._spent += units
+        if self._spent > MAX_SPENT:
+            raise LimitError(f"it makes more than {MAX_SPENT} characters and steps")
+        if time.monotonic() > self._deadline:
+            raise LimitError(f"it runs for more than {MAX_SECONDS:g} seconds")
+
+    def room_for(self, size: int) -> None:
+        """Refuse a value before it is built."""
+        if size > MAX_VALUE:
+            raise LimitError(f"it makes a value of more than {MAX_VALUE} characters or elements")
+
+    def weigh(self, value: Any) -> int:
+        """Characters and elements of a value, those of what it holds counted as often as they are held."""
+        if isinstance(value, str):
+            return len(value)
+        if isinstance(value, int):
+            if value.bit_length() > MAX_INT_BITS:
+                raise LimitError(f"it makes a number of more than {MAX_INT_BITS} bits")
+            return 1
+        if not isinstance(value, list | tuple | dict):
+            return 1  # numbers, nothing, iterators, functions: what they give is weighed when it is there
+        if (known := self._weights.get(id(value))) is not None:
+            return known[1]
+        parts = (*value, *value.values()) if isinstance(value, dict) else value
+        weight = 1 + sum(1 + self.weigh(part) for part in parts)
+        self.room_for(weight)
+        self._weights[id(value)] = (value, weight)
+        return weight
+
+    def made(self, value: Any) -> Any:
+        """Every new value passes here."""
+        self.room_for(self.weigh(value))
+        self.spend(1 + (len(value) if isinstance(value, str) else ELEMENT * len(value) if isinstance(value, list | tuple | dict) else 0))
+        return value
+
+    def concatenated(self, values: tuple[Any, ...]) -> str:
+        """The operator `~`."""
+        self.room_for(sum(map(self.weigh, values)))
+        text: str = self.made("".join(map(str, values)))
+        return text
+
+    # ---- what Jinja asks
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, Namespace | Cycler | Joiner | Macro):
+            return super().is_safe_attribute(obj, attr, value)
+        if type(obj).__name__ == "LoopContext":
+            return not attr.startswith("_")
+        return any(isinstance(obj, kind) and attr in names for kind, names in _METHODS.items())
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`"{}".format`, without widths: they make much out of nothing."""
+        formatted = super().wrap_str_format(value)
+        if formatted is None or ":" in value.__self__:
+            return None
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            self.room_for(len(value.__self__) + value.__self__.count("{") * self.weigh([*args, *kwargs.values()]))
+            return formatted(*args, **kwargs)
+
+        return bounded
+
+    def call(self, context: Context, method: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, str):
+            if method.__name__ == "replace":
+                self.room_for(_replaced_length(method.__self__, *args))
+            elif method.__name__ == "join":
+                args = (self._joinable(*args, between=method.__self__),)
+        return self.made(super().call(context, method, *args, **kwargs))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    self.room_for((1 + self.weigh(value)) * times)
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_INT_BITS:
+            raise LimitError(f"it makes a number of more than {MAX_INT_BITS} bits")
+        elif operator == "%" and isinstance(left, str):
+            raise LimitError("it formats text with '%', which is not built; use '~'")
+        elif operator == "+":
+            self.room_for(self.weigh(left) + self.weigh(right))
+        return self.made(super().call_binop(context, operator, left, right))
+
+    # ---- filters
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter whose arguments and result are weighed. What Jinja passes before the value (context, environment) is of weight 1."""
+
+        @functools.wraps(function)  # with Jinja's marks, which tell who wants the context
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.room_for(sum(map(self.weigh, args)))
+            return self.made(function(*args, **kwargs))
+
+        return watched
+
+    def _bounded_join(self, join: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(join)
+        def bounded(eval_ctx: Any, value: Any, d: str = "", attribute: Any = None) -> str:
+            return join(eval_ctx, self._joinable(value, between=str(d)), d, attribute)
+
+        return bounded
+
+    def _joinable(self, values: Iterable[Any], *, between: str) -> list[Any]:
+        listed = list(values)
+        self.room_for(self.weigh(listed) + len(between) * len(listed))
+        return listed
+
+    def _bounded_replace(self, replace: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(replace)
+        def bounded(eval_ctx: Any, s: Any, old: str, new: str, count: int | None = None) -> str:
+            self.room_for(_replaced_length(str(s), str(old), str(new)))
+            return replace(eval_ctx, s, old, new, count)
+
+        return bounded
+
+    def _bounded_indent(self, indent: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(indent)
+        def bounded(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+            columns = len(width) if isinstance(width, str) else width
+            self.room_for(len(s) + (1 + s.count("\n")) * columns)
+            return indent(s, width, first, blank)
+
+        return bounded
+
+    def _tojson(
+        self, x: Any, ensure_ascii: bool = False, indent: int | str | None = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        columns = len(indent) if isinstance(indent, str) else indent or 0
+        if columns > MAX_INDENT:
+            raise LimitError(f"it indents JSON by {columns}; at most {MAX_INDENT} columns are allowed")
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        parts: list[str] = []
+        for part in encoder.iterencode(x):
+            self.spend(len(part))
+            parts.append(part)
+        return "".join(parts)
+
+
+@pass_context
+def _finalize(context: Context, value: Any) -> str:
+    """What is written out. It takes the context so that Jinja does not call it while it compiles."""
+    environment = context.environment
+    assert isinstance(environment, _Environment)
+    environment.room_for(environment.weigh(value))
+    text = value if isinstance(value, str) else str(value)
+    environment.spend(len(text))
+    return text
+
+
+def _replaced_length(text: str, old: str, new: str, count: int = -1) -> int:
+    return len(text) + text.count(old) * max(0, len(new) - len(old))
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    """`dict(a=1)`; a function, so that the type's own methods are out of reach."""
+    return dict(*args, **kwargs)
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise RefusedError(str(message)[:1000])
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

@@ -1,0 +1,91 @@
+"""The tokens of one vocabulary: their texts as the file has them, their kinds, and the bytes that they stand for.
+
+One idea: a token is bytes. The two families write bytes as text in two ways. Byte-level BPE (GPT-2) gives each of the 256 bytes a
+printable letter of its own. SentencePiece writes a space as "▁" and bytes that no other token covers as "<0x0A>". Only this module knows.
+
+Kinds and their numbers are GGUF's. This module knows no merges and does not encode.
+"""
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..errors import FormatError
+
+__all__ = ["MAX_TOKENS", "TokenKind", "Vocabulary", "byte_letters"]
+
+MAX_TOKENS = 1 << 20  # four times the largest vocabulary there is
+MAX_TOKEN_CHARS = 1024  # of one token
+MAX_VOCABULARY_CHARS = 1 << 23  # of all of them: four times the largest
+
+_SPACE = "▁"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenKind(enum.IntEnum):
+    """What a token is for."""
+
+    UNDEFINED = 0
+    NORMAL = 1
+    UNKNOWN = 2  # stands for text that has no token
+    CONTROL = 3  # steers the model; never made from text unless the text is trusted
+    USER_DEFINED = 4  # found in text before anything else
+    UNUSED = 5  # a row of the embedding and nothing more: no bytes
+    BYTE = 6  # "<0x0A>"
+
+
+def _byte_alphabet() -> str:
+    """256 letters, one per byte: the printable ones of Latin-1 for themselves, the others in order from U+0100 on (GPT-2)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return "".join(chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256))
+
+
+_LETTERS = _byte_alphabet()
+_LETTER_TO_LATIN1 = MappingProxyType({ord(letter): byte for byte, letter in enumerate(_LETTERS)})
+
+
+def byte_letters(data: bytes) -> str:
+    """Bytes as byte-level BPE writes them: "Ġthe" for b" the"."""
+    return "".join(_LETTERS[byte] for byte in data)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Texts and kinds by token id."""
+
+    tokens: Sequence[str]
+    kinds: bytes  # a TokenKind per token
+    byte_level: bool  # else SentencePiece's way
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.tokens) <= MAX_TOKENS or len(self.kinds) != len(self.tokens):
+            raise FormatError(f"the vocabulary has {len(self.tokens)} tokens; it must have 1 to {MAX_TOKENS}, and a kind for each")
+        longest = max(self.tokens, key=len)
+        if len(longest) > MAX_TOKEN_CHARS:
+            raise FormatError(f"a token of the vocabulary has {len(longest)} characters; it must have at most {MAX_TOKEN_CHARS}")
+        if (total := sum(map(len, self.tokens))) > MAX_VOCABULARY_CHARS:
+            raise FormatError(f"the tokens of the vocabulary have {total} characters; they must have at most {MAX_VOCABULARY_CHARS}")
+
+    def ids_of(self, *kinds: TokenKind) -> list[int]:
+        """The tokens that are of one of `kinds`, in order."""
+        wanted = bytes(kinds)
+        return [token_id for token_id, kind in enumerate(self.kinds) if kind in wanted]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; a control token's are its name's. None for an unused token."""
+        text, kind = self.tokens[token_id], self.kinds[token_id]
+        if kind == TokenKind.UNUSED:
+            return b""
+        if kind == TokenKind.BYTE and (match := _BYTE.fullmatch(text)):
+            return bytes.fromhex(match[1])
+        if not self.byte_level:
+            return text.replace(_SPACE, " ").encode()
+        if kind in (TokenKind.CONTROL, TokenKind.USER_DEFINED, TokenKind.UNKNOWN):
+            return text.encode()
+        try:
+            return text.translate(_LETTER_TO_LATIN1).encode("latin-1")
+        except UnicodeEncodeError:  # letters outside the alphabet: a token that was added under its plain name
+            return text.encode()
