@@ -24,7 +24,7 @@ KVLayer: TypeAlias = Any  # a backend's own: the paged keys and values of one la
 
 @dataclass(frozen=True, slots=True)
 class RopeTable:
-    """Rotary frequencies, ready to use: angle of dimension pair i at position p is p · inv_freq[i]; cos and sin are multiplied by `scale`."""
+    """Rotary frequencies, ready to use: pair i at position p turns by the angle p · inv_freq[i]; cos and sin are multiplied by `scale`."""
 
     inv_freq: tuple[float, ...]  # [rotary_dim / 2]
     scale: float = 1.0
@@ -42,7 +42,7 @@ class Ops(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x²) + eps) · weight over the last axis, whose size is weight's -> shape of x (Zhang & Sennrich, arXiv:1910.07467)."""
+        """x / sqrt(mean(x²) + eps) · weight over the last axis, as large as weight -> shape of x (Zhang & Sennrich, arXiv:1910.07467)."""
         ...
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -116,6 +116,15 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Its key in `backends.registry`."""
+        ...
+
+    @property
+    def kv_element_bytes(self) -> int:
+        """Bytes of one number in the KV cache."""
+        ...
+
+    def weight_bytes(self, tensor: HostTensor) -> int:
+        """Memory that `load_weight` will take for this parameter: known before anything is loaded."""
         ...
 
     def load_weight(self, tensor: HostTensor) -> Tensor:

@@ -1,0 +1,3 @@
+"""The NumPy backend: the definition of every op, written to be read beside the papers."""
+
+__all__: list[str] = []

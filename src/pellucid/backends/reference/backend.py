@@ -1,0 +1,42 @@
+"""The reference backend: float32 arrays and the functions of `ops.py`, run as they are called.
+
+Weights are decoded once, when they are loaded: memory is 4 bytes per parameter whatever the file's format, and each step is plain BLAS.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+
+from ...batch import ForwardBatch
+from ...formats import dequantize
+from ...formats.tensor import HostTensor
+from ...ops.protocol import Forward
+from . import ops
+from .attention import Array, PagedKV
+
+__all__ = ["ReferenceBackend"]
+
+ELEMENT_BYTES = 4  # float32, for weights and cache alike
+
+
+class ReferenceBackend:
+    """Implements `ops.protocol.Backend` in NumPy."""
+
+    name = "reference"
+    kv_element_bytes = ELEMENT_BYTES
+
+    def weight_bytes(self, tensor: HostTensor) -> int:
+        return prod(tensor.shape) * ELEMENT_BYTES
+
+    def load_weight(self, tensor: HostTensor) -> Array:
+        weight = dequantize(tensor)  # a new array, of its own memory
+        weight.flags.writeable = False  # no op changes what it is given
+        return weight
+
+    def new_kv_layer(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> PagedKV:
+        shape = (num_blocks * block_size, num_kv_heads, head_dim)
+        return PagedKV(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+    def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Array]:
+        return lambda batch: np.ascontiguousarray(forward(ops, batch), np.float32)

@@ -1,0 +1,161 @@
+"""The definition of every op, in NumPy. The functions of this module, taken together, are an `Ops` (`ops/protocol.py`).
+
+One idea: say it as the paper says it, in float32, with the shape on each line. No function keeps anything or changes what it is given, but
+for `kv_write`. Large inputs give large results, never a NaN or a warning: each formula is written so that its middle cannot overflow.
+
+Matrix products go to BLAS, whose sums differ in the last bits with the number of rows. So a token computed alone and in a batch agree
+within the error budget here, not bit for bit.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial, reduce
+from itertools import pairwise
+
+import numpy as np
+
+from ...batch import AttentionMetadata, IntArray
+from ...ops.protocol import RopeTable
+from .attention import Array, PagedKV, attend, kv_write, read_kv
+from .flash_attention import TILE_K, TILE_Q, flash_attention, merge_states
+
+__all__ = [
+    "add",
+    "all_reduce",
+    "attention",
+    "embedding",
+    "gelu",
+    "gelu_mul",
+    "kv_write",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rope",
+    "silu_mul",
+    "softcap",
+    "split_heads",
+    "take_rows",
+]
+
+# Attention is computed as it is defined while a request's score matrix is small. A larger one leaves the processor's cache (and for a
+# prompt of 8k tokens would take gigabytes): then tiles need a megabyte or two, and are up to twice as fast.
+MAX_SCORE_BYTES = 4 << 20
+PART_KEYS = (
+    4096  # a longer context is read and attended to in parts, which are merged in order: so much is copied out of its blocks at a time
+)
+SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+GELU_SATURATES = 16.0  # beyond ±16 the tanh of gelu is ±1 to the last bit of a float32
+
+
+def embedding(table: Array, input_ids: IntArray, scale: float = 1.0) -> Array:
+    rows = table[input_ids]  # [V, C], [T] -> [T, C]
+    return rows if scale == 1.0 else rows * scale
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    y: Array = x @ weight.T  # [T, in] @ [in, out] -> [T, out]
+    if bias is not None:
+        y += bias
+    return y
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    mean_square: Array = np.mean(x * x, axis=-1, keepdims=True)  # [..., 1]
+    return x / np.sqrt(mean_square + eps) * weight
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    centered: Array = x - np.mean(x, axis=-1, keepdims=True)
+    variance: Array = np.mean(centered * centered, axis=-1, keepdims=True)  # [..., 1]
+    return centered / np.sqrt(variance + eps) * weight + bias
+
+
+def add(x: Array, y: Array) -> Array:
+    return x + y
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) may become infinite, and 1 / inf is the right 0
+        sigmoid: Array = 1.0 / (1.0 + np.exp(-x))
+    return sigmoid
+
+
+def silu_mul(gate: Array, up: Array) -> Array:
+    return gate * _sigmoid(gate) * up  # [T, F]
+
+
+def gelu(x: Array) -> Array:
+    near = np.clip(x, -GELU_SATURATES, GELU_SATURATES)  # so that the cube stays small
+    inner = SQRT_2_OVER_PI * (near + 0.044715 * near * near * near)
+    return x * _sigmoid(2.0 * inner)  # 0.5 · (1 + tanh z) = sigmoid(2 z)
+
+
+def gelu_mul(gate: Array, up: Array) -> Array:
+    return gelu(gate) * up  # [T, F]
+
+
+def softcap(x: Array, cap: float) -> Array:
+    capped: Array = cap * np.tanh(x / cap)
+    return capped
+
+
+def split_heads(x: Array, num_heads: int) -> Array:
+    return x.reshape(len(x), num_heads, -1)  # [T, H·D] -> [T, H, D]
+
+
+def rope(x: Array, positions: IntArray, table: RopeTable) -> Array:
+    angles = np.multiply.outer(positions, np.array(table.inv_freq))  # [T, P] in float64: position 100,000 still turns by the right angle
+    cos = (np.cos(angles) * table.scale).astype(np.float32)[:, None]  # [T, 1, P]
+    sin = (np.sin(angles) * table.scale).astype(np.float32)[:, None]
+    pairs = len(table.inv_freq)
+    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]  # [T, H, P]  dimension i turns with dimension i + P
+    turned = x.copy()
+    turned[..., :pairs] = first * cos - second * sin
+    turned[..., pairs : 2 * pairs] = second * cos + first * sin
+    return turned
+
+
+def attention(
+    q: Array, kv: PagedKV, metadata: AttentionMetadata, *, scale: float, window: int | None = None, softcap: float | None = None
+) -> Array:
+    tokens, heads, dim = q.shape
+    out = np.empty_like(q, order="C")  # [T, H, D]
+    borders, seq_lens = metadata.cu_seqlens_q.tolist(), metadata.seq_lens.tolist()
+    for begin, end, seq_len, blocks in zip(borders[:-1], borders[1:], seq_lens, metadata.block_tables, strict=True):
+        own, first_position = q[begin:end], seq_len - (end - begin)
+        oldest = 0 if window is None else max(0, first_position - window + 1)  # the oldest key that the first query sees
+        keys, read = seq_len - oldest, partial(read_kv, kv, blocks, metadata.block_size)
+        if keys <= PART_KEYS and heads * len(own) * keys * own.itemsize <= MAX_SCORE_BYTES:
+            out[begin:end] = attend(own, *read(oldest, seq_len), scale=scale, window=window, softcap=softcap)
+        else:
+            out[begin:end] = _attend_in_parts(own, read, oldest, seq_len, scale=scale, window=window, softcap=softcap)
+    return out.reshape(tokens, heads * dim)
+
+
+def _attend_in_parts(
+    q: Array,
+    read: Callable[[int, int], tuple[Array, Array]],
+    oldest: int,
+    seq_len: int,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Array:
+    """`attend` over keys oldest … seq_len - 1, a part of them at a time; parts end at multiples of PART_KEYS and are merged in order."""
+    tile_k = max(TILE_K, TILE_Q * TILE_K // len(q))  # few queries take more keys at a time
+    borders = [oldest, *range((oldest // PART_KEYS + 1) * PART_KEYS, seq_len, PART_KEYS), seq_len]
+    states = (
+        flash_attention(q, *read(a, b), scale=scale, q_start=seq_len - len(q) - a, window=window, softcap=softcap, tile_k=tile_k)
+        for a, b in pairwise(borders)
+    )
+    out, _ = reduce(lambda whole, part: merge_states(*whole, *part), states)
+    return out
+
+
+def take_rows(x: Array, indices: IntArray) -> Array:
+    return x[indices]  # [T, C] -> [L, C]
+
+
+def all_reduce(x: Array) -> Array:
+    return x  # one rank

@@ -1,0 +1,100 @@
+"""Every backend, on every case, against the formula evaluated in float64: within the budget of `pellucid/ops/budget.py`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pellucid.backends.registry import BACKENDS, get_backend
+from pellucid.errors import ConfigError
+from pellucid.formats import FORMATS
+from pellucid.ops.budget import check_dense, check_int8_activations
+from pellucid.ops.case_lists import CASES, SPEED_CASES
+from pellucid.ops.cases import AttentionCase, Case, LinearCase, build_case
+from pellucid.ops.protocol import Ops
+
+from .oracle import evaluate
+
+FLOAT32_ACTIVATIONS = {"reference"}  # backends that multiply quantized weights in float32 are held to the dense budget there too
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_backend_computes_the_formula_within_the_budget(backend: str, case: Case) -> None:
+    inputs = case.build_inputs()
+    actual = build_case(get_backend(backend), case, inputs)()
+    exact = evaluate(case, inputs, np.float64)
+    assert actual.dtype == np.float32
+    quantized = isinstance(case, LinearCase) and FORMATS[case.format].block_size > 1
+    if quantized:
+        verdict = check_int8_activations(actual, exact)
+        assert verdict.ok, f"NMSE: {verdict}"
+    if not quantized or backend in FLOAT32_ACTIVATIONS:
+        condition = max(1.0, case.magnitude) if isinstance(case, AttentionCase) else 1.0  # large scores
+        verdict = check_dense(actual, exact, evaluate(case, inputs, np.float32), condition=condition)
+        assert verdict.ok, str(verdict)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_forward_pass_can_be_run_again_and_its_result_is_the_callers(backend: str) -> None:
+    case = LinearCase(tokens=3, in_features=64, out_features=8)
+    inputs = case.build_inputs()
+    run = build_case(get_backend(backend), case, inputs)
+    first = run()
+    kept = first.copy()
+    first[:] = np.nan
+    assert np.array_equal(run(), kept)
+
+
+class _Recorder:
+    """An Ops that notes which ops are called and passes them on."""
+
+    def __init__(self, ops: Ops, called: set[str]) -> None:
+        self._ops = ops
+        self._called = called
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        self._called.add(name)
+        function: Callable[..., Any] = getattr(self._ops, name)
+        return function
+
+
+def test_every_op_of_the_vocabulary_is_exercised_by_some_case() -> None:
+    called: set[str] = set()
+    backend = get_backend("reference")
+    plain = backend.build_forward
+
+    class Recording:
+        kv_element_bytes = backend.kv_element_bytes
+        name, load_weight, new_kv_layer, weight_bytes = backend.name, backend.load_weight, backend.new_kv_layer, backend.weight_bytes
+
+        def build_forward(self, forward: Any) -> Any:
+            return plain(lambda ops, batch: forward(_Recorder(ops, called), batch))
+
+    for case in CASES:
+        build_case(Recording(), case, case.build_inputs())()
+    assert called == {name for name in vars(Ops) if not name.startswith("_")}
+
+
+def test_every_format_has_an_embedding_and_a_linear_case() -> None:
+    for op in ("embedding", "linear"):
+        assert {getattr(case, "format", None) for case in CASES if case.op == op} == set(FORMATS)
+
+
+def test_a_name_says_all_about_a_case() -> None:
+    for case in CASES + SPEED_CASES:
+        assert [other for other in CASES + SPEED_CASES if other.name == case.name and other != case] == []
+    assert len(set(CASES)) == len(CASES) and len(set(SPEED_CASES)) == len(SPEED_CASES)
+
+
+def test_inputs_come_from_the_name_alone() -> None:
+    for case in CASES[:: len(CASES) // 20]:
+        a, b = case.build_inputs(), case.build_inputs()
+        assert all(np.array_equal(a.activations[name], b.activations[name]) for name in a.activations)
+        assert all(np.array_equal(a.weights[name].data, b.weights[name].data) for name in a.weights)
+
+
+def test_unknown_backend_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"backend is 'cuda'; it must be one of: .*reference"):
+        get_backend("cuda")
