@@ -12,11 +12,13 @@ from typing import Literal
 
 from .errors import ConfigError
 
-__all__ = ["Activation", "EngineConfig", "ModelConfig", "RopeConfig", "RopeScaling"]
+__all__ = ["MAX_HEAD_DIM", "MAX_LAYERS", "Activation", "EngineConfig", "ModelConfig", "RopeConfig", "RopeScaling"]
 
 Activation = Literal["silu", "gelu_tanh"]
 RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3", "factors"]
-MAX_ROPE_NUMBER = 1e15  # bound of theta and of every factor, so that no power of them overflows
+MAX_LAYERS = 4096
+MAX_HEAD_DIM = 1 << 16
+MIN_ROPE_NUMBER, MAX_ROPE_NUMBER = 1e-15, 1e15  # bounds of theta and of every factor, so that no power or quotient overflows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +43,18 @@ class RopeConfig:
     freq_factors: tuple[float, ...] = ()  # factors: each inverse frequency is divided by its own factor (GGUF `rope_freqs.weight`)
 
     def __post_init__(self) -> None:
-        if self.rotary_dim <= 0 or self.rotary_dim % 2:
-            raise ConfigError(f"rope rotary_dim is {self.rotary_dim}; it must be a positive even number")
+        if not 0 < self.rotary_dim <= MAX_HEAD_DIM or self.rotary_dim % 2:
+            raise ConfigError(f"rope rotary_dim is {self.rotary_dim}; it must be an even number from 2 to {MAX_HEAD_DIM}")
         if not 1 < self.theta <= MAX_ROPE_NUMBER:
             raise ConfigError(f"rope theta is {self.theta}; it must be above 1 and at most {MAX_ROPE_NUMBER:g}")
         for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= MAX_ROPE_NUMBER:
-                raise ConfigError(f"rope {name} is {value}; it must be above 0 and at most {MAX_ROPE_NUMBER:g}")
+            if value is not None and not MIN_ROPE_NUMBER <= value <= MAX_ROPE_NUMBER:
+                raise ConfigError(f"rope {name} is {value}; it must be from {MIN_ROPE_NUMBER:g} to {MAX_ROPE_NUMBER:g}")
         if self.scaling == "factors" and len(self.freq_factors) != self.rotary_dim // 2:
             raise ConfigError(f"rope has {len(self.freq_factors)} freq_factors; rotary_dim {self.rotary_dim} needs {self.rotary_dim // 2}")
-        if any(not 0 < f <= MAX_ROPE_NUMBER for f in self.freq_factors):
-            raise ConfigError(f"a rope freq_factor is not a number above 0 and at most {MAX_ROPE_NUMBER:g}")
+        if any(not MIN_ROPE_NUMBER <= f <= MAX_ROPE_NUMBER for f in self.freq_factors):
+            raise ConfigError(f"a rope freq_factor is not a number from {MIN_ROPE_NUMBER:g} to {MAX_ROPE_NUMBER:g}")
         if self.scaling in ("yarn", "llama3") and self.original_max_position_embeddings <= 0:
             raise ConfigError(f"rope scaling {self.scaling!r} needs original_max_position_embeddings")
         if self.scaling == "llama3" and self.low_freq_factor >= self.high_freq_factor:
@@ -104,8 +106,9 @@ class ModelConfig:
             value = getattr(self, name)
             if not 1 <= value <= 1 << 24:
                 raise ConfigError(f"{self.architecture}: {name} is {value}; it must be between 1 and {1 << 24}")
-        if self.num_layers > 4096:
-            raise ConfigError(f"{self.architecture}: num_layers is {self.num_layers}; it must be at most 4096")
+        for name, limit in (("num_layers", MAX_LAYERS), ("head_dim", MAX_HEAD_DIM)):
+            if getattr(self, name) > limit:
+                raise ConfigError(f"{self.architecture}: {name} is {getattr(self, name)}; it must be at most {limit}")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"{self.architecture}: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if not self.windows:

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from ..config import MAX_LAYERS
 from ..errors import ConfigError, FormatError
 
-__all__ = ["Fields", "config_from_file", "read_json"]
+__all__ = ["Fields", "config_from_file", "parse_json", "read_json"]
 
 T = TypeVar("T", int, float, str)
+MAX_TEXT = 100
 
 
 class Fields:
@@ -44,13 +46,13 @@ class Fields:
     def optional_integer(self, name: str) -> int | None:
         """A whole number. GGUF may give a list with a value per layer: a list of equal values counts as one."""
         value = self.value(name)
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes) and 0 < len(value) <= 4096:
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes) and 0 < len(value) <= MAX_LAYERS:
             if any(v != value[0] for v in value):
                 raise self.error(name, "a list whose values differ; layers must be alike")
             value = value[0]
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63):
             return value
-        raise self.error(name, f"{_show(value)}; it must be an integer")
+        raise self.error(name, f"{_show(value)}; it must be an integer of 64 bits")
 
     def integer(self, name: str, default: int | None = None) -> int:
         value = self.optional_integer(name)
@@ -76,20 +78,24 @@ class Fields:
         raise self.error(name, f"{_show(value)}; it must be true or false")
 
     def optional_text(self, name: str) -> str | None:
+        """A string, no longer than a name."""
         value = self.value(name)
-        if value is None or isinstance(value, str):
+        if value is None or (isinstance(value, str) and len(value) <= MAX_TEXT):
             return value
-        raise self.error(name, f"{_show(value)}; it must be a string")
+        raise self.error(name, f"{_show(value)}; it must be a string of at most {MAX_TEXT} characters")
 
     def text(self, name: str, default: str | None = None) -> str:
         value = self.optional_text(name)
         return value if value is not None else self._default(name, default)
 
-    def optional_list(self, name: str) -> Sequence[object] | None:
+    def optional_texts(self, name: str) -> list[str] | None:
+        """A list of short strings."""
         value = self.value(name)
-        if value is None or (isinstance(value, Sequence) and not isinstance(value, str | bytes)):
+        if value is None:
+            return None
+        if isinstance(value, list) and len(value) <= MAX_LAYERS and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value):
             return value
-        raise self.error(name, f"{_show(value)}; it must be a list")
+        raise self.error(name, f"{_show(value)}; it must be a list of at most {MAX_LAYERS} strings")
 
     def section(self, name: str) -> "Fields | None":
         """The fields of an object within this one."""
@@ -111,21 +117,24 @@ class Fields:
 
 
 def read_json(path: Path, max_bytes: int) -> dict[str, object]:
-    """The JSON object in a file of at most `max_bytes`. Duplicate keys, NaN and deep nesting are refused."""
+    """The JSON object in a file of at most `max_bytes`."""
     try:
         size = path.stat().st_size
         if size > max_bytes:
             raise FormatError(f"{path} has {size} bytes; at most {max_bytes} are read")
-        text = path.read_bytes().decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def parse_json(text: bytes, where: str) -> dict[str, object]:
+    """The JSON object that `text` is. Keys given twice, NaN and nesting beyond the parser's recursion limit are refused."""
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{path} is not a JSON object that can be read: {error}") from error
+        raise FormatError(f"{where} is not a JSON object that can be read: {error}") from error
     if not isinstance(value, dict):
-        raise FormatError(f"{path} holds {_show(value)}; it must hold a JSON object")
+        raise FormatError(f"{where} holds {_show(value)}; it must hold a JSON object")
     return value
 
 

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint."""
+"""A GGUF file as a checkpoint: `gguf.py` reads it, `gguf_config.py` says what it describes, `names.py` where each parameter lies."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..config import ModelConfig
+from ..config import MAX_HEAD_DIM, ModelConfig
+from ..errors import FormatError
 from ..formats import dequantize
 from ..formats.tensor import HostTensor
 from .checkpoint import Plan, build_plan, read_plan
@@ -15,6 +16,8 @@ from .gguf_config import ROPE_FREQS, build_gguf_config
 from .names import gguf_recipe
 
 __all__ = ["GGUFCheckpoint"]
+
+MAX_ROPE_FREQS = MAX_HEAD_DIM // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,7 @@ class GGUFCheckpoint:
         gguf = GGUFFile.open(path)
         try:
             shapes = {name: info.shape for name, info in gguf.tensors.items()}
-            freqs = dequantize(gguf.tensor(ROPE_FREQS)).ravel().tolist() if ROPE_FREQS in shapes else None
-            config = build_gguf_config(gguf.metadata, shapes, freqs, str(path))
+            config = build_gguf_config(gguf.metadata, shapes, _rope_freqs(gguf), str(path))
             shapes.pop(ROPE_FREQS, None)  # it is part of the config now
             return cls(path, gguf, config, build_plan(config, gguf_recipe, shapes, str(path)))
         except BaseException:
@@ -55,3 +57,13 @@ class GGUFCheckpoint:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _rope_freqs(gguf: GGUFFile) -> list[float] | None:
+    """The rotary factors of the file, where it has them."""
+    if ROPE_FREQS not in gguf.tensors:
+        return None
+    shape = gguf.tensors[ROPE_FREQS].shape
+    if len(shape) != 1 or shape[0] > MAX_ROPE_FREQS:
+        raise FormatError(f"{gguf.path}: tensor {ROPE_FREQS!r} has shape {list(shape)}; it must be one row of at most {MAX_ROPE_FREQS}")
+    return [float(f) for f in dequantize(gguf.tensor(ROPE_FREQS))]

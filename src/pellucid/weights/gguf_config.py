@@ -10,7 +10,7 @@ Facts follow llama.cpp's converter and loader: attention windows and their patte
 import math
 from collections.abc import Mapping, Sequence
 
-from ..config import ModelConfig, RopeConfig
+from ..config import MAX_LAYERS, ModelConfig, RopeConfig
 from ..errors import FormatError, UnsupportedError
 from .fields import Fields, config_from_file
 
@@ -51,9 +51,10 @@ def _build(architecture: str, fields: Fields, shapes: Mapping[str, tuple[int, ..
     hidden_size = fields.integer("embedding_length")
     num_layers = fields.integer("block_count")
     num_heads = fields.integer("attention.head_count")
-    if min(hidden_size, num_layers, num_heads) < 1 or num_layers > 4096:
+    if not (1 <= num_heads <= hidden_size and 1 <= num_layers <= MAX_LAYERS):
         raise FormatError(
-            f"{fields.where}: embedding_length {hidden_size}, block_count {num_layers}, head_count {num_heads} are not a model's"
+            f"{fields.where}: embedding_length is {hidden_size}, head_count {num_heads} and block_count {num_layers}; "
+            f"there must be 1 to embedding_length heads and 1 to {MAX_LAYERS} blocks"
         )
     head_dim = fields.integer("attention.key_length", hidden_size // num_heads)
     if fields.integer("attention.value_length", head_dim) != head_dim:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypedDict
 
-from ..config import Activation, ModelConfig
+from ..config import MAX_LAYERS, Activation, ModelConfig
 from ..errors import FormatError, UnsupportedError
 from .fields import Fields, config_from_file
 from .hf_rope import build_local_rope, build_rope
@@ -20,7 +20,6 @@ __all__ = ["build_hf_config"]
 _ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {"silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 )
-_MAX_LAYERS = 4096
 
 
 def build_hf_config(values: Mapping[str, object], where: str) -> ModelConfig:
@@ -36,8 +35,8 @@ def build_hf_config(values: Mapping[str, object], where: str) -> ModelConfig:
             )
     if model_type not in _FAMILIES:
         raise UnsupportedError(f"{where}: model_type is {model_type!r}; known ones are: {', '.join(_FAMILIES)}")
-    for architecture in fields.optional_list("architectures") or ():
-        if not str(architecture).endswith(("ForCausalLM", "LMHeadModel")):
+    for architecture in fields.optional_texts("architectures") or ():
+        if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
             raise UnsupportedError(f"{where}: architectures names {architecture!r}; only causal language models (…ForCausalLM) run")
     quantization = fields.section("quantization_config")
     if quantization is not None:
@@ -123,7 +122,7 @@ def _llama(fields: Fields) -> ModelConfig:
 
 def _mistral(fields: Fields) -> ModelConfig:
     common = _common(fields, num_kv_heads=8, head_dim=None)
-    if fields.optional_list("layer_types") is not None:
+    if fields.optional_texts("layer_types") is not None:
         raise UnsupportedError(f"{fields.where}: layer_types is set, which is not supported for mistral")
     window = fields.optional_integer("sliding_window") if fields.has("sliding_window") else 4096
     return ModelConfig(
@@ -203,14 +202,12 @@ def _gemma(architecture: str, fields: Fields, *, period: int) -> ModelConfig:
 
 def _windows(fields: Fields, window: int | None, default: list[int | None]) -> tuple[int | None, ...]:
     """The window of each layer: by `layer_types` where the file has it."""
-    types = fields.optional_list("layer_types")
+    types = fields.optional_texts("layer_types")
     if types is None:
         return tuple(default)
     unknown = [t for t in types if t not in ("full_attention", "sliding_attention")]
     if unknown:
-        raise UnsupportedError(
-            f"{fields.where}: layer_types names {str(unknown[0])[:60]!r}; known ones are: full_attention, sliding_attention"
-        )
+        raise UnsupportedError(f"{fields.where}: layer_types names {unknown[0]!r}; known ones are: full_attention, sliding_attention")
     if window is None and "sliding_attention" in types:
         raise FormatError(f"{fields.where}: layer_types names 'sliding_attention' but there is no sliding_window")
     return tuple(window if t == "sliding_attention" else None for t in types)
@@ -226,8 +223,8 @@ def _activation(fields: Fields, name: str, default: str, only: Activation | None
 
 def _num_layers(fields: Fields, name: str) -> int:
     value = _positive(fields, name)
-    if value > _MAX_LAYERS:
-        raise fields.error(name, f"{value}; it must be at most {_MAX_LAYERS}")
+    if value > MAX_LAYERS:
+        raise fields.error(name, f"{value}; it must be at most {MAX_LAYERS}")
     return value
 
 

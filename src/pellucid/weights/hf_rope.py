@@ -23,13 +23,13 @@ def build_rope(fields: Fields, head_dim: int, *, layer_type: str | None = None, 
     """The rotary embedding of a model, or of its layers of `layer_type`. `theta` is the family's default."""
     theta = fields.number("rope_theta", theta)
     rope = _scaling(fields, layer_type)
+    for scope in (fields, rope or fields):
+        if scope.number("partial_rotary_factor", 1.0) != 1.0:
+            raise UnsupportedError(f"{scope.where}: partial_rotary_factor is {scope.number('partial_rotary_factor')}; only 1 is supported")
     if rope is None:
         return RopeConfig(theta=theta, rotary_dim=head_dim)
     theta = rope.number("rope_theta", theta)
     kind = rope.text("rope_type", rope.text("type", "default"))
-    for scope in (fields, rope):
-        if scope.number("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedError(f"{scope.where}: partial_rotary_factor is {scope.number('partial_rotary_factor')}; only 1 is supported")
     length = fields.integer("max_position_embeddings")
     original = fields.integer("original_max_position_embeddings", rope.integer("original_max_position_embeddings", length))
     if original < 1:

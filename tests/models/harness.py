@@ -1,0 +1,110 @@
+"""What the tests of models share: a checkpoint loaded into a backend, a paged cache with shuffled blocks, and batches built by hand.
+
+The engine is left out on purpose: these tests are about models, weights and the cache's layout alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pellucid.backends.registry import get_backend
+from pellucid.batch import AttentionMetadata, ForwardBatch
+from pellucid.config import ModelConfig
+from pellucid.models.registry import get_architecture
+from pellucid.ops.protocol import Backend, Tensor
+from pellucid.weights.checkpoint import open_checkpoint
+
+__all__ = ["GOLDEN", "GOLDEN_NAMES", "RELATIVE_BUDGET", "Chunk", "Loaded", "Session", "check_close", "load"]
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+GOLDEN_NAMES = sorted(folder.name for folder in GOLDEN.iterdir() if (folder / "config.json").is_file())
+BLOCK_SIZE = 4
+
+# Two float32 evaluations of one model differ by the rounding of both. A tiny model here makes about 30 roundings in a row (3 layers of 10),
+# each of about sqrt(48) · 2^-24 = 4e-7 of its result (sums of up to 48 products): sqrt(30) · 4e-7 = 2e-6 if they are independent, which is
+# what is seen (2.2e-6 at most), and 1.2e-5 for each of the two if they all pull one way.
+RELATIVE_BUDGET = 2e-5  # of the largest logit
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model's weights in a backend's hands."""
+
+    config: ModelConfig
+    backend: Backend
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one request: `start` of them are cached already. `blocks` hold the request's tokens in order."""
+
+    input_ids: NDArray[np.int32]
+    start: int
+    blocks: NDArray[np.int32]
+
+
+class Session:
+    """A model with a cache of its own, whose blocks are handed out in shuffled order."""
+
+    def __init__(self, loaded: Loaded, num_blocks: int = 64, seed: int = 0) -> None:
+        config = loaded.config
+        layers = [
+            loaded.backend.new_kv_layer(num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)
+        ]
+        forward = get_architecture(config.architecture).forward
+        self._forward: Callable[[ForwardBatch], NDArray[np.float32]] = loaded.backend.build_forward(
+            lambda ops, batch: forward(ops, config, loaded.weights, batch, layers)
+        )
+        self._free = np.random.default_rng(seed).permutation(num_blocks).astype(np.int32)
+
+    def take_blocks(self, num_tokens: int) -> NDArray[np.int32]:
+        """Blocks for a new request of that many tokens."""
+        count = -(-num_tokens // BLOCK_SIZE)
+        taken, self._free = self._free[:count], self._free[count:]
+        assert len(taken) == count
+        return taken
+
+    def run(self, chunks: Sequence[Chunk], logits_indices: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """One step: the logits of all rows, or of those asked for."""
+        lengths = [len(c.input_ids) for c in chunks]
+        positions = np.concatenate([np.arange(c.start, c.start + n) for c, n in zip(chunks, lengths, strict=True)])
+        tables = np.zeros((len(chunks), max(len(c.blocks) for c in chunks)), np.int32)
+        for table, chunk in zip(tables, chunks, strict=True):
+            table[: len(chunk.blocks)] = chunk.blocks
+        owner = np.repeat(np.arange(len(chunks)), lengths)
+        slots = tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+        rows = range(len(positions)) if logits_indices is None else logits_indices
+        batch = ForwardBatch(
+            input_ids=np.concatenate([c.input_ids for c in chunks]).astype(np.int32),
+            positions=positions.astype(np.int32),
+            logits_indices=np.array(rows, np.int32),
+            attention=AttentionMetadata(
+                cu_seqlens_q=np.cumsum([0, *lengths]).astype(np.int32),
+                seq_lens=np.array([c.start + n for c, n in zip(chunks, lengths, strict=True)], np.int32),
+                block_tables=tables,
+                slot_mapping=slots.astype(np.int32),
+                block_size=BLOCK_SIZE,
+            ),
+        )
+        return self._forward(batch)
+
+    def prefill(self, input_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """All logits [T, V] of one new request, in one step."""
+        return self.run([Chunk(input_ids, 0, self.take_blocks(len(input_ids)))])
+
+
+def load(path: Path, backend_name: str) -> Loaded:
+    backend = get_backend(backend_name)
+    with open_checkpoint(path) as checkpoint:
+        return Loaded(checkpoint.config, backend, {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()})
+
+
+def check_close(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    """Assert that logits agree within RELATIVE_BUDGET of the largest."""
+    assert actual.shape == expected.shape
+    error, limit = float(np.abs(actual - expected).max()), RELATIVE_BUDGET * float(np.abs(expected).max())
+    assert error <= limit, f"logits differ by {error:.3g}, limit {limit:.3g}"
