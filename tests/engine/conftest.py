@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pellucid.weights.gguf_writer import write_gguf
 
 from pellucid import LLM
 from pellucid.formats import encode_dense
+from pellucid.weights.gguf_writer import write_gguf
 
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS, CONTEXT = 32, 4, 2, 48, 2, 96
 SPECIAL = ["<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"]
@@ -31,7 +31,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     d = HIDDEN // HEADS
 
-    def random(*shape: int) -> np.ndarray:  # type: ignore[type-arg]
+    def random(*shape: int) -> np.ndarray:
         return rng.normal(0, 2 / shape[-1] ** 0.5, shape).astype(np.float32)
 
     arrays = {"token_embd.weight": random(len(tokens), HIDDEN), "output_norm.weight": np.ones(HIDDEN, np.float32)}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pellucid import LLM, SamplingParams
+from pellucid.engine.llm import Prompt
 from pellucid.errors import CapacityError, ConfigError, RequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -175,8 +176,9 @@ def test_bad_words_do_not_appear(tiny: LLM) -> None:
 
 
 def test_what_cannot_be_served_is_refused_and_nothing_runs(tiny: LLM) -> None:
+    prompts: list[Prompt] = ["ok", [65] * 200]
     with pytest.raises(RequestError, match=r"200 tokens.*at most 95"):
-        tiny.generate(["ok", [65] * 200], GREEDY)
+        tiny.generate(prompts, GREEDY)
     with pytest.raises(RequestError, match="token id 9999 is outside"):
         tiny.generate([[9999]], GREEDY)
     with pytest.raises(RequestError, match="empty"):

@@ -174,8 +174,8 @@ class LLM:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    listed = list(prompts)
-    return [listed] if listed and all(isinstance(p, int) for p in listed) else listed  # type: ignore[list-item]
+    ids = [p for p in prompts if isinstance(p, int)]
+    return [ids] if ids and len(ids) == len(prompts) else [p for p in prompts if not isinstance(p, int)]
 
 
 def _text_of(prompt: Prompt) -> str | None:

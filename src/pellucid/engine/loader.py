@@ -22,7 +22,7 @@ from .core import EngineCore
 from .memory import available_memory
 from .model_runner import ModelRunner
 
-__all__ = ["Engine", "build_engine"]
+__all__ = ["Engine", "build_engine", "plan_kv_cache"]
 
 _log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import ctypes
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -44,7 +45,7 @@ def main(models: Path) -> None:
         print(path)
 
 
-def continuations(path: Path) -> list[dict[str, object]]:
+def continuations(path: Path) -> list[dict[str, Any]]:
     model_params = llama_cpp.llama_model_default_params()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
     vocab = llama_cpp.llama_model_get_vocab(model)
@@ -53,7 +54,7 @@ def continuations(path: Path) -> list[dict[str, object]]:
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 512, 512, 512, 2, 2
     params.type_k = params.type_v = 0  # GGML_TYPE_F32
     params.flash_attn_type = 0  # disabled
-    found = []
+    found: list[dict[str, Any]] = []
     for prompt in PROMPTS:
         context = llama_cpp.llama_init_from_model(model, params)
         buffer = (llama_cpp.llama_token * 256)()
