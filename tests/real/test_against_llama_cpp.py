@@ -2,8 +2,9 @@
 
 llama.cpp multiplies quantized weights with activations that it rounds to 8 bits; the reference backend keeps them in float32. So logits
 differ by noise, and where two candidates lie closer together than that noise, either may win. The golden files hold llama.cpp's own logits
-at each step, which makes that a statement to be tested: the noise is measured over all candidates of all steps, and a choice may differ
-only where both engines saw less than four standard deviations of it between the two.
+at each step, which makes that a statement to be tested: the noise of a logit is measured over all candidates of all steps, and a choice
+may differ only where both engines saw less than four standard deviations of the noise of a difference, which is sqrt(2) times as large,
+between the two.
 """
 
 import json
@@ -18,8 +19,15 @@ from pellucid.measure.perplexity import measure_perplexity
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama_cpp"
 MODELS = ["smollm2-135m-instruct-q4_1", "gemma-3-270m-q4_k_m", "qwen2.5-coder-0.5b-q4"]
-# `llama-perplexity -m FILE -f wiki.test.raw --chunks 20` of llama-cpp-python 0.3.36, Final estimate
-PERPLEXITY = {"smollm2-135m-instruct-q4_1": 28.7572, "gemma-3-270m-q4_k_m": 19.0643, "qwen2.5-coder-0.5b-q4": 38.1012}
+# "Final estimate" of `llama-perplexity -f wiki.test.raw --chunks 20` of llama-cpp-python 0.3.36, for each model:
+# - `-m FILE`: activations in 8 bits, keys and values in float16, flash attention
+# - `-m FILE -ctk f32 -ctv f32 -fa off`: activations in 8 bits, the rest in float32
+# - the same, and FILE decoded by `llama-quantize --allow-requantize FILE F32`: float32 throughout, as the reference backend computes
+PERPLEXITY = {
+    "smollm2-135m-instruct-q4_1": (28.7572, 28.6978, 28.6245),
+    "gemma-3-270m-q4_k_m": (19.0643, 19.0048, 18.9504),
+    "qwen2.5-coder-0.5b-q4": (38.1012, 38.1276, 38.0932),
+}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -53,7 +61,7 @@ def test_greedy_continuations_are_llama_cpps_up_to_its_quantization_noise(model:
     noise = float(np.std(differences))
     print(f"{name}: {len(partings)} of {8 * 64} choices differ; noise of a logit {noise:.4f}; margins {partings}")
     assert noise < 0.5
-    assert all(max(ours, theirs) < 4 * noise for ours, theirs in partings), (noise, partings)
+    assert all(max(ours, theirs) < 4 * 2**0.5 * noise for ours, theirs in partings), (noise, partings)
     assert len(partings) <= 8 * 64 // 20
 
 
@@ -73,13 +81,17 @@ def test_greedy_generation_is_llama_cpps_until_a_choice_within_the_noise(model: 
             assert theirs in row and ours in top
             assert row[ours].logprob - row[theirs].logprob < 1.0 and top[theirs] - top[ours] < 1.0
     print(f"{name}: {agreed} of {8 * 64} tokens agree before the first parting of each prompt")
-    assert agreed >= 8 * 64 // 2
+    # With choices that part at some 2 % of the tokens, half of them come before the first parting; a broken cache parts at once.
+    assert agreed >= 8 * 64 // 4
 
 
 def test_perplexity_of_twenty_chunks_is_llama_perplexitys(model: tuple[str, LLM], data_dir: Path) -> None:
     name, llm = model
     text = (data_dir / "wikitext-2" / "wiki.test.raw").read_text(encoding="utf-8")
     *_, result = measure_perplexity(llm, text, max_chunks=20)
-    print(f"{name}: perplexity {result.perplexity:.4f}, llama-perplexity {PERPLEXITY[name]:.4f}")
+    as_shipped, float32_cache, float32_weights = PERPLEXITY[name]
+    print(f"{name}: perplexity {result.perplexity:.4f}; llama-perplexity {as_shipped}, {float32_cache}, {float32_weights}")
     assert (result.num_chunks, result.num_scored_tokens) == (20, 20 * 255)
-    assert abs(result.perplexity / PERPLEXITY[name] - 1) < 0.005
+    assert abs(result.perplexity / float32_weights - 1) < 0.0001  # the same arithmetic: the same figure
+    assert abs(result.perplexity / float32_cache - 1) < 0.005  # what 8-bit activations cost llama.cpp
+    assert abs(result.perplexity / as_shipped - 1) < 0.0075  # and a float16 cache besides: most for Gemma, 0.6 %
