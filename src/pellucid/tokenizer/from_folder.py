@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, UnsupportedError
 from .chat_template import ChatTemplate
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, library_errors
 from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
@@ -34,14 +34,9 @@ def from_folder(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as RustTokenizer
 
     file = path / "tokenizer.json"
-    try:
-        rust = RustTokenizer.from_str(_read(file, MAX_TOKENIZER_BYTES))
-    except FormatError:
-        raise
-    except BaseException as error:  # the library's own types; a panic of Rust is no Exception
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise FormatError(f"{file} is not a tokenizer: {str(error)[:200]}") from None
-        raise
+    source = _read(file, MAX_TOKENIZER_BYTES)
+    with library_errors(FormatError, f"{file} is not a tokenizer"):
+        rust = RustTokenizer.from_str(source)
     rust.no_truncation()
     rust.no_padding()
 
@@ -51,12 +46,10 @@ def from_folder(path: Path) -> Tokenizer:
     bos, eos = (_named_token(name, (config, generation, model), rust, path) for name in ("bos", "eos"))
     ends = _ids(generation.get("eos_token_id", model.get("eos_token_id")), path, "eos_token_id") | ({eos} if eos is not None else set())
     prefix, suffix = _around(rust)
-    if "add_bos_token" in config or "add_eos_token" in config:  # then they say it all
-        prefix = (bos,) if bos is not None and config.get("add_bos_token") is True else ()
-        suffix = (eos,) if eos is not None and config.get("add_eos_token") is True else ()
-    names = {
-        f"{name}_token": vocabulary.tokens[i] for name, i in (("bos", bos), ("eos", eos)) if i is not None and i < len(vocabulary.tokens)
-    }
+    if not prefix and bos is not None and config.get("add_bos_token") is True:  # DeepSeek's file leaves it to the config
+        prefix = (bos,)
+    ids = {"bos_token": bos, "eos_token": eos}
+    names = {name: vocabulary.tokens[i] for name, i in ids.items() if i is not None and i < len(vocabulary.tokens)}
     names |= {name: text for name in ("unk_token", "pad_token") if (text := _token_text(config.get(name))) is not None}
     return Tokenizer(
         vocabulary,

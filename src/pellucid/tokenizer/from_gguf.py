@@ -20,7 +20,7 @@ from ..errors import FormatError, UnsupportedError
 from .chat_template import ChatTemplate
 from .pretokenizers import get_pretokenizer
 from .sentencepiece import derive_merges
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, library_errors
 from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
@@ -132,12 +132,10 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> "toke
     from tokenizers import Tokenizer as RustTokenizer
 
     pre = get_pretokenizer(_string(metadata, "pre", "default"))
-    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     merges = _read_merges(metadata, vocabulary)
-    try:
+    with library_errors(FormatError, "tokenizer.ggml.merges does not fit tokenizer.ggml.tokens"):
         model = models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges)
-    except Exception as error:  # the library's own type; it names the pair that is not of two tokens, or makes none
-        raise FormatError(f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens: {error}") from None
     rust = RustTokenizer(model)
     rust.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -170,12 +168,13 @@ def _sentencepiece(metadata: Mapping[str, object], vocabulary: Vocabulary, space
         raise FormatError(f"tokenizer.ggml.scores has {len(scores)} entries; it must have a finite number for each token")
     pieces = vocabulary.ids_of(TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.UNDEFINED)
     merges = derive_merges([vocabulary.tokens[i] for i in pieces], scores[pieces])
-    ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
+    ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     unknown = _token_id(metadata, vocabulary, "unknown", "llama")
     if unknown is None and not all(f"<0x{byte:02X}>" in ids for byte in range(256)):
         raise FormatError("tokenizer.ggml.tokens has neither a token for each byte nor one for what is unknown; some text has no tokens")
     unk = None if unknown is None else vocabulary.tokens[unknown]
-    rust = RustTokenizer(models.BPE(vocab=ids, merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    with library_errors(FormatError, "tokenizer.ggml.tokens is not a vocabulary"):
+        rust = RustTokenizer(models.BPE(vocab=ids, merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
     steps = [normalizers.Prepend(" ")] if space_prefix else []
     rust.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     return rust

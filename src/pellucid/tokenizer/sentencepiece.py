@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 __all__ = ["derive_merges"]
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse mod 2⁶⁴
-_SLOT_BITS = 22  # of the table that sorts out most cuts before the search
+_SLOT_BITS = 22  # of the table of hashes: 16 slots for each token of the largest vocabularies
 
 
 def derive_merges(tokens: Sequence[str], scores: NDArray[np.float64]) -> list[tuple[str, str]]:
@@ -42,19 +42,27 @@ def derive_merges(tokens: Sequence[str], scores: NDArray[np.float64]) -> list[tu
     cuts = np.flatnonzero(place)  # a cut lies before each character but a token's first
     prefix = sums[cuts] - sums[starts[owner[cuts]]]
     suffix = (sums[ends[owner[cuts]]] - sums[cuts]) * inverses[place[cuts]]
-    seen = np.zeros(1 << _SLOT_BITS, np.bool_)
-    seen[_slot(whole)] = True
-    likely = np.flatnonzero(seen[_slot(prefix)] & seen[_slot(suffix)])
+    table = np.full(1 << _SLOT_BITS, -1, np.int32)
+    table[_slot(whole)] = np.arange(len(tokens))
+    likely = np.flatnonzero((table[_slot(prefix)] >= 0) & (table[_slot(suffix)] >= 0))
     cuts, prefix, suffix = cuts[likely], prefix[likely], suffix[likely]
 
-    order = np.argsort(whole)
-    left, right = (order[np.minimum(np.searchsorted(whole[order], half), len(order) - 1)] for half in (prefix, suffix))
+    left, right = _find(prefix, whole, table), _find(suffix, whole, table)
     real = (whole[left] == prefix) & (whole[right] == suffix)
     left, right, made = left[real], right[real], owner[cuts[real]]
 
     ranks = np.lexsort((-lengths[left], -lengths[made], -scores[made]))  # by score, then longest piece, then longest left part
     texts = np.array(tokens, object)
     return list(zip(texts[left[ranks]].tolist(), texts[right[ranks]].tolist(), strict=True))
+
+
+def _find(hashes: NDArray[np.uint64], whole: NDArray[np.uint64], table: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The token whose hash is each of `hashes`; any token where there is none. Most lie where the table says, the rest are searched."""
+    found = table[_slot(hashes)].astype(np.int64)
+    missed = np.flatnonzero(whole[found] != hashes)
+    order = np.argsort(whole)
+    found[missed] = order[np.minimum(np.searchsorted(whole, hashes[missed], sorter=order), len(order) - 1)]
+    return found
 
 
 def _powers(base: int, count: int) -> NDArray[np.uint64]:

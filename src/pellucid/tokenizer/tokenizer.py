@@ -10,11 +10,12 @@ text (Gemma's runs of newlines) are found either way.
 Text that is not Unicode (a lone surrogate) is refused, not replaced. Nothing here is changed by use: one Tokenizer serves all threads.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError, RequestError
+from ..errors import FormatError, PellucidError, RequestError
 from .vocabulary import TokenKind, Vocabulary, byte_letters
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from .chat_template import ChatTemplate
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "library_errors"]
 
 _log = logging.getLogger(__name__)
 
@@ -79,11 +80,13 @@ class Tokenizer:
             code = f"U+{ord(text[error.start]):04X}"
             raise RequestError(f"the text is not Unicode: it has the lone surrogate {code} at character {error.start}") from None
         if self._known_bytes is not None and (unknown := utf8.translate(None, self._known_bytes)):
-            _log.warning("left out of a text, because the model's vocabulary has no token for them: the bytes %s", set(unknown))
+            names = ", ".join(f"0x{byte:02X}" for byte in sorted(set(unknown)))
+            _log.warning("bytes of a text are left out, because the model's vocabulary has no token for them: %s", names)
         ids: list[int] = []
         if text:
             rust = self._trusting if parse_special else self._plain
-            ids = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids  # the batch call lets other threads run
+            with library_errors(RequestError, "the text cannot be cut into tokens"):
+                ids = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids  # the batch call lets other threads run
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -117,6 +120,17 @@ class Tokenizer:
         if self._chat_template is None:
             raise RequestError("the model has no chat template; it continues text, and cannot be given messages")
         return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_vars)
+
+
+@contextlib.contextmanager
+def library_errors(kind: type[PellucidError], what: str) -> Iterator[None]:
+    """Turn what the `tokenizers` library raises into `kind`: its exceptions have no types of their own, and its panics are none."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, PellucidError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise
+        raise kind(f"{what}: {str(error)[:200]}") from None
 
 
 def _without_special_tokens(rust: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
 from ..errors import FormatError
 
 __all__ = ["MAX_TOKENS", "TokenKind", "Vocabulary", "byte_letters"]
@@ -68,11 +70,15 @@ class Vocabulary:
             raise FormatError(f"a token of the vocabulary has {len(longest)} characters; it must have at most {MAX_TOKEN_CHARS}")
         if (total := sum(map(len, self.tokens))) > MAX_VOCABULARY_CHARS:
             raise FormatError(f"the tokens of the vocabulary have {total} characters; they must have at most {MAX_VOCABULARY_CHARS}")
+        try:
+            "".join(self.tokens).encode()
+        except UnicodeEncodeError:
+            raise FormatError("a token of the vocabulary is not Unicode text") from None
 
     def ids_of(self, *kinds: TokenKind) -> list[int]:
         """The tokens that are of one of `kinds`, in order."""
-        wanted = bytes(kinds)
-        return [token_id for token_id, kind in enumerate(self.kinds) if kind in wanted]
+        found: list[int] = np.flatnonzero(np.isin(np.frombuffer(self.kinds, np.uint8), kinds)).tolist()
+        return found
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; a control token's are its name's. None for an unused token."""
