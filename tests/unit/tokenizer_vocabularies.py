@@ -9,7 +9,30 @@ PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 LETTERS = {byte: chr(byte) for byte in PRINTABLE} | {
     byte: chr(0x100 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in PRINTABLE)
 }
-MERGES = "h e|l l|he ll|hell o|Ġ w|o r|Ġw or|l d|Ġwor ld|Ġ Ġ|ĠĠ ĠĠ|i n|' s|e r|c l|Ã ©|ð Ł|ðŁ ĺ|ðŁĺ Ģ|1 2|a b|ab ab".split("|")
+MERGES = [
+    "h e",
+    "l l",
+    "he ll",
+    "hell o",
+    "Ġ w",
+    "o r",
+    "Ġw or",
+    "l d",
+    "Ġwor ld",
+    "Ġ Ġ",
+    "ĠĠ ĠĠ",
+    "i n",
+    "' s",
+    "e r",
+    "c l",
+    "Ã ©",
+    "ð Ł",
+    "ðŁ ĺ",
+    "ðŁĺ Ģ",
+    "1 2",
+    "a b",
+    "ab ab",
+]
 CONTROLS = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -31,7 +54,30 @@ def byte_level(**changes: Any) -> dict[str, Any]:
     return changed(metadata, changes)
 
 
-PIECES = ["▁", "a", "b", "c", "e", "h", "l", "o", "é", "ab", "bc", "abc", "▁a", "▁ab", "ll", "lo", "he", "hell", "hello", "▁hello", "▁▁", "▁▁▁"]
+PIECES = [
+    "▁",
+    "a",
+    "b",
+    "c",
+    "e",
+    "h",
+    "l",
+    "o",
+    "é",
+    "ab",
+    "bc",
+    "abc",
+    "▁a",
+    "▁ab",
+    "ll",
+    "lo",
+    "he",
+    "hell",
+    "hello",
+    "▁hello",
+    "▁▁",
+    "▁▁▁",
+]
 
 
 def sentencepiece(pieces: list[str] | None = None, piece_scores: list[float] | None = None, **changes: Any) -> dict[str, Any]:
@@ -42,7 +88,9 @@ def sentencepiece(pieces: list[str] | None = None, piece_scores: list[float] | N
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(pieces), USER_DEFINED],
-        "tokenizer.ggml.scores": [0.0] * 259 + (piece_scores if piece_scores is not None else [-float(i) for i in range(len(pieces))]) + [-1000.0],
+        "tokenizer.ggml.scores": [0.0] * 259
+        + (piece_scores if piece_scores is not None else [-float(i) for i in range(len(pieces))])
+        + [-1000.0],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
