@@ -1,4 +1,6 @@
 // The Python face of the C++ code: the module pellucid._native. Only conversions live here; src/pellucid/_native.pyi types it.
+#include "bindings.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -8,6 +10,7 @@ namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
     m.doc() = "Pellucid's compiled part.";
+    pellucid::bind_native(m);
     m.def("cpu_architecture", &pellucid::cpu_architecture, "What this module was compiled for: x86_64, aarch64 or unknown.");
     m.def("cpu_name", &pellucid::cpu_name, "The maker's name of the CPU, or an empty string.");
     m.def(

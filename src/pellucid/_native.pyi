@@ -1,5 +1,69 @@
-"""Types of the compiled module; its source is csrc/bindings.cpp."""
+"""Types of the compiled module; its source is csrc/bindings.cpp and csrc/bindings_native.cpp."""
+
+import numpy as np
+from numpy.typing import NDArray
 
 def cpu_architecture() -> str: ...
 def cpu_name() -> str: ...
 def cpu_features() -> dict[str, bool]: ...
+def kernel_names() -> list[str]: ...
+
+class ThreadPool:
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class Weight:
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def ggml_type(self) -> int: ...
+    @property
+    def quantized(self) -> bool: ...
+
+class Vector:
+    def __init__(self, values: list[float]) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+class KVStore:
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+class Program:
+    def add(
+        self,
+        op: int,
+        inputs: list[int],
+        output: int,
+        weight: Weight | None,
+        vectors: list[Vector],
+        kv: KVStore | None,
+        ints: list[int],
+        floats: list[float],
+        barrier: bool,
+    ) -> None: ...
+    def run(
+        self,
+        input_ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        logits_indices: NDArray[np.int32],
+        cu_seqlens_q: NDArray[np.int32],
+        seq_lens: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        slot_mapping: NDArray[np.int32],
+        out: NDArray[np.float32],
+        seconds: NDArray[np.float32] | None = None,
+    ) -> None: ...
+    @property
+    def size(self) -> int: ...
+
+def load_weight(pool: ThreadPool, ggml_type: int, inputs: int, rows: NDArray[np.uint8]) -> Weight: ...
+def new_kv_store(chunks: int, kv_heads: int, head_dim: int, chunks_per_block: int) -> KVStore: ...
+def new_program(isa: str, pool: ThreadPool, buffers: list[tuple[int, int, bool, bool]], bytes_per_token: int, output: int) -> Program: ...

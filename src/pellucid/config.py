@@ -146,12 +146,15 @@ class EngineConfig:
         None  # bytes for the KV cache; None: enough for one request of max_model_len, at most a quarter of free memory
     )
     seed: int = 0  # from which requests without a seed of their own draw one
+    backend: str = "native"  # a key of backends.registry
+    threads: int | None = None  # of the native backend; None: as many as the CPUs that this process may use
+    isa: str | None = None  # the instruction set of the native backend's kernels; None: the best that the CPU has
 
     def __post_init__(self) -> None:
         for name, low in (("max_num_batched_tokens", 1), ("block_size", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}")
-        for name in ("max_model_len", "kv_cache_memory"):
+        for name in ("max_model_len", "kv_cache_memory", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")

@@ -74,7 +74,14 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", params=["native", "reference"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn: what the engine promises does not depend on it."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="session")
-def tiny(tiny_path: Path) -> LLM:
+def tiny(tiny_path: Path, backend: str) -> LLM:
     """The model, loaded once; each test leaves nothing in its queue."""
-    return LLM(tiny_path)
+    return LLM(tiny_path, backend=backend)

@@ -33,7 +33,7 @@ PERPLEXITY = {
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, real_model: Callable[[str], Path]) -> tuple[str, LLM]:
     """Each real model in turn; one is in memory at a time."""
-    return request.param, LLM(real_model(request.param), max_model_len=1024)
+    return request.param, LLM(real_model(request.param), backend="reference", max_model_len=1024)
 
 
 def test_greedy_continuations_are_llama_cpps_up_to_its_quantization_noise(model: tuple[str, LLM]) -> None:

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tokenizer": ("config", "errors"),
     "kv": ("config", "request", "errors"),
     "kv.storage": ("ops", "config", "errors"),
-    "backends": ("ops", "formats", "cpu", "config", "batch", "errors"),
+    "backends": ("ops", "formats", "cpu", "_native", "config", "batch", "errors"),
     "ops": ("formats", "config", "batch", "errors"),
     "formats": ("errors",),
     "cpu": ("_native", "errors"),
@@ -311,7 +311,7 @@ def test_nothing_is_guessed_by_attribute_evaluated_or_kept_in_globals() -> None:
 def test_the_map_of_the_house_has_a_phrase_for_every_file_and_no_other() -> None:
     rows = re.findall(r"^\| `([\w/]+\.\w+)` \| \S.*\|$", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.MULTILINE)
     files = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
-    files |= {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} | {"__init__.py"}
+    files |= {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")} | {"__init__.py"}
     assert sorted(rows) == sorted(files)
 
 

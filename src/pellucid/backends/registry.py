@@ -12,17 +12,25 @@ from ..ops.protocol import Backend
 __all__ = ["BACKENDS", "get_backend"]
 
 
-def _reference() -> Backend:
+def _native(isa: str | None, threads: int | None) -> Backend:
+    from .native.backend import NativeBackend
+
+    return NativeBackend(isa, threads)
+
+
+def _reference(isa: str | None, threads: int | None) -> Backend:
     from .reference.backend import ReferenceBackend
 
+    if isa is not None or threads is not None:
+        raise ConfigError("the reference backend computes with NumPy's BLAS; isa and threads are options of the native backend")
     return ReferenceBackend()
 
 
-BACKENDS: Mapping[str, Callable[[], Backend]] = MappingProxyType({"reference": _reference})
+BACKENDS: Mapping[str, Callable[[str | None, int | None], Backend]] = MappingProxyType({"native": _native, "reference": _reference})
 
 
-def get_backend(name: str) -> Backend:
+def get_backend(name: str, *, isa: str | None = None, threads: int | None = None) -> Backend:
     """Build the backend called `name`, with no weights and no caches yet."""
     if name not in BACKENDS:
         raise ConfigError(f"backend is {name!r}; it must be one of: {', '.join(sorted(BACKENDS))}")
-    return BACKENDS[name]()
+    return BACKENDS[name](isa, threads)

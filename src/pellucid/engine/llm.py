@@ -32,7 +32,9 @@ class LLM:
         self,
         model: str | Path,
         *,
-        backend: str = "reference",
+        backend: str = "native",
+        threads: int | None = None,
+        isa: str | None = None,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 512,
         block_size: int = 16,
@@ -52,9 +54,12 @@ class LLM:
             block_size=block_size,
             kv_cache_memory=kv_cache_memory,
             seed=seed,
+            backend=backend,
+            threads=threads,
+            isa=isa,
         )
         self.path = resolve_model(str(model), cache_dir=cache_dir, progress=progress)
-        engine = build_engine(self.path, self.config, backend)
+        engine = build_engine(self.path, self.config)
         self.model_config: ModelConfig = engine.model_config
         self.tokenizer: Tokenizer = engine.tokenizer
         self._core = engine.core

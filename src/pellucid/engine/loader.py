@@ -36,9 +36,9 @@ class Engine:
     core: EngineCore
 
 
-def build_engine(path: Path, config: EngineConfig, backend_name: str) -> Engine:
+def build_engine(path: Path, config: EngineConfig) -> Engine:
     """Load the model at `path`. Raises a PellucidError that says what is wrong, before memory is taken where that can be known."""
-    backend = get_backend(backend_name)
+    backend = get_backend(config.backend, isa=config.isa, threads=config.threads)
     with open_checkpoint(path) as checkpoint:
         model_config = checkpoint.config
         weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())

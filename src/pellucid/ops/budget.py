@@ -10,7 +10,8 @@ An op may magnify the rounding of what it is given, as the softmax does with lar
 
 A backend that quantizes activations to int8 before it multiplies quantized weights makes an error of another kind. With blocks of 32
 numbers it is about 3e-5 of the output's power for inputs that are normally distributed, so that product is held to
-NMSE = Σ (actual - exact)² / Σ exact² <= 1e-4 instead, as ggml's test-backend-ops does.
+NMSE = Σ (actual - exact)² / Σ exact² <= 1e-4 · (1 + 4 / sqrt(n)) instead, since the NMSE of few outputs n scatters (ggml's
+test-backend-ops allows 5e-4).
 """
 
 from dataclasses import dataclass
@@ -66,4 +67,4 @@ def nmse(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
 
 def check_int8_activations(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> Verdict:
     """Hold a product of quantized weights with int8 activations to its NMSE."""
-    return Verdict(nmse(actual, exact), INT8_ACTIVATIONS_NMSE)
+    return Verdict(nmse(actual, exact), INT8_ACTIVATIONS_NMSE * (1 + 4 / max(1, exact.size) ** 0.5))

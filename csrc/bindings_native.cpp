@@ -1,0 +1,145 @@
+// The Python face of the native backend: weights, caches and programs as objects, a step as one call. Conversions and checks only.
+//
+// Everything that a kernel trusts is checked here: shapes, formats, indices of buffers. A program is built by our own capture.py, but a
+// wrong list must raise an exception and not read beyond an array.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "bindings.h"
+#include "program.h"
+
+namespace nb = nanobind;
+
+namespace pellucid {
+namespace {
+
+using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char *what) {
+    if (!condition) throw std::invalid_argument(what);
+}
+
+int dense_bytes(Format format) { return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0; }
+
+std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inputs, Rows rows) {
+    const Format format = static_cast<Format>(ggml_type);
+    const TileFormat tiles = tile_format(format);
+    const int element = dense_bytes(format);
+    require(element || tiles.bits, "no kernel knows this block format");
+    const size_t block = element ? 1 : static_cast<size_t>(tiles.file_inputs);
+    require(inputs > 0 && inputs % block == 0, "a row is not a whole number of blocks");
+    const size_t row_bytes = element ? inputs * static_cast<size_t>(element) : inputs / block * static_cast<size_t>(tiles.file_bytes);
+    require(rows.shape(1) == row_bytes, "a row has the wrong number of bytes");
+    const size_t outputs = rows.shape(0), row_tiles = (outputs + kTileRows - 1) / kTileRows;
+    const size_t bytes = row_tiles * (element ? inputs * kTileRows * static_cast<size_t>(element) : tiles.row_tile_bytes(inputs));
+    auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
+    const uint8_t *file = rows.data();
+    nb::gil_scoped_release release;
+    weight->tiles = allocate(bytes);
+    pool.run([&](size_t thread) {  // each thread writes, and so places in memory near it, what it will read
+        const size_t first = row_tiles * thread / pool.size(), last = row_tiles * (thread + 1) / pool.size();
+        if (element)
+            repack_dense(element, file, outputs, inputs, weight->tiles.get(), first, last);
+        else
+            repack(format, file, outputs, inputs, weight->tiles.get(), first, last);
+    });
+    return weight;
+}
+
+std::shared_ptr<KVStore> new_kv_store(size_t chunks, int kv_heads, int head_dim, int chunks_per_block) {
+    require(chunks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0, "a cache has no size");
+    const size_t bytes = chunks * static_cast<size_t>(kv_heads) * static_cast<size_t>(head_dim) * kChunk * sizeof(uint16_t);
+    return std::make_shared<KVStore>(KVStore{chunks, kv_heads, head_dim, chunks_per_block, allocate(bytes), allocate(bytes)});
+}
+
+const Kernels *kernels_by_name(const std::string &isa) {
+    for (const Kernels *k : {kernels_avx512(), kernels_avx2(), kernels_portable()})
+        if (k != nullptr && isa == k->name) return k;
+    throw std::invalid_argument("this build has no kernels of that name");
+}
+
+std::shared_ptr<Program> new_program(const std::string &isa, std::shared_ptr<ThreadPool> pool,
+                                     const std::vector<std::tuple<size_t, size_t, bool, bool>> &buffers, size_t bytes_per_token,
+                                     int output) {
+    std::vector<Buffer> planned;
+    for (auto [offset, width, quantized, logits_rows] : buffers) planned.push_back({offset, width, quantized, logits_rows});
+    require(output >= 0 && static_cast<size_t>(output) < planned.size(), "the output is not a buffer");
+    return std::make_shared<Program>(kernels_by_name(isa), std::move(pool), std::move(planned), bytes_per_token, output);
+}
+
+void add_entry(Program &program, int op, std::vector<int> in, int out, std::shared_ptr<Weight> weight,
+               std::vector<std::shared_ptr<Vector>> vectors, std::shared_ptr<KVStore> kv, std::vector<int> ints, std::vector<double> floats,
+               bool barrier) {
+    require(op >= 0 && op <= static_cast<int>(Op::TakeRows), "no such op");
+    program.add({static_cast<Op>(op), std::move(in), out, std::move(weight), std::move(vectors), std::move(kv), std::move(ints),
+                 std::move(floats), barrier});
+}
+
+void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints cu_seqlens_q, Ints seq_lens, Table block_tables,
+         Ints slot_mapping, Logits out, std::optional<Floats> seconds) {
+    const size_t tokens = input_ids.shape(0), requests = seq_lens.shape(0);
+    require(tokens > 0 && positions.shape(0) == tokens && slot_mapping.shape(0) == tokens, "arrays of one batch differ in length");
+    require(cu_seqlens_q.shape(0) == requests + 1 && block_tables.shape(0) == requests, "arrays of one batch differ in length");
+    const Buffer &output = program.output();
+    require(out.shape(0) == (output.logits_rows ? logits_indices.shape(0) : tokens) && out.shape(1) == output.width,
+            "the output has the wrong shape");
+    const Batch batch{input_ids.data(),        positions.data(),
+                      logits_indices.data(),   cu_seqlens_q.data(),
+                      seq_lens.data(),         block_tables.data(),
+                      slot_mapping.data(),     tokens,
+                      logits_indices.shape(0), requests,
+                      block_tables.shape(1)};
+    std::vector<double> times(seconds ? program.size() : 0);
+    {
+        nb::gil_scoped_release release;
+        program.run(batch, out.data(), seconds ? times.data() : nullptr);
+    }
+    if (seconds) {
+        require(seconds->shape(0) == program.size(), "there is not one time for each entry");
+        for (size_t i = 0; i < times.size(); i++) seconds->data()[i] += static_cast<float>(times[i]);
+    }
+}
+
+}  // namespace
+
+void bind_native(nb::module_ &m) {
+    nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<size_t>()).def_prop_ro("size", &ThreadPool::size);
+    nb::class_<Weight>(m, "Weight")
+        .def_ro("outputs", &Weight::outputs)
+        .def_ro("inputs", &Weight::inputs)
+        .def_ro("nbytes", &Weight::bytes)
+        .def_prop_ro("ggml_type", [](const Weight &w) { return static_cast<int>(w.format); })
+        .def_prop_ro("quantized", [](const Weight &w) { return dense_bytes(w.format) == 0; });
+    nb::class_<Vector>(m, "Vector")
+        .def("__init__", [](Vector *self, std::vector<float> values) { new (self) Vector{std::move(values)}; })
+        .def_prop_ro("size", [](const Vector &v) { return v.values.size(); });
+    nb::class_<KVStore>(m, "KVStore").def_ro("kv_heads", &KVStore::kv_heads).def_ro("head_dim", &KVStore::head_dim);
+    nb::class_<Program>(m, "Program")
+        .def("add", &add_entry, nb::arg("op"), nb::arg("inputs"), nb::arg("output"), nb::arg("weight").none(), nb::arg("vectors"),
+             nb::arg("kv").none(), nb::arg("ints"), nb::arg("floats"), nb::arg("barrier"))
+        .def("run", &run, nb::arg("input_ids"), nb::arg("positions"), nb::arg("logits_indices"), nb::arg("cu_seqlens_q"),
+             nb::arg("seq_lens"), nb::arg("block_tables"), nb::arg("slot_mapping"), nb::arg("out"), nb::arg("seconds") = nb::none())
+        .def_prop_ro("size", &Program::size);
+    m.def("load_weight", &load_weight);
+    m.def("new_kv_store", &new_kv_store);
+    m.def("new_program", &new_program);
+    m.def("kernel_names", [] {
+        std::vector<std::string> names;
+        for (const Kernels *k : {kernels_avx512(), kernels_avx2(), kernels_portable()})
+            if (k != nullptr) names.emplace_back(k->name);
+        return names;
+    });
+}
+
+}  // namespace pellucid

@@ -1,0 +1,83 @@
+// The kernels, as a table of functions: one table per instruction set, all compiled from kernels/*.inc, one chosen when the program starts.
+//
+// One idea: a kernel computes a share of an op (row tiles first … last - 1, or tokens first … last - 1), and no share depends on another:
+// so threads divide the work by outputs, never by the inputs that are summed. Every output element is computed by one fixed sequence of
+// operations, whatever the number of tokens in the batch: one token gives the same bits alone and among five hundred.
+//
+// Letters: T tokens, K inputs, N outputs, H query heads, KH key/value heads, D head_dim. All sizes are elements unless said otherwise.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tile.h"
+
+namespace pellucid {
+
+// Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. `sums` are those of q over each 16 inputs.
+struct Quantized {
+    int8_t *q;      // [T, K]
+    float *scales;  // [T, K / 32]
+    int32_t *sums;  // [T, K / 16]
+};
+
+struct LinearArgs {
+    Format format;
+    const uint8_t *tiles;
+    size_t outputs, inputs;
+    const float *bias;  // [N] or null
+    const float *x;     // [T, K]: what dense weights multiply
+    Quantized a;        // what quantized weights multiply
+    size_t tokens;
+    float *y;          // [T, N]
+    uint8_t *scratch;  // of this thread: scratch_bytes(inputs)
+};
+
+// Room for one row tile, decoded: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and 32 inputs.
+constexpr size_t scratch_bytes(size_t inputs) { return inputs * kTileRows + inputs / kTileInputs * 4 * kTileRows * sizeof(float) + 64; }
+
+// Keys and values in chunks of 16 tokens, in float16: k [chunks, KH, D, 16], so that a vector is one dimension of 16 tokens and scores need
+// no sums across lanes; v [chunks, KH, 16, D], so that a vector is 16 dimensions of one token. A KV block is one or more chunks.
+constexpr int kChunk = 16;
+
+struct AttentionArgs {
+    const float *q;  // [T, H, D]
+    const uint16_t *k, *v;
+    const int32_t *cu_seqlens_q, *seq_lens, *block_tables;  // [R + 1], [R], [R, table_width]
+    size_t requests, table_width;
+    int heads, kv_heads, head_dim, chunks_per_block;
+    float scale, softcap;  // softcap 0: none
+    int window;            // 0: none
+    float *out;            // [T, H, D]
+    float *partials;       // for attention_partials
+};
+
+struct Kernels {
+    const char *name;
+    void (*quantize)(const float *x, size_t inputs, Quantized a, size_t first, size_t last);  // tokens first … last - 1
+    void (*linear)(const LinearArgs &args, size_t first, size_t last);                        // row tiles
+    void (*rms_norm)(const float *x, const float *weight, float eps, size_t width, float *y, size_t first, size_t last);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float eps, size_t width, float *y, size_t first,
+                       size_t last);
+    void (*add)(const float *x, const float *y, float *out, size_t count);
+    void (*silu_mul)(const float *gate, const float *up, float *out, size_t count);
+    void (*gelu_mul)(const float *gate, const float *up, float *out, size_t count);  // up may be null: gelu
+    void (*softcap)(const float *x, float cap, float *out, size_t count);
+    void (*rope)(const float *x, const float *cos, const float *sin, int heads, int head_dim, int rotary_dim, float *out, size_t first,
+                 size_t last);
+    void (*kv_write)(const float *k, const float *v, const int32_t *slots, int kv_heads, int head_dim, uint16_t *kc, uint16_t *vc,
+                     size_t first, size_t last);
+    void (*attention)(const AttentionArgs &args, float *scratch, size_t thread, size_t threads);  // every threads-th unit of work
+    size_t (*attention_scratch)(int head_dim);                                                    // floats, per thread
+    // The same in two steps with a barrier between them, where that divides the work better: floats needed for `partials`, or 0.
+    size_t (*attention_partials_size)(const AttentionArgs &args, size_t tokens, size_t threads);
+    void (*attention_partials)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);
+    void (*attention_merge)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);
+};
+
+// The tables this build has, the best first; null-terminated names for `--isa`.
+const Kernels *kernels_avx512();
+const Kernels *kernels_avx2();
+const Kernels *kernels_portable();
+
+}  // namespace pellucid

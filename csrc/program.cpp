@@ -1,0 +1,237 @@
+// Replays a captured program: which share of each entry is a thread's, and the checks of a batch's indices before anything is touched.
+#include "program.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace pellucid {
+namespace {
+
+constexpr size_t kSlack = 16384;  // kernels prefetch, and never read, so far beyond a matrix
+
+struct Share {
+    size_t first, last;
+};
+
+// The rows that an Embed looks up: tokens, or positions where they are learned.
+const int32_t *ids(const Entry &e, const Batch &batch) { return e.ints[0] ? batch.positions : batch.input_ids; }
+
+void require_below(const int32_t *values, size_t count, size_t limit, const char *what) {
+    for (size_t i = 0; i < count; i++)
+        if (values[i] < 0 || static_cast<size_t>(values[i]) >= limit)
+            throw std::out_of_range(std::string(what) + " " + std::to_string(values[i]) + " is not below " + std::to_string(limit));
+}
+
+Share share(size_t count, size_t thread, size_t threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
+
+}  // namespace
+
+void FreeDeleter::operator()(void *p) const { std::free(p); }
+
+Memory allocate(size_t bytes) {
+    constexpr size_t huge = size_t{2} << 20;
+    const size_t alignment = bytes >= huge ? huge : 64;
+    const size_t size = (bytes + kSlack + alignment - 1) / alignment * alignment;
+    void *p = std::aligned_alloc(alignment, size);
+    if (p == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (alignment == huge) madvise(p, size, MADV_HUGEPAGE);
+#endif
+    std::memset(p, 0, size);
+    return Memory(static_cast<uint8_t *>(p));
+}
+
+void Program::add(Entry entry) {
+    size_t bytes = 0;
+    if (entry.op == Op::Linear) bytes = scratch_bytes(entry.weight->inputs);
+    if (entry.op == Op::Attention) bytes = kernels_->attention_scratch(entry.ints[1]) * sizeof(float);
+    scratch_bytes_ = std::max(scratch_bytes_, bytes);
+    entries_.push_back(std::move(entry));
+}
+
+float *Program::floats(int buffer, float *out) const {
+    if (buffer == output_) return out;
+    return reinterpret_cast<float *>(arena_.get() + buffers_[static_cast<size_t>(buffer)].offset * capacity_);
+}
+
+Quantized Program::quantized(int buffer) const {
+    const Buffer &b = buffers_[static_cast<size_t>(buffer)];
+    uint8_t *p = arena_.get() + b.offset * capacity_;
+    const size_t codes = b.width * capacity_, scales = b.width / kTileInputs * sizeof(float) * capacity_;
+    return {reinterpret_cast<int8_t *>(p), reinterpret_cast<float *>(p + codes), reinterpret_cast<int32_t *>(p + codes + scales)};
+}
+
+void Program::check(const Batch &batch) const {
+    require_below(batch.logits_indices, batch.logits, batch.tokens, "logits index");
+    size_t tokens = 0;
+    for (size_t r = 0; r < batch.requests; r++) {
+        const int32_t queries = batch.cu_seqlens_q[r + 1] - batch.cu_seqlens_q[r];
+        if (queries < 0 || batch.seq_lens[r] < queries) throw std::out_of_range("a request has more new tokens than tokens");
+        tokens += static_cast<size_t>(queries);
+    }
+    if (batch.cu_seqlens_q[0] != 0 || tokens != batch.tokens)
+        throw std::out_of_range("cu_seqlens_q does not add up to the tokens of the batch");
+    for (const Entry &e : entries_) {
+        if (e.op == Op::Embed) require_below(ids(e, batch), batch.tokens, e.weight->outputs, "row");
+        if (e.op == Op::KvWrite) require_below(batch.slot_mapping, batch.tokens, e.kv->chunks * kChunk, "slot");
+        if (e.op != Op::Attention) continue;
+        const size_t block_size = static_cast<size_t>(e.kv->chunks_per_block) * kChunk;
+        for (size_t r = 0; r < batch.requests; r++) {
+            const size_t blocks = (static_cast<size_t>(batch.seq_lens[r]) + block_size - 1) / block_size;
+            if (blocks > batch.table_width) throw std::out_of_range("a block table is shorter than its request");
+            require_below(batch.block_tables + r * batch.table_width, blocks, e.kv->chunks / static_cast<size_t>(e.kv->chunks_per_block),
+                          "block");
+        }
+    }
+}
+
+void Program::run(const Batch &batch, float *out, double *seconds) {
+    check(batch);
+    if (batch.tokens > capacity_) {
+        capacity_ = (batch.tokens + 15) / 16 * 16;  // so that every buffer begins at a multiple of 64 bytes
+        arena_ = allocate(bytes_per_token_ * capacity_);
+    }
+    while (scratch_.size() < pool_->size()) scratch_.push_back(allocate(scratch_bytes_));
+    using Clock = std::chrono::steady_clock;
+    pool_->run([&](size_t thread) {
+        for (size_t i = 0; i < entries_.size(); i++) {
+            if (seconds != nullptr) {
+                pool_->barrier();
+                const auto start = Clock::now();
+                execute(entries_[i], batch, out, thread);
+                pool_->barrier();
+                if (thread == 0) seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
+                continue;
+            }
+            if (entries_[i].barrier) pool_->barrier();
+            execute(entries_[i], batch, out, thread);
+        }
+    });
+}
+
+void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thread) {
+    const size_t threads = pool_->size();
+    const bool writes = e.out >= 0;
+    const Buffer *to = writes ? &buffers_[static_cast<size_t>(e.out)] : nullptr;
+    const size_t rows = writes && to->logits_rows ? batch.logits : batch.tokens;
+    const auto [first, last] = share(rows, thread, threads);  // of ops that treat each token on its own
+    float *y = writes && !to->quantized ? floats(e.out, out) : nullptr;
+    const auto x = [&](size_t i) { return floats(e.in[i], out); };
+    const auto vector = [&](size_t i) { return i < e.vectors.size() && e.vectors[i] ? e.vectors[i]->values.data() : nullptr; };
+
+    switch (e.op) {
+        case Op::Embed:
+            for (size_t t = first; t < last; t++)
+                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids(e, batch)[t]), e.weight->inputs, static_cast<float>(e.floats[0]),
+                           y + t * to->width);
+            break;
+        case Op::Quantize:
+            kernels_->quantize(x(0), to->width, quantized(e.out), first, last);
+            break;
+        case Op::Linear: {
+            const bool packed = buffers_[static_cast<size_t>(e.in[0])].quantized;
+            LinearArgs args{e.weight->format,
+                            e.weight->tiles.get(),
+                            e.weight->outputs,
+                            e.weight->inputs,
+                            vector(0),
+                            packed ? nullptr : x(0),
+                            packed ? quantized(e.in[0]) : Quantized{},
+                            rows,
+                            y,
+                            scratch_[thread].get()};
+            const auto [from, until] = share((e.weight->outputs + kTileRows - 1) / kTileRows, thread, threads);
+            kernels_->linear(args, from, until);
+            break;
+        }
+        case Op::RmsNorm:
+        case Op::LayerNorm: {
+            const size_t width = static_cast<size_t>(e.ints[0]), parts = to->width / width;
+            if (e.op == Op::RmsNorm)
+                kernels_->rms_norm(x(0), vector(0), static_cast<float>(e.floats[0]), width, y, first * parts, last * parts);
+            else
+                kernels_->layer_norm(x(0), vector(0), vector(1), static_cast<float>(e.floats[0]), width, y, first * parts, last * parts);
+            break;
+        }
+        case Op::Add:
+            kernels_->add(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width, (last - first) * to->width);
+            break;
+        case Op::SiluMul:
+            kernels_->silu_mul(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width, (last - first) * to->width);
+            break;
+        case Op::GeluMul:
+            kernels_->gelu_mul(x(0) + first * to->width, e.in.size() > 1 ? x(1) + first * to->width : nullptr, y + first * to->width,
+                               (last - first) * to->width);
+            break;
+        case Op::Softcap:
+            kernels_->softcap(x(0) + first * to->width, static_cast<float>(e.floats[0]), y + first * to->width, (last - first) * to->width);
+            break;
+        case Op::RopeAngles: {  // in float64: at position 100,000 a float32 angle is off by a hundredth
+            const size_t half = e.floats.size() - 1;
+            float *sines = y + half * capacity_;
+            for (size_t t = first; t < last; t++)
+                for (size_t i = 0; i < half; i++) {
+                    const double angle = static_cast<double>(batch.positions[t]) * e.floats[1 + i];
+                    y[t * half + i] = static_cast<float>(std::cos(angle) * e.floats[0]);
+                    sines[t * half + i] = static_cast<float>(std::sin(angle) * e.floats[0]);
+                }
+            break;
+        }
+        case Op::Rope: {
+            const size_t half = buffers_[static_cast<size_t>(e.in[1])].width / 2;
+            kernels_->rope(x(0), x(1), x(1) + half * capacity_, e.ints[0], e.ints[1], static_cast<int>(2 * half), y, first, last);
+            break;
+        }
+        case Op::KvWrite:
+            kernels_->kv_write(x(0), x(1), batch.slot_mapping, e.kv->kv_heads, e.kv->head_dim, reinterpret_cast<uint16_t *>(e.kv->k.get()),
+                               reinterpret_cast<uint16_t *>(e.kv->v.get()), first, last);
+            break;
+        case Op::Attention: {
+            AttentionArgs args{x(0),
+                               reinterpret_cast<const uint16_t *>(e.kv->k.get()),
+                               reinterpret_cast<const uint16_t *>(e.kv->v.get()),
+                               batch.cu_seqlens_q,
+                               batch.seq_lens,
+                               batch.block_tables,
+                               batch.requests,
+                               batch.table_width,
+                               e.ints[0],
+                               e.kv->kv_heads,
+                               e.kv->head_dim,
+                               e.kv->chunks_per_block,
+                               static_cast<float>(e.floats[0]),
+                               static_cast<float>(e.floats[1]),
+                               e.ints[2],
+                               y,
+                               nullptr};
+            float *scratch = reinterpret_cast<float *>(scratch_[thread].get());
+            const size_t size = kernels_->attention_partials_size(args, batch.tokens, threads);
+            if (size == 0) {
+                kernels_->attention(args, scratch, thread, threads);
+                break;
+            }
+            if (thread == 0 && size > partials_.size()) partials_.resize(size);
+            pool_->barrier();
+            args.partials = partials_.data();
+            const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) * static_cast<size_t>(e.kv->head_dim + 2));
+            kernels_->attention_partials(args, scratch, splits, thread, threads);
+            pool_->barrier();
+            kernels_->attention_merge(args, scratch, splits, thread, threads);
+            break;
+        }
+        case Op::TakeRows:
+            for (size_t r = first; r < last; r++)
+                std::memcpy(y + r * to->width, x(0) + static_cast<size_t>(batch.logits_indices[r]) * to->width, to->width * sizeof(float));
+            break;
+    }
+}
+
+}  // namespace pellucid

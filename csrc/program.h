@@ -1,0 +1,118 @@
+// A captured forward pass: a flat list of kernel calls over planned buffers, with the number of tokens left open, replayed in one call.
+//
+// One idea: between two kernels of a small model there is less than a microsecond of work worth doing, and none of it is Python's. The list
+// is made once (src/pellucid/backends/native/capture.py) and says where a barrier is needed; here it is only run.
+//
+// A buffer is `width` float32 per token, or activations quantized to 8 bits (kernels.h, Quantized). Buffers lie in one arena, in units of
+// bytes per token: so one plan serves every batch size.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+#include "thread_pool.h"
+
+namespace pellucid {
+
+struct FreeDeleter {
+    void operator()(void *p) const;
+};
+using Memory = std::unique_ptr<uint8_t, FreeDeleter>;
+
+// Zeroed, aligned to 64 bytes (2 MiB where it is large, with a hint for huge pages), and with room behind it for loads that run ahead.
+Memory allocate(size_t bytes);
+
+struct Weight {  // a matrix in tiles
+    Format format;
+    size_t outputs, inputs, bytes;
+    Memory tiles;
+};
+
+struct Vector {  // a norm's weight, a bias, rotary frequencies
+    std::vector<float> values;
+};
+
+struct KVStore {  // one layer's keys and values
+    size_t chunks;
+    int kv_heads, head_dim, chunks_per_block;
+    Memory k, v;
+};
+
+enum class Op : int {
+    Embed,       // out = rows of weight at input_ids (i[0] = 0) or at positions (1), times f[0]
+    Quantize,    // out (quantized) = in[0]
+    Linear,      // out = in[0] · weightᵀ + vector[0]
+    RmsNorm,     // out = norm(in[0]) · vector[0], eps f[0], over rows of i[0]
+    LayerNorm,   // the same with vector[1] added
+    Add,         // out = in[0] + in[1]
+    SiluMul,     // out = silu(in[0]) · in[1]
+    GeluMul,     // out = gelu(in[0]) · in[1], or gelu(in[0]) alone
+    Softcap,     // out = f[0] · tanh(in[0] / f[0])
+    RopeAngles,  // out = cos and sin of positions times f[1 …], times f[0]
+    Rope,        // out = in[0] turned by the angles in[1]; i = heads, head_dim
+    KvWrite,     // store in[0], in[1] in the cache
+    Attention,   // out = attention of in[0]; i = heads, head_dim, window; f = scale, softcap
+    TakeRows,    // out = rows of in[0] at logits_indices
+};
+
+struct Buffer {
+    size_t offset;  // bytes per token before it in the arena
+    size_t width;   // elements
+    bool quantized;
+    bool logits_rows;  // one row per wanted logit, not per token
+};
+
+struct Entry {
+    Op op;
+    std::vector<int> in;
+    int out;
+    std::shared_ptr<Weight> weight;
+    std::vector<std::shared_ptr<Vector>> vectors;
+    std::shared_ptr<KVStore> kv;
+    std::vector<int> ints;
+    std::vector<double> floats;
+    bool barrier;  // something that this entry touches was touched by other threads since the last barrier
+};
+
+struct Batch {
+    const int32_t *input_ids, *positions, *logits_indices, *cu_seqlens_q, *seq_lens, *block_tables, *slot_mapping;
+    size_t tokens, logits, requests, table_width;
+};
+
+class Program {
+  public:
+    Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output)
+        : kernels_(kernels), pool_(std::move(pool)), buffers_(std::move(buffers)), bytes_per_token_(bytes_per_token), output_(output) {}
+
+    void add(Entry entry);
+
+    // Run the list; the output buffer is `out`. Throws std::out_of_range, having run nothing, where an index of the batch is. With
+    // `seconds` (one per entry) a barrier follows each entry, and its time is added up.
+    void run(const Batch &batch, float *out, double *seconds = nullptr);
+
+    size_t size() const { return entries_.size(); }
+    const Buffer &output() const { return buffers_[static_cast<size_t>(output_)]; }
+
+  private:
+    void check(const Batch &batch) const;
+    void execute(const Entry &entry, const Batch &batch, float *out, size_t thread);
+    float *floats(int buffer, float *out) const;
+    Quantized quantized(int buffer) const;
+
+    const Kernels *kernels_;
+    std::shared_ptr<ThreadPool> pool_;
+    std::vector<Buffer> buffers_;
+    size_t bytes_per_token_;
+    int output_;  // the buffer that is the result: it lies in the caller's memory
+    std::vector<Entry> entries_;
+    size_t capacity_ = 0;  // tokens the arena has room for
+    size_t scratch_bytes_ = 0;
+    Memory arena_;
+    std::vector<Memory> scratch_;  // one per thread
+    std::vector<float> partials_;  // of attention that is divided by splits
+};
+
+}  // namespace pellucid

@@ -1,0 +1,196 @@
+// From the blocks of a GGUF file to the tiles of tile.h: the bits move, no value changes.
+//
+// Each row's 32 inputs are read as 32 plain codes and their scales (read_*), and 16 rows of them are written as planes (write_tile). The
+// layouts of the blocks are drawn in src/pellucid/formats; the names of their fields are the same here.
+#include <cstring>
+
+#include "tile.h"
+
+namespace pellucid {
+namespace {
+
+struct RowTile {  // one row, 32 inputs
+    uint8_t codes[kTileInputs];
+    uint16_t d, m;  // float16: of the tile where Scale::F16, else of the super-block
+    uint8_t scale[2], min[2];
+};
+
+void read_nibbles(const uint8_t *qs, uint8_t *codes) {  // low nibbles: inputs 0–15, high: 16–31
+    for (int i = 0; i < 16; i++) {
+        codes[i] = qs[i] & 15;
+        codes[i + 16] = qs[i] >> 4;
+    }
+}
+
+uint16_t read_u16(const uint8_t *p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
+
+// 32-input blocks: d [m] [qh] qs
+void read_legacy(const TileFormat &f, const uint8_t *block, RowTile &out) {
+    out.d = read_u16(block);
+    const uint8_t *p = block + 2;
+    if (f.has_min) {
+        out.m = read_u16(p);
+        p += 2;
+    }
+    if (f.bits == 8) {
+        for (int i = 0; i < 32; i++) out.codes[i] = p[i] ^ 0x80;  // signed -> offset 128
+        return;
+    }
+    const uint8_t *qh = p;
+    if (f.bits == 5) p += 4;
+    read_nibbles(p, out.codes);
+    if (f.bits == 5)
+        for (int i = 0; i < 32; i++) out.codes[i] |= static_cast<uint8_t>((qh[i / 8] >> (i % 8) & 1) << 4);
+}
+
+// The 6-bit scales and minima of Q4_K and Q5_K: 8 of each in 12 bytes.
+void read_scales_k4(const uint8_t *s, int j, uint8_t &scale, uint8_t &min) {
+    if (j < 4) {
+        scale = s[j] & 63;
+        min = s[j + 4] & 63;
+    } else {
+        scale = static_cast<uint8_t>((s[j + 4] & 15) | (s[j - 4] >> 6) << 4);
+        min = static_cast<uint8_t>((s[j + 4] >> 4) | (s[j] >> 6) << 4);
+    }
+}
+
+// Tile j (of 8) of a super-block of 256 inputs.
+void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) {
+    const int half = j / 4, quarter = j % 4;  // codes of 2 bits interleave the four quarters of 128 inputs
+    switch (f.format) {
+        case Format::Q2_K: {  // scales[16] qs[64] d dmin
+            out.d = read_u16(block + 80);
+            out.m = read_u16(block + 82);
+            for (int i = 0; i < 32; i++) out.codes[i] = block[16 + 32 * half + i] >> (2 * quarter) & 3;
+            for (int g = 0; g < 2; g++) {
+                out.scale[g] = block[2 * j + g] & 15;
+                out.min[g] = block[2 * j + g] >> 4;
+            }
+            break;
+        }
+        case Format::Q3_K: {  // hmask[32] qs[64] scales[12] d
+            out.d = read_u16(block + 108);
+            for (int i = 0; i < 32; i++)
+                out.codes[i] = static_cast<uint8_t>((block[32 + 32 * half + i] >> (2 * quarter) & 3) | (block[i] >> j & 1) << 2);
+            const uint8_t *s = block + 96;
+            for (int g = 0; g < 2; g++) {
+                int k = 2 * j + g;
+                int low = k < 8 ? s[k] & 15 : s[k - 8] >> 4, high = s[8 + k % 4] >> (2 * (k / 4)) & 3;
+                out.scale[g] = static_cast<uint8_t>((low | high << 4) - 32);
+            }
+            break;
+        }
+        case Format::Q4_K:    // d dmin scales[12] qs[128]
+        case Format::Q5_K: {  // d dmin scales[12] qh[32] qs[128]
+            out.d = read_u16(block);
+            out.m = read_u16(block + 2);
+            read_scales_k4(block + 4, j, out.scale[0], out.min[0]);
+            const uint8_t *qs = block + (f.bits == 5 ? 48 : 16) + 32 * (j / 2);
+            for (int i = 0; i < 32; i++) {
+                out.codes[i] = qs[i] >> (4 * (j % 2)) & 15;
+                if (f.bits == 5) out.codes[i] |= static_cast<uint8_t>((block[16 + i] >> j & 1) << 4);
+            }
+            break;
+        }
+        case Format::Q6_K: {  // ql[128] qh[64] scales[16] d
+            out.d = read_u16(block + 208);
+            for (int i = 0; i < 32; i++) {
+                uint8_t low = block[64 * half + 32 * (quarter % 2) + i] >> (4 * (quarter / 2)) & 15;
+                uint8_t high = block[128 + 32 * half + i] >> (2 * quarter) & 3;
+                out.codes[i] = static_cast<uint8_t>(low | high << 4);
+            }
+            out.scale[0] = block[192 + 2 * j];
+            out.scale[1] = block[192 + 2 * j + 1];
+            break;
+        }
+        default: {  // IQ4_XS: d scales_h(u16) scales_l[4] qs[128]
+            out.d = read_u16(block);
+            int low = block[4 + j / 2] >> (4 * (j % 2)) & 15, high = read_u16(block + 2) >> (2 * j) & 3;
+            out.scale[0] = static_cast<uint8_t>((low | high << 4) - 32);
+            read_nibbles(block + 8 + 16 * j, out.codes);
+        }
+    }
+}
+
+void write_codes(int bits, const RowTile *rows, uint8_t *out) {
+    std::memset(out, 0, static_cast<size_t>(kTileRows) * kTileInputs * bits / 8);
+    uint8_t *const planes = out;
+    for (int r = 0; r < kTileRows; r++) {
+        for (int i = 0; i < kTileInputs; i++) {
+            const int quad = i / 4, lane = 4 * r + i % 4;
+            unsigned code = rows[r].codes[i];
+            uint8_t *p = planes;
+            if (bits == 8) {
+                p[64 * quad + lane] = static_cast<uint8_t>(code);
+                continue;
+            }
+            if (bits >= 4) {
+                p[64 * (quad % 4) + lane] |= static_cast<uint8_t>((code & 15) << (quad / 4 * 4));
+                code >>= 4;
+                p += 256;
+            }
+            if (bits % 4 >= 2) {
+                p[64 * (quad / 4) + lane] |= static_cast<uint8_t>((code & 3) << (quad % 4 * 2));
+                code >>= 2;
+                p += 128;
+            }
+            if (bits % 2) p[lane] |= static_cast<uint8_t>((code & 1) << quad);
+        }
+    }
+}
+
+void write_u16(uint8_t *p, uint16_t x) { std::memcpy(p, &x, 2); }
+
+}  // namespace
+
+void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles, size_t first, size_t last) {
+    const TileFormat f = tile_format(format);
+    const size_t row_bytes = inputs / f.file_inputs * f.file_bytes;
+    for (size_t t = first; t < last; t++) {
+        uint8_t *out = tiles + t * f.row_tile_bytes(inputs);
+        for (size_t b = 0; b < inputs / kTileInputs; b++) {
+            RowTile row[kTileRows] = {};
+            for (size_t r = 0; r < kTileRows && t * kTileRows + r < rows; r++) {
+                const uint8_t *source = file + (t * kTileRows + r) * row_bytes;
+                if (f.file_inputs == kTileInputs)
+                    read_legacy(f, source + b * f.file_bytes, row[r]);
+                else
+                    read_super(f, source + b / kTilesPerHeader * f.file_bytes, static_cast<int>(b % kTilesPerHeader), row[r]);
+            }
+            if (f.header_bytes() && b % kTilesPerHeader == 0) {
+                for (int r = 0; r < kTileRows; r++) {
+                    write_u16(out + 2 * r, row[r].d);
+                    if (f.has_min) write_u16(out + 2 * (kTileRows + r), row[r].m);
+                }
+                out += f.header_bytes();
+            }
+            write_codes(f.bits, row, out);
+            uint8_t *scales = out + f.code_bytes(), *mins = scales + f.scale_bytes();
+            for (int r = 0; r < kTileRows; r++) {
+                if (f.scale == Scale::F16) {
+                    write_u16(scales + 2 * r, row[r].d);
+                    if (f.has_min) write_u16(mins + 2 * r, row[r].m);
+                    continue;
+                }
+                for (int g = 0; g < f.groups; g++) {
+                    scales[g * kTileRows + r] = row[r].scale[g];
+                    if (f.has_min) mins[g * kTileRows + r] = row[r].min[g];
+                }
+            }
+            out += f.tile_bytes();
+        }
+    }
+}
+
+void repack_dense(int element_bytes, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles, size_t first, size_t last) {
+    const size_t size = static_cast<size_t>(element_bytes);
+    for (size_t t = first; t < last; t++) {
+        uint8_t *out = tiles + t * inputs * kTileRows * size;
+        std::memset(out, 0, inputs * kTileRows * size);
+        for (size_t r = 0; r < kTileRows && t * kTileRows + r < rows; r++)
+            for (size_t k = 0; k < inputs; k++)
+                std::memcpy(out + (k * kTileRows + r) * size, file + ((t * kTileRows + r) * inputs + k) * size, size);
+    }
+}
+
+}  // namespace pellucid

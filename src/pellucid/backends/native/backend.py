@@ -1,0 +1,88 @@
+"""The native backend: weights in tiles, keys and values in float16, a forward pass captured once and replayed.
+
+Exact by construction: a token's results do not depend on the batch, the chunking or the number of threads (csrc/kernels.h). The kernels are
+chosen from what the CPU can do; a choice that is forced and cannot be had is an error.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import _native
+from ...cpu import detect_cpu
+from ...errors import ConfigError, UnsupportedError
+from ...formats import dequantize, get_format
+from ...formats.tensor import HostTensor
+from ...ops.protocol import Forward
+from .program import CapturedForward
+
+__all__ = ["ISAS", "NativeBackend", "available_cpus", "choose_isa"]
+
+CHUNK = 16  # tokens that the kernels read at once: a KV block is a whole number of them
+
+# What each set of kernels is compiled for, the best first.
+ISAS: dict[str, frozenset[str]] = {
+    "avx512": frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
+    "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "portable": frozenset(),
+}
+
+
+class NativeBackend:
+    """Implements `ops.protocol.Backend` over `pellucid._native`."""
+
+    name = "native"
+    kv_element_bytes = 2  # float16
+
+    def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
+        self.isa = choose_isa(isa)
+        self.threads = available_cpus() if threads is None else threads
+        if not 1 <= self.threads <= 256:
+            raise ConfigError(f"threads is {self.threads}; it must be between 1 and 256")
+        self._pool = _native.ThreadPool(self.threads)
+
+    def weight_bytes(self, tensor: HostTensor) -> int:
+        return int(tensor.data.size)  # as the file packs them; the last tile of 16 rows may be filled up
+
+    def load_weight(self, tensor: HostTensor) -> Any:
+        if len(tensor.shape) == 1:
+            return _native.Vector(dequantize(tensor).tolist())
+        if len(tensor.shape) != 2:
+            raise UnsupportedError(f"a parameter has shape {list(tensor.shape)}; the native backend has vectors and matrices")
+        rows = np.ascontiguousarray(tensor.data).reshape(tensor.shape[0], -1)
+        return _native.load_weight(self._pool, get_format(tensor.format).ggml_type, tensor.shape[1], rows)
+
+    def new_kv_layer(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
+        if block_size % CHUNK:
+            raise ConfigError(f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}")
+        chunks = block_size // CHUNK
+        return _native.new_kv_store(num_blocks * chunks, num_kv_heads, head_dim, chunks)
+
+    def build_forward(self, forward: Forward) -> "CapturedForward":
+        return CapturedForward(forward, self.isa, self._pool)
+
+
+def choose_isa(asked: str | None) -> str:
+    """The kernels to run: those asked for, or the best that this CPU can. Raises ConfigError where what is asked for cannot be had."""
+    cpu = detect_cpu()
+    usable = [name for name, needs in ISAS.items() if name in _native.kernel_names() and needs <= set(cpu.features)]
+    if asked is None:
+        return usable[0]
+    if asked not in usable:
+        raise ConfigError(f"isa is {asked!r}; on {cpu} it must be one of: {', '.join(usable)}")
+    return asked
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity, within the quota of its control group."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cpus = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cpus

@@ -1,0 +1,142 @@
+"""Where a program's symbols lie in memory, and where its threads must wait for each other.
+
+Memory: a symbol lives from the entry that writes it to the last that reads it; two that never live together may share their bytes. First
+fit over a list of free stretches, in bytes per token, so that one plan serves every batch size.
+
+Barriers: entries of one kind of rows divide the rows among the threads in the same way, so a thread may go on with the rows it has just
+written. Every other pair of entries that touch the same bytes, one of them writing, needs a barrier between them. Reading what others read
+needs none: q, k and v, or gate and up, run without waiting.
+"""
+
+from dataclasses import dataclass
+
+from .capture import Entry, Op, Symbol
+
+__all__ = ["Placement", "Plan", "build_plan"]
+
+# Each thread computes its share of the rows, and reads only those rows of the inputs.
+BY_ROWS = {
+    Op.EMBED, Op.QUANTIZE, Op.RMS_NORM, Op.LAYER_NORM, Op.ADD, Op.SILU_MUL, Op.GELU_MUL, Op.SOFTCAP, Op.ROPE_ANGLES, Op.ROPE, Op.KV_WRITE,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One buffer: `size` bytes per token after `offset` bytes per token."""
+
+    offset: int
+    size: int
+    width: int
+    quantized: bool
+    logits_rows: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What capture's entries need to run: a buffer for each symbol, and a barrier before some entries."""
+
+    buffers: list[Placement]
+    index: dict[Symbol, int]  # storage -> its buffer
+    barriers: list[bool]  # per entry
+    bytes_per_token: int
+    output: int
+
+
+def build_plan(entries: list[Entry], result: Symbol) -> Plan:
+    """Place every symbol but the result, which lies in the caller's memory."""
+    last_use = {symbol.storage: i for i, entry in enumerate(entries) for symbol in _symbols(entry)}
+    output = result.storage
+    buffers: list[Placement] = []
+    index: dict[Symbol, int] = {}
+    free: list[tuple[int, int]] = []  # (offset, size), by offset, never touching
+    end = 0
+    for i, entry in enumerate(entries):
+        if entry.output is not None and (storage := entry.output.storage) not in index:
+            size = 0 if storage is output else _bytes_per_token(storage)
+            offset, end = _take(free, size, end)
+            index[storage] = len(buffers)
+            buffers.append(Placement(offset, size, storage.width, storage.quantized, storage.logits_rows))
+        for storage in {s.storage for s in _symbols(entry)}:
+            if last_use[storage] == i and storage is not output:
+                _give(free, buffers[index[storage]].offset, buffers[index[storage]].size)
+    return Plan(buffers, index, _barriers(entries, buffers, index), end, index[output])
+
+
+def _symbols(entry: Entry) -> list[Symbol]:
+    return entry.inputs + ([entry.output] if entry.output is not None else [])
+
+
+def _bytes_per_token(symbol: Symbol) -> int:
+    """8-bit codes with a float32 scale per 32 of them and an int32 sum per 16; or float32."""
+    return symbol.width + symbol.width // 32 * 4 + symbol.width // 16 * 4 if symbol.quantized else symbol.width * 4
+
+
+def _take(free: list[tuple[int, int]], size: int, end: int) -> tuple[int, int]:
+    """An offset with `size` bytes behind it, and where the arena ends now."""
+    if size == 0:
+        return 0, end
+    for i, (offset, room) in enumerate(free):
+        if room >= size:
+            free[i : i + 1] = [(offset + size, room - size)] if room > size else []
+            return offset, end
+    if free and sum(free[-1]) == end:  # the last free stretch reaches the end: grow it
+        offset, _ = free.pop()
+        return offset, offset + size
+    return end, end + size
+
+
+def _give(free: list[tuple[int, int]], offset: int, size: int) -> None:
+    if size == 0:
+        return
+    merged: list[tuple[int, int]] = []
+    for start, room in sorted([*free, (offset, size)]):
+        if merged and sum(merged[-1]) == start:
+            merged[-1] = (merged[-1][0], merged[-1][1] + room)
+        else:
+            merged.append((start, room))
+    free[:] = merged
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    place: object  # (offset, size) of a buffer, or a KV cache
+    writes: bool
+    rows: str | None  # "tokens" or "logits" where the entry divides its rows, None where it touches all
+
+
+def _barriers(entries: list[Entry], buffers: list[Placement], index: dict[Symbol, int]) -> list[bool]:
+    """For each entry, whether it must wait for what others did since the last barrier."""
+    since: list[_Access] = []
+    barriers = []
+    for entry in entries:
+        accesses = _accesses(entry, buffers, index)
+        wait = any(_conflict(a, b) for a in accesses for b in since)
+        since = accesses if wait else since + accesses
+        barriers.append(wait)
+    return barriers
+
+
+def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) -> list[_Access]:
+    def rows(symbol: Symbol) -> str | None:
+        if entry.op not in BY_ROWS:
+            return None
+        return "logits" if symbol.logits_rows else "tokens"
+
+    found = []
+    for symbol, writes in [(s, False) for s in entry.inputs] + ([(entry.output, True)] if entry.output is not None else []):
+        place = buffers[index[symbol.storage]]
+        found.append(_Access((place.offset, place.size) if place.size else "output", writes, rows(symbol)))
+    if entry.kv is not None:
+        found.append(_Access(entry.kv, entry.op is Op.KV_WRITE, None))
+    return found
+
+
+def _conflict(a: _Access, b: _Access) -> bool:
+    if not (a.writes or b.writes):
+        return False
+    if isinstance(a.place, tuple) and isinstance(b.place, tuple):
+        if a.place == b.place:
+            return a.rows is None or a.rows != b.rows
+        (start_a, size_a), (start_b, size_b) = a.place, b.place
+        return bool(start_a < start_b + size_b and start_b < start_a + size_a)
+    return a.place is b.place and (a.rows is None or a.rows != b.rows)
