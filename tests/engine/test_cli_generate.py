@@ -22,7 +22,7 @@ from pellucid.cli.main import main
 from pellucid.weights.gguf import GGUFFile
 from pellucid.weights.gguf_writer import write_gguf
 
-DEFAULTS: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9, "seed": 0}
+DEFAULTS: dict[str, Any] = {"temperature": 0, "presence_penalty": 0.5}
 COMMAND = [sys.executable, "-c", "from pellucid.cli.main import main; main(prog_name='pellucid')"]
 # Makes its standard input the controlling terminal, so that a typed Ctrl-C becomes a signal, and becomes the command.
 IN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -71,7 +71,16 @@ def test_run_gives_what_the_python_api_gives(tiny: LLM, tiny_path: Path) -> None
 
 
 def test_run_takes_every_sampling_option(tiny: LLM, tiny_path: Path) -> None:
-    options = {"temperature": 0.9, "top_k": 40, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.3, "max_tokens": 12, "seed": 7}
+    options = {
+        "temperature": 0.9,
+        "top_k": 40,
+        "top_p": 0.8,
+        "min_p": 0.01,
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.1,
+        "max_tokens": 12,
+        "seed": 7,
+    }
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     found = run_json("hello", "-m", tiny_path, *words, "--system", "be brief")
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
@@ -116,7 +125,7 @@ def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(tiny_path: Path) ->
 
 
 def test_an_answer_that_fills_the_context_says_so(tiny_path: Path) -> None:
-    result = invoke("run", "hello", "-m", tiny_path, "--max-model-len", "50", "--temperature", "0")
+    result = invoke("run", "hello", "-m", tiny_path, "--max-model-len", "50")
     assert result.exit_code == 0 and "cut: the context of 50 tokens is full]" in result.stderr
 
 
@@ -189,7 +198,7 @@ def test_a_message_that_does_not_fit_is_refused_and_the_conversation_goes_on(tin
 
 
 def test_an_answer_cut_by_the_context_is_announced(tiny_path: Path) -> None:
-    result = invoke("chat", "-m", tiny_path, "--temperature", "0", "--max-model-len", "50", text="hi\n")
+    result = invoke("chat", "-m", tiny_path, "--max-model-len", "50", text="hi\n")
     assert "[the answer is cut: the context of 50 tokens is full; /clear begins a new conversation]\n" in result.stderr
     assert re.search(r"· context 50 of 50\]\n$", result.stderr)
 
@@ -249,7 +258,7 @@ def terminal(*arguments: str | Path) -> Iterator[Terminal]:
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(long_path: Path) -> None:
-    with terminal("chat", "-m", long_path, "--temperature", "0") as screen:
+    with terminal("chat", "-m", long_path, "--presence-penalty", "0") as screen:
         screen.wait_for(rb">>> ")
         screen.type(b"hello\r")
         screen.wait_for(rb"hello\r\n.{20}")
@@ -267,7 +276,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(long_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_run_with_130_and_no_traceback(long_path: Path) -> None:
-    with terminal("run", "hello", "-m", long_path, "--temperature", "0", "--max-tokens", "90000") as screen:
+    with terminal("run", "hello", "-m", long_path, "--presence-penalty", "0", "--max-tokens", "90000") as screen:
         screen.wait_for(rb".{20}")
         screen.type(b"\x03")
         status, rest = screen.wait_for_end()
@@ -294,7 +303,7 @@ def test_a_terminal_gets_no_control_characters_of_a_model(tiny_path: Path) -> No
 
 
 def test_a_reader_that_goes_away_ends_the_answer_without_a_word(long_path: Path) -> None:
-    words = [*COMMAND, "run", "hello", "-q", "-m", str(long_path), "--temperature", "0", "--max-tokens", "90000"]
+    words = [*COMMAND, "run", "hello", "-q", "-m", str(long_path), "--presence-penalty", "0", "--max-tokens", "90000"]
     environment = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]))
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

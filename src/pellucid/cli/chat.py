@@ -34,7 +34,7 @@ _HELP = """\
 /help           show this
 /exit           leave, as Ctrl-D does
 \"\"\"             begin and end a message of several lines
-Ctrl-C          stop the answer that is coming"""
+Ctrl-C          stop the answer that is coming; pressed again later, while a long step runs: leave"""
 _PATIENCE_SECONDS = 1.0
 
 

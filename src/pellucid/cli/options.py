@@ -49,24 +49,39 @@ def model_options(command: _Command) -> _Command:
 
 
 def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
-    """How tokens are chosen. The defaults answer soberly and, with their seed, the same each time."""
+    """How tokens are chosen.
+
+    The defaults are greedy, so that the same question has the same answer, with a mild presence penalty, without which small models go
+    round in circles where nothing is left to chance. It reads the answer alone; a repetition penalty would shun the question's words too.
+    """
     options = (
         click.option(
             "--temperature",
             type=float,
-            default=0.2,
+            default=0.0,
             show_default=True,
-            help="0 takes the likeliest token each time; 1 is the model's own distribution.",
+            help="0: the likeliest token each time; 1: the model's own distribution; about 0.7 for variety.",
         ),
         click.option("--top-k", type=int, default=0, show_default=True, help="Keep the K likeliest tokens; 0: all."),
         click.option(
-            "--top-p", type=float, default=0.9, show_default=True, help="Keep the fewest likeliest tokens that hold this probability."
+            "--top-p", type=float, default=1.0, show_default=True, help="Keep the fewest likeliest tokens that hold this probability."
         ),
         click.option(
             "--min-p", type=float, default=0.0, show_default=True, help="Keep tokens at least this likely, relative to the likeliest."
         ),
         click.option(
-            "--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: tokens that occurred become less likely."
+            "--presence-penalty",
+            type=float,
+            default=0.5,
+            show_default=True,
+            help="Above 0: tokens that the answer holds become less likely.",
+        ),
+        click.option(
+            "--repetition-penalty",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Above 1: tokens that the prompt or the answer holds become less likely.",
         ),
         click.option(
             "--max-tokens",
@@ -76,7 +91,13 @@ def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
             metavar="N",
             help="Stop after so many tokens." + ("" if max_tokens else "  [default: as many as the context holds]"),
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives another answer; the same seed the same."),
+        click.option(
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Where temperature is not 0: each seed has its own answer, always the same.",
+        ),
         click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
     )
 
