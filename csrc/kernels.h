@@ -14,11 +14,13 @@
 
 namespace pellucid {
 
-// Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. `sums` are those of q over each 16 inputs.
+// Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. The sums are of scale · q: what offsets and minima of
+// weights are multiplied with.
 struct Quantized {
     int8_t *q;      // [T, K]
     float *scales;  // [T, K / 32]
-    int32_t *sums;  // [T, K / 16]
+    float *sums32;  // [T, K / 32]
+    float *sums16;  // [T, K / 16]
 };
 
 struct LinearArgs {

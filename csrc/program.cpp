@@ -65,8 +65,9 @@ float *Program::floats(int buffer, float *out) const {
 Quantized Program::quantized(int buffer) const {
     const Buffer &b = buffers_[static_cast<size_t>(buffer)];
     uint8_t *p = arena_.get() + b.offset * capacity_;
-    const size_t codes = b.width * capacity_, scales = b.width / kTileInputs * sizeof(float) * capacity_;
-    return {reinterpret_cast<int8_t *>(p), reinterpret_cast<float *>(p + codes), reinterpret_cast<int32_t *>(p + codes + scales)};
+    const size_t blocks = b.width / kTileInputs * capacity_;
+    float *scales = reinterpret_cast<float *>(p + b.width * capacity_);
+    return {reinterpret_cast<int8_t *>(p), scales, scales + blocks, scales + 2 * blocks};
 }
 
 void Program::check(const Batch &batch) const {
@@ -130,8 +131,8 @@ void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thr
     switch (e.op) {
         case Op::Embed:
             for (size_t t = first; t < last; t++)
-                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids(e, batch)[t]), e.weight->inputs, static_cast<float>(e.floats[0]),
-                           y + t * to->width);
+                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids(e, batch)[t]), e.weight->inputs,
+                           static_cast<float>(e.floats[0]), y + t * to->width);
             break;
         case Op::Quantize:
             kernels_->quantize(x(0), to->width, quantized(e.out), first, last);

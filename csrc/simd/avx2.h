@@ -9,7 +9,8 @@
 namespace pellucid::avx2 {
 
 constexpr int kLanes = 8;
-constexpr int kRowsAtOnce = 4;  // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
+constexpr bool kSignedDot = true;  // dot4 of codes of 8 bits takes them as code - 128
+constexpr int kRowsAtOnce = 4;     // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
 
 using F32 = __m256;
 using I32 = __m256i;
@@ -25,11 +26,14 @@ inline F32 f32_mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 f32_div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
 inline F32 f32_max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 inline F32 f32_min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
-inline F32 f32_if_less(F32 a, F32 b, F32 then, F32 otherwise) {
-    return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
-}
+inline F32 f32_if_less(F32 a, F32 b, F32 then, F32 otherwise) { return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 inline F32 f32_abs(F32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 inline F32 f32_fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+inline float f32_largest(F32 a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
 inline F32 f32_round(F32 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F32 f32_from_i32(I32 a) { return _mm256_cvtepi32_ps(a); }
 inline I32 i32_from_f32(F32 a) { return _mm256_cvtps_epi32(a); }
@@ -86,10 +90,6 @@ inline Bytes bytes_lookup(const uint8_t *table16, Bytes index) {
 
 // vpmaddubsw adds two products of unsigned and signed bytes in 16 bits, and saturates. Codes of up to 6 bits cannot reach that
 // (2 · 63 · 127 = 16,002). Codes of 8 bits are made signed, and their sign is given to x: 2 · 128 · 127 = 32,512 still fits.
-template <bool Full>
-inline I32 dot_start(int offset, int32_t sum_x) {
-    return _mm256_set1_epi32(Full ? 0 : -offset * sum_x);
-}
 template <bool Full>
 inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     int32_t four;

@@ -12,7 +12,8 @@
 namespace pellucid::avx512 {
 
 constexpr int kLanes = 16;
-constexpr int kRowsAtOnce = 12;  // accumulators of a GEMM tile: 12 + 8 code vectors + scales and temporaries fill the 32 registers
+constexpr bool kSignedDot = false;  // dot4 of codes of 8 bits takes them as code - 128
+constexpr int kRowsAtOnce = 12;     // accumulators of a GEMM tile: 12 + 8 code vectors + scales and temporaries fill the 32 registers
 
 using F32 = __m512;
 using I32 = __m512i;
@@ -33,6 +34,7 @@ inline F32 f32_if_less(F32 a, F32 b, F32 then, F32 otherwise) {  // a < b ? then
 }
 inline F32 f32_abs(F32 a) { return _mm512_abs_ps(a); }
 inline F32 f32_fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+inline float f32_largest(F32 a) { return _mm512_reduce_max_ps(a); }
 inline F32 f32_round(F32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F32 f32_from_i32(I32 a) { return _mm512_cvtepi32_ps(a); }
 inline I32 i32_from_f32(F32 a) { return _mm512_cvtps_epi32(a); }  // to the nearest, ties to even
@@ -74,12 +76,7 @@ inline Bytes bytes_lookup(const uint8_t *table16, Bytes index) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), index);
 }
 
-// Σ over 4 bytes of (code - offset) · x, x signed and the same for all lanes, added to each lane of acc. VNNI multiplies unsigned codes, so
-// the offset is paid once, in what the sum starts from. `Full`: codes use all 8 bits (offset 128).
-template <bool Full>
-inline I32 dot_start(int offset, int32_t sum_x) {
-    return _mm512_set1_epi32(-offset * sum_x);
-}
+// Each lane of acc += Σ over 4 bytes of code · x, x signed and the same for all lanes. `Full`: codes use all 8 bits.
 template <bool Full>
 inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     int32_t four;

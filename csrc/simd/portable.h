@@ -12,6 +12,7 @@
 namespace pellucid::portable {
 
 constexpr int kLanes = 16;
+constexpr bool kSignedDot = false;  // dot4 of codes of 8 bits takes them as code - 128
 constexpr int kRowsAtOnce = 4;
 
 struct F32 {
@@ -66,6 +67,7 @@ inline F32 f32_abs(const F32 &a) {
 inline F32 f32_fma(const F32 &a, const F32 &b, const F32 &c) {
     return each<F32>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
+inline float f32_largest(const F32 &a) { return *std::max_element(a.v, a.v + kLanes); }
 inline F32 f32_round(const F32 &a) {
     return each<F32>([&](int i) { return std::nearbyint(a.v[i]); });
 }
@@ -129,10 +131,6 @@ inline Bytes bytes_lookup(const uint8_t *table16, const Bytes &index) {
     return each<Bytes>([&](int i) { return table16[index.v[i] & 15]; });
 }
 
-template <bool Full>
-inline I32 dot_start(int offset, int32_t sum_x) {
-    return i32_set(-offset * sum_x);
-}
 template <bool Full>
 inline I32 dot4(const I32 &acc, const Bytes &codes, const int8_t *x) {
     return each<I32>([&](int i) {

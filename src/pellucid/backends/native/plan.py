@@ -67,8 +67,8 @@ def _symbols(entry: Entry) -> list[Symbol]:
 
 
 def _bytes_per_token(symbol: Symbol) -> int:
-    """8-bit codes with a float32 scale per 32 of them and an int32 sum per 16; or float32."""
-    return symbol.width + symbol.width // 32 * 4 + symbol.width // 16 * 4 if symbol.quantized else symbol.width * 4
+    """8-bit codes, with a scale and a sum per 32 of them and a sum per 16, in float32; or float32."""
+    return symbol.width + symbol.width // 32 * 4 * 4 if symbol.quantized else symbol.width * 4
 
 
 def _take(free: list[tuple[int, int]], size: int, end: int) -> tuple[int, int]:
