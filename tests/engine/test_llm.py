@@ -136,7 +136,7 @@ def test_closing_a_stream_frees_what_it_held(tiny: LLM) -> None:
     next(stream)
     scheduler = tiny._core.scheduler
     assert scheduler.num_unfinished == 1
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert scheduler.num_unfinished == 0
     assert scheduler.kv.num_free_blocks == scheduler.kv.num_blocks
     assert tiny._core._group_of == {}

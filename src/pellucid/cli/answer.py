@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..request import RequestOutput
+from .options import ModelOptions
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
 __all__ = ["Timing", "load_llm"]
 
 
-def load_llm(model: str, max_model_len: int | None) -> "LLM":
+def load_llm(options: ModelOptions) -> "LLM":
     """Load a model, fetching it first where it is a name and not here."""
     from ..engine.llm import LLM
 
-    return LLM(model, max_model_len=max_model_len, progress=True)
+    return LLM(
+        options.name,
+        max_model_len=options.max_model_len,
+        backend=options.backend,
+        threads=options.threads,
+        isa=options.isa,
+        progress=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,16 @@ import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ConfigError, RequestError
 from ..request import RequestOutput, SamplingParams
 from .answer import Timing, load_llm
-from .options import debug_option, model_options, sampling_options, sampling_params
+from .options import ModelOptions, debug_option, model_options, sampling_options, sampling_params
 from .terminal import StreamPrinter, one_line
 
 if TYPE_CHECKING:
@@ -44,20 +44,20 @@ _PATIENCE_SECONDS = 1.0
 @sampling_options(max_tokens=None)
 @click.option("-q", "--quiet", is_flag=True, help="No figures after the answers.")
 @debug_option
-def chat(model: str, max_model_len: int | None, system: str | None, quiet: bool, **sampling: Any) -> None:
+def chat(model: ModelOptions, system: str | None, quiet: bool, **sampling: Any) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.
 
     Where standard input is no terminal, each line of it is one message.
     """
     params = sampling_params(sampling)
-    llm = load_llm(model, max_model_len)
+    llm = load_llm(model)
     if llm.tokenizer.chat_template is None:
         raise ConfigError(f"{model} has no chat template, so it cannot hold a conversation; `pellucid run` continues a text")
     conversation = _Conversation(llm, params, system, quiet)
     interactive = sys.stdin.isatty()
     if interactive:
         _edit_lines()
-        click.echo(f"{one_line(model)}, a context of {llm.max_model_len} tokens. /help lists the commands, Ctrl-D leaves.", err=True)
+        click.echo(f"{one_line(model.name)}, a context of {llm.max_model_len} tokens. /help lists the commands, Ctrl-D leaves.", err=True)
     for message in _messages(interactive):
         if not message.startswith("/"):
             conversation.ask(message)
@@ -113,7 +113,7 @@ class _Conversation:
         """(the answer as far as it came, whether Ctrl-C stopped it)."""
         printer = StreamPrinter()
         output: RequestOutput | None = None
-        stream = cast("Generator[RequestOutput]", self._llm.chat_stream(messages, self._params))
+        stream = self._llm.chat_stream(messages, self._params)
         try:
             with _ctrl_c() as pressed:
                 for step in stream:

@@ -1,6 +1,8 @@
 """Options that several commands share, and what is made of them. Names and meanings are vLLM's."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -8,7 +10,7 @@ import click
 from ..request import SamplingParams
 from ..weights.catalogue import DEFAULT_MODEL
 
-__all__ = ["DEBUG", "debug_option", "json_option", "model_options", "sampling_options", "sampling_params"]
+__all__ = ["DEBUG", "ModelOptions", "debug_option", "json_option", "model_options", "sampling_options", "sampling_params"]
 
 DEBUG = "pellucid.debug"  # in click's Context.meta: show tracebacks
 
@@ -26,9 +28,29 @@ debug_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 
 
-def model_options(command: _Command) -> _Command:
-    """-m and what concerns its loading."""
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What `model_options` gathered: which model, and how it is run."""
+
+    name: str
+    max_model_len: int | None
+    backend: str
+    threads: int | None
+    isa: str | None
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """-m and what concerns its loading: the command gets them as one argument, `model`."""
+
+    @functools.wraps(command)
+    def gather(*args: Any, model: str, max_model_len: int | None, backend: str, threads: int | None, isa: str | None, **rest: Any) -> Any:
+        return command(*args, model=ModelOptions(model, max_model_len, backend, threads, isa), **rest)
+
+    wrapped: Callable[..., Any] = gather
     for option in (
+        click.option("--isa", metavar="NAME", help="Kernels to run: avx512, avx2, neon, portable.  [default: the best that this CPU has]"),
+        click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: the CPUs that this process may use]"),
+        click.option("--backend", default="native", show_default=True, metavar="NAME", help="native (C++), or reference (NumPy)."),
         click.option(
             "--max-model-len",
             type=int,
@@ -44,8 +66,8 @@ def model_options(command: _Command) -> _Command:
             help="A .gguf file, a folder of safetensors, a name (see `pellucid models`), or ORG/NAME[:QUANT] of the Hugging Face hub.",
         ),
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:

@@ -2,14 +2,14 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
 from ..errors import FormatError
 from .answer import load_llm
-from .options import debug_option, json_option, model_options
+from .options import ModelOptions, debug_option, json_option, model_options
 
 __all__ = ["perplexity"]
 
@@ -21,7 +21,7 @@ __all__ = ["perplexity"]
 @click.option("--chunks", type=click.IntRange(min=1), help="Score the first so many chunks.  [default: all]")
 @json_option
 @debug_option
-def perplexity(text_file: Path, model: str, max_model_len: int | None, n_ctx: int, chunks: int | None, as_json: bool) -> None:
+def perplexity(text_file: Path, model: ModelOptions, n_ctx: int, chunks: int | None, as_json: bool) -> None:
     """Measure how well a model predicts TEXT_FILE: exp of the mean negative log-likelihood per token.
 
     The protocol is llama-perplexity's, so the figures may be laid side by side: chunks of --n-ctx tokens, the second half of each scored.
@@ -32,7 +32,7 @@ def perplexity(text_file: Path, model: str, max_model_len: int | None, n_ctx: in
         text = text_file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{text_file} is not UTF-8 text: byte {error.start} is wrong") from None
-    llm = load_llm(model, max_model_len if max_model_len is not None else n_ctx + 1)
+    llm = load_llm(model if model.max_model_len is not None else replace(model, max_model_len=n_ctx + 1))
     for result in measure_perplexity(llm, text, n_ctx=n_ctx, max_chunks=chunks):
         if sys.stderr.isatty():
             click.echo(f"\r{result.num_chunks} chunks: {result.perplexity:.4f} ± {result.error:.4f} ", err=True, nl=False)

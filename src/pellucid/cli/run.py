@@ -15,7 +15,7 @@ import click
 from ..errors import ConfigError, RequestError
 from ..request import RequestOutput
 from .answer import Timing, load_llm
-from .options import debug_option, json_option, model_options, sampling_options, sampling_params
+from .options import ModelOptions, debug_option, json_option, model_options, sampling_options, sampling_params
 from .terminal import StreamPrinter, one_line
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ __all__ = ["read_prompt", "run"]
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No figures on standard error.")
 @debug_option
-def run(
-    prompt: str | None, model: str, max_model_len: int | None, system: str | None, raw: bool, as_json: bool, quiet: bool, **sampling: Any
-) -> None:
+def run(prompt: str | None, model: ModelOptions, system: str | None, raw: bool, as_json: bool, quiet: bool, **sampling: Any) -> None:
     """Answer PROMPT and stop. PROMPT is read from standard input where it is "-", or missing while something is piped in.
 
     A model that has a chat template is asked through it; one that has none continues the text.
@@ -44,10 +42,10 @@ def run(
     text = read_prompt(prompt)
     if raw and system is not None:
         raise click.UsageError("--system is a message of the chat template, which --raw leaves out: give one of the two")
-    llm = load_llm(model, max_model_len)
+    llm = load_llm(model)
     if raw or llm.tokenizer.chat_template is None:
         if system is not None:
-            raise ConfigError(f"{model} has no chat template, so it cannot take --system")
+            raise ConfigError(f"{model.name} has no chat template, so it cannot take --system")
         stream = llm.stream(text, params)
     else:
         messages = [{"role": "system", "content": system}] if system is not None else []

@@ -8,7 +8,7 @@ it grows.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -103,14 +103,16 @@ class LLM:
         texts = [self._render(c, add_generation_prompt, tools) for c in conversations]  # type: ignore[arg-type]
         return self._run([self._encode_chat(text) for text in texts], list(texts), sampling_params, use_tqdm)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Generator[RequestOutput, None, None]:
         """Complete one prompt, yielding the answer as far as it has come after each step.
 
         Nothing runs before the first `next`; closing the iterator aborts the request.
         """
         return self._stream(self._tokenize(prompt), _text_of(prompt), sampling_params or SamplingParams())
 
-    def chat_stream(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def chat_stream(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Generator[RequestOutput, None, None]:
         """Answer one conversation, as `stream` does."""
         text = self._render(messages, True, None)
         return self._stream(self._encode_chat(text), text, sampling_params or SamplingParams())
@@ -144,7 +146,7 @@ class LLM:
                 self._core.abort(request_id)
         return [done[request_id] for request_id in ids]
 
-    def _stream(self, token_ids: list[int], text: str | None, params: SamplingParams) -> Iterator[RequestOutput]:
+    def _stream(self, token_ids: list[int], text: str | None, params: SamplingParams) -> Generator[RequestOutput, None, None]:
         request_id = str(next(self._ids))
         self._core.add_request(request_id, token_ids, params, text)
         try:
