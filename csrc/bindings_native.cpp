@@ -1,7 +1,7 @@
 // The Python face of the native backend: weights, caches and programs as objects, a step as one call. Conversions and checks only.
 //
-// Everything that a kernel trusts is checked here: shapes, formats, indices of buffers. A program is built by our own capture.py, but a
-// wrong list must raise an exception and not read beyond an array.
+// What a kernel trusts is checked here (shapes and formats of arrays) and in program_checks.cpp (how the parts of a program fit together,
+// and a batch's indices). A program is built by our own capture.py, but a wrong list must raise an exception and not read beyond an array.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -30,8 +30,6 @@ void require(bool condition, const char *what) {
     if (!condition) throw std::invalid_argument(what);
 }
 
-int dense_bytes(Format format) { return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0; }
-
 std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inputs, Rows rows) {
     const Format format = static_cast<Format>(ggml_type);
     const TileFormat tiles = tile_format(format);
@@ -39,6 +37,7 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inpu
     require(element || tiles.bits, "no kernel knows this block format");
     const size_t block = element ? 1 : static_cast<size_t>(tiles.file_inputs);
     require(inputs > 0 && inputs % block == 0, "a row is not a whole number of blocks");
+    require(inputs <= 8 * rows.shape(1), "a row has the wrong number of bytes");  // and what follows does not overflow
     const size_t row_bytes = element ? inputs * static_cast<size_t>(element) : inputs / block * static_cast<size_t>(tiles.file_bytes);
     require(rows.shape(1) == row_bytes, "a row has the wrong number of bytes");
     const size_t outputs = rows.shape(0), row_tiles = (outputs + kTileRows - 1) / kTileRows;
@@ -46,8 +45,8 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inpu
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
     const uint8_t *file = rows.data();
     nb::gil_scoped_release release;
-    weight->tiles = allocate(bytes);
-    pool.run([&](size_t thread) {  // each thread writes, and so places in memory near it, what it will read
+    const auto prepare = [&] { weight->tiles = allocate(bytes); };
+    pool.run(prepare, [&](size_t thread) {  // each thread writes what it will read
         const size_t first = row_tiles * thread / pool.size(), last = row_tiles * (thread + 1) / pool.size();
         if (element)
             repack_dense(element, file, outputs, inputs, weight->tiles.get(), first, last);
@@ -59,7 +58,10 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inpu
 
 std::shared_ptr<KVStore> new_kv_store(size_t chunks, int kv_heads, int head_dim, int chunks_per_block) {
     require(chunks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0, "a cache has no size");
-    const size_t bytes = chunks * static_cast<size_t>(kv_heads) * static_cast<size_t>(head_dim) * kChunk * sizeof(uint16_t);
+    const size_t chunk_bytes = static_cast<size_t>(kv_heads) * static_cast<size_t>(head_dim) * kChunk * sizeof(uint16_t);
+    require(chunk_bytes <= kMostBytes && chunks <= kMostBytes / chunk_bytes, "a cache is too large");
+    require(chunks_per_block <= (1 << 24), "a block is too large");
+    const size_t bytes = chunks * chunk_bytes;
     return std::make_shared<KVStore>(KVStore{chunks, kv_heads, head_dim, chunks_per_block, allocate(bytes), allocate(bytes)});
 }
 
@@ -74,7 +76,6 @@ std::shared_ptr<Program> new_program(const std::string &isa, std::shared_ptr<Thr
                                      int output) {
     std::vector<Buffer> planned;
     for (auto [offset, width, quantized, logits_rows] : buffers) planned.push_back({offset, width, quantized, logits_rows});
-    require(output >= 0 && static_cast<size_t>(output) < planned.size(), "the output is not a buffer");
     return std::make_shared<Program>(kernels_by_name(isa), std::move(pool), std::move(planned), bytes_per_token, output);
 }
 
@@ -100,15 +101,13 @@ void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, 
                       slot_mapping.data(),     tokens,
                       logits_indices.shape(0), requests,
                       block_tables.shape(1)};
+    require(!seconds || seconds->shape(0) == program.size(), "there is not one time for each entry");
     std::vector<double> times(seconds ? program.size() : 0);
     {
         nb::gil_scoped_release release;
         program.run(batch, out.data(), seconds ? times.data() : nullptr);
     }
-    if (seconds) {
-        require(seconds->shape(0) == program.size(), "there is not one time for each entry");
-        for (size_t i = 0; i < times.size(); i++) seconds->data()[i] += static_cast<float>(times[i]);
-    }
+    for (size_t i = 0; i < times.size(); i++) seconds->data()[i] += static_cast<float>(times[i]);
 }
 
 }  // namespace
@@ -129,7 +128,8 @@ void bind_native(nb::module_ &m) {
         .def("add", &add_entry, nb::arg("op"), nb::arg("inputs"), nb::arg("output"), nb::arg("weight").none(), nb::arg("vectors"),
              nb::arg("kv").none(), nb::arg("ints"), nb::arg("floats"), nb::arg("barrier"))
         .def("run", &run, nb::arg("input_ids"), nb::arg("positions"), nb::arg("logits_indices"), nb::arg("cu_seqlens_q"),
-             nb::arg("seq_lens"), nb::arg("block_tables"), nb::arg("slot_mapping"), nb::arg("out"), nb::arg("seconds") = nb::none())
+             nb::arg("seq_lens"), nb::arg("block_tables"), nb::arg("slot_mapping"), nb::arg("out").noconvert(),
+             nb::arg("seconds").noconvert() = nb::none())
         .def_prop_ro("size", &Program::size);
     m.def("load_weight", &load_weight);
     m.def("new_kv_store", &new_kv_store);

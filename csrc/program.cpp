@@ -1,4 +1,4 @@
-// Replays a captured program: which share of each entry is a thread's, and the checks of a batch's indices before anything is touched.
+// Replays a captured program: memory for a batch, and which share of each entry is a thread's.
 #include "program.h"
 
 #include <sys/mman.h>
@@ -9,8 +9,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <stdexcept>
-#include <string>
 
 namespace pellucid {
 namespace {
@@ -21,15 +19,6 @@ struct Share {
     size_t first, last;
 };
 
-// The rows that an Embed looks up: tokens, or positions where they are learned.
-const int32_t *ids(const Entry &e, const Batch &batch) { return e.ints[0] ? batch.positions : batch.input_ids; }
-
-void require_below(const int32_t *values, size_t count, size_t limit, const char *what) {
-    for (size_t i = 0; i < count; i++)
-        if (values[i] < 0 || static_cast<size_t>(values[i]) >= limit)
-            throw std::out_of_range(std::string(what) + " " + std::to_string(values[i]) + " is not below " + std::to_string(limit));
-}
-
 Share share(size_t count, size_t thread, size_t threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
 
 }  // namespace
@@ -38,6 +27,7 @@ void FreeDeleter::operator()(void *p) const { std::free(p); }
 
 Memory allocate(size_t bytes) {
     constexpr size_t huge = size_t{2} << 20;
+    if (bytes > kMostBytes) throw std::bad_alloc();
     const size_t alignment = bytes >= huge ? huge : 64;
     const size_t size = (bytes + kSlack + alignment - 1) / alignment * alignment;
     void *p = std::aligned_alloc(alignment, size);
@@ -49,11 +39,20 @@ Memory allocate(size_t bytes) {
     return Memory(static_cast<uint8_t *>(p));
 }
 
+Program::Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output)
+    : kernels_(kernels), pool_(std::move(pool)), buffers_(std::move(buffers)), bytes_per_token_(bytes_per_token), output_(output) {
+    check_buffers();
+}
+
 void Program::add(Entry entry) {
+    check_entry(entry);
     size_t bytes = 0;
     if (entry.op == Op::Linear) bytes = scratch_bytes(entry.weight->inputs);
     if (entry.op == Op::Attention) bytes = kernels_->attention_scratch(entry.ints[1]) * sizeof(float);
-    scratch_bytes_ = std::max(scratch_bytes_, bytes);
+    if (bytes > scratch_bytes_) {
+        scratch_bytes_ = bytes;
+        scratch_.clear();
+    }
     entries_.push_back(std::move(entry));
 }
 
@@ -70,39 +69,26 @@ Quantized Program::quantized(int buffer) const {
     return {reinterpret_cast<int8_t *>(p), scales, scales + blocks, scales + 2 * blocks};
 }
 
-void Program::check(const Batch &batch) const {
-    require_below(batch.logits_indices, batch.logits, batch.tokens, "logits index");
-    size_t tokens = 0;
-    for (size_t r = 0; r < batch.requests; r++) {
-        const int32_t queries = batch.cu_seqlens_q[r + 1] - batch.cu_seqlens_q[r];
-        if (queries < 0 || batch.seq_lens[r] < queries) throw std::out_of_range("a request has more new tokens than tokens");
-        tokens += static_cast<size_t>(queries);
+// Memory for this batch, before any thread works: here, and only here, a run may fail for want of it.
+void Program::make_room(const Batch &batch, float *out) {
+    if (batch.tokens > capacity_) {
+        const size_t capacity = (batch.tokens + 15) / 16 * 16;  // so that every buffer begins at a multiple of 64 bytes
+        arena_ = allocate(bytes_per_token_ * capacity);
+        capacity_ = capacity;
     }
-    if (batch.cu_seqlens_q[0] != 0 || tokens != batch.tokens)
-        throw std::out_of_range("cu_seqlens_q does not add up to the tokens of the batch");
+    while (scratch_.size() < pool_->size()) scratch_.push_back(allocate(scratch_bytes_));
     for (const Entry &e : entries_) {
-        if (e.op == Op::Embed) require_below(ids(e, batch), batch.tokens, e.weight->outputs, "row");
-        if (e.op == Op::KvWrite) require_below(batch.slot_mapping, batch.tokens, e.kv->chunks * kChunk, "slot");
         if (e.op != Op::Attention) continue;
-        const size_t block_size = static_cast<size_t>(e.kv->chunks_per_block) * kChunk;
-        for (size_t r = 0; r < batch.requests; r++) {
-            const size_t blocks = (static_cast<size_t>(batch.seq_lens[r]) + block_size - 1) / block_size;
-            if (blocks > batch.table_width) throw std::out_of_range("a block table is shorter than its request");
-            require_below(batch.block_tables + r * batch.table_width, blocks, e.kv->chunks / static_cast<size_t>(e.kv->chunks_per_block),
-                          "block");
-        }
+        const size_t size = kernels_->attention_partials_size(attention_args(e, batch, out), batch.tokens, pool_->size());
+        if (size > partials_.size()) partials_.resize(size);
     }
 }
 
 void Program::run(const Batch &batch, float *out, double *seconds) {
-    check(batch);
-    if (batch.tokens > capacity_) {
-        capacity_ = (batch.tokens + 15) / 16 * 16;  // so that every buffer begins at a multiple of 64 bytes
-        arena_ = allocate(bytes_per_token_ * capacity_);
-    }
-    while (scratch_.size() < pool_->size()) scratch_.push_back(allocate(scratch_bytes_));
+    check_batch(batch);
     using Clock = std::chrono::steady_clock;
-    pool_->run([&](size_t thread) {
+    const auto prepare = [&] { make_room(batch, out); };
+    pool_->run(prepare, [&](size_t thread) {
         for (size_t i = 0; i < entries_.size(); i++) {
             if (seconds != nullptr) {
                 pool_->barrier();
@@ -118,6 +104,26 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
     });
 }
 
+AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float *out) {
+    return {floats(e.in[0], out),
+            reinterpret_cast<const uint16_t *>(e.kv->k.get()),
+            reinterpret_cast<const uint16_t *>(e.kv->v.get()),
+            batch.cu_seqlens_q,
+            batch.seq_lens,
+            batch.block_tables,
+            batch.requests,
+            batch.table_width,
+            e.ints[0],
+            e.kv->kv_heads,
+            e.kv->head_dim,
+            e.kv->chunks_per_block,
+            static_cast<float>(e.floats[0]),
+            static_cast<float>(e.floats[1]),
+            e.ints[2],
+            floats(e.out, out),
+            partials_.data()};
+}
+
 void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thread) {
     const size_t threads = pool_->size();
     const bool writes = e.out >= 0;
@@ -129,11 +135,13 @@ void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thr
     const auto vector = [&](size_t i) { return i < e.vectors.size() && e.vectors[i] ? e.vectors[i]->values.data() : nullptr; };
 
     switch (e.op) {
-        case Op::Embed:
+        case Op::Embed: {
+            const int32_t *ids = batch.rows_of(e);
             for (size_t t = first; t < last; t++)
-                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids(e, batch)[t]), e.weight->inputs,
+                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids[t]), e.weight->inputs,
                            static_cast<float>(e.floats[0]), y + t * to->width);
             break;
+        }
         case Op::Quantize:
             kernels_->quantize(x(0), to->width, quantized(e.out), first, last);
             break;
@@ -196,32 +204,13 @@ void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thr
                                reinterpret_cast<uint16_t *>(e.kv->v.get()), first, last);
             break;
         case Op::Attention: {
-            AttentionArgs args{x(0),
-                               reinterpret_cast<const uint16_t *>(e.kv->k.get()),
-                               reinterpret_cast<const uint16_t *>(e.kv->v.get()),
-                               batch.cu_seqlens_q,
-                               batch.seq_lens,
-                               batch.block_tables,
-                               batch.requests,
-                               batch.table_width,
-                               e.ints[0],
-                               e.kv->kv_heads,
-                               e.kv->head_dim,
-                               e.kv->chunks_per_block,
-                               static_cast<float>(e.floats[0]),
-                               static_cast<float>(e.floats[1]),
-                               e.ints[2],
-                               y,
-                               nullptr};
+            const AttentionArgs args = attention_args(e, batch, out);
             float *scratch = reinterpret_cast<float *>(scratch_[thread].get());
             const size_t size = kernels_->attention_partials_size(args, batch.tokens, threads);
             if (size == 0) {
                 kernels_->attention(args, scratch, thread, threads);
                 break;
             }
-            if (thread == 0 && size > partials_.size()) partials_.resize(size);
-            pool_->barrier();
-            args.partials = partials_.data();
             const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) * static_cast<size_t>(e.kv->head_dim + 2));
             kernels_->attention_partials(args, scratch, splits, thread, threads);
             pool_->barrier();

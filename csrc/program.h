@@ -22,8 +22,13 @@ struct FreeDeleter {
 };
 using Memory = std::unique_ptr<uint8_t, FreeDeleter>;
 
+constexpr size_t kMostBytes = size_t{1} << 46;  // no allocation is larger: so that what is computed from sizes cannot overflow
+
 // Zeroed, aligned to 64 bytes (2 MiB where it is large, with a hint for huge pages), and with room behind it for loads that run ahead.
 Memory allocate(size_t bytes);
+
+// Bytes of one number where a format is of plain numbers, 0 where it is of blocks.
+constexpr int dense_bytes(Format format) { return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0; }
 
 struct Weight {  // a matrix in tiles
     Format format;
@@ -80,13 +85,17 @@ struct Entry {
 struct Batch {
     const int32_t *input_ids, *positions, *logits_indices, *cu_seqlens_q, *seq_lens, *block_tables, *slot_mapping;
     size_t tokens, logits, requests, table_width;
+
+    // The rows that an Embed looks up: tokens, or positions where they are learned.
+    const int32_t *rows_of(const Entry &embed) const { return embed.ints[0] ? positions : input_ids; }
 };
 
 class Program {
   public:
-    Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output)
-        : kernels_(kernels), pool_(std::move(pool)), buffers_(std::move(buffers)), bytes_per_token_(bytes_per_token), output_(output) {}
+    // Throws std::invalid_argument where a buffer does not lie in the arena, or the output is not a buffer of floats.
+    Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output);
 
+    // Throws std::invalid_argument where the parts of an entry do not fit together: no batch can lead it outside its memory.
     void add(Entry entry);
 
     // Run the list; the output buffer is `out`. Throws std::out_of_range, having run nothing, where an index of the batch is. With
@@ -97,7 +106,11 @@ class Program {
     const Buffer &output() const { return buffers_[static_cast<size_t>(output_)]; }
 
   private:
-    void check(const Batch &batch) const;
+    void check_buffers() const;  // these three: program_checks.cpp
+    void check_entry(const Entry &entry) const;
+    void check_batch(const Batch &batch) const;
+    void make_room(const Batch &batch, float *out);
+    AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
     void execute(const Entry &entry, const Batch &batch, float *out, size_t thread);
     float *floats(int buffer, float *out) const;
     Quantized quantized(int buffer) const;

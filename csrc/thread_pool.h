@@ -4,20 +4,23 @@
 // running, and must give the core away when somebody is not. A waiter spins for some microseconds, then yields, then sleeps on a futex
 // (std::atomic::wait). Nothing here spins for ever.
 //
-// The caller is thread 0. Not reentrant: one run at a time. After fork() the child has no threads; it must make a pool of its own.
+// The caller is thread 0. Runs from several threads of the process take turns. fork() copies the caller alone: in the child, the first run
+// makes a new team, and the old one is left as it lies.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <thread>
-#include <vector>
+#include <memory>
 
 namespace pellucid {
 
 class ThreadPool {
   public:
+    static constexpr size_t kMaxThreads = 256;
+
+    // Throws std::invalid_argument unless 1 <= threads <= kMaxThreads.
     explicit ThreadPool(size_t threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool &) = delete;
@@ -25,25 +28,21 @@ class ThreadPool {
 
     size_t size() const { return size_; }
 
-    // Run work(thread) on every thread, the caller among them, and return when all are done. `work` must not throw.
-    void run(const std::function<void(size_t)> &work);
+    // Run prepare() alone, then work(thread) on every thread, the caller among them, and return when all are done. What `prepare` throws
+    // is thrown before any work is begun; `work` must not throw.
+    void run(const std::function<void()> &prepare, const std::function<void(size_t)> &work);
 
     // Inside a run: wait until every thread is here.
     void barrier();
 
   private:
-    void worker(size_t thread);
+    struct Team;
 
-    // Wait while `word` holds `seen`.
-    static void wait(const std::atomic<uint32_t> &word, uint32_t seen);
+    Team &team();  // that of this process
 
     size_t size_;
-    const std::function<void(size_t)> *work_ = nullptr;
-    alignas(64) std::atomic<uint32_t> epoch_{0};    // rises when there is work, or the end
-    alignas(64) std::atomic<uint32_t> arrived_{0};  // threads at the current barrier
-    alignas(64) std::atomic<uint32_t> phase_{0};    // rises when a barrier opens
-    std::atomic<bool> stop_{false};
-    std::vector<std::thread> threads_;
+    std::unique_ptr<Team> team_;
+    std::atomic<int> process_;  // whose threads the team's are
 };
 
 }  // namespace pellucid

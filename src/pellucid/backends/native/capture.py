@@ -82,7 +82,17 @@ def capture(forward: Forward) -> tuple[list[Entry], Symbol]:
         _Input("cu_seqlens_q"), _Input("seq_lens"), _Input("block_tables"), _Input("slot_mapping"), block_size=0
     )
     batch = ForwardBatch(_Input("input_ids"), _Input("positions"), _Input("logits_indices"), metadata)
-    return recorder.entries, forward(recorder, batch)
+    result: Symbol = forward(recorder, batch)
+    _cap_in_place(recorder.entries, result)
+    return recorder.entries, result
+
+
+def _cap_in_place(entries: list[Entry], result: Symbol) -> None:
+    """Let a softcap write over its input, where nobody reads that later: logits are as wide as the vocabulary."""
+    last_read = {symbol.storage: entry for entry in entries for symbol in entry.inputs}
+    for entry in [e for e in entries if e.op is Op.SOFTCAP and last_read[e.inputs[0].storage] is e]:
+        if entry.output is not None and entry.inputs[0].storage is not result.storage:
+            entry.output.base = entry.inputs[0]
 
 
 class Recorder:
@@ -139,10 +149,7 @@ class Recorder:
         return self._add(Op.GELU_MUL, [x], _like(x))
 
     def softcap(self, x: Symbol, cap: float) -> Symbol:
-        """In place: logits are as wide as the vocabulary, and nobody reads them uncapped."""
-        output = _like(x)
-        output.base = x
-        return self._add(Op.SOFTCAP, [x], output, floats=[cap])
+        return self._add(Op.SOFTCAP, [x], _like(x), floats=[cap])
 
     def split_heads(self, x: Symbol, num_heads: int) -> Symbol:
         return Symbol(x.width, x.logits_rows, num_heads=num_heads, base=x)

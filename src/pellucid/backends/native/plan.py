@@ -4,8 +4,9 @@ Memory: a symbol lives from the entry that writes it to the last that reads it; 
 fit over a list of free stretches, in bytes per token, so that one plan serves every batch size.
 
 Barriers: entries of one kind of rows divide the rows among the threads in the same way, so a thread may go on with the rows it has just
-written. Every other pair of entries that touch the same bytes, one of them writing, needs a barrier between them. Reading what others read
-needs none: q, k and v, or gate and up, run without waiting.
+written, or write where it has just read; if the rows lie in memory alike, which quantized ones, or the angles of RoPE, in the place of
+plain ones do not. Every other pair of entries that touch the same bytes, one of them writing, needs a barrier between them. Reading what
+others read needs none: q, k and v, or gate and up, run without waiting.
 """
 
 from dataclasses import dataclass
@@ -101,26 +102,27 @@ def _give(free: list[tuple[int, int]], offset: int, size: int) -> None:
 class _Access:
     place: object  # (offset, size) of a buffer, or a KV cache
     writes: bool
-    rows: str | None  # "tokens" or "logits" where the entry divides its rows, None where it touches all
+    rows: tuple[bool, str] | None  # (of logits?, how they lie) where the entry divides its rows, None where it touches all
 
 
 def _barriers(entries: list[Entry], buffers: list[Placement], index: dict[Symbol, int]) -> list[bool]:
     """For each entry, whether it must wait for what others did since the last barrier."""
+    angles = {entry.output.storage for entry in entries if entry.op is Op.ROPE_ANGLES and entry.output is not None}
     since: list[_Access] = []
     barriers = []
     for entry in entries:
-        accesses = _accesses(entry, buffers, index)
+        accesses = _accesses(entry, buffers, index, angles)
         wait = any(_conflict(a, b) for a in accesses for b in since)
         since = accesses if wait else since + accesses
         barriers.append(wait)
     return barriers
 
 
-def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) -> list[_Access]:
-    def rows(symbol: Symbol) -> str | None:
+def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int], angles: set[Symbol]) -> list[_Access]:
+    def rows(symbol: Symbol) -> tuple[bool, str] | None:
         if entry.op not in BY_ROWS:
             return None
-        return "logits" if symbol.logits_rows else "tokens"
+        return symbol.logits_rows, "quantized" if symbol.quantized else "angles" if symbol.storage in angles else "plain"
 
     found = []
     for symbol, writes in [(s, False) for s in entry.inputs] + ([(entry.output, True)] if entry.output is not None else []):
@@ -128,6 +130,8 @@ def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) 
         found.append(_Access((place.offset, place.size) if place.size else "output", writes, rows(symbol)))
     if entry.kv is not None:
         found.append(_Access(entry.kv, entry.op is Op.KV_WRITE, None))
+    if entry.op is Op.ATTENTION:
+        found.append(_Access("partial results", True, None))  # where a long context is divided
     return found
 
 
