@@ -1,6 +1,6 @@
 """Prefill and decode of one sequence through the whole engine, tokens per second; beside llama.cpp where its llama-bench is given.
 
-    scripts/bench generate -m smollm2-135m-instruct [--prompt 512] [--output 64] [--runs 5] [--llama-bench PATH]
+    scripts/bench generate -m smollm2-135m-instruct [--prompt 512] [--output 64] [--runs 5] [--backend reference] [--llama-bench PATH]
 
 Runs alternate (ours, llama.cpp, ours, …), so that both see the same weather, and medians are shown. The last line is JSON.
 Prefill is prompt tokens over the time to the first token, decode the tokens after the first over the rest: scheduling, sampling and
@@ -38,10 +38,11 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of llama-bench")
+    parser.add_argument("--backend", default="native")
     parser.add_argument("--llama-bench", metavar="PATH")
     args = parser.parse_args()
 
-    llm = LLM(args.model, max_model_len=args.prompt + args.output, progress=True)
+    llm = LLM(args.model, backend=args.backend, max_model_len=args.prompt + args.output, progress=True)
     vocab = llm.model_config.vocab_size
     prompt = [(7919 * i + 13) % vocab for i in range(args.prompt)]
     ours(llm, prompt, 2)  # the first run pays for memory that is touched for the first time
