@@ -66,8 +66,8 @@ std::shared_ptr<KVStore> new_kv_store(size_t chunks, int kv_heads, int head_dim,
 }
 
 const Kernels *kernels_by_name(const std::string &isa) {
-    for (const Kernels *k : {kernels_avx512(), kernels_avx2(), kernels_portable()})
-        if (k != nullptr && isa == k->name) return k;
+    for (const Kernels *k : kernel_tables())
+        if (isa == k->name) return k;
     throw std::invalid_argument("this build has no kernels of that name");
 }
 
@@ -136,8 +136,7 @@ void bind_native(nb::module_ &m) {
     m.def("new_program", &new_program);
     m.def("kernel_names", [] {
         std::vector<std::string> names;
-        for (const Kernels *k : {kernels_avx512(), kernels_avx2(), kernels_portable()})
-            if (k != nullptr) names.emplace_back(k->name);
+        for (const Kernels *k : kernel_tables()) names.emplace_back(k->name);
         return names;
     });
 }

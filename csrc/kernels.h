@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "tile.h"
 
@@ -77,9 +78,11 @@ struct Kernels {
     void (*attention_merge)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);
 };
 
-// The tables this build has, the best first; null-terminated names for `--isa`.
+// The tables this build has, the best first (kernels/list.cpp). Each is compiled on its own architecture alone.
+std::span<const Kernels *const> kernel_tables();
 const Kernels *kernels_avx512();
 const Kernels *kernels_avx2();
+const Kernels *kernels_neon();
 const Kernels *kernels_portable();
 
 }  // namespace pellucid

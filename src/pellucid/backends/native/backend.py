@@ -26,6 +26,7 @@ CHUNK = 16  # tokens that the kernels read at once: a KV block is a whole number
 ISAS: dict[str, frozenset[str]] = {
     "avx512": frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
     "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "neon": frozenset({"neon", "fp16", "dotprod"}),
     "portable": frozenset(),
 }
 

@@ -1,0 +1,46 @@
+// The kernels compiled for one instruction set; CMakeLists.txt gives this file the flags that it needs. Everything that they define has
+// internal linkage: a function compiled for this set must not be the copy that the linker keeps for another file.
+#include "../simd/neon.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "../float16.h"
+#include "../kernels.h"
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+namespace pellucid {
+namespace neon {
+namespace {
+// clang-format off: in this order
+#include "elementwise.inc"
+#include "linear.inc"
+#include "attention.inc"
+// clang-format on
+}  // namespace
+}  // namespace neon
+
+const Kernels *kernels_neon() {
+    using namespace neon;
+    static constexpr Kernels table = {"neon",
+                                      quantize,
+                                      linear,
+                                      rms_norm,
+                                      layer_norm,
+                                      add,
+                                      silu_mul,
+                                      gelu_mul,
+                                      softcap,
+                                      rope,
+                                      kv_write,
+                                      attention,
+                                      attention_scratch,
+                                      attention_partials_size,
+                                      attention_partials,
+                                      attention_merge};
+    return &table;
+}
+
+}  // namespace pellucid

@@ -1,0 +1,365 @@
+// Compares every table of kernels that this build has, and this CPU can run, with the plainest statement there is of each.
+//
+//     linear        against decode_row in double; with scales that are powers of two, against the portable kernels bit for bit
+//     the rest      against the portable kernels: within a few roundings, and bit for bit where nothing is rounded differently
+//     all of them   a token alone against the same token among others, and any division of the work: bit for bit
+//
+// Arrays are of the exact size, and what a kernel must not use is NaN: so a sanitizer, or any NaN in a result, tells of a read too far.
+// Random numbers are drawn from a fixed seed.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "../cpu_features.h"
+#include "../float16.h"
+#include "../kernels.h"
+
+using namespace pellucid;
+
+namespace {
+
+using Floats = std::vector<float>;
+
+int failures = 0;
+
+void check(bool good, const std::string &what) {
+    if (good) return;
+    failures++;
+    std::printf("  FAILED: %s\n", what.c_str());
+}
+
+uint64_t state = 1;
+uint32_t random_bits() {  // splitmix64
+    uint64_t z = state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return static_cast<uint32_t>(z >> 32);
+}
+int random_int(int low, int high) { return low + static_cast<int>(random_bits() % static_cast<uint32_t>(high - low + 1)); }
+float random_float(float size) { return (static_cast<float>(random_bits()) * 0x1p-31f - 1.0f) * size; }
+Floats random_floats(size_t count, float size = 3.0f) {
+    Floats out(count);
+    for (float &x : out) x = random_float(size);
+    return out;
+}
+
+bool same(const float *a, const float *b, size_t count) { return std::memcmp(a, b, count * sizeof(float)) == 0; }
+bool same(const Floats &a, const Floats &b) { return a.size() == b.size() && same(a.data(), b.data(), a.size()); }
+
+// |a - b| within 1e-5 of b, or within `floor` of the largest b: what a sum that cancels cannot avoid. 2e-7 are some three roundings.
+bool near(const Floats &a, const Floats &b, double floor = 2e-7) {
+    double largest = 0.0;
+    for (float x : b) largest = std::max(largest, std::fabs(static_cast<double>(x)));
+    for (size_t i = 0; i < b.size(); i++) {
+        const double y = static_cast<double>(b[i]);
+        if (!(std::fabs(static_cast<double>(a[i]) - y) <= 1e-5 * std::fabs(y) + floor * largest)) return false;  // NaN is not near
+    }
+    return true;
+}
+
+// ---- linear
+
+struct Matrix {
+    Format format;
+    size_t outputs, inputs;
+    std::vector<uint8_t> tiles;
+};
+
+void put_f16(uint8_t *p, float x) {
+    const uint16_t bits = f16_from_float(x);
+    std::memcpy(p, &bits, sizeof(bits));
+}
+
+// Random codes; scales that are random, or powers of two, few and near each other: with
+// them every sum below fits the 24 bits of a float32, and is exact.
+Matrix random_matrix(Format format, size_t outputs, size_t inputs, bool exact) {
+    const TileFormat f = tile_format(format);
+    const size_t row_tiles = (outputs + kTileRows - 1) / kTileRows;
+    auto scale = [&] { return exact ? std::ldexp(1.0f, random_int(-1, 0)) : random_float(0.05f); };
+    Matrix m{format, outputs, inputs, {}};
+    if (f.bits == 0) {
+        const size_t size = format == Format::F32 ? 4 : 2;
+        m.tiles.resize(row_tiles * inputs * kTileRows * size);
+        for (uint8_t *p = m.tiles.data(); p < m.tiles.data() + m.tiles.size(); p += size) {
+            const float x = random_float(1.0f);
+            const uint32_t bits = std::bit_cast<uint32_t>(x);
+            if (format == Format::F16)
+                put_f16(p, x);
+            else  // the upper half of a float32 is a bfloat16
+                std::memcpy(p, reinterpret_cast<const uint8_t *>(&bits) + (4 - size), size);
+        }
+        return m;
+    }
+    m.tiles.resize(row_tiles * f.row_tile_bytes(inputs));
+    uint8_t *p = m.tiles.data();
+    for (size_t tile = 0; tile < row_tiles * (inputs / kTileInputs); tile++) {
+        if (f.header_bytes() && tile % kTilesPerHeader == 0)
+            for (int i = 0; i < f.header_bytes(); i += 2, p += 2) put_f16(p, scale());
+        for (int i = 0; i < f.code_bytes(); i++) *p++ = static_cast<uint8_t>(random_bits());
+        for (int i = 0; i < f.scale_bytes() * (f.has_min ? 2 : 1); i += f.scale == Scale::F16 ? 2 : 1) {
+            if (f.scale == Scale::F16) {
+                put_f16(p, scale());
+                p += 2;
+            } else {
+                *p++ = exact ? static_cast<uint8_t>(1 << random_int(0, 1)) : static_cast<uint8_t>(random_bits());
+            }
+        }
+    }
+    return m;
+}
+
+struct Activations {
+    size_t tokens, inputs;
+    Floats x, scales, sums32, sums16;
+    std::vector<int8_t> q;
+    Quantized view(size_t token) {
+        const size_t block = token * inputs / kTileInputs;
+        return {q.data() + token * inputs, scales.data() + block, sums32.data() + block, sums16.data() + 2 * block};
+    }
+};
+
+Activations random_activations(size_t tokens, size_t inputs, bool exact) {
+    const size_t blocks = tokens * (inputs / kTileInputs);
+    Activations a{tokens, inputs, random_floats(tokens * inputs), Floats(blocks), Floats(blocks), Floats(2 * blocks), {}};
+    for (size_t i = 0; i < tokens * inputs; i++) a.q.push_back(static_cast<int8_t>(random_int(-127, 127)));
+    for (size_t b = 0; b < blocks; b++) {
+        a.scales[b] = exact ? std::ldexp(1.0f, random_int(-1, 0)) : random_float(0.02f);
+        int sums[2] = {0, 0};
+        for (size_t i = 0; i < kTileInputs; i++) sums[i / 16] += a.q[b * kTileInputs + i];
+        a.sums32[b] = a.scales[b] * static_cast<float>(sums[0] + sums[1]);
+        for (size_t g = 0; g < 2; g++) a.sums16[2 * b + g] = a.scales[b] * static_cast<float>(sums[g]);
+    }
+    return a;
+}
+
+// Tokens `first` …, computed together.
+Floats linear(const Kernels &k, const Matrix &m, Activations &a, size_t first, size_t tokens, const float *bias) {
+    Floats y(tokens * m.outputs, NAN);
+    std::vector<uint8_t> scratch(scratch_bytes(m.inputs));
+    const LinearArgs args{m.format,      m.tiles.data(), m.outputs, m.inputs,      bias, a.x.data() + first * a.inputs,
+                          a.view(first), tokens,         y.data(),  scratch.data()};
+    const size_t row_tiles = (m.outputs + kTileRows - 1) / kTileRows;
+    for (size_t t = 0; t < row_tiles; t += 2) k.linear(args, t, std::min(t + 2, row_tiles));
+    return y;
+}
+
+// Σ weight · x in double, and next to it Σ |weight · x|, which bounds what rounding can do.
+bool close_to_decoded(const Matrix &m, const Activations &a, const Floats &bias, const Floats &y) {
+    const bool dense = tile_format(m.format).bits == 0;
+    Floats weight(m.inputs);
+    for (size_t n = 0; n < m.outputs; n++) {
+        decode_row(m.format, m.tiles.data(), n, m.inputs, 1.0f, weight.data());
+        for (size_t t = 0; t < a.tokens; t++) {
+            double sum = static_cast<double>(bias[n]), size = std::fabs(sum);
+            for (size_t k = 0; k < m.inputs; k++) {
+                const size_t i = t * m.inputs + k;
+                const double x = dense ? static_cast<double>(a.x[i]) : static_cast<double>(a.scales[i / kTileInputs]) * a.q[i];
+                sum += static_cast<double>(weight[k]) * x;
+                size += std::fabs(static_cast<double>(weight[k]) * x);
+            }
+            if (!(std::fabs(static_cast<double>(y[t * m.outputs + n]) - sum) <= 2e-6 * size)) return false;
+        }
+    }
+    return true;
+}
+
+void compare_linear(const Kernels &k) {
+    std::vector<Format> formats{Format::F32, Format::F16, Format::BF16};
+    for (const TileFormat &f : kTileFormats) formats.push_back(f.format);
+    for (Format format : formats) {
+        const std::string name = "linear, ggml type " + std::to_string(static_cast<int>(format));
+        const bool dense = tile_format(format).bits == 0;
+        const size_t outputs = 43, inputs = dense ? 75 : 512, most = 29;
+        const Floats bias = random_floats(outputs);
+        for (bool exact : {false, true}) {
+            const Matrix m = random_matrix(format, outputs, inputs, exact);
+            Activations a = random_activations(most, inputs, exact);
+            const Floats all = linear(k, m, a, 0, most, bias.data());
+            check(close_to_decoded(m, a, bias, all), name + ": far from what decode_row gives");
+            if (exact && !dense)
+                check(same(linear(k, m, a, 0, most, nullptr), linear(*kernels_portable(), m, a, 0, most, nullptr)),
+                      name + ": other bits than the portable kernels, where nothing is rounded");
+            for (size_t tokens : {1, 2, 3, 4, 5, 7, 8, 12, 17}) {
+                const size_t first = most - tokens;
+                check(same(linear(k, m, a, first, tokens, bias.data()).data(), all.data() + first * outputs, tokens * outputs),
+                      name + ": other bits with " + std::to_string(tokens) + " tokens than with " + std::to_string(most));
+            }
+        }
+    }
+}
+
+void compare_quantize(const Kernels &k) {
+    const size_t tokens = 5, inputs = 96;
+    Floats x = random_floats(tokens * inputs);
+    std::fill_n(x.begin(), 32, 0.0f);
+    for (size_t i = 32; i < 64; i++) x[i] *= 1e-6f;
+    Activations one = random_activations(tokens, inputs, false), two = random_activations(tokens, inputs, false);
+    k.quantize(x.data(), inputs, one.view(0), 0, 2);
+    k.quantize(x.data(), inputs, one.view(0), 2, tokens);
+    kernels_portable()->quantize(x.data(), inputs, two.view(0), 0, tokens);
+    check(one.q == two.q && same(one.scales, two.scales) && same(one.sums32, two.sums32) && same(one.sums16, two.sums16), "quantize");
+}
+
+// ---- what is done to each token on its own
+
+// Run `f(kernels, out)` with both tables.
+bool agree(const Kernels &k, size_t count, const std::function<void(const Kernels &, float *)> &f, bool exactly) {
+    Floats one(count, NAN), two(count, NAN);
+    f(k, one.data());
+    f(*kernels_portable(), two.data());
+    return exactly ? same(one, two) : near(one, two);
+}
+
+void compare_elementwise(const Kernels &k) {
+    for (size_t width : {1, 7, 8, 15, 16, 37, 100}) {
+        const std::string of = " of width " + std::to_string(width);
+        const size_t tokens = 3, count = tokens * width;
+        const Floats x = random_floats(count, 20.0f), y = random_floats(count), weight = random_floats(width), bias = random_floats(width);
+        auto in_two = [&](auto f) {  // as two threads would
+            f(0, 1);
+            f(1, tokens);
+        };
+        check(agree(
+                  k, count,
+                  [&](const Kernels &t, float *out) {
+                      in_two([&](size_t a, size_t b) { t.rms_norm(x.data(), weight.data(), 1e-5f, width, out, a, b); });
+                  },
+                  false),
+              "rms_norm" + of);
+        check(agree(
+                  k, count,
+                  [&](const Kernels &t, float *out) {
+                      in_two([&](size_t a, size_t b) { t.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, width, out, a, b); });
+                  },
+                  false),
+              "layer_norm" + of);
+        auto both = [&](const char *name, bool exactly, auto f) { check(agree(k, count, f, exactly), name + of); };
+        both("add", true, [&](const Kernels &t, float *out) { t.add(x.data(), y.data(), out, count); });
+        both("silu_mul", false, [&](const Kernels &t, float *out) { t.silu_mul(x.data(), y.data(), out, count); });
+        both("gelu_mul", false, [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), y.data(), out, count); });
+        both("gelu", false, [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), nullptr, out, count); });
+        both("softcap", false, [&](const Kernels &t, float *out) { t.softcap(x.data(), 5.0f, out, count); });
+    }
+    for (int rotary : {6, 32, 40}) {
+        const int heads = 3, dim = 40;
+        const size_t tokens = 4, count = tokens * heads * dim;
+        const Floats x = random_floats(count), angles = random_floats(tokens * static_cast<size_t>(rotary));
+        const float *cos = angles.data(), *sin = cos + angles.size() / 2;
+        check(agree(
+                  k, count, [&](const Kernels &t, float *out) { t.rope(x.data(), cos, sin, heads, dim, rotary, out, 0, tokens); }, true),
+              "rope of " + std::to_string(rotary) + " dimensions");
+    }
+}
+
+// ---- attention
+
+struct Attention {
+    int heads, kv_heads, dim, chunks_per_block, window;
+    float softcap;
+};
+
+// Requests with a context before them and a few new tokens each, in a cache whose other places hold NaN.
+void compare_attention(const Kernels &k, const Attention &c) {
+    char name[120];
+    std::snprintf(name, sizeof(name), "attention, heads %d/%d, head_dim %d, window %d, softcap %g", c.heads, c.kv_heads, c.dim, c.window,
+                  static_cast<double>(c.softcap));
+    const std::vector<int32_t> lengths{1, 16, 530, 37, 700}, queries{1, 16, 3, 9, 1};
+    const size_t requests = lengths.size(), block_size = static_cast<size_t>(c.chunks_per_block) * kChunk;
+    const size_t width = (700 + block_size - 1) / block_size, blocks = requests * width;
+    std::vector<int32_t> table(blocks), starts{0};
+    for (size_t i = 0; i < blocks; i++) table[i] = static_cast<int32_t>(i);
+    for (size_t i = blocks - 1; i > 0; i--) std::swap(table[i], table[static_cast<size_t>(random_int(0, static_cast<int>(i)))]);
+    for (int32_t n : queries) starts.push_back(starts.back() + n);
+
+    // Write the keys and values of each request, by both kernels: they must be the same bits.
+    const size_t row = static_cast<size_t>(c.kv_heads * c.dim), cache = blocks * block_size * row;
+    std::vector<uint16_t> kc(cache, 0x7e00), vc(cache, 0x7e00), kp = kc, vp = vc;
+    for (size_t r = 0; r < requests; r++) {
+        const size_t n = static_cast<size_t>(lengths[r]);
+        const Floats keys = random_floats(n * row), values = random_floats(n * row);
+        std::vector<int32_t> slots;
+        for (size_t i = 0; i < n; i++)
+            slots.push_back(table[r * width + i / block_size] * static_cast<int32_t>(block_size) + static_cast<int32_t>(i % block_size));
+        k.kv_write(keys.data(), values.data(), slots.data(), c.kv_heads, c.dim, kc.data(), vc.data(), 0, n);
+        kernels_portable()->kv_write(keys.data(), values.data(), slots.data(), c.kv_heads, c.dim, kp.data(), vp.data(), 0, n);
+    }
+    check(kc == kp && vc == vp, std::string(name) + ": kv_write");
+
+    const size_t tokens = static_cast<size_t>(starts.back()), per_token = static_cast<size_t>(c.heads * c.dim), count = tokens * per_token;
+    const Floats q = random_floats(count);
+    AttentionArgs args{};
+    args.q = q.data(), args.k = kc.data(), args.v = vc.data();
+    args.cu_seqlens_q = starts.data(), args.seq_lens = lengths.data(), args.block_tables = table.data();
+    args.requests = requests, args.table_width = width;
+    args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.dim, args.chunks_per_block = c.chunks_per_block;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(c.dim)), args.softcap = c.softcap, args.window = c.window;
+
+    auto attend = [&](const Kernels &t, AttentionArgs a, size_t n, size_t threads) {
+        Floats out(n * per_token, NAN), scratch(t.attention_scratch(c.dim));
+        a.out = out.data();
+        for (size_t thread = 0; thread < threads; thread++) t.attention(a, scratch.data(), thread, threads);
+        return out;
+    };
+    const Floats all = attend(k, args, tokens, 1);
+    // Scores of up to some 15 are sums of dim products, each rounded: their error, a few 1e-6, is that of the weights.
+    check(near(all, attend(*kernels_portable(), args, tokens, 1), 4e-6), std::string(name) + ": far from the portable kernels");
+    check(same(all, attend(k, args, tokens, 3)), std::string(name) + ": other bits when three threads share the work");
+
+    // In two steps, with a barrier between them.
+    Floats merged(count, NAN), scratch(k.attention_scratch(c.dim)), partials(k.attention_partials_size(args, tokens, 64));
+    const size_t splits = partials.size() / (tokens * static_cast<size_t>(c.heads) * static_cast<size_t>(c.dim + 2));
+    check(splits > 1, std::string(name) + ": a long context is not divided");
+    AttentionArgs parts = args;
+    parts.out = merged.data(), parts.partials = partials.data();
+    for (size_t thread = 0; thread < 3; thread++) k.attention_partials(parts, scratch.data(), splits, thread, 3);
+    for (size_t thread = 0; thread < 3; thread++) k.attention_merge(parts, scratch.data(), splits, thread, 3);
+    check(same(all, merged), std::string(name) + ": other bits when divided by splits");
+
+    // The last token of each request, alone.
+    for (size_t r = 0; r < requests; r++) {
+        const int32_t alone[] = {0, 1};
+        const size_t token = static_cast<size_t>(starts[r + 1]) - 1;
+        AttentionArgs one = args;
+        one.requests = 1, one.cu_seqlens_q = alone, one.q = q.data() + token * per_token;
+        one.seq_lens = lengths.data() + r, one.block_tables = table.data() + r * width;
+        check(same(attend(k, one, 1, 1).data(), all.data() + token * per_token, per_token),
+              std::string(name) + ": other bits for a token alone, request " + std::to_string(r));
+    }
+}
+
+// What each table is compiled for: as ISAS in src/pellucid/backends/native/backend.py.
+bool usable(const std::string &name) {
+    std::vector<std::string> needs;
+    if (name == "avx2") needs = {"avx2", "fma", "f16c"};
+    if (name == "avx512") needs = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
+    if (name == "neon") needs = {"neon", "fp16", "dotprod"};
+    const std::vector<CpuFeature> features = detect_cpu_features();
+    return std::all_of(needs.begin(), needs.end(), [&](const std::string &need) {
+        return std::any_of(features.begin(), features.end(), [&](const CpuFeature &f) { return f.usable && f.name == need; });
+    });
+}
+
+}  // namespace
+
+int main() {
+    for (const Kernels *k : kernel_tables()) {
+        if (!usable(k->name)) {
+            std::printf("%s: skipped, this CPU cannot run it\n", k->name);
+            continue;
+        }
+        const int before = failures;
+        compare_quantize(*k);
+        compare_linear(*k);
+        compare_elementwise(*k);
+        compare_attention(*k, {4, 2, 64, 1, 0, 0.0f});
+        compare_attention(*k, {3, 3, 32, 2, 0, 20.0f});
+        compare_attention(*k, {7, 1, 20, 2, 100, 0.0f});  // head_dim that no vector divides
+        std::printf("%s: %s\n", k->name, failures == before ? "as it must be" : "wrong");
+    }
+    return failures == 0 ? 0 : 1;
+}
