@@ -1,22 +1,19 @@
 """Every backend, on every case, against the formula evaluated in float64: within the budget of `pellucid/ops/budget.py`."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.errors import ConfigError
 from pellucid.formats import FORMATS
-from pellucid.ops.budget import check_dense, check_int8_activations
 from pellucid.ops.case_lists import CASES, SPEED_CASES
 from pellucid.ops.cases import AttentionCase, Case, LinearCase, build_case
 from pellucid.ops.protocol import Ops
 
-from .oracle import evaluate
+from .harness import check_case
 
 FLOAT32_ACTIVATIONS = {"reference"}  # backends that multiply quantized weights in float32 are held to the dense budget there too
 
@@ -24,30 +21,12 @@ FLOAT32_ACTIVATIONS = {"reference"}  # backends that multiply quantized weights 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_backend_computes_the_formula_within_the_budget(backend: str, case: Case) -> None:
-    inputs = case.build_inputs()
     built = get_backend(backend)
-    if isinstance(case, AttentionCase):
-        if backend == "native" and case.block_size % 16:
-            with pytest.raises(ConfigError, match="multiple of 16"):
-                build_case(built, case, inputs)
-            return
-        if built.kv_element_bytes == 2:  # the formula over what a float16 cache holds
-            inputs = replace(inputs, activations=_in_float16(inputs.activations), history=_in_float16(inputs.history))
-    actual = build_case(built, case, inputs)()
-    exact = evaluate(case, inputs, np.float64)
-    assert actual.dtype == np.float32
-    quantized = isinstance(case, LinearCase) and FORMATS[case.format].block_size > 1
-    if quantized:
-        verdict = check_int8_activations(actual, exact)
-        assert verdict.ok, f"NMSE: {verdict}"
-    if not quantized or backend in FLOAT32_ACTIVATIONS:
-        condition = max(1.0, case.magnitude) if isinstance(case, AttentionCase) else 1.0  # large scores
-        verdict = check_dense(actual, exact, evaluate(case, inputs, np.float32), condition=condition)
-        assert verdict.ok, str(verdict)
-
-
-def _in_float16(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    return {name: rows.astype(np.float16).astype(np.float32) if name in ("k", "v") else rows for name, rows in arrays.items()}
+    if isinstance(case, AttentionCase) and backend == "native" and case.block_size % 16:
+        with pytest.raises(ConfigError, match="multiple of 16"):
+            build_case(built, case, case.build_inputs())
+        return
+    check_case(built, case, float32_activations=backend in FLOAT32_ACTIVATIONS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
