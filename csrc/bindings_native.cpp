@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
+#include "machine.h"
 #include "program.h"
 
 namespace nb = nanobind;
@@ -134,6 +135,16 @@ void bind_native(nb::module_ &m) {
     m.def("load_weight", &load_weight);
     m.def("new_kv_store", &new_kv_store);
     m.def("new_program", &new_program);
+    m.def(
+        "measure_read_bandwidth",
+        [](const std::string &isa, ThreadPool &pool, size_t bytes, double seconds) {
+            return measure_read_bandwidth(*kernels_by_name(isa), pool, bytes, seconds);
+        },
+        nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "measure_int8_peak",
+        [](const std::string &isa, ThreadPool &pool, double seconds) { return measure_int8_peak(*kernels_by_name(isa), pool, seconds); },
+        nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
     m.def("kernel_names", [] {
         std::vector<std::string> names;
         for (const Kernels *k : kernel_tables()) names.emplace_back(k->name);

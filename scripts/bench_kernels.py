@@ -1,10 +1,16 @@
 """Every op of a backend on the shapes of real models: microseconds, and what part of the machine's arithmetic and memory that is.
 
     scripts/bench kernels [BACKEND] [--op OP] [--all]
+    scripts/bench kernels native --linear [--isa ISA] [--threads N]
 
 An op is timed inside a forward pass, as models call it, many times over, so that feeding its inputs hardly counts. The least of several
 rounds is shown. FLOPs and bytes are those of `pellucid/ops/cost.py`: a weight counts as large as its format packs it, even where a backend
 keeps it decoded and reads more. The last line is JSON.
+
+--linear times the native backend's linear layer instead, in every format and for 1 to 512 rows: GB/s and GOP/s, and what share that is of
+the machine's ceilings, which are measured first (pellucid/measure/machine.py). The weight is 2048 × 4096, larger than L2; a loop over it
+alone runs from L3 where that is large enough to hold it, so the ceiling is that of its own size. "bound" is the time that the ceilings
+allow over the time that was taken.
 """
 
 import argparse
@@ -13,13 +19,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pellucid.backends.native.backend import NativeBackend
 from pellucid.backends.registry import BACKENDS, get_backend
+from pellucid.formats import FORMATS, row_bytes
+from pellucid.measure.machine import measure_ceilings
 from pellucid.ops.case_lists import CASES, SPEED_CASES
-from pellucid.ops.cases import Case, build_case
+from pellucid.ops.cases import Case, LinearCase, build_case
 from pellucid.ops.protocol import Backend
 
 SECONDS_PER_CASE = 0.3
 ROUNDS = 5
+LINEAR_SHAPE = (2048, 4096)  # outputs, inputs
+LINEAR_ROWS = (1, 4, 8, 32, 512)
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -38,12 +49,46 @@ def time_case(backend: Backend, case: Case) -> float:
     return min(seconds(many) for _ in range(ROUNDS)) / repeats
 
 
+def bench_linear(isa: str | None, threads: int | None) -> None:
+    """Each format × rows of the native backend's linear layer, beside the ceilings."""
+    backend = NativeBackend(isa, threads)
+    ceilings = measure_ceilings(backend.isa, backend.threads)
+    print(f"{backend.isa}, {backend.threads} threads; int8 {ceilings.int8_peak / 1e9:.0f} GOP/s; read, by working set:")
+    print("  ".join(f"{size >> 20} MiB {rate / 1e9:.1f}" for size, rate in ceilings.read_bandwidth.items()), "GB/s")
+    print(f"{'format':<8} {'rows':>5} {'µs':>10} {'GB/s':>8} {'of read':>8} {'GOP/s':>8} {'of int8':>8} {'bound':>7}")
+    results = []
+    for name in FORMATS:
+        for rows in LINEAR_ROWS:
+            case = LinearCase(tokens=rows, in_features=LINEAR_SHAPE[1], out_features=LINEAR_SHAPE[0], format=name)
+            elapsed, cost = time_case(backend, case), case.cost
+            size = LINEAR_SHAPE[0] * row_bytes(name, LINEAR_SHAPE[1])
+            read, peak = cost.bytes / elapsed / ceilings.bandwidth_at(size), cost.flops / elapsed / ceilings.int8_peak
+            bound = ceilings.least_seconds(cost, size) / elapsed
+            row = {"format": name, "rows": rows, "us": elapsed * 1e6, "gbytes": cost.bytes / elapsed / 1e9}
+            row |= {"gops": cost.flops / elapsed / 1e9, "of_read": read, "of_int8": peak, "of_bound": bound}
+            results.append(row)
+            print(
+                f"{name:<8} {rows:>5} {row['us']:>10.1f} {row['gbytes']:>8.1f} {read:>8.0%} {row['gops']:>8.1f} {peak:>8.0%} {bound:>7.0%}",
+                flush=True,
+            )
+    figures = {"isa": backend.isa, "threads": backend.threads, "int8_peak": ceilings.int8_peak, "read_bandwidth": ceilings.read_bandwidth}
+    print(json.dumps({"bench": "linear", **figures, "results": results}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backend", nargs="?", default="reference", choices=sorted(BACKENDS))
     parser.add_argument("--op", choices=sorted({case.op for case in CASES}))
     parser.add_argument("--all", action="store_true", help="the small cases of the conformance suite too")
+    parser.add_argument("--linear", action="store_true", help="formats × rows of the native linear layer, beside the machine's ceilings")
+    parser.add_argument("--isa", help="of --linear  [default: the best]")
+    parser.add_argument("--threads", type=int, help="of --linear  [default: all]")
     args = parser.parse_args()
+    if args.linear:
+        if args.backend != "native":
+            parser.error("--linear is of the native backend: scripts/bench kernels native --linear")
+        bench_linear(args.isa, args.threads)
+        return
 
     backend = get_backend(args.backend)
     cases = [case for case in dict.fromkeys(SPEED_CASES + CASES * args.all) if args.op in (None, case.op)]

@@ -18,6 +18,7 @@ namespace {
 #include "elementwise.inc"
 #include "linear.inc"
 #include "attention.inc"
+#include "ceilings.inc"
 // clang-format on
 }  // namespace
 }  // namespace avx2
@@ -39,7 +40,9 @@ const Kernels *kernels_avx2() {
                                       attention_scratch,
                                       attention_partials_size,
                                       attention_partials,
-                                      attention_merge};
+                                      attention_merge,
+                                      read_bytes,
+                                      multiply_bytes};
     return &table;
 }
 

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": ("pellucid", "lab", "server", "measure", "engine", *BELOW_ENGINE, *PLAIN, "cpu"),
     "lab": ("pellucid", "measure", *PLAIN),
     "server": ("engine", "tokenizer", *PLAIN),
-    "measure": ("engine", *BELOW_ENGINE, *PLAIN, "cpu"),
+    "measure": ("engine", *BELOW_ENGINE, *PLAIN, "cpu", "_native"),
     "engine": (*BELOW_ENGINE, *PLAIN, "cpu"),
     "scheduler": ("kv.manager", *PLAIN),
     "speculative": ("sampling", "ops", *PLAIN),

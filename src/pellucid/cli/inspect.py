@@ -58,14 +58,25 @@ class _Model:
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--program", is_flag=True, help="Load the weights, and list the kernel calls of a step, their FLOPs and bytes.")
+@click.option("--tokens", type=click.IntRange(1, 1 << 20), default=1, show_default=True, help="The step of --program: so many tokens.")
 @json_option
 @debug_option
-def inspect(model: str, tensors: bool, as_json: bool) -> None:
+def inspect(model: str, tensors: bool, program: bool, tokens: int, as_json: bool) -> None:
     """Show what MODEL is: architecture, configuration, formats, bits per weight, tokenizer.
 
-    MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched.
+    MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched. With --program: what runs, call by call.
     """
     path = hub.resolve_model(model, progress=True)
+    if program:
+        from .program import build_listing, print_listing, report_listing
+
+        listing = build_listing(path, tokens)
+        if as_json:
+            click.echo(json.dumps(report_listing(listing), indent=2))
+        else:
+            print_listing(listing)
+        return
     found = _read_folder(path) if path.is_dir() else _read_gguf(path)
     if as_json:
         click.echo(json.dumps(_report(found), indent=2))

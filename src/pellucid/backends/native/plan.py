@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .capture import Entry, Op, Symbol
 
-__all__ = ["Placement", "Plan", "build_plan"]
+__all__ = ["Placement", "Plan", "build_plan", "bytes_per_row"]
 
 # Each thread computes its share of the rows, and reads only those rows of the inputs.
 BY_ROWS = {
@@ -53,7 +53,7 @@ def build_plan(entries: list[Entry], result: Symbol) -> Plan:
     end = 0
     for i, entry in enumerate(entries):
         if entry.output is not None and (storage := entry.output.storage) not in index:
-            size = 0 if storage is output else _bytes_per_token(storage)
+            size = 0 if storage is output else bytes_per_row(storage)
             offset, end = _take(free, size, end)
             index[storage] = len(buffers)
             buffers.append(Placement(offset, size, storage.width, storage.quantized, storage.logits_rows))
@@ -67,7 +67,7 @@ def _symbols(entry: Entry) -> list[Symbol]:
     return entry.inputs + ([entry.output] if entry.output is not None else [])
 
 
-def _bytes_per_token(symbol: Symbol) -> int:
+def bytes_per_row(symbol: Symbol) -> int:
     """8-bit codes, with a scale and a sum per 32 of them and a sum per 16, in float32; or float32."""
     return symbol.width + symbol.width // 32 * 4 * 4 if symbol.quantized else symbol.width * 4
 

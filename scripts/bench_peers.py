@@ -1,0 +1,187 @@
+"""The native backend beside llama.cpp, on the same file, in one run: decode, decode far into a context, prefill, decode of many sequences.
+
+    scripts/bench peers MODEL.gguf … --llama-bench PATH [--llama-batched-bench PATH] [--runs 3] [--threads 2] [--isa ISA]
+
+Each shape is measured A B A B: ours, llama.cpp, ours, …; each pair gives a ratio, and the median ratio stands with the least and the
+largest. llama.cpp runs with flash attention on and off in the first round; the better of the two is counted, and runs alone in the others.
+Both sides compute logits and choose no token, keep the cache in float16, and take prompts in chunks of 512 tokens. The decoding of many
+sequences is that of llama-batched-bench: prompts of 64 tokens, then 32 steps. Ours drives the backend with such batches directly.
+vLLM and OpenVINO read other files than these, and are not measured here.
+
+Where anything else runs on the machine, put it behind with `chrt -r 10 scripts/bench peers …` (real-time priority, which llama.cpp
+inherits); then use no more threads than there are cores. The last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pellucid.backends.registry import get_backend
+from pellucid.batch import AttentionMetadata, ForwardBatch
+from pellucid.kv.layout import build_layout
+from pellucid.kv.storage import KVStorage
+from pellucid.models.registry import get_architecture
+from pellucid.weights.checkpoint import open_checkpoint
+
+BLOCK_SIZE = 16
+CHUNK = 512  # tokens of a prompt per step: llama.cpp's --ubatch-size
+DECODE, DEEP_DECODE = 64, 32  # tokens decoded from an empty context, and behind a long one
+DEPTH = 2048
+PROMPTS = (512, 2048)
+SEQUENCES, SEQUENCE_PROMPT, SEQUENCE_OUTPUT = (8, 32), 64, 32
+
+
+class Ours:
+    """A model on the native backend; requests of equal length, each with its own part of the cache."""
+
+    def __init__(self, path: Path, threads: int, isa: str | None) -> None:
+        backend = get_backend("native", isa=isa, threads=threads)
+        with open_checkpoint(path) as checkpoint:
+            self.config = checkpoint.config
+            weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
+        longest = max(DEPTH + DEEP_DECODE, max(SEQUENCES) * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT))
+        self.num_blocks = -(-longest // BLOCK_SIZE) + max(SEQUENCES)
+        storage = KVStorage(backend, build_layout(self.config, BLOCK_SIZE, backend.kv_element_bytes), self.num_blocks)
+        forward = get_architecture(self.config.architecture).forward
+        self._run = backend.build_forward(lambda ops, batch: forward(ops, self.config, weights, batch, storage.layers))
+
+    def step(self, requests: int, start: int, tokens: int) -> None:
+        """Positions start … start + tokens - 1 of each request."""
+        width = self.num_blocks // requests
+        tables = np.arange(requests * width, dtype=np.int32).reshape(requests, width)  # [R, M]
+        positions = np.tile(np.arange(start, start + tokens, dtype=np.int32), requests)  # [T]
+        owner = np.repeat(np.arange(requests), tokens)
+        metadata = AttentionMetadata(
+            cu_seqlens_q=np.arange(requests + 1, dtype=np.int32) * np.int32(tokens),
+            seq_lens=np.full(requests, start + tokens, np.int32),
+            block_tables=tables,
+            slot_mapping=(tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE).astype(np.int32),
+            block_size=BLOCK_SIZE,
+        )
+        input_ids = ((positions * 7919 + owner * 104729 + 13) % self.config.vocab_size).astype(np.int32)
+        last = np.arange(1, requests + 1, dtype=np.int32) * np.int32(tokens) - np.int32(1)
+        self._run(ForwardBatch(input_ids, positions, last, metadata))
+
+    def prefill(self, requests: int, prompt: int) -> float:
+        """Tokens per second; chunks of CHUNK tokens, all requests together."""
+        chunk = CHUNK // requests
+        start = time.perf_counter()
+        for first in range(0, prompt, chunk):
+            self.step(requests, first, min(chunk, prompt - first))
+        return requests * prompt / (time.perf_counter() - start)
+
+    def decode(self, requests: int, depth: int, output: int) -> float:
+        """Tokens per second of all requests together, behind `depth` tokens that are computed before, untimed."""
+        if depth:
+            self.prefill(requests, depth)
+        self.step(requests, depth, 1)  # wakes the threads, and warms what the first step finds cold
+        start = time.perf_counter()
+        for position in range(depth, depth + output):
+            self.step(requests, position, 1)
+        return requests * output / (time.perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCpp:
+    """Its two programs, on one model."""
+
+    bench: str
+    batched: str | None
+    model: Path
+    threads: int
+
+    def prefill(self, prompt: int, flash: str) -> float:
+        cold = ["--no-warmup"] if prompt > CHUNK else []  # which would run the whole prompt once more
+        return self._bench("-p", prompt, "-n", 0, "-fa", flash, *cold)
+
+    def decode(self, depth: int, output: int, flash: str) -> float:
+        return self._bench("-p", 0, "-n", output, "-d", depth, "-fa", flash)
+
+    def decode_many(self, sequences: int, flash: str) -> float:
+        context = sequences * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT)
+        lengths = ["-npp", SEQUENCE_PROMPT, "-ntg", SEQUENCE_OUTPUT, "-npl", sequences, "-c", context, "-b", 2048, "-ub", CHUNK]
+        out = _output([self.batched, "-m", self.model, "-t", self.threads, "-fa", flash, "--output-format", "jsonl", *lengths])
+        rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        return float(rows[-1]["speed_tg"])
+
+    def _bench(self, *shape: str | int) -> float:
+        out = _output([self.bench, "-m", self.model, "-t", self.threads, "-r", 1, "-ub", CHUNK, "-o", "json", *shape])
+        (run,) = json.loads(out)
+        return float(run["avg_ts"])
+
+
+def _output(command: list[Any]) -> str:
+    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One row of the table: tokens per second of either side."""
+
+    name: str
+    ours: Callable[[], float]
+    theirs: Callable[[str], float]  # by whether flash attention is on
+
+
+def shapes(ours: Ours, theirs: LlamaCpp) -> list[Shape]:
+    found = [
+        Shape("decode, 1 sequence", partial(ours.decode, 1, 0, DECODE), partial(theirs.decode, 0, DECODE)),
+        Shape(f"decode at {DEPTH}", partial(ours.decode, 1, DEPTH, DEEP_DECODE), partial(theirs.decode, DEPTH, DEEP_DECODE)),
+    ]
+    found += [Shape(f"prefill {n}", partial(ours.prefill, 1, n), partial(theirs.prefill, n)) for n in PROMPTS]
+    if theirs.batched is not None:
+        many = [partial(ours.decode, n, SEQUENCE_PROMPT, SEQUENCE_OUTPUT) for n in SEQUENCES]
+        found += [Shape(f"decode, {n} sequences", run, partial(theirs.decode_many, n)) for n, run in zip(SEQUENCES, many, strict=True)]
+    return found
+
+
+def measure(shape: Shape, runs: int) -> dict[str, Any]:
+    """The shape's row: every run of both sides, and the ratios of the pairs."""
+    mine, peers, flash = [], [], ""
+    for i in range(runs):
+        mine.append(shape.ours())
+        if i == 0:
+            tried = {choice: shape.theirs(choice) for choice in ("on", "off")}
+            flash = max(tried, key=lambda choice: tried[choice])
+        peers.append(tried[flash] if i == 0 else shape.theirs(flash))
+    ratios = [a / b for a, b in zip(mine, peers, strict=True)]
+    return {"shape": shape.name, "pellucid": mine, "llama.cpp": peers, "flash_attention": flash, "first_round": tried, "ratios": ratios}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.gguf")
+    parser.add_argument("--llama-bench", metavar="PATH", required=True)
+    parser.add_argument("--llama-batched-bench", metavar="PATH", help="without it, one sequence at a time is all that is measured")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--isa", help="of ours  [default: the best]")
+    args = parser.parse_args()
+
+    results = []
+    for path in args.models:
+        ours = Ours(path, args.threads, args.isa)
+        ours.prefill(1, CHUNK)  # the first run pays for memory that is touched for the first time
+        theirs = LlamaCpp(args.llama_bench, args.llama_batched_bench, path, args.threads)
+        print(f"\n{path.name}, {args.threads} threads; tokens/s, medians of {args.runs}")
+        print(f"{'':<22} {'pellucid':>10} {'llama.cpp':>10} {'-fa':>4}   ratio (least – largest)", flush=True)
+        for shape in shapes(ours, theirs):
+            row = measure(shape, args.runs)
+            mine, peer, ratio = (statistics.median(row[key]) for key in ("pellucid", "llama.cpp", "ratios"))
+            spread = f"({min(row['ratios']):.2f} – {max(row['ratios']):.2f})"
+            print(f"{row['shape']:<22} {mine:>10.1f} {peer:>10.1f} {row['flash_attention']:>4}   {ratio:>5.2f} {spread}", flush=True)
+            results.append({"model": path.name, **row, "ratio": ratio})
+    print(json.dumps({"bench": "peers", "threads": args.threads, "runs": args.runs, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
