@@ -4,10 +4,15 @@ PELLUCID_MODELS names a folder of .gguf files, PELLUCID_DATA a folder that holds
 """
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# A runner that was put into the background ignores Ctrl-C, and so would every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _folder(variable: str, holds: str) -> Path:

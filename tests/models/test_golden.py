@@ -1,4 +1,4 @@
-"""Every family against the logits that transformers computed with the same weights (tests/golden/models), on every backend.
+"""Every family against the logits that transformers computed with the same weights (tests/golden/models), on the reference backend.
 
 And against itself: in chunks, through shuffled cache blocks, beside other requests, it computes what it computes in one go.
 """
@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
-from pellucid.backends.registry import BACKENDS
 
 from .harness import GOLDEN, GOLDEN_NAMES, RELATIVE_BUDGET, Chunk, Loaded, Session, check_close, load
 
@@ -28,7 +26,7 @@ PARTS: dict[str, list[tuple[str, Any]]] = {  # what makes a family itself -> con
 }
 
 
-@pytest.fixture(scope="module", params=[(name, backend) for name in GOLDEN_NAMES for backend in BACKENDS], ids="-".join)
+@pytest.fixture(scope="module", params=[(name, "reference") for name in GOLDEN_NAMES], ids="-".join)
 def golden(request: pytest.FixtureRequest) -> tuple[str, Loaded, NDArray[np.int32], NDArray[np.float32]]:
     """A golden model's name, the model, its input_ids [T] and its logits [T, V]."""
     name, backend = request.param
