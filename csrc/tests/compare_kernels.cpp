@@ -15,9 +15,9 @@
 #include <string>
 #include <vector>
 
-#include "../cpu_features.h"
 #include "../float16.h"
 #include "../kernels.h"
+#include "support.h"
 
 using namespace pellucid;
 
@@ -25,23 +25,6 @@ namespace {
 
 using Floats = std::vector<float>;
 
-int failures = 0;
-
-void check(bool good, const std::string &what) {
-    if (good) return;
-    failures++;
-    std::printf("  FAILED: %s\n", what.c_str());
-}
-
-uint64_t state = 1;
-uint32_t random_bits() {  // splitmix64
-    uint64_t z = state += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return static_cast<uint32_t>(z >> 32);
-}
-int random_int(int low, int high) { return low + static_cast<int>(random_bits() % static_cast<uint32_t>(high - low + 1)); }
-float random_float(float size) { return (static_cast<float>(random_bits()) * 0x1p-31f - 1.0f) * size; }
 Floats random_floats(size_t count, float size = 3.0f) {
     Floats out(count);
     for (float &x : out) x = random_float(size);
@@ -332,34 +315,15 @@ void compare_attention(const Kernels &k, const Attention &c) {
     }
 }
 
-// What each table is compiled for: as ISAS in src/pellucid/backends/native/backend.py.
-bool usable(const std::string &name) {
-    std::vector<std::string> needs;
-    if (name == "avx2") needs = {"avx2", "fma", "f16c"};
-    if (name == "avx512") needs = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
-    if (name == "neon") needs = {"neon", "fp16", "dotprod"};
-    const std::vector<CpuFeature> features = detect_cpu_features();
-    return std::all_of(needs.begin(), needs.end(), [&](const std::string &need) {
-        return std::any_of(features.begin(), features.end(), [&](const CpuFeature &f) { return f.usable && f.name == need; });
-    });
-}
-
 }  // namespace
 
 int main() {
-    for (const Kernels *k : kernel_tables()) {
-        if (!usable(k->name)) {
-            std::printf("%s: skipped, this CPU cannot run it\n", k->name);
-            continue;
-        }
-        const int before = failures;
+    return for_usable_kernels([](const Kernels *k) {
         compare_quantize(*k);
         compare_linear(*k);
         compare_elementwise(*k);
         compare_attention(*k, {4, 2, 64, 1, 0, 0.0f});
         compare_attention(*k, {3, 3, 32, 2, 0, 20.0f});
         compare_attention(*k, {7, 1, 20, 2, 100, 0.0f});  // head_dim that no vector divides
-        std::printf("%s: %s\n", k->name, failures == before ? "as it must be" : "wrong");
-    }
-    return failures == 0 ? 0 : 1;
+    });
 }

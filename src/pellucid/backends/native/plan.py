@@ -119,15 +119,15 @@ def _barriers(entries: list[Entry], buffers: list[Placement], index: dict[Symbol
 
 
 def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int], angles: set[Symbol]) -> list[_Access]:
-    def rows(symbol: Symbol) -> tuple[bool, str] | None:
-        if entry.op not in BY_ROWS:
+    def rows(symbol: Symbol, writes: bool) -> tuple[bool, str] | None:
+        if entry.op not in BY_ROWS and not (entry.op is Op.TAKE_ROWS and writes):
             return None
         return symbol.logits_rows, "quantized" if symbol.quantized else "angles" if symbol.storage in angles else "plain"
 
     found = []
     for symbol, writes in [(s, False) for s in entry.inputs] + ([(entry.output, True)] if entry.output is not None else []):
         place = buffers[index[symbol.storage]]
-        found.append(_Access((place.offset, place.size) if place.size else "output", writes, rows(symbol)))
+        found.append(_Access((place.offset, place.size) if place.size else "output", writes, rows(symbol, writes)))
     if entry.kv is not None:
         found.append(_Access(entry.kv, entry.op is Op.KV_WRITE, None))
     if entry.op is Op.ATTENTION:

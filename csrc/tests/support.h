@@ -1,0 +1,60 @@
+// What the checks in this folder share: a count of failures, random numbers from a fixed seed, and the kernels that this CPU can run.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "../cpu_features.h"
+#include "../kernels.h"
+
+namespace pellucid {
+
+inline int failures = 0;
+
+inline void check(bool good, const std::string &what) {
+    if (good) return;
+    failures++;
+    std::printf("  FAILED: %s\n", what.c_str());
+}
+
+inline uint64_t state = 1;
+inline uint32_t random_bits() {  // splitmix64
+    uint64_t z = state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return static_cast<uint32_t>(z >> 32);
+}
+inline int random_int(int low, int high) { return low + static_cast<int>(random_bits() % static_cast<uint32_t>(high - low + 1)); }
+inline float random_float(float size) { return (static_cast<float>(random_bits()) * 0x1p-31f - 1.0f) * size; }
+
+// What each table is compiled for: as ISAS in src/pellucid/backends/native/backend.py.
+inline bool usable(const std::string &name) {
+    std::vector<std::string> needs;
+    if (name == "avx2") needs = {"avx2", "fma", "f16c"};
+    if (name == "avx512") needs = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
+    if (name == "neon") needs = {"neon", "fp16", "dotprod"};
+    const std::vector<CpuFeature> features = detect_cpu_features();
+    return std::all_of(needs.begin(), needs.end(), [&](const std::string &need) {
+        return std::any_of(features.begin(), features.end(), [&](const CpuFeature &f) { return f.usable && f.name == need; });
+    });
+}
+
+// Checks each table in turn, and says what came of it. The result is main's.
+template <class F>
+int for_usable_kernels(F checks) {
+    for (const Kernels *k : kernel_tables()) {
+        if (!usable(k->name)) {
+            std::printf("%s: skipped, this CPU cannot run it\n", k->name);
+            continue;
+        }
+        const int before = failures;
+        checks(k);
+        std::printf("%s: %s\n", k->name, failures == before ? "as it must be" : "wrong");
+    }
+    return failures == 0 ? 0 : 1;
+}
+
+}  // namespace pellucid

@@ -1,0 +1,125 @@
+"""Plans of the native backend: no symbol is written over while somebody still reads it, and threads meet wherever they must.
+
+Both are found out by `race_checker.py`, which knows nothing of how plans are made; and it is tested itself, by taking barriers away.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from pellucid.backends.native.backend import NativeBackend
+from pellucid.backends.native.capture import Entry, Op, Symbol, capture
+from pellucid.backends.native.plan import Plan, build_plan
+from pellucid.batch import ForwardBatch
+from pellucid.formats import encode_dense
+from pellucid.ops.protocol import Ops, Tensor
+
+from .race_checker import find_overwritten, find_races
+from .random_forward import batch_of, random_forward
+
+SEEDS = range(12)
+STEPS = [{"tokens": 16, "logits": 16, "threads": 2}, {"tokens": 16, "logits": 6, "threads": 3}, {"tokens": 5, "logits": 2, "threads": 4}]
+
+
+def planned(seed: int) -> tuple[list[Entry], Plan]:
+    entries, result = capture(random_forward(seed))
+    return entries, build_plan(entries, result)
+
+
+def races(entries: list[Entry], plan: Plan, barriers: list[bool]) -> list[tuple[int, int]]:
+    return [race for step in STEPS for race in find_races(entries, plan, barriers, **step)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_symbol_is_written_over_while_it_is_read(seed: int) -> None:
+    entries, plan = planned(seed)
+    assert find_overwritten(entries, plan) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_threads_meet_between_entries_that_touch_the_same_bytes(seed: int) -> None:
+    entries, plan = planned(seed)
+    assert races(entries, plan, plan.barriers) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_barrier_is_needed_and_its_lack_is_found(seed: int) -> None:
+    entries, plan = planned(seed)
+    assert sum(plan.barriers) > 3
+    for i in np.flatnonzero(plan.barriers):
+        if entries[i].op is entries[i - 1].op is Op.LINEAR:  # the first result is read by nobody, and its place taken: not a model's doing
+            continue
+        without = [barrier and k != i for k, barrier in enumerate(plan.barriers)]
+        assert races(entries, plan, without), f"entry {i} of {len(entries)}: {entries[i].op.name}"
+
+
+def test_a_plan_takes_far_less_memory_than_its_symbols() -> None:
+    _, plan = planned(0)
+    assert plan.bytes_per_token < sum(p.size for p in plan.buffers) / 2
+
+
+def test_memory_that_is_handed_out_twice_is_found() -> None:
+    """A mutation: every symbol at the beginning of the arena."""
+    entries, plan = planned(0)
+    crowded = dataclasses.replace(plan, buffers=[dataclasses.replace(p, offset=0) for p in plan.buffers])
+    assert find_overwritten(entries, crowded)
+
+
+@pytest.mark.parametrize("kind", ["quantized", "angles"])
+def test_rows_of_one_size_that_lie_otherwise_are_waited_for(kind: str) -> None:
+    """128 quantized numbers take the place of 48 floats, 64 floats that of 32 angles: thread by thread they are not the same bytes."""
+    x, result = Symbol(128), Symbol(128)
+    if kind == "quantized":
+        before, after = Symbol(48), Symbol(128, quantized=True)
+        entries = [Entry(Op.EMBED, [], before), Entry(Op.EMBED, [], x), Entry(Op.ADD, [before, before], Symbol(48))]
+        entries += [Entry(Op.QUANTIZE, [x], after), Entry(Op.LINEAR, [after], result)]
+    else:
+        before, after = Symbol(64), Symbol(64)
+        entries = [Entry(Op.EMBED, [], x), Entry(Op.ROPE_ANGLES, [], before), Entry(Op.ROPE, [x, before], Symbol(128))]
+        entries += [Entry(Op.EMBED, [], after), Entry(Op.ADD, [after, after], Symbol(64)), Entry(Op.ADD, [x, x], result)]
+    plan = build_plan(entries, result)
+    places = [plan.buffers[plan.index[symbol]] for symbol in (before, after)]
+    assert places[0].offset == places[1].offset and places[0].size == places[1].size
+    assert races(entries, plan, plan.barriers) == []
+    taken = next(i for i, entry in enumerate(entries) if entry.output is after)
+    assert plan.barriers[taken] and races(entries, plan, [b and i != taken for i, b in enumerate(plan.barriers)])
+
+
+def test_reading_needs_no_barrier_and_rows_of_ones_own_neither() -> None:
+    entries, plan = planned(1)
+    for i, entry in enumerate(entries[:-1]):
+        following = entries[i + 1]
+        if entry.op is Op.LINEAR and following.op is Op.LINEAR and following.inputs == entry.inputs:
+            assert not plan.barriers[i + 1]
+    x, y, z = Symbol(64), Symbol(64), Symbol(64)
+    chain = [Entry(Op.EMBED, [], x), Entry(Op.SILU_MUL, [x, x], y), Entry(Op.ADD, [x, y], z)]
+    assert build_plan(chain, z).barriers == [False] * 3
+
+
+def test_a_softcap_writes_over_its_input_only_where_nobody_reads_that_later() -> None:
+    def capped(ops: Ops, batch: ForwardBatch, again: bool) -> Tensor:
+        x = ops.embedding(table, batch.input_ids)
+        y = ops.softcap(x, 2.0)
+        return ops.add(x, y) if again else ops.add(y, y)
+
+    native = NativeBackend(threads=2)
+    rows = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32) * 3
+    table = native.load_weight(encode_dense(rows))
+    batch = batch_of(16)
+    x = rows[batch.input_ids]
+    for again, expected in ((True, x + 2 * np.tanh(x / 2)), (False, 4 * np.tanh(x / 2))):
+        found = native.build_forward(functools.partial(capped, again=again))(batch)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    entries, _ = capture(functools.partial(capped, again=False))
+    assert entries[1].output is not None and entries[1].output.storage is entries[0].output
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_random_program_gives_the_same_bits_on_one_thread_and_on_four(seed: int) -> None:
+    runs = [NativeBackend(threads=threads).build_forward(random_forward(seed)) for threads in (1, 4)]
+    for tokens in (1, 5, 16, 37, 16):  # larger, and then smaller than before
+        one, four = (run(batch_of(tokens)) for run in runs)
+        assert np.array_equal(one, four, equal_nan=True)
+        assert np.isfinite(one).all()
