@@ -16,6 +16,9 @@ namespace avx512 {
 namespace {
 // clang-format off: in this order
 #include "elementwise.inc"
+#include "linear_codes.inc"
+#include "linear_direct.inc"
+#include "linear_scratch.inc"
 #include "linear.inc"
 #include "attention.inc"
 #include "ceilings.inc"
