@@ -24,6 +24,8 @@ namespace {
 using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Tables = nb::ndarray<const int32_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Blocks = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>, nb::c_contig>;
 using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -57,13 +59,23 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inpu
     return weight;
 }
 
-std::shared_ptr<KVStore> new_kv_store(size_t chunks, int kv_heads, int head_dim, int chunks_per_block) {
-    require(chunks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0, "a cache has no size");
+std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim, int chunks_per_block) {
+    require(blocks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0, "a cache has no size");
     const size_t chunk_bytes = static_cast<size_t>(kv_heads) * static_cast<size_t>(head_dim) * kChunk * sizeof(uint16_t);
-    require(chunk_bytes <= kMostBytes && chunks <= kMostBytes / chunk_bytes, "a cache is too large");
     require(chunks_per_block <= (1 << 24), "a block is too large");
-    const size_t bytes = chunks * chunk_bytes;
+    const size_t block_bytes = chunk_bytes * static_cast<size_t>(chunks_per_block);
+    require(chunk_bytes <= kMostBytes >> 24 && blocks <= kMostBytes / block_bytes, "a cache is too large");
+    const size_t chunks = blocks * static_cast<size_t>(chunks_per_block), bytes = blocks * block_bytes;
     return std::make_shared<KVStore>(KVStore{chunks, kv_heads, head_dim, chunks_per_block, allocate(bytes), allocate(bytes)});
+}
+
+// The memory of keys and of values, a row per block, for as long as somebody holds them.
+std::vector<Blocks> block_bytes(std::shared_ptr<KVStore> kv) {
+    const size_t blocks = kv->chunks / static_cast<size_t>(kv->chunks_per_block);
+    const size_t bytes = static_cast<size_t>(kv->chunks_per_block) * static_cast<size_t>(kv->kv_heads) * static_cast<size_t>(kv->head_dim) *
+                         kChunk * sizeof(uint16_t);
+    const nb::object owner = nb::cast(kv);
+    return {Blocks(kv->k.get(), {blocks, bytes}, owner), Blocks(kv->v.get(), {blocks, bytes}, owner)};
 }
 
 const Kernels *kernels_by_name(const std::string &isa) {
@@ -88,11 +100,12 @@ void add_entry(Program &program, int op, std::vector<int> in, int out, std::shar
                  std::move(floats), barrier});
 }
 
-void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints cu_seqlens_q, Ints seq_lens, Table block_tables,
-         Ints slot_mapping, Logits out, std::optional<Floats> seconds) {
+void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints cu_seqlens_q, Ints seq_lens, Tables block_tables,
+         Table slot_mapping, Logits out, std::optional<Floats> seconds) {
     const size_t tokens = input_ids.shape(0), requests = seq_lens.shape(0);
-    require(tokens > 0 && positions.shape(0) == tokens && slot_mapping.shape(0) == tokens, "arrays of one batch differ in length");
-    require(cu_seqlens_q.shape(0) == requests + 1 && block_tables.shape(0) == requests, "arrays of one batch differ in length");
+    require(tokens > 0 && positions.shape(0) == tokens && slot_mapping.shape(1) == tokens, "arrays of one batch differ in length");
+    require(cu_seqlens_q.shape(0) == requests + 1 && block_tables.shape(1) == requests, "arrays of one batch differ in length");
+    require(block_tables.shape(0) == slot_mapping.shape(0), "arrays of one batch differ in groups");
     const Buffer &output = program.output();
     require(out.shape(0) == (output.logits_rows ? logits_indices.shape(0) : tokens) && out.shape(1) == output.width,
             "the output has the wrong shape");
@@ -101,7 +114,7 @@ void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, 
                       seq_lens.data(),         block_tables.data(),
                       slot_mapping.data(),     tokens,
                       logits_indices.shape(0), requests,
-                      block_tables.shape(1)};
+                      block_tables.shape(2),   block_tables.shape(0)};
     require(!seconds || seconds->shape(0) == program.size(), "there is not one time for each entry");
     std::vector<double> times(seconds ? program.size() : 0);
     {
@@ -124,7 +137,10 @@ void bind_native(nb::module_ &m) {
     nb::class_<Vector>(m, "Vector")
         .def("__init__", [](Vector *self, std::vector<float> values) { new (self) Vector{std::move(values)}; })
         .def_prop_ro("size", [](const Vector &v) { return v.values.size(); });
-    nb::class_<KVStore>(m, "KVStore").def_ro("kv_heads", &KVStore::kv_heads).def_ro("head_dim", &KVStore::head_dim);
+    nb::class_<KVStore>(m, "KVStore")
+        .def_ro("kv_heads", &KVStore::kv_heads)
+        .def_ro("head_dim", &KVStore::head_dim)
+        .def("block_bytes", &block_bytes);
     nb::class_<Program>(m, "Program")
         .def("add", &add_entry, nb::arg("op"), nb::arg("inputs"), nb::arg("output"), nb::arg("weight").none(), nb::arg("vectors"),
              nb::arg("kv").none(), nb::arg("ints"), nb::arg("floats"), nb::arg("barrier"))

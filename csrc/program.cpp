@@ -110,7 +110,7 @@ AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float 
             reinterpret_cast<const uint16_t *>(e.kv->v.get()),
             batch.cu_seqlens_q,
             batch.seq_lens,
-            batch.block_tables,
+            batch.block_tables_of(e.ints[3]),
             batch.requests,
             batch.table_width,
             e.ints[0],
@@ -200,8 +200,8 @@ void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thr
             break;
         }
         case Op::KvWrite:
-            kernels_->kv_write(x(0), x(1), batch.slot_mapping, e.kv->kv_heads, e.kv->head_dim, reinterpret_cast<uint16_t *>(e.kv->k.get()),
-                               reinterpret_cast<uint16_t *>(e.kv->v.get()), first, last);
+            kernels_->kv_write(x(0), x(1), batch.slots_of(e.ints[0]), e.kv->kv_heads, e.kv->head_dim,
+                               reinterpret_cast<uint16_t *>(e.kv->k.get()), reinterpret_cast<uint16_t *>(e.kv->v.get()), first, last);
             break;
         case Op::Attention: {
             const AttentionArgs args = attention_args(e, batch, out);

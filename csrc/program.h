@@ -40,7 +40,7 @@ struct Vector {  // a norm's weight, a bias, rotary frequencies
     std::vector<float> values;
 };
 
-struct KVStore {  // one layer's keys and values
+struct KVStore {  // keys and values of a layer, or of several whose groups own different blocks
     size_t chunks;
     int kv_heads, head_dim, chunks_per_block;
     Memory k, v;
@@ -58,8 +58,8 @@ enum class Op : int {
     Softcap,     // out = f[0] · tanh(in[0] / f[0])
     RopeAngles,  // out = cos and sin of positions times f[1 …], times f[0]
     Rope,        // out = in[0] turned by the angles in[1]; i = heads, head_dim
-    KvWrite,     // store in[0], in[1] in the cache
-    Attention,   // out = attention of in[0]; i = heads, head_dim, window; f = scale, softcap
+    KvWrite,     // store in[0], in[1] in the cache; i = group
+    Attention,   // out = attention of in[0]; i = heads, head_dim, window, group; f = scale, softcap
     TakeRows,    // out = rows of in[0] at logits_indices
 };
 
@@ -83,9 +83,13 @@ struct Entry {
 };
 
 struct Batch {
-    const int32_t *input_ids, *positions, *logits_indices, *cu_seqlens_q, *seq_lens, *block_tables, *slot_mapping;
-    size_t tokens, logits, requests, table_width;
+    const int32_t *input_ids, *positions, *logits_indices, *cu_seqlens_q, *seq_lens;
+    const int32_t *block_tables;  // [groups, requests, table_width]
+    const int32_t *slot_mapping;  // [groups, tokens]
+    size_t tokens, logits, requests, table_width, groups;
 
+    const int32_t *block_tables_of(int group) const { return block_tables + static_cast<size_t>(group) * requests * table_width; }
+    const int32_t *slots_of(int group) const { return slot_mapping + static_cast<size_t>(group) * tokens; }
     // The rows that an Embed looks up: tokens, or positions where they are learned.
     const int32_t *rows_of(const Entry &embed) const { return embed.ints[0] ? positions : input_ids; }
 };

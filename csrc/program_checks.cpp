@@ -2,8 +2,10 @@
 //
 // Kernels trust their arguments. So that a wrong program or a wrong batch is an exception and not a read beyond an array, every size that a
 // kernel derives from an entry is compared here with the buffers, weights and caches that the entry names.
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "program.h"
 
@@ -129,19 +131,20 @@ void Program::check_entry(const Entry &e) const {
             break;
         }
         case Op::KvWrite:
-            takes(2, 0, 0);
+            takes(2, 1, 0);
             require(e.kv != nullptr, "a cache is missing");
+            require(e.ints[0] >= 0, "the group is negative");
             for (int i : e.in)
                 require(!buffer(i).logits_rows && buffer(i).width == heads_of(e.kv->kv_heads, e.kv->head_dim),
                         "keys or values do not fit the cache");
             break;
         case Op::Attention:
-            takes(1, 3, 2);
+            takes(1, 4, 2);
             as_wide_as_output();
             require(of_tokens && e.kv != nullptr, "a cache is missing");
             require(heads_of(e.ints[0], e.ints[1]) == width && e.ints[1] == e.kv->head_dim && e.ints[0] % e.kv->kv_heads == 0,
                     "the heads do not fit the cache");
-            require(e.ints[2] >= 0, "the window is negative");
+            require(e.ints[2] >= 0 && e.ints[3] >= 0, "the window, or the group, is negative");
             break;
         case Op::TakeRows:
             takes(1, 0, 0);
@@ -163,16 +166,23 @@ void Program::check_batch(const Batch &batch) const {
         if (queries < 0 || batch.seq_lens[r] < queries) throw std::out_of_range("a request has more new tokens than tokens");
         if (static_cast<size_t>(batch.seq_lens[r]) > kMostTokens) throw std::out_of_range("a request has too many tokens");
     }
+    std::set<std::tuple<Op, int, size_t, int>> checked;
     for (const Entry &e : entries_) {
         if (e.op == Op::Embed) require_below(batch.rows_of(e), batch.tokens, e.weight->outputs, "row");
-        if (e.op == Op::KvWrite) require_below(batch.slot_mapping, batch.tokens, e.kv->chunks * kChunk, "slot");
-        if (e.op != Op::Attention) continue;
+        if (e.op != Op::KvWrite && e.op != Op::Attention) continue;
+        const int group = e.ints[e.op == Op::KvWrite ? 0 : 3];
+        if (static_cast<size_t>(group) >= batch.groups) throw std::out_of_range("the batch has no group " + std::to_string(group));
+        if (!checked.emplace(e.op, group, e.kv->chunks, e.kv->chunks_per_block).second) continue;  // as in the layer before
+        if (e.op == Op::KvWrite) {
+            require_below(batch.slots_of(group), batch.tokens, e.kv->chunks * kChunk, "slot");
+            continue;
+        }
         const size_t block_size = static_cast<size_t>(e.kv->chunks_per_block) * kChunk;
         for (size_t r = 0; r < batch.requests; r++) {
             const size_t blocks = (static_cast<size_t>(batch.seq_lens[r]) + block_size - 1) / block_size;
             if (blocks > batch.table_width) throw std::out_of_range("a block table is shorter than its request");
-            require_below(batch.block_tables + r * batch.table_width, blocks, e.kv->chunks / static_cast<size_t>(e.kv->chunks_per_block),
-                          "block");
+            require_below(batch.block_tables_of(group) + r * batch.table_width, blocks,
+                          e.kv->chunks / static_cast<size_t>(e.kv->chunks_per_block), "block");
         }
     }
 }

@@ -63,8 +63,8 @@ class Ours:
         metadata = AttentionMetadata(
             cu_seqlens_q=np.arange(requests + 1, dtype=np.int32) * np.int32(tokens),
             seq_lens=np.full(requests, start + tokens, np.int32),
-            block_tables=tables,
-            slot_mapping=(tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE).astype(np.int32),
+            block_tables=tables[None],
+            slot_mapping=(tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)[None].astype(np.int32),
             block_size=BLOCK_SIZE,
         )
         input_ids = ((positions * 7919 + owner * 104729 + 13) % self.config.vocab_size).astype(np.int32)

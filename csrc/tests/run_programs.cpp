@@ -107,8 +107,8 @@ struct Layer {
             {Op::RopeAngles, {}, ANGLES, nullptr, {}, nullptr, {}, angles, true},
             {Op::Rope, {Q, ANGLES}, TURNED_Q, nullptr, {}, nullptr, {kHeads, kHeadDim}, {}, false},
             {Op::Rope, {K, ANGLES}, TURNED_K, nullptr, {}, nullptr, {kKvHeads, kHeadDim}, {}, false},
-            {Op::KvWrite, {TURNED_K, V}, -1, nullptr, {}, kv, {}, {}, false},
-            {Op::Attention, {TURNED_Q}, SEEN, nullptr, {}, kv, {kHeads, kHeadDim, window}, {0.25, 30.0}, true},
+            {Op::KvWrite, {TURNED_K, V}, -1, nullptr, {}, kv, {0}, {}, false},
+            {Op::Attention, {TURNED_Q}, SEEN, nullptr, {}, kv, {kHeads, kHeadDim, window, 0}, {0.25, 30.0}, true},
             {Op::TakeRows, {SEEN}, TAKEN, nullptr, {}, nullptr, {}, {}, true},
             {Op::Quantize, {TAKEN}, PACKED_TAKEN, nullptr, {}, nullptr, {}, {}, false},
             {Op::Linear, {PACKED_TAKEN}, LOGITS, head, {bias}, nullptr, {}, {}, true},
@@ -144,8 +144,8 @@ struct Step {
         out.resize(logits.size() * kWords);
     }
     Batch batch() const {
-        return {ids.data(),   positions.data(), logits.data(), cu.data(),   lens.data(), table.data(),
-                slots.data(), ids.size(),       logits.size(), lens.size(), table.size()};
+        return {ids.data(),   positions.data(), logits.data(), cu.data(),   lens.data(),  table.data(),
+                slots.data(), ids.size(),       logits.size(), lens.size(), table.size(), 1};
     }
     const std::vector<float> &run(Program &program, double *seconds = nullptr) {
         program.run(batch(), out.data(), seconds);

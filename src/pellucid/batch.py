@@ -2,10 +2,11 @@
 
 Several requests lie end to end in one batch of T tokens; there is no padding and no phase. A request in prefill gives many tokens, one in
 decode gives one, and `cu_seqlens_q` says where each begins. Keys and values are read through block tables (paged attention, Kwon et al.,
-arXiv:2309.06180), so that "which tokens this request sees" and "where they lie in memory" are separate facts.
+arXiv:2309.06180), so that "which tokens this request sees" and "where they lie in memory" are separate facts. Layers that keep the same
+tokens form a group and share a block table; layers with a sliding window may forget blocks that others still need, and form another.
 
 Arrays are int32 buffers of whatever library the backend speaks (NumPy on a CPU); this module imports none of them.
-Letters: T tokens in the batch, R requests, B block_size.
+Letters: T tokens in the batch, R requests, G groups of layers, B block_size.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ class AttentionMetadata:
 
     cu_seqlens_q: IntArray  # [R + 1]  request r owns batch tokens cu_seqlens_q[r] … cu_seqlens_q[r+1] - 1
     seq_lens: IntArray  # [R]      tokens of request r whose KV is in the cache once this step has written: what its last token sees
-    block_tables: IntArray  # [R, M]   the KV blocks of request r in order, padded with 0; token position i lies in block [r, i // B]
-    slot_mapping: IntArray  # [T]      where this step's keys and values go: block · B + offset
+    block_tables: IntArray  # [G, R, M]  the KV blocks of request r in order, padded with 0; position i lies in block [g, r, i // B]
+    slot_mapping: IntArray  # [G, T]     where this step's keys and values go: block · B + offset
     block_size: int  # B
 
 

@@ -60,7 +60,8 @@ def test_every_op_of_the_vocabulary_is_exercised_by_some_case() -> None:
 
     class Recording:
         kv_element_bytes = backend.kv_element_bytes
-        name, load_weight, new_kv_layer, weight_bytes = backend.name, backend.load_weight, backend.new_kv_layer, backend.weight_bytes
+        name, load_weight, weight_bytes = backend.name, backend.load_weight, backend.weight_bytes
+        new_kv_store, kv_block_bytes = backend.new_kv_store, backend.kv_block_bytes
 
         def build_forward(self, forward: Any) -> Any:
             return plain(lambda ops, batch: forward(_Recorder(ops, called), batch))

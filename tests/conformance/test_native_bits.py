@@ -92,7 +92,7 @@ def _single_tokens(native: NativeBackend, case: Case) -> Run:
 
     def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
         x = weights | {name: ops.embedding(table, batch.input_ids) for name, table in tables.items()}
-        return case.apply(ops, x, batch, None)
+        return case.apply(ops, x, batch, KVLayer(None))
 
     return native.build_forward(forward)
 
@@ -140,7 +140,7 @@ class Requests:
         total = int(self.starts[-1])
         widths = {"q": shape.heads * shape.head_dim, "k": shape.kv_heads * shape.head_dim, "v": shape.kv_heads * shape.head_dim}
         self._arrays = {name: rng.normal(size=(total, width)).astype(np.float32) * 1.5 for name, width in widths.items()}
-        self._kv = backend(isa, 1).new_kv_layer(sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim)
+        self._kv = KVLayer(backend(isa, 1).new_kv_store(sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim))
         self._runs = [self._build(threads, self._kv) for threads in THREADS]
         self.whole = np.concatenate([self.run(2, [(r, 0, n)]) for r, n in enumerate(LENGTHS)])
 

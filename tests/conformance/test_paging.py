@@ -10,6 +10,7 @@ from pellucid.backends.reference import ops
 from pellucid.backends.reference.attention import Array, PagedKV
 from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.ops.cases import AttentionCase, build_attention_batch
+from pellucid.ops.protocol import KVLayer
 
 from .oracle import attention
 
@@ -29,12 +30,17 @@ def block_tables(case: AttentionCase, order: Any) -> Any:
     return tables
 
 
+def new_kv(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, filler: float = 0.0) -> KVLayer:
+    store = ReferenceBackend().new_kv_store(num_blocks, block_size, num_kv_heads, head_dim)
+    store.k[:], store.v[:] = filler, filler
+    return KVLayer(store)
+
+
 def run(case: AttentionCase, tables: Any, num_blocks: int, filler: float) -> Array:
     """Write all keys and values of all requests into a cache full of `filler`, then attend."""
     rng = np.random.default_rng(7)
     total, tokens = sum(case.seq_lens), sum(case.q_lens)
-    kv = ReferenceBackend().new_kv_layer(num_blocks, case.block_size, case.num_kv_heads, case.head_dim)
-    kv.k[:], kv.v[:] = filler, filler
+    kv = new_kv(num_blocks, case.block_size, case.num_kv_heads, case.head_dim, filler)
     k, v = (rng.normal(size=(total, case.num_kv_heads, case.head_dim)).astype(np.float32) for _ in range(2))
     whole = build_attention_batch(case.seq_lens, case.seq_lens, tables, case.block_size).attention
     ops.kv_write(kv, k, v, whole.slot_mapping)
@@ -74,7 +80,7 @@ def test_each_request_sees_its_own_keys_only() -> None:
     borders = np.cumsum([0, *case.q_lens])
     q = np.concatenate([request[0][-n:] for request, n in zip(inputs, case.q_lens, strict=True)])
     for r, (own_q, own_k, own_v) in enumerate(inputs):
-        kv = ReferenceBackend().new_kv_layer(40, case.block_size, 2, 16)
+        kv = new_kv(40, case.block_size, 2, 16)
         poisoned = [[np.full_like(x, np.nan) for x in request] for request in inputs]
         poisoned[r] = inputs[r]
         k, v = (np.concatenate([request[i] for request in poisoned]) for i in (1, 2))
@@ -94,20 +100,21 @@ def test_with_a_window_older_slots_are_not_read_even_where_the_request_once_owne
         oldest = seq_len - q_len - 11 + 1
         table[: oldest // case.block_size] = -1  # blocks wholly before the window have been given away
     rng = np.random.default_rng(7)
-    kv = ReferenceBackend().new_kv_layer(20, case.block_size, case.num_kv_heads, case.head_dim)
+    kv = new_kv(20, case.block_size, case.num_kv_heads, case.head_dim)
     k, v = (rng.normal(size=(sum(case.seq_lens), case.num_kv_heads, case.head_dim)).astype(np.float32) for _ in range(2))
     ops.kv_write(kv, k, v, build_attention_batch(case.seq_lens, case.seq_lens, tables, case.block_size).attention.slot_mapping)
     q = rng.normal(size=(sum(case.q_lens), case.num_heads, case.head_dim)).astype(np.float32)
     metadata = build_attention_batch(case.q_lens, case.seq_lens, tables, case.block_size).attention
-    assert np.array_equal(ops.attention(q, kv, replace(metadata, block_tables=forgotten), scale=0.25, window=11), clean)
+    assert np.array_equal(ops.attention(q, kv, replace(metadata, block_tables=forgotten[None]), scale=0.25, window=11), clean)
 
 
 def test_a_write_touches_its_own_slots_only() -> None:
-    kv: PagedKV = ReferenceBackend().new_kv_layer(4, 4, 2, 3)
-    kv.k[:], kv.v[:] = 7.0, 8.0
+    kv = new_kv(4, 4, 2, 3)
+    store: PagedKV = kv.store
+    store.k[:], store.v[:] = 7.0, 8.0
     slots = np.array([13, 2, 3], np.int32)
     k, v = np.arange(18, dtype=np.float32).reshape(3, 2, 3), -np.arange(18, dtype=np.float32).reshape(3, 2, 3)
-    ops.kv_write(kv, k, v, slots)
-    assert np.array_equal(kv.k[slots], k) and np.array_equal(kv.v[slots], v)
+    ops.kv_write(kv, k, v, slots[None])
+    assert np.array_equal(store.k[slots], k) and np.array_equal(store.v[slots], v)
     others = np.setdiff1d(np.arange(16), slots)
-    assert (kv.k[others] == 7.0).all() and (kv.v[others] == 8.0).all()
+    assert (store.k[others] == 7.0).all() and (store.v[others] == 8.0).all()

@@ -14,7 +14,7 @@ from pellucid.backends.registry import get_backend
 from pellucid.batch import AttentionMetadata, ForwardBatch
 from pellucid.config import ModelConfig
 from pellucid.models.registry import get_architecture
-from pellucid.ops.protocol import Backend, Tensor
+from pellucid.ops.protocol import Backend, KVLayer, Tensor
 from pellucid.weights.checkpoint import open_checkpoint
 
 __all__ = ["GOLDEN", "GOLDEN_NAMES", "RELATIVE_BUDGET", "Chunk", "Loaded", "Session", "check_close", "load"]
@@ -53,7 +53,8 @@ class Session:
     def __init__(self, loaded: Loaded, num_blocks: int = 64, seed: int = 0) -> None:
         config = loaded.config
         layers = [
-            loaded.backend.new_kv_layer(num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)
+            KVLayer(loaded.backend.new_kv_store(num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim))
+            for _ in range(config.num_layers)
         ]
         forward = get_architecture(config.architecture).forward
         self._forward: Callable[[ForwardBatch], NDArray[np.float32]] = loaded.backend.build_forward(
@@ -85,8 +86,8 @@ class Session:
             attention=AttentionMetadata(
                 cu_seqlens_q=np.cumsum([0, *lengths]).astype(np.int32),
                 seq_lens=np.array([c.start + n for c, n in zip(chunks, lengths, strict=True)], np.int32),
-                block_tables=tables,
-                slot_mapping=slots.astype(np.int32),
+                block_tables=tables[None],
+                slot_mapping=slots[None].astype(np.int32),
                 block_size=BLOCK_SIZE,
             ),
         )

@@ -34,7 +34,7 @@ def _vector(width: int) -> Tensor:
 
 def random_forward(seed: int, num_ops: int = 20) -> Forward:
     """The same ops in the same order at every call; a cache is new at every call of this function."""
-    caches: list[KVLayer] = [NativeBackend(threads=1).new_kv_layer(TOKENS // 16, 16, n, HEAD_DIM) for n in (1, 2)]
+    caches: list[KVLayer] = [KVLayer(NativeBackend(threads=1).new_kv_store(TOKENS // 16, 16, n, HEAD_DIM)) for n in (1, 2)]
     tables = [RopeTable(tuple(1.0 / (1 + i) for i in range(pairs))) for pairs in (16, 12)]
 
     def forward(ops: Ops, batch: ForwardBatch) -> Tensor:

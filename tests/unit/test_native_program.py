@@ -134,20 +134,20 @@ def test_turning_by_angles_and_the_angles_together_do_the_work_of_rope() -> None
 
 
 def test_attention_reads_a_cache_of_float16_within_its_window() -> None:
-    kv = NativeBackend(threads=1).new_kv_layer(4, 16, KV_HEADS, D)
+    kv = NativeBackend(threads=1).new_kv_store(4, 16, KV_HEADS, D)
     x, step = Symbol(HEADS * D, num_heads=HEADS), StepShape((1, 4), (50, 4), 2)
-    found = entry_cost(Entry(Op.ATTENTION, [x], Symbol(HEADS * D), kv=kv, ints=[HEADS, D, 8], floats=[0.25, 0.0]), step)
+    found = entry_cost(Entry(Op.ATTENTION, [x], Symbol(HEADS * D), kv=kv, ints=[HEADS, D, 8, 0], floats=[0.25, 0.0]), step)
     assert found == cost.attention([1, 4], [50, 4], num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=D, window=8, kv_element_bytes=2)
-    assert entry_cost(Entry(Op.KV_WRITE, [x, x], None, kv=kv), step) == cost.kv_write(5, KV_HEADS, D, kv_element_bytes=2)
+    assert entry_cost(Entry(Op.KV_WRITE, [x, x], None, kv=kv, ints=[0]), step) == cost.kv_write(5, KV_HEADS, D, kv_element_bytes=2)
 
 
 def test_every_op_of_a_program_has_a_cost() -> None:
     """An op that nobody counts is an error, not a zero."""
     backend = NativeBackend(threads=1)
-    weight, kv = backend.load_weight(quantize(rand(64, 64), "Q8_0")), backend.new_kv_layer(1, 16, KV_HEADS, D)
+    weight, kv = backend.load_weight(quantize(rand(64, 64), "Q8_0")), backend.new_kv_store(1, 16, KV_HEADS, D)
     x = Symbol(64, num_heads=HEADS)
     for op in Op:
-        ints = {Op.ATTENTION: [HEADS, D, 0], Op.ROPE: [HEADS, D]}.get(op, [16])
+        ints = {Op.ATTENTION: [HEADS, D, 0, 0], Op.ROPE: [HEADS, D]}.get(op, [16])
         inputs = [x] if op is Op.LINEAR else [x, x]
         entry = Entry(op, inputs, Symbol(64), weight=weight, kv=kv, ints=ints, floats=[1.0, 0.0])
         assert entry_cost(entry, StepShape((2,), (2,), 1)).bytes > 0, op

@@ -88,8 +88,8 @@ class ModelRunner:
             attention=AttentionMetadata(
                 cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
                 seq_lens=np.array([r.scheduled.request.num_computed_tokens + r.scheduled.num_scheduled_tokens for r in rows], np.int32),
-                block_tables=tables,
-                slot_mapping=slots.astype(np.int32),
+                block_tables=tables[None],
+                slot_mapping=slots[None].astype(np.int32),
                 block_size=self._block_size,
             ),
         )

@@ -14,5 +14,6 @@ class KVStorage:
 
     def __init__(self, backend: Backend, layout: KVLayout, num_blocks: int) -> None:
         self.layers: list[KVLayer] = [
-            backend.new_kv_layer(num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim) for _ in range(layout.num_layers)
+            KVLayer(backend.new_kv_store(num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim))
+            for _ in range(layout.num_layers)
         ]

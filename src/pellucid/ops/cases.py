@@ -94,9 +94,9 @@ def build_case(backend: Backend, case: Case, inputs: Inputs, *, repeats: int = 1
     """Make a case runnable on a backend. `repeats` runs the op so many times within one forward pass, to time it."""
     weights = {name: backend.load_weight(tensor) for name, tensor in inputs.weights.items()}
     tables = {name: backend.load_weight(encode_dense(rows)) for name, rows in inputs.activations.items()}
-    kv: KVLayer = None
+    kv = KVLayer(None)  # of cases that keep nothing
     if isinstance(case, AttentionCase):
-        kv = backend.new_kv_layer(inputs.num_blocks, case.block_size, case.num_kv_heads, case.head_dim)
+        kv = KVLayer(backend.new_kv_store(inputs.num_blocks, case.block_size, case.num_kv_heads, case.head_dim))
         if inputs.history_batch is not None:
             _write_history(backend, case, inputs, inputs.history_batch, kv)
 
@@ -130,10 +130,14 @@ def _write_history(backend: Backend, case: "AttentionCase", inputs: Inputs, hist
 def build_attention_batch(
     q_lens: Sequence[int], seq_lens: Sequence[int], block_tables: NDArray[np.int32], block_size: int, logits_indices: Sequence[int] = ()
 ) -> ForwardBatch:
-    """The batch in which request r computes its last q_lens[r] tokens of seq_lens[r]; input_ids are 0 … T-1."""
+    """The batch in which request r computes its last q_lens[r] tokens of seq_lens[r]; input_ids are 0 … T-1.
+
+    block_tables are [G, R, M], or [R, M] of one group.
+    """
+    tables = block_tables if block_tables.ndim == 3 else block_tables[None]
     owner = np.repeat(np.arange(len(q_lens)), q_lens)  # [T]
     positions = np.concatenate([np.arange(s - q, s) for q, s in zip(q_lens, seq_lens, strict=True)])  # [T]
-    slots = block_tables[owner, positions // block_size] * block_size + positions % block_size  # [T]
+    slots = tables[:, owner, positions // block_size] * block_size + positions % block_size  # [G, T]
     return ForwardBatch(
         input_ids=np.arange(len(owner), dtype=np.int32),
         positions=positions.astype(np.int32),
@@ -141,7 +145,7 @@ def build_attention_batch(
         attention=AttentionMetadata(
             cu_seqlens_q=np.concatenate([[0], np.cumsum(q_lens)]).astype(np.int32),
             seq_lens=np.array(seq_lens, np.int32),
-            block_tables=block_tables,
+            block_tables=tables,
             slot_mapping=slots.astype(np.int32),
             block_size=block_size,
         ),

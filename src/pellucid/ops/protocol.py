@@ -13,13 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..batch import AttentionMetadata, ForwardBatch, IntArray
 from ..formats.tensor import HostTensor
 
 __all__ = ["Backend", "Forward", "KVLayer", "Ops", "RopeTable", "Tensor"]
 
 Tensor: TypeAlias = Any  # a backend's own: an array, a handle, a symbol
-KVLayer: TypeAlias = Any  # a backend's own: the paged keys and values of one layer
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayer:
+    """Where one layer's keys and values lie. Layers of different groups may share a store: a block of it belongs to one group at a time."""
+
+    store: Any  # a backend's own: paged keys and values, from `Backend.new_kv_store`
+    group: int = 0  # which of the batch's block tables and slot mappings are this layer's
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class Ops(Protocol):
         ...
 
     def kv_write(self, kv: KVLayer, k: Tensor, v: Tensor, slot_mapping: IntArray) -> None:
-        """Store k, v [T, KH, D] in the slots of `slot_mapping` [T]. The one op that changes something."""
+        """Store k, v [T, KH, D] in the slots of `slot_mapping` [G, T], the row of the layer's group. The one op that changes something."""
         ...
 
     def attention(
@@ -131,8 +141,12 @@ class Backend(Protocol):
         """Take over one parameter, in whatever layout the kernels like. The host bytes may be dropped afterwards."""
         ...
 
-    def new_kv_layer(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> KVLayer:
+    def new_kv_store(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
         """Room for num_blocks · block_size tokens of one layer's keys and values."""
+        ...
+
+    def kv_block_bytes(self, store: Any) -> list[NDArray[np.uint8]]:
+        """The memory of a store, writable and without a copy: arrays [num_blocks, bytes per block], to move blocks by."""
         ...
 
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Any]:

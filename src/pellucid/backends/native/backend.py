@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ... import _native
 from ...cpu import detect_cpu
@@ -55,11 +56,14 @@ class NativeBackend:
         rows = np.ascontiguousarray(tensor.data).reshape(tensor.shape[0], -1)
         return _native.load_weight(self._pool, get_format(tensor.format).ggml_type, tensor.shape[1], rows)
 
-    def new_kv_layer(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
+    def new_kv_store(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
         if block_size % CHUNK:
             raise ConfigError(f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}")
         chunks = block_size // CHUNK
-        return _native.new_kv_store(num_blocks * chunks, num_kv_heads, head_dim, chunks)
+        return _native.new_kv_store(num_blocks, num_kv_heads, head_dim, chunks)
+
+    def kv_block_bytes(self, store: _native.KVStore) -> list[NDArray[np.uint8]]:
+        return store.block_bytes()
 
     def build_forward(self, forward: Forward) -> "CapturedForward":
         return CapturedForward(forward, self.isa, self._pool)

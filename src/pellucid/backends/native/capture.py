@@ -14,7 +14,7 @@ from typing import Any
 from ... import _native
 from ...batch import AttentionMetadata, ForwardBatch
 from ...errors import UnsupportedError
-from ...ops.protocol import Forward, RopeTable
+from ...ops.protocol import Forward, KVLayer, RopeTable
 
 __all__ = ["Entry", "Op", "Recorder", "Symbol", "capture"]
 
@@ -161,21 +161,21 @@ class Recorder:
             self._angles[table] = self._add(Op.ROPE_ANGLES, [], output, floats=[table.scale, *table.inv_freq])
         return self._add(Op.ROPE, [x, self._angles[table]], _like(x), ints=[x.num_heads, x.width // x.num_heads])
 
-    def kv_write(self, kv: "_native.KVStore", k: Symbol, v: Symbol, slot_mapping: _Input) -> None:
-        self.entries.append(Entry(Op.KV_WRITE, [k, v], None, kv=kv))
+    def kv_write(self, kv: KVLayer, k: Symbol, v: Symbol, slot_mapping: _Input) -> None:
+        self.entries.append(Entry(Op.KV_WRITE, [k, v], None, kv=kv.store, ints=[kv.group]))
 
     def attention(
         self,
         q: Symbol,
-        kv: "_native.KVStore",
+        kv: KVLayer,
         metadata: AttentionMetadata,
         *,
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
     ) -> Symbol:
-        ints = [q.num_heads, q.width // q.num_heads, window or 0]
-        return self._add(Op.ATTENTION, [q], Symbol(q.width, num_heads=1), kv=kv, ints=ints, floats=[scale, softcap or 0.0])
+        ints = [q.num_heads, q.width // q.num_heads, window or 0, kv.group]
+        return self._add(Op.ATTENTION, [q], Symbol(q.width, num_heads=1), kv=kv.store, ints=ints, floats=[scale, softcap or 0.0])
 
     def take_rows(self, x: Symbol, indices: _Input) -> Symbol:
         if indices.name != "logits_indices":

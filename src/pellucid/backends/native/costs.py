@@ -74,7 +74,7 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
             return cost.kv_write(rows, entry.kv.kv_heads, entry.kv.head_dim, kv_element_bytes=KV_ELEMENT_BYTES)
         case Op.ATTENTION:
             assert entry.kv is not None
-            heads, head_dim, window = entry.ints
+            heads, head_dim, window, _ = entry.ints
             return cost.attention(
                 step.q_lens,
                 step.seq_lens,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...batch import IntArray
+from ...ops.protocol import KVLayer
 
 __all__ = ["Array", "PagedKV", "attend", "attention_scores", "group_heads", "kv_write", "read_kv", "softmax", "ungroup_heads"]
 
@@ -29,12 +30,15 @@ class PagedKV:
 
     k: Array  # [N·B, KH, D]
     v: Array  # [N·B, KH, D]
+    block_size: int  # B
 
 
-def kv_write(kv: PagedKV, k: Array, v: Array, slot_mapping: IntArray) -> None:
-    """Put k and v [T, KH, D] where slot_mapping [T] says."""
-    kv.k[slot_mapping] = k
-    kv.v[slot_mapping] = v
+def kv_write(kv: KVLayer, k: Array, v: Array, slot_mapping: IntArray) -> None:
+    """Put k and v [T, KH, D] where slot_mapping [G, T] says."""
+    store: PagedKV = kv.store
+    slots = slot_mapping[kv.group]  # [T]
+    store.k[slots] = k
+    store.v[slots] = v
 
 
 def read_kv(kv: PagedKV, blocks: IntArray, block_size: int, start: int, stop: int) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...batch import ForwardBatch
 from ...formats import dequantize
@@ -34,9 +35,13 @@ class ReferenceBackend:
         weight.flags.writeable = False  # no op changes what it is given
         return weight
 
-    def new_kv_layer(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> PagedKV:
+    def new_kv_store(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> PagedKV:
         shape = (num_blocks * block_size, num_kv_heads, head_dim)
-        return PagedKV(np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        return PagedKV(np.zeros(shape, np.float32), np.zeros(shape, np.float32), block_size)
+
+    def kv_block_bytes(self, store: PagedKV) -> list[NDArray[np.uint8]]:
+        num_blocks = len(store.k) // store.block_size
+        return [x.reshape(num_blocks, -1).view(np.uint8) for x in (store.k, store.v)]
 
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Array]:
         return lambda batch: np.ascontiguousarray(forward(ops, batch), np.float32)

@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 
 from ...batch import AttentionMetadata, IntArray
-from ...ops.protocol import RopeTable
-from .attention import Array, PagedKV, attend, kv_write, read_kv
+from ...ops.protocol import KVLayer, RopeTable
+from .attention import Array, attend, kv_write, read_kv
 from .flash_attention import TILE_K, TILE_Q, flash_attention, merge_states
 
 __all__ = [
@@ -116,15 +116,15 @@ def rope(x: Array, positions: IntArray, table: RopeTable) -> Array:
 
 
 def attention(
-    q: Array, kv: PagedKV, metadata: AttentionMetadata, *, scale: float, window: int | None = None, softcap: float | None = None
+    q: Array, kv: KVLayer, metadata: AttentionMetadata, *, scale: float, window: int | None = None, softcap: float | None = None
 ) -> Array:
     tokens, heads, dim = q.shape
     out = np.empty_like(q, order="C")  # [T, H, D]
     borders, seq_lens = metadata.cu_seqlens_q.tolist(), metadata.seq_lens.tolist()
-    for begin, end, seq_len, blocks in zip(borders[:-1], borders[1:], seq_lens, metadata.block_tables, strict=True):
+    for begin, end, seq_len, blocks in zip(borders[:-1], borders[1:], seq_lens, metadata.block_tables[kv.group], strict=True):
         own, first_position = q[begin:end], seq_len - (end - begin)
         oldest = 0 if window is None else max(0, first_position - window + 1)  # the oldest key that the first query sees
-        keys, read = seq_len - oldest, partial(read_kv, kv, blocks, metadata.block_size)
+        keys, read = seq_len - oldest, partial(read_kv, kv.store, blocks, metadata.block_size)
         if keys <= PART_KEYS and heads * len(own) * keys * own.itemsize <= MAX_SCORE_BYTES:
             out[begin:end] = attend(own, *read(oldest, seq_len), scale=scale, window=window, softcap=softcap)
         else:
