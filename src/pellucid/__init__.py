@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import EngineConfig
+    from .engine.async_engine import AsyncEngine
     from .engine.llm import LLM
     from .errors import PellucidError
     from .request import CompletionOutput, Logprob, RequestOutput, SamplingParams
 
 __all__ = [
     "LLM",
+    "AsyncEngine",
     "CompletionOutput",
     "EngineConfig",
     "Logprob",
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "LLM": ".engine.llm",
+    "AsyncEngine": ".engine.async_engine",
     "CompletionOutput": ".request",
     "EngineConfig": ".config",
     "Logprob": ".request",

@@ -6,7 +6,10 @@
     ├── FormatError        a file is not what it says it is                        (also a ValueError)
     ├── UnsupportedError   the file is sound, but asks for something not built     (also a ValueError)
     ├── CapacityError      it does not fit in the memory that there is             (also a MemoryError)
-    └── DownloadError      a model could not be brought here                       (also an OSError)
+    ├── DownloadError      a model could not be brought here                       (also an OSError)
+    ├── QueueFullError     there are as many requests as the engine takes: later   (also a RuntimeError)
+    └── EngineError        a step crashed, and its requests are lost               (also a RuntimeError)
+        └── EngineDeadError    the engine has ended: closed, or past trusting
 
 The rule for a message: one sentence that names the field, the value it had and what is allowed. The command line prints that
 sentence and nothing else; a traceback is shown only with `--debug`. Anything that is not a `PellucidError` is a bug.
@@ -16,8 +19,11 @@ __all__ = [
     "CapacityError",
     "ConfigError",
     "DownloadError",
+    "EngineDeadError",
+    "EngineError",
     "FormatError",
     "PellucidError",
+    "QueueFullError",
     "RequestError",
     "UnsupportedError",
 ]
@@ -49,3 +55,15 @@ class CapacityError(PellucidError, MemoryError):
 
 class DownloadError(PellucidError, OSError):
     """A model could not be brought here: no network, no such name, a wrong checksum."""
+
+
+class QueueFullError(PellucidError, RuntimeError):
+    """There are as many requests as the engine takes. The request may be sound: try again later."""
+
+
+class EngineError(PellucidError, RuntimeError):
+    """A step crashed, and the requests that the engine held are lost; `__cause__` is what happened. The engine serves the next ones."""
+
+
+class EngineDeadError(EngineError):
+    """The engine has ended, because it was closed or because a crash left a state that cannot be trusted."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pellucid import LLM, SamplingParams
-from pellucid.engine.llm import Prompt
+from pellucid.engine.prompts import Prompt
 from pellucid.errors import CapacityError, ConfigError, RequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

@@ -69,13 +69,16 @@ class EngineCore:
         self._groups[request_id] = group
         self._group_of.update((request.request_id, group) for request in requests)
 
-    def abort(self, request_id: str) -> None:
-        """End what was asked under this id, and free what it holds. An unknown or finished id is left alone."""
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End what was asked under this id, free what it holds, and give its last output. An unknown or finished id is left alone."""
         group = self._groups.get(request_id)
-        if group is not None:
-            for request in group.requests:
-                self.scheduler.finish(request, "abort")
-            self._forget(group)
+        if group is None:
+            return None
+        now = time.monotonic()
+        for request in group.requests:
+            self.scheduler.finish(request, "abort")
+            group.finish(request, now)
+        return self._output(group)
 
     def step(self) -> list[RequestOutput]:
         """Run one step; the outputs of the requests that it brought forward, as far as they have come."""

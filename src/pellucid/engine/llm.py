@@ -10,19 +10,16 @@ it grows.
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..config import EngineConfig, ModelConfig
 from ..errors import RequestError
 from ..request import RequestOutput, SamplingParams
 from ..tokenizer import Tokenizer
-from ..weights.hub import resolve_model
-from .loader import build_engine
+from .loader import load_engine
+from .prompts import Message, Prompt, TokenizedPrompt, tokenize_chat, tokenize_prompt
 
-__all__ = ["LLM", "Message", "Prompt"]
-
-Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]  # text, token ids, {"prompt": text} or {"prompt_token_ids": ids}
-Message: TypeAlias = Mapping[str, Any]  # {"role": "user", "content": "…"}
+__all__ = ["LLM"]
 
 
 class LLM:
@@ -58,8 +55,8 @@ class LLM:
             threads=threads,
             isa=isa,
         )
-        self.path = resolve_model(str(model), cache_dir=cache_dir, progress=progress)
-        engine = build_engine(self.path, self.config)
+        engine = load_engine(model, self.config, cache_dir=cache_dir, progress=progress)
+        self.path = engine.path
         self.model_config: ModelConfig = engine.model_config
         self.tokenizer: Tokenizer = engine.tokenizer
         self._core = engine.core
@@ -86,8 +83,7 @@ class LLM:
         A bar on standard error shows the progress where that is a terminal. Raises RequestError, having run nothing, if a prompt cannot
         be served.
         """
-        listed = _as_list(prompts)
-        return self._run([self._tokenize(p) for p in listed], [_text_of(p) for p in listed], sampling_params, use_tqdm)
+        return self._run([tokenize_prompt(self.tokenizer, p) for p in _as_list(prompts)], sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -100,40 +96,41 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer a conversation, or several: each a list of {"role": …, "content": …}, rendered with the model's own chat template."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
-        texts = [self._render(c, add_generation_prompt, tools) for c in conversations]  # type: ignore[arg-type]
-        return self._run([self._encode_chat(text) for text in texts], list(texts), sampling_params, use_tqdm)
+        tokenized = [
+            tokenize_chat(self.tokenizer, c, add_generation_prompt=add_generation_prompt, tools=tools)  # type: ignore[arg-type]
+            for c in conversations
+        ]
+        return self._run(tokenized, sampling_params, use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Generator[RequestOutput, None, None]:
         """Complete one prompt, yielding the answer as far as it has come after each step.
 
         Nothing runs before the first `next`; closing the iterator aborts the request.
         """
-        return self._stream(self._tokenize(prompt), _text_of(prompt), sampling_params or SamplingParams())
+        return self._stream(tokenize_prompt(self.tokenizer, prompt), sampling_params or SamplingParams())
 
     def chat_stream(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
     ) -> Generator[RequestOutput, None, None]:
         """Answer one conversation, as `stream` does."""
-        text = self._render(messages, True, None)
-        return self._stream(self._encode_chat(text), text, sampling_params or SamplingParams())
+        return self._stream(tokenize_chat(self.tokenizer, messages), sampling_params or SamplingParams())
 
     def _run(
         self,
-        token_ids: list[list[int]],
-        texts: Sequence[str | None],
+        prompts: list[TokenizedPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or SamplingParams()] * len(token_ids)
-        if len(sampling_params) != len(token_ids):
-            raise RequestError(f"{len(sampling_params)} sampling_params are given for {len(token_ids)} prompts; give one, or one for each")
+            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise RequestError(f"{len(sampling_params)} sampling_params are given for {len(prompts)} prompts; give one, or one for each")
         ids: list[str] = []
         done: dict[str, RequestOutput] = {}
         try:
-            for tokens, text, params in zip(token_ids, texts, sampling_params, strict=True):
+            for prompt, params in zip(prompts, sampling_params, strict=True):
                 request_id = str(next(self._ids))
-                self._core.add_request(request_id, tokens, params, text)
+                self._core.add_request(request_id, prompt.token_ids, params, prompt.text)
                 ids.append(request_id)
             with _progress_bar(len(ids), use_tqdm) as bar:
                 while len(done) < len(ids):
@@ -146,9 +143,9 @@ class LLM:
                 self._core.abort(request_id)
         return [done[request_id] for request_id in ids]
 
-    def _stream(self, token_ids: list[int], text: str | None, params: SamplingParams) -> Generator[RequestOutput, None, None]:
+    def _stream(self, prompt: TokenizedPrompt, params: SamplingParams) -> Generator[RequestOutput, None, None]:
         request_id = str(next(self._ids))
-        self._core.add_request(request_id, token_ids, params, text)
+        self._core.add_request(request_id, prompt.token_ids, params, prompt.text)
         try:
             finished = False
             while not finished:
@@ -159,36 +156,12 @@ class LLM:
         finally:
             self._core.abort(request_id)
 
-    def _tokenize(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if isinstance(prompt, Mapping):
-            if "prompt_token_ids" in prompt:
-                return list(prompt["prompt_token_ids"])
-            if isinstance(prompt.get("prompt"), str):
-                return self.tokenizer.encode(prompt["prompt"])
-            raise RequestError(f"a prompt that is a mapping needs 'prompt' or 'prompt_token_ids'; it has {sorted(map(str, prompt))}")
-        return list(prompt)
-
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] | None) -> str:
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-
-    def _encode_chat(self, text: str) -> list[int]:
-        """The template wrote the special tokens, the first of the sequence among them: so they are read as such, and none is added."""
-        return self.tokenizer.encode(text, add_special=False, parse_special=True)
-
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
     ids = [p for p in prompts if isinstance(p, int)]
     return [ids] if ids and len(ids) == len(prompts) else [p for p in prompts if not isinstance(p, int)]
-
-
-def _text_of(prompt: Prompt) -> str | None:
-    if isinstance(prompt, str):
-        return prompt
-    return prompt.get("prompt") if isinstance(prompt, Mapping) else None
 
 
 def _progress_bar(total: int, use_tqdm: bool) -> Any:

@@ -18,11 +18,12 @@ from ..ops.protocol import Backend, Tensor
 from ..scheduler import Scheduler
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..weights.checkpoint import Checkpoint, open_checkpoint
+from ..weights.hub import resolve_model
 from .core import EngineCore
 from .memory import available_memory
 from .model_runner import ModelRunner
 
-__all__ = ["Engine", "build_engine", "plan_kv_cache"]
+__all__ = ["Engine", "build_engine", "load_engine", "plan_kv_cache"]
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +32,15 @@ _log = logging.getLogger(__name__)
 class Engine:
     """A loaded model, ready to run."""
 
+    path: Path
     model_config: ModelConfig
     tokenizer: Tokenizer
     core: EngineCore
+
+
+def load_engine(model: str | Path, config: EngineConfig, *, cache_dir: Path | None = None, progress: bool = False) -> Engine:
+    """Find the model, which may mean to fetch it into `cache_dir` with a bar on standard error, and load it."""
+    return build_engine(resolve_model(str(model), cache_dir=cache_dir, progress=progress), config)
 
 
 def build_engine(path: Path, config: EngineConfig) -> Engine:
@@ -57,7 +64,7 @@ def build_engine(path: Path, config: EngineConfig) -> Engine:
     scheduler = Scheduler(
         KVCacheManager(layout, num_blocks), max_model_len=max_model_len, max_num_batched_tokens=config.max_num_batched_tokens
     )
-    return Engine(model_config, tokenizer, EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed))
+    return Engine(path, model_config, tokenizer, EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed))
 
 
 def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, weight_bytes: int, available: int) -> tuple[int, int]:

@@ -1,0 +1,435 @@
+"""`AsyncEngine` on the tiny model: what it streams, what leaving costs, and what a crash does. Every loop runs in asyncio's debug mode."""
+
+import asyncio
+import gc
+import itertools
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+import pellucid.engine.core_thread as core_thread
+from pellucid import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
+from pellucid.engine.core import EngineCore
+from pellucid.engine.loader import build_engine
+from pellucid.errors import ConfigError, EngineDeadError, EngineError, QueueFullError, RequestError
+
+T = TypeVar("T")
+
+LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+SHORT = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+PATIENCE = 30.0  # seconds until a test gives up
+
+
+class Served:
+    """An engine, and the core inside it for tests to look at."""
+
+    def __init__(self, path: Path, **config: Any) -> None:
+        engine = build_engine(path, EngineConfig(**config))
+        self.core: EngineCore = engine.core
+        self.engine = AsyncEngine(engine)
+
+    async def settled(self) -> None:
+        """Wait until the core has nothing to do; then nothing may be held."""
+        deadline = time.monotonic() + PATIENCE
+        while self.core.has_unfinished or self.engine._thread._streams:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)
+        kv = self.core.scheduler.kv
+        kv.check_integrity()
+        assert kv.num_free_blocks == kv.num_blocks
+        assert self.core._groups == {} and self.core._group_of == {}
+
+
+class Gate:
+    """Stands before `core.step`: a step waits until it is let through. `held` has what the core held at each."""
+
+    def __init__(self, core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._core = core
+        self._step = core.step
+        self._changed = threading.Condition()
+        self._allowed = 0
+        self.held: list[set[str]] = []
+        monkeypatch.setattr(core, "step", self._pass)
+
+    def _pass(self) -> list[RequestOutput]:
+        with self._changed:
+            self.held.append(set(self._core._groups))
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._allowed >= len(self.held), PATIENCE)
+        return self._step()
+
+    def let(self, steps: int) -> None:
+        with self._changed:
+            self._allowed += steps
+            self._changed.notify_all()
+
+    async def stands_before(self, step: int) -> None:
+        """Wait until step number `step`, from 1, is asked for."""
+
+        def wait() -> bool:
+            with self._changed:
+                return self._changed.wait_for(lambda: len(self.held) >= step, PATIENCE)
+
+        assert await asyncio.to_thread(wait)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run in debug mode, which checks what is called from which thread. How slow a callback may be is not the test's to say."""
+
+    async def patiently() -> T:
+        asyncio.get_running_loop().slow_callback_duration = PATIENCE
+        return await asyncio.wait_for(main, 4 * PATIENCE)
+
+    return asyncio.run(patiently(), debug=True)
+
+
+async def last(engine: AsyncEngine, prompt: Any, params: SamplingParams, request_id: str | None = None) -> RequestOutput:
+    outputs = [output async for output in engine.generate(prompt, params, request_id)]
+    assert outputs[-1].finished
+    return outputs[-1]
+
+
+@pytest.fixture(autouse=True)
+def _clean(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No thread is left behind, and asyncio has nothing to say."""
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert [t.name for t in threading.enumerate() if t not in before and t.name != "tqdm_monitor"] == []
+    assert [r.getMessage() for r in caplog.get_records("call") if r.name == "asyncio" and r.levelno >= logging.WARNING] == []
+
+
+def test_32_streams_at_once_give_what_each_gives_alone(tiny_path: Path) -> None:
+    prompts = [f"{i} of the {'capital ' * (i % 5)}towns" for i in range(32)]
+    params = [
+        SamplingParams(temperature=(i % 3) * 0.7, seed=i, max_tokens=3 + i % 17, ignore_eos=i % 2 == 0, logprobs=1, n=1 + i % 2)
+        for i in range(32)
+    ]
+    llm = LLM(tiny_path)
+    alone = [llm.generate(p, q, use_tqdm=False)[0].outputs for p, q in zip(prompts, params, strict=True)]
+
+    async def main() -> list[RequestOutput]:
+        async with AsyncEngine.load(tiny_path) as engine:
+            return await asyncio.gather(*(last(engine, p, q) for p, q in zip(prompts, params, strict=True)))
+
+    together = run(main())
+    assert [o.outputs for o in together] == alone
+    assert [o.prompt for o in together] == prompts
+    assert len({o.request_id for o in together}) == 32
+
+
+def test_a_stream_grows_to_what_generate_returns(tiny_path: Path, tiny: LLM, backend: str) -> None:
+    async def main() -> list[RequestOutput]:
+        served = Served(tiny_path, backend=backend)
+        async with served.engine as engine:
+            outputs = [output async for output in engine.generate("The capital", LONG)]
+            await served.settled()
+        return outputs
+
+    outputs = run(main())
+    (whole,) = tiny.generate("The capital", LONG, use_tqdm=False)
+    assert outputs[-1].outputs == whole.outputs
+    assert [o.finished for o in outputs] == [False] * (len(outputs) - 1) + [True]
+    for before, after in itertools.pairwise(o.outputs[0] for o in outputs):
+        assert after.text.startswith(before.text) and len(after.token_ids) > len(before.token_ids)
+
+
+def test_a_conversation_is_rendered_as_llm_renders_it(tiny_path: Path, tiny: LLM, backend: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+
+    async def main() -> list[RequestOutput]:
+        async with AsyncEngine.load(tiny_path, EngineConfig(backend=backend)) as engine:
+            return [o async for o in engine.chat(messages, SHORT)]
+
+    (expected,) = tiny.chat(messages, SHORT, use_tqdm=False)
+    answer = run(main())[-1]
+    assert (answer.prompt, answer.prompt_token_ids, answer.outputs) == (expected.prompt, expected.prompt_token_ids, expected.outputs)
+
+
+def test_one_engine_serves_several_event_loops_at_once(tiny_path: Path) -> None:
+    engine = AsyncEngine.load(tiny_path)
+    texts: list[str] = []
+
+    def serve() -> None:
+        texts.append(run(last(engine, "The capital", LONG)).outputs[0].text)
+
+    threads = [threading.Thread(target=serve) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run(engine.close())
+    assert len(texts) == 4 and len(set(texts)) == 1
+
+
+def test_no_thread_runs_before_the_first_request(tiny_path: Path) -> None:
+    async def main() -> None:
+        before = threading.active_count()
+        engine = AsyncEngine.load(tiny_path)
+        stream = engine.generate("x", SHORT)
+        assert threading.active_count() == before
+        await anext(stream)
+        assert threading.active_count() == before + 1
+        await stream.aclose()
+        await engine.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("phase", ["submitted", "waiting", "prefill", "decode"])
+@pytest.mark.parametrize("way", ["cancel", "abort"])
+def test_who_leaves_holds_nothing_at_the_next_step(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, way: str) -> None:
+    """The victim's prompt takes 10 steps. The bystander, who was there first, gets what it would have got."""
+
+    async def main() -> None:
+        served = Served(tiny_path, max_num_batched_tokens=4)
+        expected = await last(served.engine, "by", SHORT)
+        gate = Gate(served.core, monkeypatch)
+        bystander = None
+        if phase in ("submitted", "waiting"):
+            bystander = asyncio.create_task(last(served.engine, "by", SHORT, "bystander"))
+            await gate.stands_before(1)
+        victim = asyncio.create_task(last(served.engine, [65] * 40, LONG, "victim"))
+        await asyncio.sleep(0.01)
+        steps = {"submitted": 0, "waiting": 1, "prefill": 3, "decode": 12}[phase]
+        gate.let(steps)
+        await gate.stands_before(steps + 1)
+        assert ("victim" in gate.held[-1]) == (phase != "submitted")
+        if way == "abort":
+            served.engine.abort("nobody")
+            served.engine.abort("victim")
+        else:
+            victim.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await victim
+        gate.let(1000)
+        if way == "abort":
+            output = await victim
+            assert output.outputs[0].finish_reason == "abort" and "finished_time" in output.metrics
+            assert len(output.outputs[0].token_ids) == (4 if phase == "decode" else 0)  # the step at the gate still ran
+        if bystander:
+            assert (await bystander).outputs == expected.outputs
+        await served.settled()
+        assert all("victim" not in held for held in gate.held[steps + 1 :])
+        await served.engine.close()
+
+    run(main())
+
+
+def test_breaking_out_of_the_loop_aborts(tiny_path: Path) -> None:
+    async def main() -> None:
+        served = Served(tiny_path)
+        async with served.engine as engine:
+            async for output in engine.generate("The capital", LONG):
+                if len(output.outputs[0].token_ids) >= 3:
+                    break
+            await served.settled()
+
+    run(main())
+
+
+def test_a_request_whose_loop_is_gone_is_dropped(tiny_path: Path) -> None:
+    """A loop that was closed without a word: nobody is left to leave the stream."""
+    served = Served(tiny_path)
+    loop = asyncio.new_event_loop()
+    stream = served.engine.generate("The capital", SamplingParams(max_tokens=90, ignore_eos=True))
+    loop.run_until_complete(anext(stream))
+    loop.close()
+    run(served.settled())
+    run(served.engine.close())
+    del stream
+
+
+def test_a_slow_consumer_misses_outputs_and_holds_up_nobody(tiny_path: Path) -> None:
+    async def main() -> None:
+        served = Served(tiny_path)
+        expected = await last(served.engine, "slow", LONG)
+        slow = served.engine.generate("slow", LONG)
+        await anext(slow)
+        await last(served.engine, "fast", LONG)
+        await served.settled()  # the slow request has ended too
+        rest = [output async for output in slow]
+        assert len(rest) == 1 and rest[0].outputs == expected.outputs
+        await served.engine.close()
+
+    run(main())
+
+
+def test_a_blocked_loop_is_told_once(tiny_path: Path) -> None:
+    async def main() -> None:
+        served = Served(tiny_path)
+        stream = served.engine.generate("x", LONG)
+        await anext(stream)
+        time.sleep(0.5)  # the loop runs nothing, the engine dozens of steps
+        ready = len(asyncio.get_running_loop()._ready)  # type: ignore[attr-defined]
+        assert ready <= 1
+        assert len([output async for output in stream]) < 30
+        await served.engine.close()
+
+    run(main())
+
+
+def test_what_cannot_be_served_is_refused_in_the_callers_task(tiny_path: Path) -> None:
+    async def main() -> None:
+        served = Served(tiny_path)
+        engine = served.engine
+        other = asyncio.create_task(last(engine, "other", LONG, "taken"))
+        await asyncio.sleep(0)
+        refused: list[tuple[Any, SamplingParams, str | None, type[Exception], str]] = [
+            ([65] * 200, SHORT, None, RequestError, r"200 tokens.*at most 95"),
+            ([9999], SHORT, None, RequestError, "token id 9999 is outside"),
+            ("", SHORT, None, RequestError, "empty"),
+            ("x", SHORT, "taken", RequestError, "request_id 'taken' is in use"),
+            ("x", SamplingParams(logit_bias={5000: 1.0}), None, ConfigError, "logit_bias holds token id 5000"),
+        ]
+        for prompt, params, request_id, error, message in refused:
+            with pytest.raises(error, match=message):
+                await anext(engine.generate(prompt, params, request_id))
+        with pytest.raises(RequestError, match="'prompt' or 'prompt_token_ids'"):
+            engine.generate({"text": "x"})
+        assert (await other).outputs[0].finish_reason == "length"
+        await served.settled()
+        await engine.close()
+
+    run(main())
+
+
+def test_the_inbox_is_bounded(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_thread, "_MAX_SUBMITTED", 3)
+
+    async def main() -> None:
+        served = Served(tiny_path)
+        gate = Gate(served.core, monkeypatch)
+        first = asyncio.create_task(last(served.engine, "x", SHORT))
+        await gate.stands_before(1)
+        more = [asyncio.create_task(last(served.engine, "x", SHORT)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFullError, match="3 requests wait"):
+            await anext(served.engine.generate("x", SHORT))
+        gate.let(1000)
+        outputs = await asyncio.gather(first, *more)
+        assert len({o.outputs[0].text for o in outputs}) == 1
+        await served.settled()
+        await served.engine.close()
+
+    run(main())
+
+
+def test_a_poisoned_request_fails_alone(tiny_path: Path) -> None:
+    async def main() -> None:
+        served = Served(tiny_path)
+        nothing_left = SamplingParams(temperature=0, allowed_token_ids=[65], bad_words=["A"], max_tokens=4)
+        bad, good = await asyncio.gather(last(served.engine, "x", nothing_left), last(served.engine, "x", SHORT))
+        assert (bad.outputs[0].finish_reason, good.outputs[0].finish_reason) == ("error", "length")
+        await served.settled()
+        await served.engine.close()
+
+    run(main())
+
+
+def _crashing(core: EngineCore, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Let the model's forward pass raise, the `at`-th time that it runs."""
+    forward: Callable[[Any], Any] = core._runner._forward
+    calls = itertools.count(1)
+
+    def crash(batch: Any) -> Any:
+        if next(calls) == at:
+            raise ArithmeticError("the machine is on fire")
+        return forward(batch)
+
+    monkeypatch.setattr(core._runner, "_forward", crash)
+
+
+def test_a_crash_fails_what_the_core_held_and_the_engine_goes_on(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        served = Served(tiny_path)
+        expected = await last(served.engine, "x", SHORT)
+        gate = Gate(served.core, monkeypatch)
+        _crashing(served.core, monkeypatch, at=2)
+        held = [asyncio.create_task(last(served.engine, "x", LONG))]
+        await gate.stands_before(1)
+        held += [asyncio.create_task(last(served.engine, "x", LONG)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        gate.let(1)
+        await gate.stands_before(2)
+        late = asyncio.create_task(last(served.engine, "x", SHORT))  # in the inbox while the step crashes
+        await asyncio.sleep(0.01)
+        gate.let(1000)
+        for error in await asyncio.gather(*held, return_exceptions=True):
+            assert type(error) is EngineError and isinstance(error.__cause__, ArithmeticError)
+            assert "the machine is on fire" in str(error)
+        assert (await late).outputs == expected.outputs
+        assert (await last(served.engine, "x", SHORT)).outputs == expected.outputs
+        await served.settled()
+        await served.engine.close()
+
+    run(main())
+    assert "a step of the engine crashed; 3 requests are lost" in caplog.text
+
+
+def test_a_crash_that_leaves_the_books_wrong_ends_the_engine(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        served = Served(tiny_path)
+        served.core.scheduler.kv._pool.allocate(1)  # which nobody will free
+        _crashing(served.core, monkeypatch, at=1)
+        with pytest.raises(EngineDeadError) as dead:
+            await last(served.engine, "x", LONG)
+        assert isinstance(dead.value.__cause__, ArithmeticError)
+        with pytest.raises(EngineDeadError, match=r"on fire.*blocks in tables"):
+            await anext(served.engine.generate("x", SHORT))
+        await served.engine.close()
+
+    run(main())
+
+
+def test_closing_ends_the_streams_that_are_open(tiny_path: Path) -> None:
+    async def main() -> None:
+        engine = AsyncEngine.load(tiny_path)
+        streams = [engine.generate("x", LONG) for _ in range(3)]
+        await anext(streams[0])
+        tasks = [asyncio.create_task(anext(s)) for s in streams[1:]]
+        await asyncio.sleep(0)
+        await asyncio.gather(engine.close(), engine.close())
+        with pytest.raises(EngineDeadError, match="closed"):
+            async for _ in streams[0]:
+                pass
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(outcome, EngineDeadError | RequestOutput)
+        with pytest.raises(EngineDeadError, match="closed"):
+            await anext(engine.generate("x", SHORT))
+        engine.abort("0")
+        await engine.close()
+        for stream in streams:
+            await stream.aclose()
+
+    run(main())
+
+
+def test_a_dropped_engine_ends_its_thread(tiny_path: Path) -> None:
+    run(last(AsyncEngine.load(tiny_path), "x", SHORT))  # that no thread is left is what every test of this file asserts
+
+
+def test_an_interpreter_that_ends_with_work_in_flight_ends(tiny_path: Path) -> None:
+    script = f"""
+import asyncio
+from pellucid import AsyncEngine, SamplingParams
+engine = AsyncEngine.load({str(tiny_path)!r})
+streams = [engine.generate("x", SamplingParams(max_tokens=90, ignore_eos=True)) for _ in range(4)]
+async def main():
+    for stream in streams:
+        await anext(stream)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Fatal" not in done.stderr and "Traceback" not in done.stderr
