@@ -15,13 +15,13 @@
 
 namespace pellucid {
 
-// Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. The sums are of scale · q: what offsets and minima of
-// weights are multiplied with.
+// Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. The sums are of q: what offsets and minima of weights
+// are multiplied with.
 struct Quantized {
-    int8_t *q;      // [T, K]
-    float *scales;  // [T, K / 32]
-    float *sums32;  // [T, K / 32]
-    float *sums16;  // [T, K / 16]
+    int8_t *q;        // [T, K]
+    float *scales;    // [T, K / 32]
+    int32_t *sums32;  // [T, K / 32]
+    int32_t *sums16;  // [T, K / 16]
 };
 
 struct LinearArgs {

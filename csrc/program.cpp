@@ -66,7 +66,8 @@ Quantized Program::quantized(int buffer) const {
     uint8_t *p = arena_.get() + b.offset * capacity_;
     const size_t blocks = b.width / kTileInputs * capacity_;
     float *scales = reinterpret_cast<float *>(p + b.width * capacity_);
-    return {reinterpret_cast<int8_t *>(p), scales, scales + blocks, scales + 2 * blocks};
+    int32_t *sums = reinterpret_cast<int32_t *>(scales + blocks);
+    return {reinterpret_cast<int8_t *>(p), scales, sums, sums + blocks};
 }
 
 // Memory for this batch, before any thread works: here, and only here, a run may fail for want of it.

@@ -11,6 +11,7 @@ namespace pellucid::avx2 {
 constexpr int kLanes = 8;
 constexpr bool kSignedDot = true;  // dot4 of codes of 8 bits takes them as code - 128
 constexpr int kRowsAtOnce = 4;     // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
+constexpr int kSumsAtOnce = 1;
 
 using F32 = __m256;
 using I32 = __m256i;

@@ -13,7 +13,8 @@ namespace pellucid::avx512 {
 
 constexpr int kLanes = 16;
 constexpr bool kSignedDot = false;  // dot4 of codes of 8 bits takes them as code - 128
-constexpr int kRowsAtOnce = 12;     // accumulators of a GEMM tile: 12 + 8 code vectors + scales and temporaries fill the 32 registers
+constexpr int kRowsAtOnce = 8;      // 8 accumulators, 8 code vectors, 4 sums, scales and temporaries of the 32 registers
+constexpr int kSumsAtOnce = 4;      // one takes 4 or 5 cycles: so that each waits for none
 
 using F32 = __m512;
 using I32 = __m512i;

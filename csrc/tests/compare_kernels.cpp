@@ -98,7 +98,8 @@ Matrix random_matrix(Format format, size_t outputs, size_t inputs, bool exact) {
 
 struct Activations {
     size_t tokens, inputs;
-    Floats x, scales, sums32, sums16;
+    Floats x, scales;
+    std::vector<int32_t> sums32, sums16;
     std::vector<int8_t> q;
     Quantized view(size_t token) {
         const size_t block = token * inputs / kTileInputs;
@@ -108,14 +109,15 @@ struct Activations {
 
 Activations random_activations(size_t tokens, size_t inputs, bool exact) {
     const size_t blocks = tokens * (inputs / kTileInputs);
-    Activations a{tokens, inputs, random_floats(tokens * inputs), Floats(blocks), Floats(blocks), Floats(2 * blocks), {}};
+    Activations a{
+        tokens, inputs, random_floats(tokens * inputs), Floats(blocks), std::vector<int32_t>(blocks), std::vector<int32_t>(2 * blocks), {}};
     for (size_t i = 0; i < tokens * inputs; i++) a.q.push_back(static_cast<int8_t>(random_int(-127, 127)));
     for (size_t b = 0; b < blocks; b++) {
         a.scales[b] = exact ? std::ldexp(1.0f, random_int(-1, 0)) : random_float(0.02f);
-        int sums[2] = {0, 0};
-        for (size_t i = 0; i < kTileInputs; i++) sums[i / 16] += a.q[b * kTileInputs + i];
-        a.sums32[b] = a.scales[b] * static_cast<float>(sums[0] + sums[1]);
-        for (size_t g = 0; g < 2; g++) a.sums16[2 * b + g] = a.scales[b] * static_cast<float>(sums[g]);
+        for (size_t i = 0; i < kTileInputs; i++) {
+            a.sums32[b] += a.q[b * kTileInputs + i];
+            a.sums16[2 * b + i / 16] += a.q[b * kTileInputs + i];
+        }
     }
     return a;
 }
@@ -185,7 +187,7 @@ void compare_quantize(const Kernels &k) {
     k.quantize(x.data(), inputs, one.view(0), 0, 2);
     k.quantize(x.data(), inputs, one.view(0), 2, tokens);
     kernels_portable()->quantize(x.data(), inputs, two.view(0), 0, tokens);
-    check(one.q == two.q && same(one.scales, two.scales) && same(one.sums32, two.sums32) && same(one.sums16, two.sums16), "quantize");
+    check(one.q == two.q && same(one.scales, two.scales) && one.sums32 == two.sums32 && one.sums16 == two.sums16, "quantize");
 }
 
 // ---- what is done to each token on its own

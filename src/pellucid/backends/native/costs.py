@@ -17,7 +17,7 @@ from .plan import bytes_per_row
 __all__ = ["StepShape", "entry_cost"]
 
 KV_ELEMENT_BYTES = 2  # float16
-QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term of two sums
+QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term of a sum
 
 
 @dataclass(frozen=True, slots=True)
