@@ -50,21 +50,24 @@ class Ours:
             weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
         longest = max(DEPTH + DEEP_DECODE, max(SEQUENCES) * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT))
         self.num_blocks = -(-longest // BLOCK_SIZE) + max(SEQUENCES)
-        storage = KVStorage(backend, build_layout(self.config, BLOCK_SIZE, backend.kv_element_bytes), self.num_blocks)
+        layout = build_layout(self.config, BLOCK_SIZE, backend.kv_token_bytes(self.config.num_kv_heads, self.config.head_dim))
+        self._groups = len(layout.groups)
+        storage = KVStorage(backend, layout, self.num_blocks * self._groups)
         forward = get_architecture(self.config.architecture).forward
         self._run = backend.build_forward(lambda ops, batch: forward(ops, self.config, weights, batch, storage.layers))
 
     def step(self, requests: int, start: int, tokens: int) -> None:
         """Positions start … start + tokens - 1 of each request."""
         width = self.num_blocks // requests
-        tables = np.arange(requests * width, dtype=np.int32).reshape(requests, width)  # [R, M]
+        blocks = np.arange(self._groups * self.num_blocks, dtype=np.int32).reshape(self._groups, -1)  # each group its own
+        tables = np.ascontiguousarray(blocks[:, : requests * width]).reshape(-1, requests, width)  # [G, R, M]
         positions = np.tile(np.arange(start, start + tokens, dtype=np.int32), requests)  # [T]
         owner = np.repeat(np.arange(requests), tokens)
         metadata = AttentionMetadata(
             cu_seqlens_q=np.arange(requests + 1, dtype=np.int32) * np.int32(tokens),
             seq_lens=np.full(requests, start + tokens, np.int32),
-            block_tables=tables[None],
-            slot_mapping=(tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)[None].astype(np.int32),
+            block_tables=tables,
+            slot_mapping=(tables[:, owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE).astype(np.int32),
             block_size=BLOCK_SIZE,
         )
         input_ids = ((positions * 7919 + owner * 104729 + 13) % self.config.vocab_size).astype(np.int32)

@@ -10,9 +10,9 @@ Letters: T tokens in the batch, R requests, G groups of layers, B block_size.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["AttentionMetadata", "ForwardBatch", "IntArray"]
+__all__ = ["AttentionMetadata", "BlockOp", "ForwardBatch", "IntArray"]
 
 IntArray: TypeAlias = Any  # an int32 array: numpy.ndarray, torch.Tensor, or anything that they can view without a copy
 
@@ -36,3 +36,11 @@ class ForwardBatch:
     positions: IntArray  # [T]  position of each token in its own request
     logits_indices: IntArray  # [L], rising, L <= T
     attention: AttentionMetadata
+
+
+class BlockOp(NamedTuple):
+    """Something to be done with the bytes of one block before the step runs. The order of ops is that of their plans."""
+
+    kind: str  # "copy" block -> block, "save" block -> slot, "load" slot -> block
+    source: int
+    target: int

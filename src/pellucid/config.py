@@ -8,13 +8,27 @@ Units: sizes in elements, `kv_cache_memory` in bytes. Names follow Hugging Face'
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import ConfigError
 
-__all__ = ["MAX_HEAD_DIM", "MAX_LAYERS", "Activation", "EngineConfig", "ModelConfig", "RopeConfig", "RopeScaling"]
+__all__ = [
+    "MAX_HEAD_DIM",
+    "MAX_LAYERS",
+    "Activation",
+    "Batching",
+    "EngineConfig",
+    "ModelConfig",
+    "Preemption",
+    "RopeConfig",
+    "RopeScaling",
+    "SchedulingPolicy",
+]
 
 Activation = Literal["silu", "gelu_tanh"]
+SchedulingPolicy = Literal["fcfs", "priority", "lpm", "fair"]
+Batching = Literal["continuous", "static", "dynamic"]
+Preemption = Literal["auto", "recompute", "swap"]
 RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3", "factors"]
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 1 << 16
@@ -141,22 +155,34 @@ class EngineConfig:
 
     max_model_len: int | None = None  # longest prompt + output of a request; None: the model's own, or what the KV cache holds
     max_num_batched_tokens: int = 512  # tokens that one step computes at most: a longer prompt is computed in chunks
+    max_num_seqs: int | None = None  # requests that run at once; None: 256, or 1 where a backend's results depend on the batch
     block_size: int = 16  # tokens per KV block
-    kv_cache_memory: int | None = (
-        None  # bytes for the KV cache; None: enough for one request of max_model_len, at most a quarter of free memory
-    )
+    kv_cache_memory: int | float | None = None  # bytes, or a share (below 1) of what the weights leave free; None: a quarter at most
+    enable_prefix_caching: bool | None = None  # None: yes, but where a backend's results depend on the batch
+    scheduling_policy: SchedulingPolicy = "fcfs"  # who of those that wait is next: fcfs, priority, lpm or fair
+    batching: Batching = "continuous"  # when they may join: continuous, static or dynamic
+    preemption: Preemption = "auto"  # what becomes of blocks that must go: recompute, swap, or whichever costs less here
+    swap_space: int = 1 << 30  # bytes of the file to which `swap` saves blocks
+    max_waiting_requests: int | None = None  # more are refused
+    max_waiting_tokens: int | None = None
     seed: int = 0  # from which requests without a seed of their own draw one
     backend: str = "native"  # a key of backends.registry
     threads: int | None = None  # of the native backend; None: as many as the CPUs that this process may use
     isa: str | None = None  # the instruction set of the native backend's kernels; None: the best that the CPU has
 
     def __post_init__(self) -> None:
-        for name, low in (("max_num_batched_tokens", 1), ("block_size", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {low}")
-        for name in ("max_model_len", "kv_cache_memory", "threads"):
+        for name in ("max_num_batched_tokens", "block_size", "swap_space"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_model_len", "max_num_seqs", "threads", "max_waiting_requests", "max_waiting_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
+        memory = self.kv_cache_memory
+        if memory is not None and not (0 < memory < 1 if isinstance(memory, float) else memory >= 1):
+            raise ConfigError(f"kv_cache_memory is {memory}; it must be a number of bytes, or a share above 0 and below 1")
+        for name, kind in (("scheduling_policy", SchedulingPolicy), ("batching", Batching), ("preemption", Preemption)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of: {', '.join(get_args(kind))}")
         if self.block_size > 1024:
             raise ConfigError(f"block_size is {self.block_size}; it must be at most 1024")

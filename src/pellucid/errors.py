@@ -15,6 +15,8 @@ The rule for a message: one sentence that names the field, the value it had and 
 sentence and nothing else; a traceback is shown only with `--debug`. Anything that is not a `PellucidError` is a bug.
 """
 
+from collections.abc import Sequence
+
 __all__ = [
     "CapacityError",
     "ConfigError",
@@ -62,7 +64,11 @@ class QueueFullError(PellucidError, RuntimeError):
 
 
 class EngineError(PellucidError, RuntimeError):
-    """A step crashed, and the requests that the engine held are lost; `__cause__` is what happened. The engine serves the next ones."""
+    """A step crashed, and the requests that it computed are lost; `__cause__` is what happened. The engine serves the others."""
+
+    def __init__(self, message: str, request_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.request_ids = list(request_ids)  # those that are lost
 
 
 class EngineDeadError(EngineError):

@@ -203,11 +203,18 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     banned_sequences: tuple[tuple[int, ...], ...] = ()  # bad_words, tokenized
     max_tokens: int = 16  # resolved against the context
+    priority: int = 0  # the smaller is served first, where the policy is "priority"
+    tenant: str = ""  # who asks: what the policy "fair" is fair to
+    cache_salt: str = ""  # prefixes are shared among requests of one salt
+    arrival: int = 0  # a count, given by the scheduler
+    queued_step: int = 0  # the step at which it began to wait
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token or string that ended it, or what went wrong; None for end of sequence
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt: found in the cache when the request started
+    num_preemptions: int = 0
     logprobs: list[LogprobsOnePosition] = field(default_factory=list)  # one per output token, where asked for
     prompt_logprobs: list[LogprobsOnePosition | None] = field(default_factory=list)  # one per prompt token, the first None
 

@@ -43,7 +43,7 @@ class Served:
             await asyncio.sleep(0.001)
         kv = self.core.scheduler.kv
         kv.check_integrity()
-        assert kv.num_free_blocks == kv.num_blocks
+        assert kv.num_available_blocks == kv.num_blocks
         assert self.core._groups == {} and self.core._group_of == {}
 
 
@@ -379,12 +379,12 @@ def test_a_crash_fails_what_the_core_held_and_the_engine_goes_on(
 def test_a_crash_that_leaves_the_books_wrong_ends_the_engine(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         served = Served(tiny_path)
-        served.core.scheduler.kv._pool.allocate(1)  # which nobody will free
+        served.core.scheduler.kv._pool.take()  # which nobody will free
         _crashing(served.core, monkeypatch, at=1)
         with pytest.raises(EngineDeadError) as dead:
             await last(served.engine, "x", LONG)
         assert isinstance(dead.value.__cause__, ArithmeticError)
-        with pytest.raises(EngineDeadError, match=r"on fire.*blocks in tables"):
+        with pytest.raises(EngineDeadError, match=r"on fire.*counts other holders"):
             await anext(served.engine.generate("x", SHORT))
         await served.engine.close()
 

@@ -138,7 +138,7 @@ def test_closing_a_stream_frees_what_it_held(tiny: LLM) -> None:
     assert scheduler.num_unfinished == 1
     stream.close()
     assert scheduler.num_unfinished == 0
-    assert scheduler.kv.num_free_blocks == scheduler.kv.num_blocks
+    assert scheduler.kv.num_available_blocks == scheduler.kv.num_blocks
     assert tiny._core._group_of == {}
 
 
@@ -150,7 +150,7 @@ def test_an_interrupted_generate_leaves_nothing_behind(tiny: LLM, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         tiny.generate(PROMPTS, GREEDY)
     assert not tiny._core.has_unfinished
-    assert tiny._core.scheduler.kv.num_free_blocks == tiny._core.scheduler.kv.num_blocks
+    assert tiny._core.scheduler.kv.num_available_blocks == tiny._core.scheduler.kv.num_blocks
 
 
 def test_chat_renders_the_template_and_reads_its_special_tokens(tiny: LLM) -> None:
@@ -192,7 +192,9 @@ def test_what_cannot_be_served_is_refused_and_nothing_runs(tiny: LLM) -> None:
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(CapacityError, match=r"holds 32 tokens; max_model_len needs 64 tokens · 128 bytes"):
+    with pytest.raises(
+        CapacityError, match=r"holds a request of 32 tokens; max_model_len needs 64 tokens in 4 blocks of 16 · 2 layers · 64 bytes"
+    ):
         LLM(tiny_path, max_model_len=64, kv_cache_memory=128 * 32)
     with pytest.raises(ConfigError, match="made for at most 96"):
         LLM(tiny_path, max_model_len=97)

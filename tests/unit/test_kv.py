@@ -1,19 +1,28 @@
-"""The KV cache's bookkeeping: arithmetic, block pool and block tables."""
+"""The KV cache's bookkeeping: arithmetic, layer groups and the block pool. The tree and the manager: test_radix_tree.py, and under the
+scheduler test_scheduler_stateful.py."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from pellucid.config import ModelConfig
 from pellucid.kv.block_pool import BlockPool
-from pellucid.kv.layout import KVLayout
-from pellucid.kv.manager import KVCacheManager
-from pellucid.request import Request, SamplingParams
+from pellucid.kv.layout import KVLayout, LayerGroup, build_layout
 
-LAYOUT = KVLayout(num_layers=30, num_kv_heads=3, head_dim=64, block_size=16, element_bytes=4)
+LAYOUT = KVLayout((LayerGroup(tuple(range(30)), None),), num_kv_heads=3, head_dim=64, block_size=16, token_bytes=2 * 3 * 64 * 4)
 
 
-def _request(request_id: str) -> Request:
-    return Request(request_id=request_id, prompt_token_ids=[1], params=SamplingParams(), seed=0)
+def _config(windows: tuple[int | None, ...]) -> ModelConfig:
+    return ModelConfig(
+        architecture="gemma3",
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=len(windows),
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        windows=windows,
+    )
 
 
 def test_bytes_per_token_count_keys_and_values_of_every_layer() -> None:
@@ -21,53 +30,53 @@ def test_bytes_per_token_count_keys_and_values_of_every_layer() -> None:
     assert LAYOUT.bytes_per_block == 16 * LAYOUT.bytes_per_token
 
 
-def test_blocks_round_up_for_tokens_and_down_for_memory() -> None:
-    assert [LAYOUT.blocks_for(n) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]
-    assert LAYOUT.blocks_in(2 * LAYOUT.bytes_per_block - 1) == 1
+def test_blocks_round_up_for_tokens() -> None:
+    assert [LAYOUT.blocks_for(n, 8) for n in (0, 1, 16, 17)] == [0, 1, 1, 2]
+    assert LAYOUT.tokens_in(2, 8, 100) == 32
 
 
-def test_the_pool_gives_all_or_nothing() -> None:
-    pool = BlockPool(3)
-    assert pool.allocate(4) is None
-    assert pool.num_free == 3
-    assert sorted(pool.allocate(3) or []) == [0, 1, 2]
-    assert pool.allocate(1) is None
-    assert pool.allocate(0) == []
+def test_layers_of_one_window_form_groups_as_large_as_the_rarest_kind() -> None:
+    layout = build_layout(_config((4, 4, None, 4, 4, None, 4)), 2, 64)
+    assert layout.groups == (LayerGroup((0, 1), 4), LayerGroup((3, 4), 4), LayerGroup((6,), 4), LayerGroup((2, 5), None))
+    assert (layout.num_stores, layout.num_layers, layout.bytes_per_block) == (2, 7, 2 * 2 * 64)
+
+
+@pytest.mark.parametrize(("window", "chunk", "block_size"), [(1, 1, 4), (4, 3, 4), (5, 1, 4), (16, 8, 4), (7, 20, 2)])
+def test_a_window_holds_no_more_blocks_than_it_is_said_to(window: int, chunk: int, block_size: int) -> None:
+    layout = build_layout(_config((window,)), block_size, 64)
+    (group,) = layout.groups
+    for start in range(0, 200):
+        held = layout.columns_for(start + chunk) - group.first_needed(start, block_size)
+        assert held <= layout.group_blocks_for(group, start + chunk, chunk)
+
+
+def test_the_pool_counts_who_holds_a_block() -> None:
+    pool = BlockPool(2)
+    block = pool.take()
+    pool.share(block)
+    pool.release(block)
+    assert (pool.num_free, pool.ref_count[block]) == (1, 1)
+    pool.cache(block)
+    pool.release(block)
+    assert (pool.num_free, pool.num_idle, pool.num_available) == (1, 1, 2)
+    pool.share(block)
+    assert pool.num_idle == 0
+    pool.uncache(block)
+    pool.release(block)
+    assert pool.num_free == 2
+    pool.check_integrity()
 
 
 def test_freeing_a_block_twice_is_found() -> None:
     pool = BlockPool(2)
-    blocks = pool.allocate(1) or []
-    pool.free(blocks)
-    with pytest.raises(AssertionError, match="nobody holds it"):
-        pool.free(blocks)
+    block = pool.take()
+    pool.release(block)
+    with pytest.raises(AssertionError, match="no request holds it"):
+        pool.release(block)
 
 
 def test_check_integrity_finds_a_lost_block() -> None:
     pool = BlockPool(2)
     pool._free.pop()
-    with pytest.raises(AssertionError, match="are not 2"):
+    with pytest.raises(AssertionError, match="0 holders and is not in the free list"):
         pool.check_integrity()
-
-
-@given(st.integers(1, 12), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=40))
-def test_tables_never_share_a_block_and_nothing_leaks(num_blocks: int, operations: list[tuple[int, int]]) -> None:
-    """Requests grow (n > 0) or end (n = 0) in any order; refused growth changes nothing."""
-    kv = KVCacheManager(LAYOUT, num_blocks)
-    requests = [_request(str(i)) for i in range(4)]
-    for who, count in operations:
-        request = requests[who]
-        if count == 0:
-            kv.free(request)
-            request.num_computed_tokens = 0
-        else:
-            free = kv.num_free_blocks
-            if kv.allocate_slots(request, count):
-                request.num_computed_tokens += count
-                assert len(kv.block_table(request)) == LAYOUT.blocks_for(request.num_computed_tokens)
-            else:
-                assert kv.num_free_blocks == free
-        kv.check_integrity()
-    for request in requests:
-        kv.free(request)
-    assert kv.num_free_blocks == num_blocks

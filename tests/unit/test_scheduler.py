@@ -3,22 +3,23 @@
 import pytest
 
 from pellucid.errors import RequestError
-from pellucid.kv.layout import KVLayout
 from pellucid.kv.manager import KVCacheManager
 from pellucid.request import Request, RequestStatus, SamplingParams
 from pellucid.scheduler import Scheduler
 
-LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=2, block_size=4, element_bytes=4)
+from .canary import build_layout
+
 EOS = 7
 
 
-def _scheduler(num_blocks: int = 8, budget: int = 8) -> Scheduler:
-    kv = KVCacheManager(LAYOUT, num_blocks)
-    return Scheduler(kv, max_model_len=kv.capacity, max_num_batched_tokens=budget)
+def _scheduler(num_blocks: int = 8, budget: int = 8, num_seqs: int = 1) -> Scheduler:
+    kv = KVCacheManager(build_layout([None], block_size=4), num_blocks)
+    return Scheduler(kv, max_model_len=kv.capacity(budget, 4 * num_blocks), max_num_batched_tokens=budget, max_num_seqs=num_seqs)
 
 
-def _request(name: str, length: int, max_tokens: int = 4, **params: object) -> Request:
+def _request(name: str, length: int, max_tokens: int = 4, cache_salt: str = "", **params: object) -> Request:
     return Request(
+        cache_salt=cache_salt,
         request_id=name,
         prompt_token_ids=[1] * length,
         params=SamplingParams(max_tokens=max_tokens, **params),  # type: ignore[arg-type]
@@ -35,7 +36,7 @@ def _run(scheduler: Scheduler, token_id: int = 1) -> list[tuple[str, int]]:
         step = scheduler.schedule()
         trace += [(s.request.request_id, s.num_scheduled_tokens) for s in step.requests]
         scheduler.update(step, {s.request.request_id: token_id for s in step.requests if s.samples})
-        scheduler.kv.check_integrity()
+        scheduler.check_integrity()
     return trace
 
 
@@ -45,12 +46,12 @@ def test_a_long_prompt_is_computed_in_chunks_and_then_token_by_token() -> None:
     assert _run(scheduler) == [("a", 8), ("a", 8), ("a", 3), ("a", 1), ("a", 1)]
 
 
-def test_requests_run_one_after_another_in_order_of_arrival() -> None:
+def test_with_one_sequence_requests_run_one_after_another_in_order_of_arrival() -> None:
     scheduler = _scheduler()
     for name in "ab":
-        scheduler.add(_request(name, 2, max_tokens=2))
+        scheduler.add(_request(name, 2, max_tokens=2, cache_salt=name))
     assert _run(scheduler) == [("a", 2), ("a", 1), ("b", 2), ("b", 1)]
-    assert scheduler.kv.num_free_blocks == 8
+    assert scheduler.kv.num_available_blocks == 8
 
 
 def test_the_last_output_token_is_never_computed() -> None:
@@ -74,7 +75,7 @@ def test_the_last_output_token_is_never_computed() -> None:
 )
 def test_what_ends_a_request(params: dict[str, object], outputs: int, finish_reason: str, stop_reason: int | None) -> None:
     scheduler = _scheduler()
-    request = _request("a", 2, max_tokens=4, **params)
+    request = _request("a", 2, max_tokens=4, **params)  # type: ignore[arg-type]
     scheduler.add(request)
     _run(scheduler, token_id=EOS)
     assert (len(request.output_token_ids), request.finish_reason, request.stop_reason) == (outputs, finish_reason, stop_reason)
@@ -104,6 +105,6 @@ def test_a_request_is_ended_while_it_waits_while_it_runs_and_in_the_middle_of_a_
     assert inside.output_token_ids == []
     assert {r.status for r in (waiting, running, inside)} == {RequestStatus.FINISHED}
     assert scheduler.num_unfinished == 0
-    assert scheduler.kv.num_free_blocks == 8
+    assert scheduler.kv.num_available_blocks == 8
     scheduler.finish(inside, "stop")
     assert inside.finish_reason == "abort"

@@ -162,7 +162,10 @@ def _formats(tensors: Sequence[_Tensor]) -> list[tuple[str, int, int, int]]:
 
 
 def _kv_bytes_per_token(config: ModelConfig) -> dict[str, int]:
-    return {name: build_layout(config, 1, size).bytes_per_token for name, size in KV_ELEMENT_BYTES.items()}
+    return {
+        name: build_layout(config, 1, 2 * config.num_kv_heads * config.head_dim * size).bytes_per_token
+        for name, size in KV_ELEMENT_BYTES.items()
+    }
 
 
 def _report(model: _Model) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def build_listing(path: Path, num_tokens: int) -> Listing:
         config = checkpoint.config
         weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
         weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
-    storage = KVStorage(backend, build_layout(config, BLOCK_SIZE, backend.kv_element_bytes), 1)  # nothing is written to it
+    layout = build_layout(config, BLOCK_SIZE, backend.kv_token_bytes(config.num_kv_heads, config.head_dim))
+    storage = KVStorage(backend, layout, 1)  # nothing is written to it
     forward = get_architecture(config.architecture).forward
     program = backend.build_forward(lambda ops, batch: forward(ops, config, weights, batch, storage.layers))
     step = StepShape((num_tokens,), (num_tokens,), 1)

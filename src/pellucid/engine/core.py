@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..config import ModelConfig
-from ..errors import RequestError
+from ..errors import EngineError, RequestError
 from ..request import Request, RequestOutput, SamplingParams
 from ..sampling import check_token_ids
-from ..scheduler import Scheduler
+from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
@@ -38,8 +38,21 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         return self.scheduler.num_unfinished > 0
 
-    def add_request(self, request_id: str, prompt_token_ids: Sequence[int], params: SamplingParams, prompt: str | None = None) -> None:
-        """Queue `params.n` completions of a prompt. Raises RequestError or ConfigError, and queues nothing, where they cannot be served."""
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        prompt: str | None = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        cache_salt: str = "",
+    ) -> None:
+        """Queue `params.n` completions of a prompt.
+
+        Raises RequestError, ConfigError or QueueFullError, and queues nothing, where they cannot be served.
+        """
         if request_id in self._groups:
             raise RequestError(f"request_id {request_id!r} is in use")
         tokens = list(prompt_token_ids)
@@ -59,12 +72,14 @@ class EngineCore:
                 eos_token_ids=self._tokenizer.eos_token_ids,
                 banned_sequences=banned,
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                priority=priority,
+                tenant=tenant,
+                cache_salt=cache_salt,
                 prompt_logprobs=[None] if params.prompt_logprobs is not None and i == 0 else [],
             )
             for i in range(params.n)
         ]
-        for request in requests:  # all have the same length: the first is refused, or none is
-            self.scheduler.add(request)
+        self.scheduler.add(*requests)
         group = OutputGroup(request_id, prompt, requests, self._tokenizer, time.monotonic())
         self._groups[request_id] = group
         self._group_of.update((request.request_id, group) for request in requests)
@@ -81,20 +96,38 @@ class EngineCore:
         return self._output(group)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; the outputs of the requests that it brought forward, as far as they have come."""
+        """Run one step; the outputs of the requests that it brought forward, as far as they have come.
+
+        Raises EngineError where it crashed: the requests that it computed are then gone, and the others can go on.
+        """
         step = self.scheduler.schedule()
         if not step.requests:
             return []
-        result = self._runner.execute(step)
-        for request_id, error in result.errors.items():
+        try:
+            result = self._runner.execute(step)
+        except Exception as error:
+            raise self._fail(step, error) from error
+        for request_id, refusal in result.errors.items():
             request = self._group_of[request_id].request(request_id)
-            request.stop_reason = str(error)
+            request.stop_reason = str(refusal)
             result.sampled.pop(request_id, None)
             self.scheduler.finish(request, "error")
         self.scheduler.update(step, result.sampled)
         now = time.monotonic()
         touched = {id(group): group for s in step.requests for group in [self._advance(s.request, result, now)]}
         return [self._output(group) for group in touched.values()]
+
+    def _fail(self, step: ScheduledStep, error: Exception) -> EngineError:
+        """Nobody knows how far a crashed step came: its requests end, and no prefix is trusted any longer."""
+        failed = list(dict.fromkeys(self._group_of[s.request.request_id].request_id for s in step.requests))
+        for request_id in failed:
+            for request in self._groups[request_id].requests:
+                self.scheduler.finish(request, "error")
+            self._forget(self._groups[request_id])
+        self.scheduler.kv.forget()
+        return EngineError(
+            f"a step of the engine crashed ({type(error).__name__}: {error}); the requests that it computed are lost", failed
+        )
 
     def _advance(self, request: Request, result: StepResult, now: float) -> OutputGroup:
         group = self._group_of[request.request_id]

@@ -6,6 +6,7 @@ One idea: everything that can be refused is refused before the weights are loade
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..backends.registry import get_backend
 from ..config import EngineConfig, ModelConfig
@@ -25,7 +26,10 @@ from .model_runner import ModelRunner
 
 __all__ = ["Engine", "build_engine", "load_engine", "plan_kv_cache"]
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+MAX_NUM_SEQS = 256  # requests that run at once, unless the configuration says otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +53,36 @@ def build_engine(path: Path, config: EngineConfig) -> Engine:
     with open_checkpoint(path) as checkpoint:
         model_config = checkpoint.config
         weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
-        layout = build_layout(model_config, config.block_size, backend.kv_element_bytes)
+        layout = build_layout(model_config, config.block_size, backend.kv_token_bytes(model_config.num_kv_heads, model_config.head_dim))
         max_model_len, num_blocks = plan_kv_cache(model_config, config, layout, weight_bytes, available_memory())
         tokenizer = load_tokenizer(checkpoint.tokenizer_source)
         if tokenizer.vocab_size > model_config.vocab_size:
             raise ConfigError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}")
         weights = _load_weights(backend, checkpoint)
-    storage = KVStorage(backend, layout, num_blocks)
+    num_slots = 0 if config.preemption == "recompute" else config.swap_space // layout.bytes_per_block
+    storage = KVStorage(backend, layout, num_blocks, num_slots)
     forward = get_architecture(model_config.architecture).forward
     runner = ModelRunner(
         backend.build_forward(lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)),
+        storage,
         block_size=config.block_size,
     )
+    kv = KVCacheManager(
+        layout,
+        num_blocks,
+        enable_prefix_caching=_or(config.enable_prefix_caching, backend.is_batch_invariant),
+        num_slots=num_slots,
+        saving_pays=runner.saving_pays if config.preemption == "auto" else lambda: True,
+    )
     scheduler = Scheduler(
-        KVCacheManager(layout, num_blocks), max_model_len=max_model_len, max_num_batched_tokens=config.max_num_batched_tokens
+        kv,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=_or(config.max_num_seqs, MAX_NUM_SEQS if backend.is_batch_invariant else 1),
+        policy=config.scheduling_policy,
+        batching=config.batching,
+        max_waiting_requests=config.max_waiting_requests,
+        max_waiting_tokens=config.max_waiting_tokens,
     )
     return Engine(path, model_config, tokenizer, EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed))
 
@@ -78,28 +98,38 @@ def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, we
     wanted = config.max_model_len or model.max_position_embeddings
     if wanted > model.max_position_embeddings:
         raise ConfigError(f"max_model_len is {wanted}; the model was made for at most {model.max_position_embeddings} tokens")
-    need = layout.blocks_for(wanted) * layout.bytes_per_block
-    memory = config.kv_cache_memory if config.kv_cache_memory is not None else min(need, (available - weight_bytes) // 4)
+    chunk, free = config.max_num_batched_tokens, available - weight_bytes
+    blocks = layout.blocks_for(wanted, chunk)
     arithmetic = (
-        f"{wanted} tokens · {layout.bytes_per_token} bytes (2 · {layout.num_layers} layers · {layout.num_kv_heads} KV heads · "
-        f"{layout.head_dim} head_dim · {layout.element_bytes}) = {_size(need)}"
+        f"{wanted} tokens in {blocks} blocks of {layout.block_size} · {layout.num_stores} layers · {layout.token_bytes} bytes "
+        f"(keys and values of {layout.num_kv_heads} KV heads · {layout.head_dim} head_dim) = {_size(blocks * layout.bytes_per_block)}"
     )
-    if config.kv_cache_memory is not None and weight_bytes + memory > available:
-        room = f"beside {_size(weight_bytes)} of weights at most {_size(available - weight_bytes)} are available"
-        raise CapacityError(f"kv_cache_memory is {_size(memory)}; {room}")
-    num_blocks = min(layout.blocks_in(memory), layout.blocks_for(wanted)) if config.kv_cache_memory is None else layout.blocks_in(memory)
-    fits = min(wanted, num_blocks * layout.block_size)
+    match config.kv_cache_memory:
+        case None:  # what all requests that may run at once could need, within a quarter of what is free
+            num_blocks = min(blocks * _or(config.max_num_seqs, MAX_NUM_SEQS), free // 4 // layout.bytes_per_block)
+        case float() as share:
+            num_blocks = int(free * share) // layout.bytes_per_block
+        case memory:
+            num_blocks = memory // layout.bytes_per_block
+            if memory > free:
+                raise CapacityError(
+                    f"kv_cache_memory is {_size(memory)}; beside {_size(weight_bytes)} of weights at most {_size(free)} are available"
+                )
+    memory = num_blocks * layout.bytes_per_block
+    fits = layout.tokens_in(num_blocks, chunk, wanted)
     if fits < wanted and config.max_model_len is not None:
-        raise CapacityError(f"a KV cache of {_size(memory)} holds {fits} tokens; max_model_len needs {arithmetic}")
+        raise CapacityError(f"a KV cache of {_size(memory)} holds a request of {fits} tokens; max_model_len needs {arithmetic}")
     if fits < 2:
-        raise CapacityError(
-            f"a KV cache of {_size(memory)} holds no request; one block of {layout.block_size} tokens takes {_size(layout.bytes_per_block)}"
-        )
+        raise CapacityError(f"a KV cache of {_size(memory)} holds no request; one block takes {_size(layout.bytes_per_block)}")
     if fits < wanted:
         _log.warning(
             "max_model_len is lowered from %d to %d: the KV cache would need %s and has %s", wanted, fits, arithmetic, _size(memory)
         )
     return fits, num_blocks
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
 
 
 def _load_weights(backend: Backend, checkpoint: Checkpoint) -> dict[str, Tensor]:

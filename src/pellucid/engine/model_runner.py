@@ -4,9 +4,10 @@ One idea: the scheduler's integers become arrays here and nowhere else. For each
 `num_computed_tokens … + num_scheduled_tokens - 1` go in; logits come out for the rows that somebody reads: the last known token (to draw
 the next), and prompt tokens whose logprobs are asked for.
 
-Letters: T tokens, R requests, L rows with logits, V vocabulary.
+Letters: G layer groups, T tokens, R requests, L rows with logits, V vocabulary.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch
 from ..errors import PellucidError
+from ..kv.storage import KVStorage
 from ..request import LogprobsOnePosition, Request
 from ..sampling import SamplingRow, sample, top_logprobs
 from ..scheduler import ScheduledRequest, ScheduledStep
@@ -22,6 +24,7 @@ from ..scheduler import ScheduledRequest, ScheduledStep
 __all__ = ["ModelRunner", "StepResult"]
 
 Forward = Callable[[ForwardBatch], NDArray[np.float32]]
+_MANY_TOKENS = 16  # in a step: its speed is that of prefill
 
 
 @dataclass(slots=True)
@@ -49,18 +52,31 @@ class _Rows:
 class ModelRunner:
     """Runs steps. `forward` is a model bound to its weights and cache: ForwardBatch -> logits [L, V]."""
 
-    def __init__(self, forward: Forward, *, block_size: int) -> None:
+    def __init__(self, forward: Forward, storage: KVStorage, *, block_size: int) -> None:
         self._forward = forward
+        self._storage = storage
         self._block_size = block_size
+        self._seconds_per_token: float | None = None  # of the last step that was bound by arithmetic, as recomputing is
 
     def execute(self, step: ScheduledStep) -> StepResult:
         """Compute a step's tokens, write their keys and values, and draw the next token of each request that reached its end."""
+        self._storage.run(step.block_ops)
         rows = [_Rows(s, _logits_positions(s)) for s in step.requests]
-        logits = self._forward(self._build_batch(rows))  # [L, V]
+        batch = self._build_batch(rows)
+        start = time.perf_counter()
+        logits = self._forward(batch)  # [L, V]
+        if len(batch.input_ids) >= _MANY_TOKENS:
+            self._seconds_per_token = (time.perf_counter() - start) / len(batch.input_ids)
         result = StepResult()
         self._score_prompts(rows, logits, result)
         self._sample(rows, logits, result)
         return result
+
+    def saving_pays(self) -> bool:
+        """Whether saving a block and loading it again costs less than computing it again; yes, as long as nothing was measured."""
+        if self._seconds_per_token is None:
+            return True
+        return self._storage.seconds_per_block() < self._seconds_per_token * self._block_size
 
     def _build_batch(self, rows: list[_Rows]) -> ForwardBatch:
         input_ids: list[int] = []
@@ -74,13 +90,10 @@ class ModelRunner:
             input_ids += r.scheduled.request.token_ids(start, stop)
             positions += range(start, stop)
             cu_seqlens_q.append(len(input_ids))
-        width = max(len(r.scheduled.block_table) for r in rows)
-        tables = np.zeros((len(rows), width), np.int32)  # [R, M]
-        for table, r in zip(tables, rows, strict=True):
-            table[: len(r.scheduled.block_table)] = r.scheduled.block_table
         position = np.array(positions, np.int32)  # [T]
         owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
-        slots = tables[owner, position // self._block_size] * self._block_size + position % self._block_size  # [T]
+        tables = _block_tables([r.scheduled.block_tables for r in rows])  # [G, R, M]
+        slots = tables[:, owner, position // self._block_size] * self._block_size + position % self._block_size  # [G, T]
         return ForwardBatch(
             input_ids=np.array(input_ids, np.int32),
             positions=position,
@@ -88,8 +101,8 @@ class ModelRunner:
             attention=AttentionMetadata(
                 cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
                 seq_lens=np.array([r.scheduled.request.num_computed_tokens + r.scheduled.num_scheduled_tokens for r in rows], np.int32),
-                block_tables=tables[None],
-                slot_mapping=slots[None].astype(np.int32),
+                block_tables=tables,
+                slot_mapping=slots.astype(np.int32),
                 block_size=self._block_size,
             ),
         )
@@ -135,6 +148,17 @@ class ModelRunner:
                     result.logprobs[requests[i].request_id] = row
 
 
+def _block_tables(tables: list[list[list[int]]]) -> NDArray[np.int32]:
+    """The tables of R requests in G groups as one array [G, R, M], filled up with block 0, which stands for what nobody reads too."""
+    groups = len(tables[0])
+    width = max(len(of_request[0]) for of_request in tables)  # the tables of a request are of one length
+    array = np.zeros((groups, len(tables), width), np.int32)
+    for r, of_request in enumerate(tables):
+        for g, table in enumerate(of_request):
+            array[g, r, : len(table)] = table
+    return np.maximum(array, 0, out=array)
+
+
 def _logits_positions(scheduled: ScheduledRequest) -> list[int]:
     """Positions of a request whose logits this step needs, rising."""
     request = scheduled.request
@@ -142,7 +166,8 @@ def _logits_positions(scheduled: ScheduledRequest) -> list[int]:
     last = start + scheduled.num_scheduled_tokens - 1
     positions: list[int] = []
     if request.params.prompt_logprobs is not None:
-        positions = list(range(start, min(last, request.num_prompt_tokens - 2) + 1))
+        scored = len(request.prompt_logprobs) - 1  # it may be computed again, after a preemption, and is scored once
+        positions = list(range(max(start, scored), min(last, request.num_prompt_tokens - 2) + 1))
     return [*positions, last] if scheduled.samples else positions
 
 

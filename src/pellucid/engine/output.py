@@ -59,6 +59,7 @@ class OutputGroup:
             outputs=[self._completion(i, request) for i, request in enumerate(self.requests)],
             finished=all(request.is_finished for request in self.requests),
             prompt_logprobs=list(first.prompt_logprobs) or None,
+            num_cached_tokens=first.num_cached_tokens,
             metrics=dict(self._metrics),
         )
 

@@ -1,41 +1,82 @@
-"""Fixed-size blocks of KV memory, as integers: which are free, which are held.
+"""Fixed-size blocks of KV memory, as integers: which are free, and how many hold each of the others.
 
-One idea: a block is an index into every layer's storage, so giving memory out is popping a list. Both directions take O(1). The pool knows
-nothing of requests, and never touches the memory itself.
+One idea: a block is an index into every layer's storage, and its reference count says how many use it: requests whose tables name it, and
+the prefix tree, which counts once. A count of 0 is a free block; a block that the tree alone holds is `idle`: it serves whoever asks for
+its prefix, and can be had for the price of forgetting it. All operations take O(1). The pool knows nothing of requests, and never touches
+the memory itself.
 """
-
-from collections.abc import Sequence
 
 __all__ = ["BlockPool"]
 
 
 class BlockPool:
-    """Owns the invariant: each block is either in the free list, once, or held by exactly one owner."""
+    """Owns the invariant: a block is free, once, or held by as many as its count says."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.ref_count = [0] * num_blocks
+        self.num_idle = 0  # blocks that the tree alone holds
+        self._cached = bytearray(num_blocks)  # those that the tree holds
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: the block freed last is given out next, while its memory is warm
-        self._held = bytearray(num_blocks)
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
-    def allocate(self, count: int) -> list[int] | None:
-        """`count` blocks, or None, and nothing changed, where there are not so many."""
-        if count > len(self._free):
-            return None
-        blocks = [self._free.pop() for _ in range(count)]
-        for block in blocks:
-            self._held[block] = 1
-        return blocks
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be had: free, or held by the tree alone."""
+        return len(self._free) + self.num_idle
 
-    def free(self, blocks: Sequence[int]) -> None:
-        """Give blocks back. The last goes first, so that the next owner gets them in rising order again."""
-        for block in reversed(blocks):
-            if not self._held[block]:
-                raise AssertionError(f"block {block} is freed, but nobody holds it")
-            self._held[block] = 0
+    def is_cached(self, block: int) -> bool:
+        """True where the tree holds the block."""
+        return bool(self._cached[block])
+
+    def is_idle(self, block: int) -> bool:
+        """True where the tree holds the block and nobody else does."""
+        return self.ref_count[block] == 1 and bool(self._cached[block])
+
+    def take(self) -> int:
+        """A free block, now held once. The caller has seen that there is one."""
+        block = self._free.pop()
+        self.ref_count[block] = 1
+        return block
+
+    def share(self, block: int) -> None:
+        """One more request holds the block."""
+        if self.ref_count[block] == 0:
+            raise AssertionError(f"block {block} is shared, but nobody holds it")
+        if self.is_idle(block):
+            self.num_idle -= 1
+        self.ref_count[block] += 1
+
+    def release(self, block: int) -> None:
+        """One request less holds the block."""
+        if self.ref_count[block] <= self._cached[block]:
+            raise AssertionError(f"block {block} is released, but no request holds it")
+        self._drop(block)
+        if self.is_idle(block):
+            self.num_idle += 1
+
+    def cache(self, block: int) -> None:
+        """The tree holds the block too."""
+        if self._cached[block] or self.ref_count[block] == 0:
+            raise AssertionError(f"block {block} is published twice, or after it was freed")
+        self._cached[block] = 1
+        self.ref_count[block] += 1
+
+    def uncache(self, block: int) -> None:
+        """The tree holds the block no longer."""
+        if not self._cached[block]:
+            raise AssertionError(f"block {block} is evicted, but the tree does not hold it")
+        if self.is_idle(block):
+            self.num_idle -= 1
+        self._cached[block] = 0
+        self._drop(block)
+
+    def _drop(self, block: int) -> None:
+        self.ref_count[block] -= 1
+        if self.ref_count[block] == 0:
             self._free.append(block)
 
     def check_integrity(self) -> None:
@@ -43,7 +84,8 @@ class BlockPool:
         free = set(self._free)
         if len(free) != len(self._free):
             raise AssertionError("a block is in the free list twice")
-        if any(self._held[block] for block in free):
-            raise AssertionError("a block is both free and held")
-        if len(free) + sum(self._held) != self.num_blocks:
-            raise AssertionError(f"{len(free)} free + {sum(self._held)} held blocks are not {self.num_blocks}")
+        for block, count in enumerate(self.ref_count):
+            if (count == 0) != (block in free):
+                raise AssertionError(f"block {block} has {count} holders and is {'' if block in free else 'not '}in the free list")
+        if self.num_idle != (idle := sum(self.is_idle(block) for block in range(self.num_blocks))):
+            raise AssertionError(f"{self.num_idle} idle blocks are counted, and {idle} are idle")

@@ -1,60 +1,336 @@
 """Who holds which KV blocks: all that the scheduler sees of the cache.
 
-One idea: a request's block table grows as its tokens are computed, and position i of a request lies in slot
-`table[i // block_size] · block_size + i % block_size`. Integers only; the bytes are in `storage`.
+One idea: a request's block tables grow as its tokens are computed, one table per layer group, and position i lies in slot
+`table[i // block_size] · block_size + i % block_size`. What is computed is published in the prefix tree, so what one request computed,
+others that begin alike find there, and so does the request itself after it was preempted: preemption is giving blocks back, and resuming
+is a hit.
+
+    lookup → admit → (allocate_slots → publish) … → release
+
+Integers only: what has to be done with the bytes is in `take_ops()`, and done by `storage`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..batch import BlockOp
 from ..request import Request
 from .block_pool import BlockPool
 from .layout import KVLayout
+from .radix_tree import HOLE, Match, Node, RadixTree
 
-__all__ = ["KVCacheManager"]
+__all__ = ["Hit", "KVCacheManager"]
+
+
+@dataclass(slots=True)
+class Hit:
+    """What the cache has of a request that starts: its first `num_tokens` need not be computed."""
+
+    num_tokens: int
+    match: Match  # its columns and partial column are those that are used
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a running request holds."""
+
+    salt: str
+    node: Node  # the end of its published prefix
+    num_published: int  # tokens of that prefix: a multiple of block_size
+    tables: list[list[int]]  # per group; HOLE: behind the window
+    first: list[int]  # per group: the first column that is still held
+    tail: Node | None = None  # its last block, published before it was full
 
 
 class KVCacheManager:
-    """Owns the block tables of the requests that have one."""
+    """Owns the block tables of the running requests, and the tree of what they published."""
 
-    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_blocks: int,
+        *,
+        enable_prefix_caching: bool = True,
+        num_slots: int = 0,
+        saving_pays: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`num_slots`: blocks that the second memory holds, 0 where there is none; `saving_pays` is asked before it is used."""
         self.layout = layout
+        self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
-        self._tables: dict[str, list[int]] = {}  # request_id -> blocks, in order of position
+        windowed = [group.window is not None for group in layout.groups]
+        self._tree = RadixTree(self._pool, windowed, layout.block_size, num_slots, saving_pays)
+        self._held: dict[str, _Held] = {}  # by request_id
 
     @property
     def num_blocks(self) -> int:
         return self._pool.num_blocks
 
     @property
-    def num_free_blocks(self) -> int:
-        return self._pool.num_free
+    def num_available_blocks(self) -> int:
+        """Blocks that no request holds."""
+        return self._pool.num_available
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that one request alone may hold."""
-        return self._pool.num_blocks * self.layout.block_size
+    def capacity(self, chunk: int, at_most: int) -> int:
+        """Tokens that one request alone may hold, up to `at_most`, computed `chunk` at a time."""
+        return self.layout.tokens_in(self.num_blocks, chunk, at_most)
 
-    def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
-        """Make room for the next num_new_tokens of a request: all of them and True, or nothing and False."""
-        table = self._tables.get(request.request_id, [])
-        missing = self.layout.blocks_for(request.num_computed_tokens + num_new_tokens) - len(table)
-        blocks = self._pool.allocate(max(0, missing))
-        if blocks is None:
-            return False
-        self._tables[request.request_id] = table + blocks
+    # ---- starting
+
+    def lookup(self, request: Request, *, whole_blocks: bool = False) -> Hit:
+        """The longest prefix of the request's tokens that need not be computed. At least its last token must be, for its logits."""
+        limit = request.num_tokens - 1
+        if request.params.prompt_logprobs is not None:  # rows that were not scored yet must be computed
+            limit = min(limit, max(0, len(request.prompt_logprobs) - 1))
+        match = self._tree.match(self._salt(request), request.token_ids(0, limit), limit)
+        size, num_columns = self.layout.block_size, len(match.columns)
+        length = num_columns * size + match.partial_tokens  # in the block that it ends in, a hit goes on in a copy
+        if whole_blocks or (match.partial is not None and not all(_has(match.partial, g) for g in range(len(self.layout.groups)))):
+            length = num_columns * size
+        while length:  # a group that cannot serve the length shortens it for all; so it ends
+            shorter = min(self._usable(group, match, length) for group in range(len(self.layout.groups)))
+            if shorter == length:
+                break
+            length = shorter
+        if length <= num_columns * size:
+            match.partial, match.partial_tokens = None, 0
+        del match.columns[length // size :]
+        return Hit(length, match)
+
+    def _usable(self, group: int, match: Match, length: int) -> int:
+        """How much of a hit of `length` tokens a group can serve: all, or what lies before the last missing block that it would read."""
+        size = self.layout.block_size
+        first = self.layout.groups[group].first_needed(length, size)
+        for i in range(min(length // size, len(match.columns)) - 1, first - 1, -1):
+            if not _has(match.columns[i], group):
+                return i * size
+        return length
+
+    def admit(self, request: Request, hit: Hit, num_new_tokens: int) -> bool:
+        """Start a request with what it hit and room for its next tokens: all of that and True, or nothing and False."""
+        size, groups = self.layout.block_size, self.layout.groups
+        columns, total = hit.match.columns, self.layout.blocks_for(request.num_tokens, num_new_tokens)
+        first = [group.first_needed(hit.num_tokens, size) for group in groups]
+        kept = [(node, i, g) for g in range(len(groups)) for node, i in columns[first[g] :]]
+        resident = [node.blocks[g][i] for node, i, g in kept if node.slots is None]
+        copied = _blocks(hit.match.partial)
+        pinned = sum(self._pool.is_idle(block) for block in resident + copied)
+        if total - len(resident) > self._pool.num_available - pinned:  # all that is known must fit, or it would only be preempted again
+            return bool(copied) and self.admit(request, self.lookup(request, whole_blocks=True), num_new_tokens)
+        path = list(dict.fromkeys(node for node, _ in columns))
+        partial = hit.match.partial
+        if path:
+            lower, length = path[-1], columns[-1][1] + 1
+            path[-1] = self._tree.split(lower, length)
+            if partial is not None and partial[0] is lower and path[-1] is not lower:
+                partial = (lower, partial[1] - length)
+        for node in path:
+            node.locks += 1
+        for block in resident:
+            self._pool.share(block)
+        tables: list[list[int]] = [[] for _ in groups]
+        for node in path:
+            if node.slots is not None:
+                before = len(tables[0])
+                wanted = [[slot != HOLE and before + i >= first[g] for i, slot in enumerate(row)] for g, row in enumerate(node.slots)]
+                fresh = iter(self._take(sum(map(sum, wanted))))
+                self._tree.promote(node, [[next(fresh) if want else HOLE for want in row] for row in wanted])
+            for table, row in zip(tables, node.blocks, strict=True):
+                table += row
+        for g, table in enumerate(tables):
+            table[: first[g]] = [HOLE] * first[g]
+        end = path[-1] if path else self._tree.root(self._salt(request))
+        held = _Held(self._salt(request), end, len(columns) * size, tables, first)
+        end.locks += 1
+        for node in path:
+            node.locks -= 1
+        self._tree.touch(end)
+        self._held[request.request_id] = held
+        if partial is not None:
+            self._copy_partial(held, *partial)
+        self._grow(held, hit.num_tokens + num_new_tokens)
+        request.num_computed_tokens = hit.num_tokens
         return True
 
-    def block_table(self, request: Request) -> list[int]:
-        """The request's blocks in order. The list is never changed afterwards."""
-        return self._tables[request.request_id]
+    def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
+        """Copy-on-write: the hit ends inside somebody's block, so the request goes on in a copy of it."""
+        node.locks += 1  # what is read here must not go to make room for the copy
+        sources = _blocks((node, column))
+        for block in sources:
+            self._pool.share(block)
+        for g, target in enumerate(self._take(len(held.tables))):
+            if node.slots is None:
+                self._tree.ops.append(BlockOp("copy", node.blocks[g][column], target))
+            else:
+                self._tree.ops.append(BlockOp("load", node.slots[g][column], target))
+            held.tables[g].append(target)
+        for block in sources:
+            self._pool.release(block)
+            self._tree.rest(block)
+        node.locks -= 1
+        self._tree.touch(node)
 
-    def free(self, request: Request) -> None:
-        """Give back all that a request holds, if it holds anything."""
-        self._pool.free(self._tables.pop(request.request_id, []))
+    # ---- running
+
+    def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
+        """Make room for the next num_new_tokens of a running request: all of them and True, or nothing and False."""
+        held = self._held[request.request_id]
+        stop = request.num_computed_tokens + num_new_tokens
+        self._leave_behind(held, request.num_computed_tokens)
+        if self._missing(held, stop) > self._pool.num_available:
+            return False
+        self._grow(held, stop)
+        return True
+
+    def _missing(self, held: _Held, num_tokens: int) -> int:
+        columns = self.layout.columns_for(num_tokens)
+        return sum(max(0, columns - len(table)) for table in held.tables)
+
+    def _grow(self, held: _Held, num_tokens: int) -> None:
+        columns = self.layout.columns_for(num_tokens)
+        for table in held.tables:
+            if columns > len(table):
+                table += self._take(columns - len(table))
+
+    def _take(self, count: int) -> list[int]:
+        if count > self._pool.num_free:
+            self._tree.evict(count - self._pool.num_free)
+        return [self._pool.take() for _ in range(count)]
+
+    def _leave_behind(self, held: _Held, num_computed_tokens: int) -> None:
+        """Give back the blocks that no later token sees."""
+        for g, group in enumerate(self.layout.groups):
+            needed = group.first_needed(num_computed_tokens, self.layout.block_size)
+            for i in range(held.first[g], min(needed, len(held.tables[g]))):
+                self._give_back(held.tables[g], i)
+            held.first[g] = max(held.first[g], needed)
+
+    def _give_back(self, table: list[int], i: int) -> None:
+        block, table[i] = table[i], HOLE
+        if block != HOLE:
+            self._pool.release(block)
+            self._tree.rest(block)
+
+    def block_tables(self, request: Request) -> list[list[int]]:
+        """The request's blocks in order, one table per group; HOLE where its window has passed. Read it before the next change."""
+        return self._held[request.request_id].tables
+
+    def publish(self, request: Request) -> None:
+        """Let others hit what was computed: full blocks; and once the prompt is done its last block too, to be copied from."""
+        held = self._held[request.request_id]
+        if not self.enable_prefix_caching:
+            return
+        computed = request.num_computed_tokens
+        if computed // self.layout.block_size * self.layout.block_size > held.num_published:
+            self._publish_blocks(held, request)
+        if computed == request.num_prompt_tokens:
+            self._publish_tail(held, request)
+
+    def _publish_blocks(self, held: _Held, request: Request) -> None:
+        size = self.layout.block_size
+        stop = request.num_computed_tokens // size * size
+        if stop == held.num_published:
+            return
+        first = held.num_published // size
+        part = [table[first : stop // size] for table in held.tables]
+        self._retract_tail(held)
+        node = self._tree.insert(held.node, request.token_ids(held.num_published, stop), part)
+        for table, row in zip(held.tables, part, strict=True):
+            table[first : stop // size] = row
+        held.node.locks -= 1
+        node.locks += 1
+        held.node, held.num_published = node, stop
+
+    def _publish_tail(self, held: _Held, request: Request) -> None:
+        tokens = request.token_ids(held.num_published, request.num_computed_tokens)
+        column = held.num_published // self.layout.block_size
+        self._retract_tail(held)
+        if tokens:
+            held.tail = self._tree.insert_tail(held.node, tokens, [table[column] for table in held.tables])
+
+    def _retract_tail(self, held: _Held) -> None:
+        if held.tail is not None:
+            self._tree.remove_tail(held.tail)
+            held.tail = None
+
+    # ---- ending
+
+    def release(self, request: Request, *, publish: bool = True) -> None:
+        """Give back all that a request holds, if it holds anything; what it computed stays to be hit, until its blocks are needed.
+
+        `publish=False`: what it computed since it last published cannot be trusted.
+        """
+        held = self._held.get(request.request_id)
+        is_over = not self.enable_prefix_caching and request.is_finished
+        if held is None:
+            if is_over:  # it was preempted, and ended while it waited
+                self._tree.drop(self._salt(request))
+            return
+        if publish and not is_over:
+            self._publish_blocks(held, request)
+            self._publish_tail(held, request)
+        del self._held[request.request_id]
+        for table in held.tables:
+            for block in table:
+                if block != HOLE:
+                    self._pool.release(block)
+        held.node.locks -= 1
+        self._tree.touch(held.node)
+        for table, group in zip(held.tables, self.layout.groups, strict=True):
+            for block in table if group.window is not None else ():
+                if block != HOLE:
+                    self._tree.rest(block)
+        if is_over:
+            self._tree.drop(held.salt)
+        else:
+            self._tree.close(held.salt)
+
+    def forget(self) -> None:
+        """Drop every published prefix: after a step that failed nobody knows what its blocks hold. Running requests keep theirs."""
+        self._tree.drop_all()
+        for held in self._held.values():
+            held.node, held.num_published = self._tree.root(held.salt), 0
+            held.node.locks += 1
+
+    def holders(self) -> set[str]:
+        """The ids of requests that hold blocks."""
+        return set(self._held)
+
+    def begin_step(self) -> None:
+        """What is used from now on was used later than all before."""
+        self._tree.tick()
+
+    def take_ops(self) -> list[BlockOp]:
+        """What must be done with the bytes of blocks before the step runs, in order."""
+        ops, self._tree.ops = self._tree.ops, []
+        return ops
+
+    def _salt(self, request: Request) -> str:
+        """Whose prefixes a request may hit: its tenant's, or, without prefix caching, its own from before it was preempted."""
+        return f"salt {request.cache_salt}" if self.enable_prefix_caching else f"request {request.request_id}"
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where tables share a block, or do not add up to what the pool has given out."""
+        """Raise AssertionError where counts, tables and tree do not add up."""
         self._pool.check_integrity()
-        held = [block for table in self._tables.values() for block in table]
-        if len(set(held)) != len(held):
-            raise AssertionError("two block tables share a block")
-        if len(held) + self._pool.num_free != self._pool.num_blocks:
-            raise AssertionError(f"{len(held)} blocks in tables + {self._pool.num_free} free are not {self._pool.num_blocks}")
+        self._tree.check_integrity()
+        holders = [int(self._pool.is_cached(block)) for block in range(self.num_blocks)]
+        for held in self._held.values():
+            mine = [block for table in held.tables for block in table if block != HOLE]
+            if len(set(mine)) != len(mine):
+                raise AssertionError("a request holds a block twice")
+            for block in mine:
+                holders[block] += 1
+        if holders != self._pool.ref_count:
+            raise AssertionError("the pool counts other holders than the tables and the tree have")
+
+
+def _blocks(column: tuple[Node, int] | None) -> list[int]:
+    """The blocks of a column that lies in memory."""
+    if column is None or column[0].slots is not None:
+        return []
+    return [row[column[1]] for row in column[0].blocks]
+
+
+def _has(column: tuple[Node, int], group: int) -> bool:
+    node, i = column
+    return (node.blocks if node.slots is None else node.slots)[group][i] != HOLE

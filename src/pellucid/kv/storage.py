@@ -1,19 +1,91 @@
-"""Where keys and values lie: one paged store per layer, in whatever layout the backend's kernels like.
+"""Where keys and values lie: paged stores in whatever layout the backend's kernels like, and a second, larger memory behind them.
 
-The only file of this room that touches arrays, and it does so through the backend. A block id means the same place in each layer.
+One idea: whatever a store's layout, a block of it is a run of bytes. So copying a block for a request that writes on in it, saving it
+before its memory is given to another, and loading it back are copies of bytes, alike for every backend.
+
+The only file of this room that touches arrays. A block id means the same place in each store.
 """
 
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..batch import BlockOp
+from ..errors import CapacityError
 from ..ops.protocol import Backend, KVLayer
 from .layout import KVLayout
 
-__all__ = ["KVStorage"]
+__all__ = ["KVStorage", "MappedTier"]
+
+Bytes = NDArray[np.uint8]
 
 
 class KVStorage:
     """Owns the memory of the cache; `layers[i]` is what layer i's `kv_write` and `attention` take."""
 
-    def __init__(self, backend: Backend, layout: KVLayout, num_blocks: int) -> None:
-        self.layers: list[KVLayer] = [
-            KVLayer(backend.new_kv_store(num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim))
-            for _ in range(layout.num_layers)
+    def __init__(self, backend: Backend, layout: KVLayout, num_blocks: int, num_slots: int = 0) -> None:
+        stores: list[Any] = [
+            backend.new_kv_store(num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim) for _ in range(layout.num_stores)
         ]
+        placed = {layer: KVLayer(stores[j], g) for g, group in enumerate(layout.groups) for j, layer in enumerate(group.layers)}
+        self.layers: list[KVLayer] = [placed[layer] for layer in sorted(placed)]
+        self._blocks: list[Bytes] = [view for store in stores for view in backend.kv_block_bytes(store)]  # each [num_blocks, bytes]
+        self._num_slots = num_slots
+        self._tier: MappedTier | None = None  # made when it is first needed
+
+    def run(self, ops: Sequence[BlockOp]) -> None:
+        """Copy, save and load blocks, in order."""
+        for op in ops:
+            if op.kind == "copy":
+                for view in self._blocks:
+                    view[op.target] = view[op.source]
+            elif op.kind == "save":
+                self._need_tier().save(op.target, [view[op.source] for view in self._blocks])
+            else:
+                self._need_tier().load(op.source, [view[op.target] for view in self._blocks])
+
+    def seconds_per_block(self) -> float:
+        """What saving a block and loading it again costs here, measured once."""
+        return self._need_tier().seconds_per_slot
+
+    def _need_tier(self) -> "MappedTier":
+        if self._tier is None:
+            self._tier = MappedTier(self._num_slots, sum(view.shape[1] for view in self._blocks))
+        return self._tier
+
+
+class MappedTier:
+    """Blocks in a file without a name, mapped into memory: the system writes it back when it likes, and it is gone when this process is."""
+
+    def __init__(self, num_slots: int, slot_bytes: int) -> None:
+        try:
+            with tempfile.TemporaryFile(prefix="pellucid-kv-") as file:
+                os.posix_fallocate(file.fileno(), 0, num_slots * slot_bytes)  # now: a mapped file that cannot grow would end the process
+                self._slots: Bytes = np.memmap(file, np.uint8, "r+", shape=(num_slots, slot_bytes))
+        except OSError as error:
+            raise CapacityError(
+                f"swap_space of {num_slots * slot_bytes} bytes cannot be had in {tempfile.gettempdir()}: {error}"
+            ) from error
+        self.seconds_per_slot = self._measure()
+
+    def save(self, slot: int, pieces: Sequence[Bytes]) -> None:
+        np.concatenate(pieces, out=self._slots[slot])
+
+    def load(self, slot: int, pieces: Sequence[Bytes]) -> None:
+        at = 0
+        for piece in pieces:
+            piece[:] = self._slots[slot, at : at + piece.size]
+            at += piece.size
+
+    def _measure(self) -> float:
+        """A round trip through slots that were never touched: what they cost at most."""
+        block = np.ones(self._slots.shape[1], np.uint8)
+        start = time.perf_counter()
+        self.save(0, [block])
+        self.load(0, [block])
+        return time.perf_counter() - start

@@ -129,6 +129,15 @@ class Backend(Protocol):
         ...
 
     @property
+    def is_batch_invariant(self) -> bool:
+        """True where a token's bits do not depend on what else is in the batch, or on how its request was cut into steps."""
+        ...
+
+    def kv_token_bytes(self, num_kv_heads: int, head_dim: int) -> int:
+        """Bytes of one token's key and value in one layer."""
+        ...
+
+    @property
     def kv_element_bytes(self) -> int:
         """Bytes of one number in the KV cache."""
         ...

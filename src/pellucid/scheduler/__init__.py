@@ -1,5 +1,6 @@
-"""Who runs in this step. Sans I/O: no clock, no arrays, no threads; integers in, integers out."""
+"""Who runs in the next step: a waiting queue with its policy, and the scheduler. Integers only: no arrays, no clock, no I/O."""
 
+from .events import Event
 from .scheduler import ScheduledRequest, ScheduledStep, Scheduler
 
-__all__ = ["ScheduledRequest", "ScheduledStep", "Scheduler"]
+__all__ = ["Event", "ScheduledRequest", "ScheduledStep", "Scheduler"]

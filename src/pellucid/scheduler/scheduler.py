@@ -1,21 +1,35 @@
-"""First come, first served, one request at a time: the smallest scheduler that has the final shape.
+"""Who runs in the next step: continuous batching over two counters, a token budget, and preemption.
 
-One idea: a step computes some of `num_tokens - num_computed_tokens` of a request. A prompt longer than the step's budget is computed in
-chunks and a decode step computes one token, by the same subtraction. `schedule()` plans, the model runner computes, `update()` books.
+One idea: a step computes some of `num_tokens - num_computed_tokens` of each running request. A chunk of a long prompt, one token of an
+answer and what is left after a prefix hit or a preemption are the same subtraction, so they share a step (Orca, OSDI 2022; Sarathi-Serve,
+arXiv:2403.02310). `schedule()` plans, the model runner computes, `update()` books.
 
-One request runs at a time because the reference backend computes with BLAS, whose sums depend on the shape of the batch: so a request's
-tokens depend on nothing but itself. The scheduler sees no arrays and no clock.
+A step in order: those that run, by rank, each getting room in the cache, if need be by preempting the last in rank; so whoever is first in
+rank always advances. One token is set aside for each that decodes, so that no prompt delays an answer. Then, where nobody was preempted,
+those that wait, in the order of the policy, while there is room.
+
+`batching` says when those that wait may join. continuous: at every step. static: when nobody runs, as many as fit, and the batch is held
+until its last has ended. dynamic: the same, but of lengths that are alike, so that they end together: the ways of the textbook, to be
+measured beside each other.
+
+The scheduler sees no arrays and no clock.
 """
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ..batch import BlockOp
+from ..config import Batching, SchedulingPolicy
 from ..errors import RequestError
-from ..kv.manager import KVCacheManager
+from ..kv.manager import Hit, KVCacheManager
 from ..request import FinishReason, Request, RequestStatus
+from .events import MAX_EVENTS, Event, EventKind
+from .waiting import WaitingQueue
 
 __all__ = ["ScheduledRequest", "ScheduledStep", "Scheduler"]
+
+_MOST_PASSED_OVER = 64  # of those that wait for a prefix which somebody computes: looked at in one step
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +38,7 @@ class ScheduledRequest:
 
     request: Request
     num_scheduled_tokens: int  # positions num_computed_tokens … num_computed_tokens + num_scheduled_tokens - 1
-    block_table: list[int]
+    block_tables: list[list[int]]  # per layer group
 
     @property
     def samples(self) -> bool:
@@ -34,50 +48,167 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """The plan of one step: what the model runner executes."""
+    """The plan of one step: what the model runner executes. First the ops on blocks, in order, then all requests as one batch."""
 
     requests: list[ScheduledRequest]
+    block_ops: list[BlockOp] = field(default_factory=list)
 
 
 class Scheduler:
-    """Owns the queue and each request's status."""
+    """Owns the queue, those that run, and each request's status."""
 
-    def __init__(self, kv: KVCacheManager, *, max_model_len: int, max_num_batched_tokens: int) -> None:
-        if max_model_len > kv.capacity:
-            raise AssertionError(f"max_model_len {max_model_len} exceeds the {kv.capacity} tokens that the KV cache holds")
+    def __init__(
+        self,
+        kv: KVCacheManager,
+        *,
+        max_model_len: int,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        policy: SchedulingPolicy = "fcfs",
+        batching: Batching = "continuous",
+        max_waiting_requests: int | None = None,
+        max_waiting_tokens: int | None = None,
+    ) -> None:
+        if kv.capacity(max_num_batched_tokens, max_model_len) < max_model_len:
+            raise AssertionError(f"a request of max_model_len, {max_model_len} tokens, does not fit in the KV cache")
         self.kv = kv
         self.max_model_len = max_model_len
         self.max_num_batched_tokens = max_num_batched_tokens
-        self._waiting: deque[Request] = deque()
-        self._running: Request | None = None
+        self.max_num_seqs = max_num_seqs
+        self.batching = batching
+        self.waiting = WaitingQueue(policy, lambda r: kv.lookup(r).num_tokens, max_waiting_requests, max_waiting_tokens)
+        self.running: list[Request] = []  # by rank
+        self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0  # of requests that were admitted
+        self.num_cached_tokens = 0  # of those, how many the cache had
+        self._step = 0
+        self._arrivals = 0
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._waiting) + (self._running is not None)
+        return len(self.waiting) + len(self.running)
 
-    def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError where it could never run."""
-        if not request.prompt_token_ids:
-            raise RequestError("the prompt is empty; it must hold at least one token")
-        if request.num_tokens >= self.max_model_len:
-            raise RequestError(
-                f"the prompt has {request.num_tokens} tokens; with room for one more it must be at most {self.max_model_len - 1} "
-                f"(max_model_len is {self.max_model_len})"
-            )
-        self._waiting.append(request)
+    def add(self, *requests: Request) -> None:
+        """Queue requests: all of them, or none. Raises RequestError where one could never run, QueueFullError where the queue is full."""
+        for request in requests:
+            if not request.prompt_token_ids:
+                raise RequestError("the prompt is empty; it must hold at least one token")
+            if request.num_tokens >= self.max_model_len:
+                raise RequestError(
+                    f"the prompt has {request.num_tokens} tokens; with room for one more it must be at most {self.max_model_len - 1} "
+                    f"(max_model_len is {self.max_model_len})"
+                )
+        self.waiting.check_room(len(requests), sum(r.num_tokens for r in requests))
+        for request in requests:
+            request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
+            request.queued_step = self._step
+            self.waiting.enter(request)
+            self.waiting.push(request)
+            self._log("add", request, request.num_tokens)
 
     def schedule(self) -> ScheduledStep:
         """Plan the next step; empty where nothing is left to do."""
-        if self._running is None:
-            if not self._waiting:
-                return ScheduledStep([])
-            self._running = self._waiting.popleft()
-            self._running.status = RequestStatus.RUNNING
-        request = self._running
-        num_scheduled = min(request.num_tokens - request.num_computed_tokens, self.max_num_batched_tokens)
-        if not self.kv.allocate_slots(request, num_scheduled):
-            raise AssertionError("one request of at most max_model_len tokens must fit in the KV cache")
-        return ScheduledStep([ScheduledRequest(request, num_scheduled, self.kv.block_table(request))])
+        self._step += 1
+        self.kv.begin_step()
+        planned: list[ScheduledRequest] = []
+        left, preempted = self._plan_running(planned)
+        if not preempted:
+            self._plan_waiting(planned, left)
+        if not planned and self.num_unfinished:
+            raise AssertionError("requests are left, and none of them can run")
+        return ScheduledStep(planned, self.kv.take_ops())
+
+    def _plan_running(self, planned: list[ScheduledRequest]) -> tuple[int, bool]:
+        """Give each of those that run its tokens; the budget that is left, and whether somebody was preempted for it."""
+        left, preempted = self.max_num_batched_tokens, False
+        decoding = sum(_is_decoding(r) for r in self.running)  # of those that are still to come
+        i = 0
+        while i < len(self.running) and left:
+            request = self.running[i]
+            decoding -= _is_decoding(request)
+            todo = request.num_tokens - request.num_computed_tokens
+            count = min(todo, left if todo == 1 else left - decoding)
+            if count < 1:
+                i += 1
+                continue
+            while not self.kv.allocate_slots(request, count):
+                victim = self.running[-1]
+                decoding -= victim is not request and _is_decoding(victim)
+                self._preempt(victim)
+                preempted = True
+                if victim is request:
+                    return left, preempted
+            self._plan(planned, request, count)
+            left -= count
+            i += 1
+        return left, preempted
+
+    def _plan_waiting(self, planned: list[ScheduledRequest], left: int) -> None:
+        """Admit those that wait, while there are tokens, sequences and blocks left."""
+        if self.batching != "continuous" and self.running:
+            return
+        passed_over: set[str] = set()
+        first: Request | None = None
+        while left and len(self.running) < self.max_num_seqs and len(passed_over) < _MOST_PASSED_OVER:
+            if first is not None and self.batching == "dynamic":
+                request = self.waiting.nearest(first.num_tokens, passed_over)
+            else:
+                request = self.waiting.first(self._step, passed_over)
+            if request is None:
+                return
+            hit = self.kv.lookup(request)
+            if self._is_being_computed(request, hit):
+                passed_over.add(request.request_id)
+                continue
+            count = min(request.num_tokens - hit.num_tokens, left)
+            if not self.kv.admit(request, hit, count):
+                return
+            first = first or request
+            self._start(request)
+            self._plan(planned, request, count)
+            left -= count
+
+    def _is_being_computed(self, request: Request, hit: Hit) -> bool:
+        """True where somebody computes, and will publish, the next block that this request lacks: it waits for it instead."""
+        stop = (hit.num_tokens // self.kv.layout.block_size + 1) * self.kv.layout.block_size
+        if not self.kv.enable_prefix_caching or stop >= request.num_tokens:
+            return False
+        beginning: list[int] | None = None
+        for other in self.running:
+            if other.num_computed_tokens < stop <= other.num_prompt_tokens and other.cache_salt == request.cache_salt:
+                beginning = beginning or request.token_ids(0, stop)
+                if other.prompt_token_ids[:stop] == beginning:
+                    return True
+        return False
+
+    def _start(self, request: Request) -> None:
+        self._log("resume" if request.status is RequestStatus.PREEMPTED else "admit", request, request.num_computed_tokens)
+        if request.status is RequestStatus.WAITING:
+            request.num_cached_tokens = request.num_computed_tokens
+            self.num_prompt_tokens += request.num_prompt_tokens
+            self.num_cached_tokens += request.num_cached_tokens
+        self.waiting.remove(request)
+        self.waiting.charge(request, request.num_prompt_tokens if request.status is RequestStatus.WAITING else 0, 0)
+        request.status = RequestStatus.RUNNING
+        self.running.append(request)
+        self.running.sort(key=self.waiting.rank)
+
+    def _plan(self, planned: list[ScheduledRequest], request: Request, count: int) -> None:
+        planned.append(ScheduledRequest(request, count, self.kv.block_tables(request)))
+        self._log("schedule", request, count)
+
+    def _preempt(self, request: Request) -> None:
+        """Send the last in rank back to wait. Its blocks stay in the tree until they are needed: resuming begins with a hit."""
+        self._log("preempt", request, request.num_computed_tokens)
+        self.running.remove(request)
+        self.kv.release(request)
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        request.status = RequestStatus.PREEMPTED
+        request.queued_step = self._step
+        self.waiting.push(request)
 
     def update(self, step: ScheduledStep, sampled: Mapping[str, int]) -> None:
         """Book a step: `sampled` has the new token of each request that sampled. Ends requests at a stop token or at their length."""
@@ -86,10 +217,12 @@ class Scheduler:
             if request.is_finished:  # it failed, or was aborted, while the step ran
                 continue
             request.num_computed_tokens += scheduled.num_scheduled_tokens
+            self.kv.publish(request)
             token_id = sampled.get(request.request_id)
             if token_id is None:
                 continue
             request.output_token_ids.append(token_id)
+            self.waiting.charge(request, 0, 1)
             self._check_stop(request, token_id)
 
     def _check_stop(self, request: Request, token_id: int) -> None:
@@ -107,10 +240,31 @@ class Scheduler:
         """End a request, wherever it is, and free its blocks. A finished request stays as it is."""
         if request.is_finished:
             return
-        if request is self._running:
-            self._running = None
+        if request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
         else:
-            self._waiting.remove(request)
-        self.kv.free(request)
+            self.waiting.remove(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
+        self.kv.release(request, publish=reason != "error")
+        self.waiting.leave(request)
+        self._log("finish", request, request.num_tokens)
+
+    def _log(self, kind: EventKind, request: Request, num_tokens: int) -> None:
+        self.events.append(Event(self._step, kind, request.request_id, num_tokens))
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where requests, blocks and budgets do not add up."""
+        self.kv.check_integrity()
+        if len(self.running) > self.max_num_seqs:
+            raise AssertionError(f"{len(self.running)} requests run, and max_num_seqs is {self.max_num_seqs}")
+        if {r.request_id for r in self.running} != self.kv.holders():
+            raise AssertionError("other requests hold blocks than those that run")
+        if any(r not in self.waiting for r in self.waiting.requests()):
+            raise AssertionError("the waiting queue is not in order")
+        if self.waiting.num_tokens != sum(r.num_tokens for r in self.waiting.requests()):
+            raise AssertionError("the waiting queue counts its tokens wrongly")
+
+
+def _is_decoding(request: Request) -> bool:
+    return request.num_tokens - request.num_computed_tokens == 1

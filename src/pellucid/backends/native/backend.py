@@ -36,6 +36,7 @@ class NativeBackend:
     """Implements `ops.protocol.Backend` over `pellucid._native`."""
 
     name = "native"
+    is_batch_invariant = True
     kv_element_bytes = 2  # float16
 
     def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
@@ -47,6 +48,9 @@ class NativeBackend:
 
     def weight_bytes(self, tensor: HostTensor) -> int:
         return int(tensor.data.size)  # as the file packs them; the last tile of 16 rows may be filled up
+
+    def kv_token_bytes(self, num_kv_heads: int, head_dim: int) -> int:
+        return 2 * num_kv_heads * head_dim * self.kv_element_bytes
 
     def load_weight(self, tensor: HostTensor) -> Any:
         if len(tensor.shape) == 1:

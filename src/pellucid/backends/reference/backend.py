@@ -25,10 +25,14 @@ class ReferenceBackend:
     """Implements `ops.protocol.Backend` in NumPy."""
 
     name = "reference"
+    is_batch_invariant = False  # BLAS chooses the order of its sums by the shape of the product
     kv_element_bytes = ELEMENT_BYTES
 
     def weight_bytes(self, tensor: HostTensor) -> int:
         return prod(tensor.shape) * ELEMENT_BYTES
+
+    def kv_token_bytes(self, num_kv_heads: int, head_dim: int) -> int:
+        return 2 * num_kv_heads * head_dim * ELEMENT_BYTES
 
     def load_weight(self, tensor: HostTensor) -> Array:
         weight = dequantize(tensor)  # a new array, of its own memory

@@ -1,0 +1,469 @@
+"""Which token prefixes have their keys and values in the cache: a radix tree whose edges own blocks (Zheng et al., arXiv:2312.07104).
+
+One idea: the keys and values of a position depend on the tokens up to it, so a path from the root *is* a prefix, and a new request that
+begins like an old one starts where their paths part. An edge holds a whole number of blocks; where two prefixes part inside an edge, it is
+split at the block. A last block that is not full is a `tail`: a leaf of its own, never walked through, but good to be copied from, so
+that a prefix hits to the token.
+
+Who may be evicted follows from reference counts: a request holds every block of its path that it may still read, so a leaf whose blocks
+the tree alone holds is free to go, the least recently used first, block by block from its end. A block behind a sliding window may go from
+the middle, and leaves a HOLE. With a `tier` (a second, larger memory), an edge that must go is saved there, and stays in the tree with
+`slots` in place of blocks: its path still hits, at the price of loading it.
+
+Groups: every column of an edge has one block in each layer group. Integers only; what must be copied is written down in `ops`, in order.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..batch import BlockOp
+from .block_pool import BlockPool
+
+__all__ = ["HOLE", "Match", "Node", "RadixTree"]
+
+HOLE = -1
+_MOST_SIBLINGS = 32  # children that are compared token by token for a partial match: the newest
+
+
+class Node:
+    """An edge and its end. `blocks[g][i]` is group g's block of column i; of a node in the tier `slots[g][i]` is its slot instead."""
+
+    __slots__ = ("blocks", "children", "locks", "parent", "salt", "slots", "stamp", "tokens")
+
+    def __init__(self, parent: "Node | None", tokens: list[int], blocks: list[list[int]], salt: str = "") -> None:
+        self.parent = parent
+        self.salt = salt  # of a root
+        self.tokens = tokens
+        self.blocks = blocks
+        self.slots: list[list[int]] | None = None
+        self.children: dict[int, dict[tuple[int, ...], Node]] = {}  # by first token, then by first block
+        self.locks = 0  # requests whose path ends here, and plans that must not lose it
+        self.stamp = 0  # when it was last used
+
+    @property
+    def columns(self) -> int:
+        return len(self.blocks[0])
+
+    def descendants(self) -> "Iterator[Node]":
+        for child in [c for siblings in self.children.values() for c in siblings.values()]:
+            yield child
+            yield from child.descendants()
+
+
+@dataclass(slots=True)
+class Match:
+    """What the tree has of a sequence: whole columns along a path, and a last block of which the first few tokens are the same."""
+
+    columns: list[tuple[Node, int]]
+    partial: tuple[Node, int] | None  # a column to copy from
+    partial_tokens: int
+
+
+class RadixTree:
+    """Owns the nodes, their stamps, and the tree's share of the pool's counts."""
+
+    def __init__(
+        self, pool: BlockPool, windowed: Sequence[bool], block_size: int, num_slots: int = 0, saving_pays: Callable[[], bool] = lambda: True
+    ) -> None:
+        self.ops: list[BlockOp] = []
+        self.num_evicted = 0  # blocks
+        self._pool = pool
+        self._saving_pays = saving_pays  # asked whenever an edge must go
+        self._windowed = windowed  # per group
+        self._block_size = block_size
+        self._roots: dict[str, Node] = {}  # per salt: who does not know a salt cannot meet its prefixes
+        self._clock = 0
+        self._order = itertools.count()
+        self._heap: list[tuple[int, int, int, Node, int]] = []  # (stamp, kind, order, node, block): see `touch` and `rest`
+        self._slot_heap: list[tuple[int, int, Node]] = []
+        self._most_entries = 1024
+        self._num_slots = num_slots
+        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._home: dict[int, tuple[Node, int]] = {}  # a cached block of a windowed group -> its node and group
+
+    # ---- looking
+
+    def root(self, salt: str) -> Node:
+        if salt not in self._roots:
+            self._roots[salt] = Node(None, [], [[] for _ in self._windowed], salt)
+        return self._roots[salt]
+
+    def close(self, salt: str) -> None:
+        """Forget a salt under which nothing is left: salts come from strangers, and must not pile up."""
+        root = self._roots.get(salt)
+        if root is not None and not root.children and not root.locks:
+            del self._roots[salt]
+
+    def match(self, salt: str, tokens: Sequence[int], limit: int) -> Match:
+        """The longest prefix of tokens[:limit] that the tree knows. Nothing is changed."""
+        size, at, columns = self._block_size, 0, []
+        node, inside = self._roots.get(salt), 0
+        while node is not None and at + size <= limit:
+            block = tokens[at : at + size]
+            if inside == node.columns:
+                child = self._child(node, block)
+                if child is None:
+                    break
+                node, inside = child, 0
+            elif node.tokens[inside * size : (inside + 1) * size] != block:
+                break
+            columns.append((node, inside))
+            inside += 1
+            at += size
+        if node is None:
+            return Match([], None, 0)
+        partial, most = None, 0
+        rest = tokens[at : min(limit, at + size)]
+        for candidate, column in self._continuations(node, inside, rest):
+            same = _common(candidate.tokens[column * size : (column + 1) * size], rest)
+            if same > most:
+                partial, most = (candidate, column), same
+        return Match(columns, partial, most)
+
+    def _child(self, node: Node, block: Sequence[int]) -> Node | None:
+        siblings = node.children.get(block[0])
+        return siblings.get(tuple(block)) if siblings else None
+
+    def _continuations(self, node: Node, inside: int, rest: Sequence[int]) -> Iterator[tuple[Node, int]]:
+        """Columns that may begin as `rest` does, after column `inside` of a node."""
+        if not rest:
+            return
+        if inside < node.columns:
+            yield node, inside
+            return
+        siblings = node.children.get(rest[0], {})
+        for child in itertools.islice(reversed(siblings.values()), _MOST_SIBLINGS):
+            yield child, 0
+
+    # ---- growing
+
+    def insert(self, node: Node, tokens: list[int], table: list[list[int]]) -> Node:
+        """Publish full blocks behind the end of `node`: tokens[i·B …] lie in table[g][i]. The end of what is published.
+
+        Where the tree has a column already, the caller's block is given up for the tree's: `table` is changed in place.
+        """
+        size, done, total, start = self._block_size, 0, len(tokens) // self._block_size, node
+        while done < total:
+            child = self._child(node, tokens[done * size : (done + 1) * size])
+            if child is None:
+                part = [row[done:total] for row in table]
+                node = self._append(node, tokens[done * size :], part, extend=node is start and node.locks == 1)
+                break
+            same = 1
+            while same < child.columns and done + same < total:
+                if child.tokens[same * size : (same + 1) * size] != tokens[(done + same) * size : (done + same + 1) * size]:
+                    break
+                same += 1
+            node = self.split(child, same)
+            self._join(node, table, done)
+            done += same
+        return node
+
+    def _append(self, node: Node, tokens: list[int], blocks: list[list[int]], extend: bool) -> Node:
+        """New columns: on the edge itself where nobody but the one who appends has its path end here, else as a child."""
+        self._drop_tails(node, tokens)
+        if extend and node.tokens and not node.children:
+            node.tokens += tokens
+            for row, more in zip(node.blocks, blocks, strict=True):
+                row += more
+        else:
+            node = self._attach(node, tokens, blocks)
+        self._take_over(node, blocks)
+        self.touch(node)
+        return node
+
+    def _attach(self, parent: Node, tokens: list[int], blocks: list[list[int]]) -> Node:
+        child = Node(parent, tokens, blocks)
+        parent.children.setdefault(tokens[0], {})[tuple(tokens[: self._block_size])] = child
+        return child
+
+    def _take_over(self, node: Node, blocks: list[list[int]]) -> None:
+        for group, row in enumerate(blocks):
+            for block in row:
+                if block != HOLE:
+                    self._pool.cache(block)
+                    if self._windowed[group]:
+                        self._home[block] = (node, group)
+
+    def _join(self, node: Node, table: list[list[int]], at: int) -> None:
+        """The caller computed what the node holds: it goes on with the node's blocks, and fills what the node lacks with its own."""
+        if node.slots is not None:
+            self._free_slots += [slot for row in node.slots for slot in row if slot != HOLE]
+            node.slots = None  # its blocks are HOLEs
+        for group, row in enumerate(node.blocks):
+            for i, block in enumerate(row):
+                own = table[group][at + i]
+                if own in (HOLE, block):
+                    continue
+                if block == HOLE:
+                    row[i] = own
+                    self._pool.cache(own)
+                    if self._windowed[group]:
+                        self._home[own] = (node, group)
+                else:
+                    self._pool.share(block)
+                    self._pool.release(own)
+                    table[group][at + i] = block
+
+    def insert_tail(self, node: Node, tokens: list[int], blocks: list[int]) -> Node | None:
+        """Publish a block that is not full behind the end of `node`, to be copied from; one block per group. None: it was there already."""
+        for other, _ in self._continuations(node, node.columns, tokens):
+            if _common(other.tokens, tokens) == len(tokens):
+                self.touch(other)
+                return None
+        self._drop_tails(node, tokens)
+        tail = self._attach(node, tokens, [[block] for block in blocks])
+        self._take_over(tail, tail.blocks)
+        self.touch(tail)
+        return tail
+
+    def remove_tail(self, tail: Node) -> None:
+        """Forget a tail whose owner has published more since."""
+        if tail.parent is not None:
+            self._remove(tail)
+
+    def _drop_tails(self, node: Node, tokens: list[int]) -> None:
+        """Forget tails that a longer block replaces."""
+        for child, _ in list(self._continuations(node, node.columns, tokens[:1])):
+            if len(child.tokens) < self._block_size and _common(child.tokens, tokens) == len(child.tokens):
+                self._remove(child)
+
+    def split(self, node: Node, columns: int) -> Node:
+        """The first `columns` of an edge as a node of their own; `node` itself stays the lower end, with its children and its holders."""
+        if columns == node.columns:
+            return node
+        cut = columns * self._block_size
+        assert node.parent is not None
+        upper = Node(node.parent, node.tokens[:cut], [row[:columns] for row in node.blocks])
+        node.parent.children[node.tokens[0]][tuple(node.tokens[: self._block_size])] = upper
+        if node.slots is not None:
+            upper.slots = [row[:columns] for row in node.slots]
+            node.slots = [row[columns:] for row in node.slots]
+        node.tokens, node.blocks, node.parent = node.tokens[cut:], [row[columns:] for row in node.blocks], upper
+        upper.children = {node.tokens[0]: {tuple(node.tokens[: self._block_size]): node}}
+        upper.stamp = node.stamp
+        for group, row in enumerate(upper.blocks):
+            if self._windowed[group]:
+                self._home.update((block, (upper, group)) for block in row if block != HOLE)
+        return upper
+
+    # ---- forgetting
+
+    def tick(self) -> None:
+        """A step begins: what is used from now on is newer."""
+        self._clock += 1
+
+    def touch(self, node: Node) -> None:
+        """A node and its path are used now, and the node may be free to go from now on."""
+        walk: Node | None = node
+        while walk is not None:
+            walk.stamp = self._clock
+            walk = walk.parent
+        self._offer(node)
+
+    def _offer(self, node: Node) -> None:
+        if node.slots is not None:
+            heapq.heappush(self._slot_heap, (node.stamp, next(self._order), node))
+        elif node.tokens:
+            heapq.heappush(self._heap, (node.stamp, 0, next(self._order), node, HOLE))
+        if len(self._heap) + len(self._slot_heap) > self._most_entries:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Throw out entries of nodes that were used since, or are no more: so the heaps grow with the tree, not with time."""
+        self._heap = [e for e in self._heap if (e[3].stamp == e[0] and e[3].parent if e[1] == 0 else self._pool.is_idle(e[4]))]
+        self._slot_heap = [e for e in self._slot_heap if e[2].stamp == e[0] and e[2].slots is not None and e[2].parent]
+        heapq.heapify(self._heap)
+        heapq.heapify(self._slot_heap)
+        self._most_entries = 2 * (len(self._heap) + len(self._slot_heap)) + 1024
+
+    def rest(self, block: int) -> None:
+        """A block behind somebody's window was released: if the tree alone holds it now, it may go before its edge does."""
+        if self._pool.is_idle(block) and block in self._home:
+            heapq.heappush(self._heap, (self._clock, 1, next(self._order), self._home[block][0], block))
+
+    def evict(self, count: int) -> None:
+        """Free `count` blocks that the tree alone holds, the least recently used first. The caller has seen that there are so many."""
+        wanted = self._pool.num_free + count
+        if wanted > self._pool.num_available:
+            raise AssertionError(f"{count} blocks are to be evicted, and {self._pool.num_idle} are idle")
+        before = self._pool.num_free
+        offered_all = False
+        while self._pool.num_free < wanted:
+            if not self._heap:
+                if offered_all:
+                    raise AssertionError("idle blocks are left that nothing lets go")
+                self._offer_all()
+                offered_all = True
+            stamp, kind, _, node, block = heapq.heappop(self._heap)
+            if kind == 1:
+                home = self._home.get(block)
+                if home is not None and self._pool.is_idle(block):
+                    self._make_hole(*home, block)
+            elif node.stamp == stamp and node.slots is None:
+                self._shrink(node, wanted)
+        self.num_evicted += self._pool.num_free - before
+
+    def _offer_all(self) -> None:
+        for root in self._roots.values():
+            for node in root.descendants():
+                self._offer(node)
+                for row in node.blocks:
+                    for block in row:
+                        if block != HOLE:
+                            self.rest(block)
+
+    def _make_hole(self, node: Node, group: int, block: int) -> None:
+        node.blocks[group][node.blocks[group].index(block)] = HOLE
+        self._uncache(block)
+
+    def _uncache(self, block: int) -> None:
+        self._home.pop(block, None)
+        self._pool.uncache(block)
+
+    def _shrink(self, node: Node, wanted: int) -> None:
+        """Take columns from the end of a leaf that nobody holds until the pool has `wanted` free blocks."""
+        if node.parent is None or node.locks or any(c.slots is None for s in node.children.values() for c in s.values()):
+            return
+        free, keep = self._pool.num_free, node.columns
+        while keep and free < wanted:
+            column = [row[keep - 1] for row in node.blocks if row[keep - 1] != HOLE]
+            if not all(self._pool.is_idle(block) for block in column):
+                break
+            free += len(column)
+            keep -= 1
+        if keep == node.columns:
+            return
+        if keep:
+            self.split(node, keep)  # `node` is now the part that goes
+        parent = node.parent
+        if not self._demote(node):
+            self._remove(node)
+        self._offer(parent)
+
+    def _demote(self, node: Node) -> bool:
+        """Save a node's blocks in the tier; False, and nothing changed, where there is none, or no room, or it would not pay."""
+        blocks = [block for row in node.blocks for block in row if block != HOLE]
+        if len(blocks) > self._num_slots or not self._saving_pays():
+            return False
+        while len(self._free_slots) < len(blocks):
+            victim = self._oldest_in_tier()
+            if victim is None:
+                return False
+            self._remove(victim)
+        node.slots = [[self._save(block) for block in row] for row in node.blocks]
+        node.blocks = [[HOLE] * len(row) for row in node.blocks]
+        self._offer(node)
+        return True
+
+    def _save(self, block: int) -> int:
+        if block == HOLE:
+            return HOLE
+        slot = self._free_slots.pop()
+        self.ops.append(BlockOp("save", block, slot))
+        self._uncache(block)
+        return slot
+
+    def _oldest_in_tier(self) -> Node | None:
+        held_back = []
+        found = None
+        while self._slot_heap and found is None:
+            entry = heapq.heappop(self._slot_heap)
+            stamp, _, node = entry
+            if node.slots is None or node.parent is None or node.children or node.stamp != stamp:
+                continue
+            if node.locks:
+                held_back.append(entry)
+            else:
+                found = node
+        for entry in held_back:
+            heapq.heappush(self._slot_heap, entry)
+        return found
+
+    def promote(self, node: Node, blocks: list[list[int]]) -> None:
+        """Bring a node back from the tier into `blocks`, which the caller holds; a HOLE leaves out what nobody will read."""
+        assert node.slots is not None
+        for slots, row in zip(node.slots, blocks, strict=True):
+            self.ops += [BlockOp("load", slot, block) for slot, block in zip(slots, row, strict=True) if block != HOLE]
+        self._free_slots += [slot for row in node.slots for slot in row if slot != HOLE]
+        node.slots, node.blocks = None, [list(row) for row in blocks]
+        self._take_over(node, blocks)
+
+    def _remove(self, node: Node) -> None:
+        """Forget a node, and what hangs below it."""
+        for child in list(node.descendants()):
+            self._empty(child)
+        self._empty(node)
+        assert node.parent is not None
+        siblings = node.parent.children[node.tokens[0]]
+        del siblings[tuple(node.tokens[: self._block_size])]
+        if not siblings:
+            del node.parent.children[node.tokens[0]]
+        if node.parent.slots is not None:
+            self._offer(node.parent)
+        elif not node.parent.tokens:
+            self.close(node.parent.salt)
+        node.parent = None
+
+    def _empty(self, node: Node) -> None:
+        for row in node.slots or ():
+            self._free_slots += [slot for slot in row if slot != HOLE]
+        for row in node.blocks:
+            for block in row:
+                if block != HOLE:
+                    self._uncache(block)
+        node.slots = None
+        node.blocks = [[HOLE] * len(row) for row in node.blocks]
+
+    def drop(self, salt: str) -> None:
+        """Forget all prefixes of a salt."""
+        root = self._roots.pop(salt, None)
+        if root is not None:
+            for node in list(root.descendants()):
+                self._empty(node)
+                node.parent = None
+
+    def drop_all(self) -> None:
+        """Forget everything, after a step of which nobody knows what it wrote."""
+        for salt in list(self._roots):
+            self.drop(salt)
+        self.ops.clear()
+        self._heap.clear()
+        self._slot_heap.clear()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where an edge, a count or a slot is not what it must be."""
+        cached: list[int] = []
+        slots: list[int] = list(self._free_slots)
+        for root in self._roots.values():
+            for node in root.descendants():
+                assert node.parent is not None
+                if node.parent.children.get(node.tokens[0], {}).get(tuple(node.tokens[: self._block_size])) is not node:
+                    raise AssertionError("a node is not where its first block says")
+                columns = -(-len(node.tokens) // self._block_size)
+                if any(len(row) != columns for row in node.slots or node.blocks):
+                    raise AssertionError(f"an edge of {len(node.tokens)} tokens has not {columns} columns in every group")
+                if len(node.tokens) % self._block_size and (columns > 1 or node.children):
+                    raise AssertionError("a tail is longer than one block, or has children")
+                if node.slots is None and node.parent.slots is not None:
+                    raise AssertionError("a node is in memory, and what comes before it is not")
+                if node.slots is None and any(HOLE in row for row, w in zip(node.blocks, self._windowed, strict=True) if not w):
+                    raise AssertionError("a block of a group that sees all is missing")
+                cached += [block for row in node.blocks for block in row if block != HOLE]
+                slots += [slot for row in node.slots or () for slot in row if slot != HOLE]
+        if len(set(cached)) != len(cached):
+            raise AssertionError("two edges own one block")
+        if set(cached) != {block for block in range(self._pool.num_blocks) if self._pool.is_cached(block)}:
+            raise AssertionError("the pool counts other blocks as cached than the tree holds")
+        if sorted(slots) != list(range(self._num_slots)):
+            raise AssertionError("a slot of the tier is lost, or used twice")
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

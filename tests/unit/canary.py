@@ -1,0 +1,110 @@
+"""A runner for the scheduler's tests that computes nothing and checks everything: every KV slot holds what it must, or somebody erred.
+
+One idea: a slot's content is a digest of all that the keys and values of its position depend on (salt, layer group, tokens up to it), so
+it is as telling as real numbers and costs nothing. A step writes the digests of the tokens that it computes, and then, as attention does,
+reads every slot that they see: through the block tables, the window included. The next token is drawn from what was read. Blocks are
+copied, saved and loaded as the step says.
+
+`expected_tokens` is the oracle: the same rule without a cache.
+"""
+
+from collections.abc import Sequence
+
+from pellucid.kv.layout import KVLayout, LayerGroup
+from pellucid.kv.manager import KVCacheManager
+from pellucid.request import Request, SamplingParams
+from pellucid.scheduler import ScheduledRequest, ScheduledStep, Scheduler
+
+ALPHABET = 3  # tokens: few, so that prefixes meet
+
+
+def build_layout(windows: Sequence[int | None], block_size: int) -> KVLayout:
+    """One layer per group."""
+    groups = tuple(LayerGroup((i,), window) for i, window in enumerate(windows))
+    return KVLayout(groups, num_kv_heads=1, head_dim=2, block_size=block_size, token_bytes=16)
+
+
+def build_request(name: str, prompt: Sequence[int], max_tokens: int = 4, **fields: object) -> Request:
+    """A greedy request of that many output tokens."""
+    params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+    return Request(request_id=name, prompt_token_ids=list(prompt), params=params, seed=0, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+
+
+def expected_tokens(request: Request) -> list[int]:
+    """What the request must give, whatever else runs."""
+    tokens = list(request.prompt_token_ids)
+    for _ in range(request.max_tokens):
+        tokens.append(_draw(tokens))
+    return tokens[len(request.prompt_token_ids) :]
+
+
+def _draw(tokens: Sequence[int]) -> int:
+    return hash(tuple(tokens)) % ALPHABET
+
+
+class CanaryRunner:
+    """Stands where `ModelRunner` does."""
+
+    def __init__(self, kv: KVCacheManager, num_slots: int = 0) -> None:
+        self._layout = kv.layout
+        self._blocks: list[list[int | None]] = [[None] * kv.layout.block_size for _ in range(kv.num_blocks)]
+        self._slots: list[list[int | None]] = [[None] * kv.layout.block_size for _ in range(num_slots)]
+
+    def execute(self, step: ScheduledStep) -> dict[str, int]:
+        """Do the block ops, write and read; the drawn tokens."""
+        for op in step.block_ops:
+            source = self._slots if op.kind == "load" else self._blocks
+            target = self._slots if op.kind == "save" else self._blocks
+            target[op.target] = list(source[op.source])
+        for scheduled in step.requests:
+            self._write(scheduled)
+        sampled = {}
+        for scheduled in step.requests:
+            self._read(scheduled)
+            if scheduled.samples:
+                request = scheduled.request
+                sampled[request.request_id] = _draw(request.token_ids(0, request.num_tokens))
+        return sampled
+
+    def _span(self, scheduled: ScheduledRequest) -> tuple[int, int]:
+        start = scheduled.request.num_computed_tokens
+        return start, start + scheduled.num_scheduled_tokens
+
+    def _write(self, scheduled: ScheduledRequest) -> None:
+        start, stop = self._span(scheduled)
+        for g, table in enumerate(scheduled.block_tables):
+            for position in range(start, stop):
+                block, offset = self._place(table, position)
+                self._blocks[block][offset] = self._digest(scheduled.request, g, position)
+
+    def _read(self, scheduled: ScheduledRequest) -> None:
+        start, stop = self._span(scheduled)
+        for g, (table, group) in enumerate(zip(scheduled.block_tables, self._layout.groups, strict=True)):
+            first = 0 if group.window is None else max(0, start - group.window + 1)
+            for position in range(first, stop):
+                block, offset = self._place(table, position)
+                if self._blocks[block][offset] != self._digest(scheduled.request, g, position):
+                    raise AssertionError(
+                        f"{scheduled.request.request_id} reads stale KV at position {position} of group {g}, block {block}"
+                    )
+
+    def _place(self, table: list[int], position: int) -> tuple[int, int]:
+        block = table[position // self._layout.block_size]
+        if block < 0:
+            raise AssertionError(f"position {position} is read, and its block was given back")
+        return block, position % self._layout.block_size
+
+    @staticmethod
+    def _digest(request: Request, group: int, position: int) -> int:
+        return hash((request.cache_salt, group, tuple(request.token_ids(0, position + 1))))
+
+
+def run_to_the_end(scheduler: Scheduler, runner: CanaryRunner, most_steps: int = 10_000) -> None:
+    """Step until nothing is left, checking every invariant after each step."""
+    for _ in range(most_steps):
+        if not scheduler.num_unfinished:
+            return
+        step = scheduler.schedule()
+        scheduler.update(step, runner.execute(step))
+        scheduler.check_integrity()
+    raise AssertionError(f"{scheduler.num_unfinished} requests are left after {most_steps} steps")
