@@ -8,6 +8,7 @@ it grows.
 """
 
 import itertools
+import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,36 +26,14 @@ __all__ = ["LLM"]
 class LLM:
     """One loaded model. Not thread-safe."""
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        backend: str = "native",
-        threads: int | None = None,
-        isa: str | None = None,
-        max_model_len: int | None = None,
-        max_num_batched_tokens: int = 512,
-        block_size: int = 16,
-        kv_cache_memory: int | None = None,
-        seed: int = 0,
-        cache_dir: Path | None = None,
-        progress: bool = False,
-    ) -> None:
+    def __init__(self, model: str | Path, *, cache_dir: Path | None = None, progress: bool = False, **options: Any) -> None:
         """Load `model`: a .gguf file, a folder with config.json and *.safetensors, a known name or a Hugging Face ORG/NAME.
 
         A known name (`pellucid models` lists them) that is not here yet is fetched into `cache_dir`, with a bar on standard error where
-        `progress` is set. The other options are `EngineConfig`'s. Raises a PellucidError that says what is wrong.
+        `progress` is set. The options are the fields of `EngineConfig`: `threads`, `max_model_len`, `max_num_seqs`, `kv_cache_memory`, ….
+        Raises a PellucidError that says what is wrong.
         """
-        self.config = EngineConfig(
-            max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_size=block_size,
-            kv_cache_memory=kv_cache_memory,
-            seed=seed,
-            backend=backend,
-            threads=threads,
-            isa=isa,
-        )
+        self.config = EngineConfig(**options)
         engine = load_engine(model, self.config, cache_dir=cache_dir, progress=progress)
         self.path = engine.path
         self.model_config: ModelConfig = engine.model_config
@@ -132,11 +111,15 @@ class LLM:
                 request_id = str(next(self._ids))
                 self._core.add_request(request_id, prompt.token_ids, params, prompt.text)
                 ids.append(request_id)
+            mine = set(ids)
             with _progress_bar(len(ids), use_tqdm) as bar:
+                start, num_tokens = time.monotonic(), 0
                 while len(done) < len(ids):
                     for output in self._core.step():
-                        if output.finished and output.request_id in ids:
+                        if output.finished and output.request_id in mine:
                             done[output.request_id] = output
+                            num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+                            bar.set_postfix_str(f"{num_tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)
                             bar.update()
         finally:  # after an error or Ctrl-C nothing of this call stays queued
             for request_id in ids:

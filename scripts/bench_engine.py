@@ -1,0 +1,204 @@
+"""The whole engine under load: scripts/bench engine MODEL.gguf [--only NAME …] [--llama-batched-bench PATH].
+
+    overhead    decode of 1, 8 and 32 sequences: tokens/s, and the share of the time that the bare backend had, in the same steps
+    batching    64 requests (prompts of 32–512, outputs of 16–256 tokens): static, dynamic and continuous; beside llama-batched-bench at the
+                mean lengths, with as many sequences at once
+    prefix      200 requests that share a system prompt of 1,000 tokens: with the radix tree and without
+    preemption  the requests of `batching` in a cache of a quarter of what they need: recompute and swap; the tokens must be the same
+
+Load is drawn from a seed. All requests come at once, and ignore ends of sequence, so that the work is the same whatever the model says.
+"""
+
+import argparse
+import json
+import random
+import re
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pellucid import LLM, RequestOutput, SamplingParams
+
+NUM_SEQS = 32  # at once
+MIXED, PROMPTS, OUTPUTS = 64, (32, 512), (16, 256)
+SHARED, SYSTEM_PROMPT, QUESTION, ANSWER = 200, 1000, (8, 40), 16
+MAX_MODEL_LEN = 1280
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests: token ids, and how many to answer with."""
+
+    prompts: list[list[int]]
+    outputs: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.prompts)) + sum(self.outputs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a load went."""
+
+    seconds: float
+    outputs: list[RequestOutput]
+    forward_seconds: float
+    num_preemptions: int
+    cached_share: float
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        return [o.outputs[0].token_ids for o in self.outputs]
+
+    @property
+    def ttft(self) -> float:
+        waited: list[float] = [o.metrics["first_token_time"] - o.metrics["arrival_time"] for o in self.outputs]
+        return statistics.median(waited)
+
+
+def mixed_load(vocab: int, requests: int) -> Load:
+    rng = random.Random(1)
+    lengths = [(rng.randint(*PROMPTS), rng.randint(*OUTPUTS)) for _ in range(requests)]
+    return Load([_tokens(rng, vocab, n) for n, _ in lengths], [m for _, m in lengths])
+
+
+def shared_load(vocab: int, requests: int) -> Load:
+    rng = random.Random(2)
+    system = _tokens(rng, vocab, SYSTEM_PROMPT)
+    return Load([system + _tokens(rng, vocab, rng.randint(*QUESTION)) for _ in range(requests)], [ANSWER] * requests)
+
+
+def _tokens(rng: random.Random, vocab: int, count: int) -> list[int]:
+    return [rng.randrange(vocab // 2) for _ in range(count)]
+
+
+def run(path: Path, load: Load, **options: Any) -> Run:
+    llm = LLM(path, max_model_len=MAX_MODEL_LEN, max_num_seqs=NUM_SEQS, **options)
+    core = llm._core
+    forward, spent = core._runner._forward, 0.0
+
+    def timed(batch: Any) -> Any:
+        nonlocal spent
+        start = time.perf_counter()
+        logits = forward(batch)
+        spent += time.perf_counter() - start
+        return logits
+
+    core._runner._forward = timed
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in load.outputs]
+    llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)  # memory is touched once
+    spent, start = 0.0, time.perf_counter()
+    outputs = llm.generate(load.prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    scheduler = core.scheduler
+    return Run(seconds, outputs, spent, scheduler.num_preemptions, scheduler.num_cached_tokens / scheduler.num_prompt_tokens)
+
+
+def overhead(path: Path, vocab: int) -> dict[str, Any]:
+    result = {}
+    for sequences in (1, 8, NUM_SEQS):
+        rng = random.Random(3)
+        load = Load([_tokens(rng, vocab, 16) for _ in range(sequences)], [96] * sequences)
+        r = run(path, load)
+        speed, share = sum(load.outputs) / r.seconds, r.forward_seconds / r.seconds
+        result[str(sequences)] = {"tokens_per_second": speed, "share_of_backend": share}
+        print(f"decode, {sequences:2} sequences: {speed:7.0f} tok/s, {share:6.1%} of the time in the backend")
+    return result
+
+
+def batching(path: Path, load: Load, llama: Path | None) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for way in ("static", "dynamic", "continuous"):
+        r = run(path, load, batching=way)
+        result[way] = {"seconds": r.seconds, "tokens_per_second": load.num_tokens / r.seconds, "ttft": r.ttft}
+        print(f"{way:10} {r.seconds:7.1f} s  {load.num_tokens / r.seconds:7.0f} tok/s (prompt and output)  median TTFT {r.ttft:6.2f} s")
+    result["ratio_to_static"] = result["static"]["seconds"] / result["continuous"]["seconds"]
+    print(f"continuous is {result['ratio_to_static']:.2f} times as fast as static")
+    if llama is not None:
+        speed = llama_speed(llama, path, load)
+        result["llama_tokens_per_second"] = speed
+        ratio = result["continuous"]["tokens_per_second"] / speed
+        print(f"llama.cpp  {speed:7.0f} tok/s at the mean lengths; ours is {ratio:.2f} times as fast")
+    return result
+
+
+def llama_speed(program: Path, path: Path, load: Load) -> float:
+    """The better of flash attention on and off."""
+    prompt, output = (round(statistics.mean(x)) for x in (map(len, load.prompts), load.outputs))
+    best = 0.0
+    for flash in ("on", "off"):
+        command = [str(program), "-m", str(path), "-t", "2", "-tb", "2", "-fa", flash, "-npp", str(prompt), "-ntg", str(output)]
+        command += [
+            "-npl",
+            str(NUM_SEQS),
+            "-c",
+            str(NUM_SEQS * (prompt + output + 8)),
+            "-b",
+            "2048",
+            "-ub",
+            "512",
+            "--output-format",
+            "jsonl",
+        ]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+        best = max([best, *(float(s) for s in re.findall(r'"speed":\s*([0-9.]+)', text))])
+    return best
+
+
+def prefix(path: Path, load: Load) -> dict[str, Any]:
+    runs = {name: run(path, load, enable_prefix_caching=on) for name, on in (("without", False), ("with", True))}
+    for name, r in runs.items():
+        print(f"{name:8} the radix tree: {r.seconds:7.1f} s, median TTFT {r.ttft:7.2f} s, {r.cached_share:6.1%} of the prompts' tokens hit")
+    ttft, total = (getattr(runs["without"], x) / getattr(runs["with"], x) for x in ("ttft", "seconds"))
+    same = runs["with"].token_ids == runs["without"].token_ids
+    print(f"TTFT {ttft:.1f} times lower, total {total:.1f} times lower, tokens {'identical' if same else 'DIFFERENT'}")
+    return {"ttft_ratio": ttft, "total_ratio": total, "hit_rate": runs["with"].cached_share, "identical": same}
+
+
+def preemption(path: Path, load: Load) -> dict[str, Any]:
+    whole = run(path, load)
+    blocks = sorted((-(-(len(p) + n) // 16) for p, n in zip(load.prompts, load.outputs, strict=True)), reverse=True)
+    layout = LLM(path, max_model_len=64)._core.scheduler.kv.layout
+    memory = max(sum(blocks[:NUM_SEQS]) // 4, blocks[0] + 1) * len(layout.groups) * layout.bytes_per_block
+    result: dict[str, Any] = {"whole_seconds": whole.seconds}
+    print(f"enough memory: {whole.seconds:6.1f} s; now {memory / 2**20:.0f} MiB, a quarter of what {NUM_SEQS} of these requests hold")
+    for way in ("recompute", "swap"):
+        r = run(path, load, preemption=way, kv_cache_memory=memory)
+        same = r.token_ids == whole.token_ids
+        cost = (r.seconds - whole.seconds) / max(1, r.num_preemptions)
+        result[way] = {"seconds": r.seconds, "preemptions": r.num_preemptions, "identical": same}
+        print(
+            f"{way:10} {r.seconds:7.1f} s, {r.num_preemptions} preemptions, {cost * 1e3:6.0f} ms more for each, "
+            f"tokens {'identical' if same else 'DIFFERENT'}"
+        )
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--only", nargs="*", default=["overhead", "batching", "prefix", "preemption"])
+    parser.add_argument("--requests", type=int, help="of each load, instead of its own number")
+    parser.add_argument("--llama-batched-bench", type=Path)
+    args = parser.parse_args()
+    vocab = LLM(args.model, max_model_len=64).model_config.vocab_size
+    mixed, shared = mixed_load(vocab, args.requests or MIXED), shared_load(vocab, args.requests or SHARED)
+    parts = {
+        "overhead": lambda: overhead(args.model, vocab),
+        "batching": lambda: batching(args.model, mixed, args.llama_batched_bench),
+        "prefix": lambda: prefix(args.model, shared),
+        "preemption": lambda: preemption(args.model, mixed),
+    }
+    result = {}
+    for name in args.only:
+        print(f"\n{name}")
+        result[name] = parts[name]()
+    print(json.dumps({"model": args.model.name, **result}))
+
+
+if __name__ == "__main__":
+    main()
