@@ -33,7 +33,7 @@ void require(bool condition, const char *what) {
     if (!condition) throw std::invalid_argument(what);
 }
 
-std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inputs, Rows rows) {
+std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int ggml_type, size_t inputs, Rows rows) {
     const Format format = static_cast<Format>(ggml_type);
     const TileFormat tiles = tile_format(format);
     const int element = dense_bytes(format);
@@ -48,7 +48,7 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, int ggml_type, size_t inpu
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
     const uint8_t *file = rows.data();
     nb::gil_scoped_release release;
-    const auto prepare = [&] { weight->tiles = allocate(bytes); };
+    const auto prepare = [&] { weight->tiles = memory.take(bytes); };
     pool.run(prepare, [&](size_t thread) {  // each thread writes what it will read
         const size_t first = row_tiles * thread / pool.size(), last = row_tiles * (thread + 1) / pool.size();
         if (element)
@@ -128,6 +128,7 @@ void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, 
 
 void bind_native(nb::module_ &m) {
     nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<size_t>()).def_prop_ro("size", &ThreadPool::size);
+    nb::class_<WeightMemory>(m, "WeightMemory").def(nb::init<>());
     nb::class_<Weight>(m, "Weight")
         .def_ro("outputs", &Weight::outputs)
         .def_ro("inputs", &Weight::inputs)

@@ -32,8 +32,9 @@ struct LinearArgs {
     const float *x;     // [T, K]: what dense weights multiply
     Quantized a;        // what quantized weights multiply
     size_t tokens;
-    float *y;          // [T, N]
-    uint8_t *scratch;  // of this thread: scratch_bytes(inputs)
+    float *y;             // [T, N]
+    uint8_t *scratch;     // of this thread: scratch_bytes(inputs)
+    const uint8_t *next;  // weights that this thread will read after these, or null: prefetched when these come to their end
 };
 
 // Room for one row tile, decoded: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and 32 inputs.

@@ -40,7 +40,7 @@ double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t b
     const Memory memory = allocate(part * pool.size());
     std::atomic<uint32_t> sink{0};
     double best = 0;
-    for (const size_t ahead : {size_t{0}, size_t{1024}, size_t{4096}}) {
+    for (const size_t ahead : {size_t{0}, size_t{1024}, size_t{8192}}) {
         const double rate = best_rate(pool, seconds / 3, static_cast<double>(part * pool.size()), [&](size_t thread, size_t repeats) {
             uint32_t all = 0;
             for (size_t i = 0; i < repeats; i++) all |= kernels.read_bytes(memory.get() + thread * part, part, ahead);

@@ -1,19 +1,13 @@
 // Replays a captured program: memory for a batch, and which share of each entry is a thread's.
 #include "program.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 namespace pellucid {
 namespace {
-
-constexpr size_t kSlack = 16384;  // kernels prefetch, and never read, so far beyond a matrix
 
 struct Share {
     size_t first, last;
@@ -21,23 +15,11 @@ struct Share {
 
 Share share(size_t count, size_t thread, size_t threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
 
-}  // namespace
-
-void FreeDeleter::operator()(void *p) const { std::free(p); }
-
-Memory allocate(size_t bytes) {
-    constexpr size_t huge = size_t{2} << 20;
-    if (bytes > kMostBytes) throw std::bad_alloc();
-    const size_t alignment = bytes >= huge ? huge : 64;
-    const size_t size = (bytes + kSlack + alignment - 1) / alignment * alignment;
-    void *p = std::aligned_alloc(alignment, size);
-    if (p == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    if (alignment == huge) madvise(p, size, MADV_HUGEPAGE);
-#endif
-    std::memset(p, 0, size);
-    return Memory(static_cast<uint8_t *>(p));
+Share row_tiles(const Weight &weight, size_t thread, size_t threads) {
+    return share((weight.outputs + kTileRows - 1) / kTileRows, thread, threads);
 }
+
+}  // namespace
 
 Program::Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output)
     : kernels_(kernels), pool_(std::move(pool)), buffers_(std::move(buffers)), bytes_per_token_(bytes_per_token), output_(output) {
@@ -94,13 +76,13 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
             if (seconds != nullptr) {
                 pool_->barrier();
                 const auto start = Clock::now();
-                execute(entries_[i], batch, out, thread);
+                execute(i, batch, out, thread);
                 pool_->barrier();
                 if (thread == 0) seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
                 continue;
             }
             if (entries_[i].barrier) pool_->barrier();
-            execute(entries_[i], batch, out, thread);
+            execute(i, batch, out, thread);
         }
     });
 }
@@ -125,7 +107,19 @@ AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float 
             partials_.data()};
 }
 
-void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thread) {
+// Where a thread's share of the next matrix begins.
+const uint8_t *Program::next_weights(size_t entry, size_t thread) const {
+    for (size_t i = entry + 1; i < entries_.size(); i++) {
+        if (entries_[i].op != Op::Linear) continue;
+        const Weight &w = *entries_[i].weight;
+        const size_t tiles = (w.outputs + kTileRows - 1) / kTileRows;
+        return w.tiles.get() + row_tiles(w, thread, pool_->size()).first * (w.bytes / tiles);
+    }
+    return nullptr;
+}
+
+void Program::execute(size_t index, const Batch &batch, float *out, size_t thread) {
+    const Entry &e = entries_[index];
     const size_t threads = pool_->size();
     const bool writes = e.out >= 0;
     const Buffer *to = writes ? &buffers_[static_cast<size_t>(e.out)] : nullptr;
@@ -157,8 +151,9 @@ void Program::execute(const Entry &e, const Batch &batch, float *out, size_t thr
                             packed ? quantized(e.in[0]) : Quantized{},
                             rows,
                             y,
-                            scratch_[thread].get()};
-            const auto [from, until] = share((e.weight->outputs + kTileRows - 1) / kTileRows, thread, threads);
+                            scratch_[thread].get(),
+                            next_weights(index, thread)};
+            const auto [from, until] = row_tiles(*e.weight, thread, threads);
             kernels_->linear(args, from, until);
             break;
         }

@@ -13,19 +13,10 @@
 #include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 #include "thread_pool.h"
 
 namespace pellucid {
-
-struct FreeDeleter {
-    void operator()(void *p) const;
-};
-using Memory = std::unique_ptr<uint8_t, FreeDeleter>;
-
-constexpr size_t kMostBytes = size_t{1} << 46;  // no allocation is larger: so that what is computed from sizes cannot overflow
-
-// Zeroed, aligned to 64 bytes (2 MiB where it is large, with a hint for huge pages), and with room behind it for loads that run ahead.
-Memory allocate(size_t bytes);
 
 // Bytes of one number where a format is of plain numbers, 0 where it is of blocks.
 constexpr int dense_bytes(Format format) { return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0; }
@@ -33,7 +24,7 @@ constexpr int dense_bytes(Format format) { return format == Format::F32 ? 4 : fo
 struct Weight {  // a matrix in tiles
     Format format;
     size_t outputs, inputs, bytes;
-    Memory tiles;
+    std::shared_ptr<uint8_t> tiles;
 };
 
 struct Vector {  // a norm's weight, a bias, rotary frequencies
@@ -115,9 +106,10 @@ class Program {
     void check_batch(const Batch &batch) const;
     void make_room(const Batch &batch, float *out);
     AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
-    void execute(const Entry &entry, const Batch &batch, float *out, size_t thread);
+    void execute(size_t index, const Batch &batch, float *out, size_t thread);
     float *floats(int buffer, float *out) const;
     Quantized quantized(int buffer) const;
+    const uint8_t *next_weights(size_t entry, size_t thread) const;
 
     const Kernels *kernels_;
     std::shared_ptr<ThreadPool> pool_;

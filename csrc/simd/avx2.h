@@ -105,6 +105,7 @@ inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+// Into L2: one that fills L1 takes the place of a load that waits for memory (on Zen 4 that costs up to a third of the bandwidth).
+inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
 }  // namespace pellucid::avx2

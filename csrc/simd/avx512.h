@@ -85,6 +85,7 @@ inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
 }
 
-inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+// Into L2: one that fills L1 takes the place of a load that waits for memory (on Zen 4 that costs up to a third of the bandwidth).
+inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
 }  // namespace pellucid::avx512

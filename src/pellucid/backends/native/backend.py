@@ -45,6 +45,7 @@ class NativeBackend:
         if not 1 <= self.threads <= 256:
             raise ConfigError(f"threads is {self.threads}; it must be between 1 and 256")
         self._pool = _native.ThreadPool(self.threads)
+        self._memory = _native.WeightMemory()
 
     def weight_bytes(self, tensor: HostTensor) -> int:
         return int(tensor.data.size)  # as the file packs them; the last tile of 16 rows may be filled up
@@ -58,7 +59,7 @@ class NativeBackend:
         if len(tensor.shape) != 2:
             raise UnsupportedError(f"a parameter has shape {list(tensor.shape)}; the native backend has vectors and matrices")
         rows = np.ascontiguousarray(tensor.data).reshape(tensor.shape[0], -1)
-        return _native.load_weight(self._pool, get_format(tensor.format).ggml_type, tensor.shape[1], rows)
+        return _native.load_weight(self._pool, self._memory, get_format(tensor.format).ggml_type, tensor.shape[1], rows)
 
     def new_kv_store(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
         if block_size % CHUNK:
