@@ -126,7 +126,7 @@ Activations random_activations(size_t tokens, size_t inputs, bool exact) {
 Floats linear(const Kernels &k, const Matrix &m, Activations &a, size_t first, size_t tokens, const float *bias) {
     Floats y(tokens * m.outputs, NAN);
     std::vector<uint8_t> scratch(scratch_bytes(m.inputs));
-    const LinearArgs args{m.format,      m.tiles.data(), m.outputs, m.inputs,      bias, a.x.data() + first * a.inputs,
+    const LinearArgs args{m.format,      m.tiles.data(), m.outputs, m.inputs,       bias,   a.x.data() + first * a.inputs,
                           a.view(first), tokens,         y.data(),  scratch.data(), nullptr};
     const size_t row_tiles = (m.outputs + kTileRows - 1) / kTileRows;
     for (size_t t = 0; t < row_tiles; t += 2) k.linear(args, t, std::min(t + 2, row_tiles));
