@@ -26,7 +26,7 @@ def assert_same(found: object, expected: dict[int, Logprob]) -> None:
     for token_id, logprob in expected.items():
         assert found[token_id].rank == logprob.rank
         assert found[token_id].decoded_token is None
-        assert found[token_id].logprob == pytest.approx(logprob.logprob, rel=1e-12, abs=1e-12)
+        assert found[token_id].logprob == pytest.approx(logprob.logprob, rel=1e-7, abs=5e-7)
 
 
 @settings(deadline=None)
@@ -56,7 +56,7 @@ def test_probabilities_of_the_whole_vocabulary_add_up_to_one() -> None:
     logits = (np.random.default_rng(1).standard_normal((1, 20_000)) * 4).astype(np.float32)
     (row,) = top_logprobs(logits, [3], [-1])
     assert isinstance(row, dict) and len(row) == 20_000
-    assert math.fsum(math.exp(x.logprob) for x in row.values()) == pytest.approx(1, abs=1e-12)
+    assert math.fsum(math.exp(x.logprob) for x in row.values()) == pytest.approx(1, abs=5e-7)
 
 
 def test_the_chosen_token_comes_first_and_is_not_told_twice() -> None:

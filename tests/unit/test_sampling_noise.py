@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pellucid.sampling.noise import LARGEST_GUMBEL, SMALLEST_GUMBEL, gumbel, random_bits
+from pellucid.sampling import noise
+from pellucid.sampling.noise import LARGEST_GUMBEL, SMALLEST_GUMBEL, noise_state
 
 GAMMA = 0x9E3779B97F4A7C15
 
@@ -27,6 +28,18 @@ def splitmix64(state: int) -> Iterator[int]:
 def nth(state: int, n: int) -> int:
     """The n-th number of splitmix64(state), without the walk."""
     return next(splitmix64((state + n * GAMMA) % 2**64))
+
+
+def states(seed: int, position: int) -> NDArray[np.uint64]:
+    return np.array([noise_state(seed, position)], np.uint64)
+
+
+def gumbel(seed: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    return noise.gumbel(states(seed, position), token_ids)
+
+
+def random_bits(seed: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+    return noise.random_bits(states(seed, position), token_ids)
 
 
 def uniform(seed: int, position: int, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -63,10 +76,43 @@ def test_bits_are_two_levels_of_splitmix64(seed: int, position: int, token_ids: 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**20), st.integers(0, 2**24))
-def test_gumbel_is_the_double_logarithm_of_the_bits(seed: int, position: int, token_id: int) -> None:
-    bits = int(random_bits(seed, position, np.array([token_id]))[0])
-    u = ((bits >> 12) + 0.5) / 2**52
-    assert gumbel(seed, position, np.array([token_id]))[0] == pytest.approx(-math.log(-math.log(u)), rel=1e-12, abs=1e-12)
+def test_gumbel_is_the_definition(seed: int, position: int, token_id: int) -> None:
+    """The first of a group rings after E/64, and the others wait for an E of their own."""
+
+    def exponential(bits: int) -> float:
+        return -math.log(((bits >> 12) + 0.5) / 2**52)
+
+    slab, row, column = token_id // 2**15, token_id // 2**9 % 64, token_id % 2**9
+    of_token, of_group = random_bits(seed, position, np.array([token_id, 2**32 + slab * 512 + column])).tolist()
+    wait = exponential(of_group) / 64 + (0.0 if of_group % 64 == row else exponential(of_token))
+    assert gumbel(seed, position, np.array([token_id]))[0] == pytest.approx(-math.log(wait), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 512, 513, 32_768, 70_000])
+def test_leaders_have_the_largest_noise_of_their_groups(vocab_size: int) -> None:
+    keys = np.concatenate([states(s, 9) for s in range(3)])
+    largest, leader = noise.leaders(keys, vocab_size)
+    groups = np.arange(leader.shape[1])
+    token_ids = noise.members(groups)  # [G, 64]
+    assert np.array_equal(np.sort(token_ids.ravel()), np.arange(token_ids.size)) and vocab_size <= token_ids.size < vocab_size + 32_768
+    for key, peak, who in zip(keys, largest, leader, strict=True):
+        every = noise.gumbel(np.array([key]), token_ids.ravel()).reshape(token_ids.shape)
+        assert np.array_equal(every.max(axis=1), peak)
+        assert np.array_equal(token_ids[groups, every.argmax(axis=1)], who)
+    logits = np.random.default_rng(0).standard_normal(vocab_size).astype(np.float32)
+    padded = np.append(logits, np.full(token_ids.size - vocab_size, -np.inf, np.float32))
+    assert np.array_equal(noise.group_maxima(logits), padded[token_ids].max(axis=1))
+
+
+def test_members_of_a_group_are_independent_and_lead_equally_often() -> None:
+    members = noise.members(np.array([5]))[0]
+    waits = np.exp(-np.array([gumbel(seed, 3, members) for seed in range(6000)]))  # [n, 64], standard exponentials
+    assert_even(np.bincount(waits.argmin(axis=1), minlength=64))
+    u = np.exp(-waits)
+    for column in (1, 17, 63):
+        counts = np.bincount((u[:, 0] * 16).astype(np.int64) * 16 + (u[:, column] * 16).astype(np.int64), minlength=256)
+        assert_even(counts)
+    assert_even(np.bincount((u * 256).astype(np.int64).ravel(), minlength=256))
 
 
 def test_noise_of_a_token_is_the_same_whoever_else_is_asked_about() -> None:
@@ -77,8 +123,9 @@ def test_noise_of_a_token_is_the_same_whoever_else_is_asked_about() -> None:
 
 
 def test_the_bounds_enclose_what_gumbel_can_give() -> None:
-    assert SMALLEST_GUMBEL <= -math.log(-math.log(2.0**-53)) < SMALLEST_GUMBEL + 0.01
-    assert LARGEST_GUMBEL - 0.01 < -math.log(-math.log(1 - 2.0**-53)) <= LARGEST_GUMBEL
+    longest, shortest = -math.log(2.0**-53), -math.log(1 - 2.0**-53)
+    assert SMALLEST_GUMBEL <= -math.log(longest / 64 + longest) < SMALLEST_GUMBEL + 0.01
+    assert LARGEST_GUMBEL - 0.01 < -math.log(shortest / 64) <= LARGEST_GUMBEL
 
 
 def test_token_ids_are_not_changed() -> None:

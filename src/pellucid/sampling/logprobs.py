@@ -3,7 +3,8 @@
 One idea: a log-probability is logit - ln(Σ exp logits), and only that sum needs the whole vocabulary. So a row costs one pass for the sum
 and one for the rank, and the softmax is never stored: the extra memory does not grow with the number of rows.
 
-Raw means before bias, bans, penalties and temperature. Sums are float64. Rank is 1 + the number of tokens that are strictly likelier.
+Raw means before bias, bans, penalties and temperature. The sum is good to seven digits, as the logits are. Rank is 1 + the number of
+tokens that are strictly likelier.
 """
 
 import math
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..request import Logprob, LogprobsOnePosition
-from .processors import keep_largest, moments
+from .processors import keep_largest, total_weight
 
 __all__ = ["top_logprobs"]
 
@@ -27,14 +28,15 @@ def top_logprobs(
     k = 0 gives the chosen token alone, -1 the whole vocabulary, None nothing (None). A row whose logits hold NaN or +inf, or nothing but
     -inf, gives the error with which its request must end. `decoded_token` is left to whoever knows the tokenizer.
     """
-    return [None if n is None else _row_logprobs(x, token_id, n) for x, token_id, n in zip(logits, chosen, k, strict=True)]
+    with np.errstate(over="ignore"):  # what is -inf below the largest in float32 has no weight
+        return [None if n is None else _row_logprobs(x, token_id, n) for x, token_id, n in zip(logits, chosen, k, strict=True)]
 
 
 def _row_logprobs(logits: NDArray[np.float32], chosen: int, k: int) -> LogprobsOnePosition | RequestError:
     largest = float(logits.max())  # NaN if there is one
     if not math.isfinite(largest):
         return RequestError(f"the logits from which logprobs are asked have {largest} as their largest; it must be a finite number")
-    log_sum = largest + math.log(moments(logits, largest, 1.0)[0])
+    log_sum = largest + math.log(total_weight(logits, largest, 1.0))
     rank = 1 + int(np.count_nonzero(logits > logits[chosen]))
     result = {chosen: Logprob(float(logits[chosen]) - log_sum, rank)}
     if k:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .row import SamplingRow
 
-__all__ = ["adjust", "keep_largest", "keep_min_p", "keep_top_p", "keep_typical", "moments"]
+__all__ = ["adjust", "keep_largest", "keep_min_p", "keep_top_p", "keep_typical", "moments", "total_weight"]
 
 _GROUP = 64  # keep_largest looks at the largest of so many logits first
 _SORTED = 2048  # so many tokens are sorted sooner than bisected
@@ -128,6 +128,17 @@ def moments(logits: NDArray[np.float32], largest: float, temperature: float) -> 
         weights *= z
         weighted += float(weights.sum())
     return total, weighted / total
+
+
+def total_weight(logits: NDArray[np.float32], largest: float, temperature: float) -> float:
+    """The sum of the weights Σ exp z, to seven digits: float32 in slices, whose sums are added in float64."""
+    total = 0.0
+    for start in range(0, logits.size, _SLICE):
+        z = logits[start : start + _SLICE] - np.float32(largest)
+        if temperature != 1:
+            z /= np.float32(max(temperature, 1e-30))  # less is no float32, and z = 0 divided by any temperature is 0
+        total += float(np.exp(z, out=z).sum())
+    return total
 
 
 def keep_top_p(z: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
