@@ -258,7 +258,7 @@ def terminal(*arguments: str | Path) -> Iterator[Terminal]:
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(long_path: Path) -> None:
-    with terminal("chat", "-m", long_path, "--presence-penalty", "0") as screen:
+    with terminal("chat", "-m", long_path, "--temperature", "0", "--presence-penalty", "0") as screen:
         screen.wait_for(rb">>> ")
         screen.type(b"hello\r")
         screen.wait_for(rb"hello\r\n.{20}")
@@ -276,7 +276,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(long_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_run_with_130_and_no_traceback(long_path: Path) -> None:
-    with terminal("run", "hello", "-m", long_path, "--presence-penalty", "0", "--max-tokens", "90000") as screen:
+    with terminal("run", "hello", "-m", long_path, "--temperature", "0", "--presence-penalty", "0", "--max-tokens", "90000") as screen:
         screen.wait_for(rb".{20}")
         screen.type(b"\x03")
         status, rest = screen.wait_for_end()
@@ -303,7 +303,7 @@ def test_a_terminal_gets_no_control_characters_of_a_model(tiny_path: Path) -> No
 
 
 def test_a_reader_that_goes_away_ends_the_answer_without_a_word(long_path: Path) -> None:
-    words = [*COMMAND, "run", "hello", "-q", "-m", str(long_path), "--presence-penalty", "0", "--max-tokens", "90000"]
+    words = [*COMMAND, "run", "hello", "-q", "-m", str(long_path), "--temperature", "0", "--presence-penalty", "0", "--max-tokens", "90000"]
     environment = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]))
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
