@@ -59,23 +59,35 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
     return weight;
 }
 
-std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim, int chunks_per_block) {
+size_t kv_block_bytes(const KVStore &kv, KvType type) {
+    return static_cast<size_t>(kv.chunks_per_block) * static_cast<size_t>(kv.kv_heads) * kv_chunk_bytes(type, kv.head_dim);
+}
+
+std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim, int chunks_per_block, int k_type, int v_type) {
     require(blocks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0, "a cache has no size");
-    const size_t chunk_bytes = static_cast<size_t>(kv_heads) * static_cast<size_t>(head_dim) * kChunk * sizeof(uint16_t);
-    require(chunks_per_block <= (1 << 24), "a block is too large");
-    const size_t block_bytes = chunk_bytes * static_cast<size_t>(chunks_per_block);
-    require(chunk_bytes <= kMostBytes >> 24 && blocks <= kMostBytes / block_bytes, "a cache is too large");
-    const size_t chunks = blocks * static_cast<size_t>(chunks_per_block), bytes = blocks * block_bytes;
-    return std::make_shared<KVStore>(KVStore{chunks, kv_heads, head_dim, chunks_per_block, allocate(bytes), allocate(bytes)});
+    require(kv_heads <= (1 << 16) && head_dim <= kMostHeadDim && chunks_per_block <= (1 << 16), "a cache has too large heads or blocks");
+    auto kv = std::make_shared<KVStore>();
+    kv->chunks = blocks * static_cast<size_t>(chunks_per_block);
+    kv->kv_heads = kv_heads, kv->head_dim = head_dim, kv->chunks_per_block = chunks_per_block;
+    const auto new_memory = [&](int type_number, KvType &type, Memory &memory) {
+        require(type_number >= 0 && type_number <= static_cast<int>(KvType::Int4), "no kernel knows this type of cache");
+        type = static_cast<KvType>(type_number);
+        require(type != KvType::Int4 || head_dim % kKvGroup == 0, "heads are not a whole number of groups of 4 bits");
+        const size_t block_bytes = kv_block_bytes(*kv, type);
+        require(blocks <= kMostBytes / block_bytes, "a cache is too large");
+        memory = allocate(blocks * block_bytes);
+    };
+    new_memory(k_type, kv->k_type, kv->k);
+    new_memory(v_type, kv->v_type, kv->v);
+    return kv;
 }
 
 // The memory of keys and of values, a row per block, for as long as somebody holds them.
 std::vector<Blocks> block_bytes(std::shared_ptr<KVStore> kv) {
     const size_t blocks = kv->chunks / static_cast<size_t>(kv->chunks_per_block);
-    const size_t bytes = static_cast<size_t>(kv->chunks_per_block) * static_cast<size_t>(kv->kv_heads) * static_cast<size_t>(kv->head_dim) *
-                         kChunk * sizeof(uint16_t);
     const nb::object owner = nb::cast(kv);
-    return {Blocks(kv->k.get(), {blocks, bytes}, owner), Blocks(kv->v.get(), {blocks, bytes}, owner)};
+    return {Blocks(kv->k.get(), {blocks, kv_block_bytes(*kv, kv->k_type)}, owner),
+            Blocks(kv->v.get(), {blocks, kv_block_bytes(*kv, kv->v_type)}, owner)};
 }
 
 const Kernels *kernels_by_name(const std::string &isa) {
@@ -141,6 +153,11 @@ void bind_native(nb::module_ &m) {
     nb::class_<KVStore>(m, "KVStore")
         .def_ro("kv_heads", &KVStore::kv_heads)
         .def_ro("head_dim", &KVStore::head_dim)
+        .def_prop_ro("token_bytes",
+                     [](const KVStore &kv) {
+                         return (kv_block_bytes(kv, kv.k_type) + kv_block_bytes(kv, kv.v_type)) /
+                                (static_cast<size_t>(kv.chunks_per_block) * kChunk);
+                     })
         .def("block_bytes", &block_bytes);
     nb::class_<Program>(m, "Program")
         .def("add", &add_entry, nb::arg("op"), nb::arg("inputs"), nb::arg("output"), nb::arg("weight").none(), nb::arg("vectors"),

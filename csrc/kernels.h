@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kv_format.h"
 #include "tile.h"
 
 namespace pellucid {
@@ -40,13 +41,19 @@ struct LinearArgs {
 // Room for one row tile, decoded: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and 32 inputs.
 constexpr size_t scratch_bytes(size_t inputs) { return inputs * kTileRows + inputs / kTileInputs * 4 * kTileRows * sizeof(float) + 64; }
 
-// Keys and values in chunks of 16 tokens, in float16: k [chunks, KH, D, 16], so that a vector is one dimension of 16 tokens and scores need
-// no sums across lanes; v [chunks, KH, 16, D], so that a vector is 16 dimensions of one token. A KV block is one or more chunks.
-constexpr int kChunk = 16;
+struct KvWriteArgs {
+    const float *x;        // [T, KH, D]
+    const int32_t *slots;  // [T]
+    int kv_heads, head_dim;
+    KvType type;
+    bool keys;  // or values
+    uint8_t *cache;
+};
 
 struct AttentionArgs {
-    const float *q;  // [T, H, D]
-    const uint16_t *k, *v;
+    const float *q;        // [T, H, D]
+    const uint8_t *k, *v;  // chunks of keys and values: kv_format.h
+    KvType k_type, v_type;
     const int32_t *cu_seqlens_q, *seq_lens, *block_tables;  // [R + 1], [R], [R, table_width]
     size_t requests, table_width;
     int heads, kv_heads, head_dim, chunks_per_block;
@@ -69,10 +76,9 @@ struct Kernels {
     void (*softcap)(const float *x, float cap, float *out, size_t count);
     void (*rope)(const float *x, const float *cos, const float *sin, int heads, int head_dim, int rotary_dim, float *out, size_t first,
                  size_t last);
-    void (*kv_write)(const float *k, const float *v, const int32_t *slots, int kv_heads, int head_dim, uint16_t *kc, uint16_t *vc,
-                     size_t first, size_t last);
+    void (*kv_write)(const KvWriteArgs &args, size_t first, size_t last);                         // tokens
     void (*attention)(const AttentionArgs &args, float *scratch, size_t thread, size_t threads);  // every threads-th unit of work
-    size_t (*attention_scratch)(int head_dim);                                                    // floats, per thread
+    size_t (*attention_scratch)(int kv_heads, int head_dim);                                      // floats, per thread
     // The same in two steps with a barrier between them, where that divides the work better: floats needed for `partials`, or 0.
     size_t (*attention_partials_size)(const AttentionArgs &args, size_t tokens, size_t threads);
     void (*attention_partials)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);

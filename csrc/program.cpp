@@ -30,7 +30,7 @@ void Program::add(Entry entry) {
     check_entry(entry);
     size_t bytes = 0;
     if (entry.op == Op::Linear) bytes = scratch_bytes(entry.weight->inputs);
-    if (entry.op == Op::Attention) bytes = kernels_->attention_scratch(entry.ints[1]) * sizeof(float);
+    if (entry.op == Op::Attention) bytes = kernels_->attention_scratch(entry.kv->kv_heads, entry.ints[1]) * sizeof(float);
     if (bytes > scratch_bytes_) {
         scratch_bytes_ = bytes;
         scratch_.clear();
@@ -89,8 +89,10 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
 
 AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float *out) {
     return {floats(e.in[0], out),
-            reinterpret_cast<const uint16_t *>(e.kv->k.get()),
-            reinterpret_cast<const uint16_t *>(e.kv->v.get()),
+            e.kv->k.get(),
+            e.kv->v.get(),
+            e.kv->k_type,
+            e.kv->v_type,
             batch.cu_seqlens_q,
             batch.seq_lens,
             batch.block_tables_of(e.ints[3]),
@@ -196,8 +198,10 @@ void Program::execute(size_t index, const Batch &batch, float *out, size_t threa
             break;
         }
         case Op::KvWrite:
-            kernels_->kv_write(x(0), x(1), batch.slots_of(e.ints[0]), e.kv->kv_heads, e.kv->head_dim,
-                               reinterpret_cast<uint16_t *>(e.kv->k.get()), reinterpret_cast<uint16_t *>(e.kv->v.get()), first, last);
+            for (const bool keys : {true, false})
+                kernels_->kv_write({x(keys ? 0 : 1), batch.slots_of(e.ints[0]), e.kv->kv_heads, e.kv->head_dim,
+                                    keys ? e.kv->k_type : e.kv->v_type, keys, keys ? e.kv->k.get() : e.kv->v.get()},
+                                   first, last);
             break;
         case Op::Attention: {
             const AttentionArgs args = attention_args(e, batch, out);

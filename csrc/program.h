@@ -34,6 +34,7 @@ struct Vector {  // a norm's weight, a bias, rotary frequencies
 struct KVStore {  // keys and values of a layer, or of several whose groups own different blocks
     size_t chunks;
     int kv_heads, head_dim, chunks_per_block;
+    KvType k_type, v_type;
     Memory k, v;
 };
 

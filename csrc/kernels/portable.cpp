@@ -20,6 +20,8 @@ namespace {
 #include "linear_direct.inc"
 #include "linear_scratch.inc"
 #include "linear.inc"
+#include "kv_write.inc"
+#include "attend.inc"
 #include "attention.inc"
 #include "ceilings.inc"
 // clang-format on

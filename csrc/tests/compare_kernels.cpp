@@ -246,13 +246,14 @@ void compare_elementwise(const Kernels &k) {
 struct Attention {
     int heads, kv_heads, dim, chunks_per_block, window;
     float softcap;
+    KvType k_type = KvType::F16, v_type = KvType::F16;
 };
 
 // Requests with a context before them and a few new tokens each, in a cache whose other places hold NaN.
 void compare_attention(const Kernels &k, const Attention &c) {
     char name[120];
-    std::snprintf(name, sizeof(name), "attention, heads %d/%d, head_dim %d, window %d, softcap %g", c.heads, c.kv_heads, c.dim, c.window,
-                  static_cast<double>(c.softcap));
+    std::snprintf(name, sizeof(name), "attention, heads %d/%d, head_dim %d, window %d, softcap %g, types %d %d", c.heads, c.kv_heads, c.dim,
+                  c.window, static_cast<double>(c.softcap), static_cast<int>(c.k_type), static_cast<int>(c.v_type));
     const std::vector<int32_t> lengths{1, 16, 530, 37, 700}, queries{1, 16, 3, 9, 1};
     const size_t requests = lengths.size(), block_size = static_cast<size_t>(c.chunks_per_block) * kChunk;
     const size_t width = (700 + block_size - 1) / block_size, blocks = requests * width;
@@ -262,30 +263,35 @@ void compare_attention(const Kernels &k, const Attention &c) {
     for (int32_t n : queries) starts.push_back(starts.back() + n);
 
     // Write the keys and values of each request, by both kernels: they must be the same bits.
-    const size_t row = static_cast<size_t>(c.kv_heads * c.dim), cache = blocks * block_size * row;
-    std::vector<uint16_t> kc(cache, 0x7e00), vc(cache, 0x7e00), kp = kc, vp = vc;
+    const size_t row = static_cast<size_t>(c.kv_heads * c.dim);
+    const size_t heads = blocks * static_cast<size_t>(c.chunks_per_block) * static_cast<size_t>(c.kv_heads);
+    std::vector<uint8_t> kc(heads * kv_chunk_bytes(c.k_type, c.dim), 0xff), vc(heads * kv_chunk_bytes(c.v_type, c.dim), 0xff);
+    std::vector<uint8_t> kp = kc, vp = vc;
     for (size_t r = 0; r < requests; r++) {
         const size_t n = static_cast<size_t>(lengths[r]);
         const Floats keys = random_floats(n * row), values = random_floats(n * row);
         std::vector<int32_t> slots;
         for (size_t i = 0; i < n; i++)
             slots.push_back(table[r * width + i / block_size] * static_cast<int32_t>(block_size) + static_cast<int32_t>(i % block_size));
-        k.kv_write(keys.data(), values.data(), slots.data(), c.kv_heads, c.dim, kc.data(), vc.data(), 0, n);
-        kernels_portable()->kv_write(keys.data(), values.data(), slots.data(), c.kv_heads, c.dim, kp.data(), vp.data(), 0, n);
+        for (const bool own : {true, false}) {
+            const Kernels &writer = own ? k : *kernels_portable();
+            writer.kv_write({keys.data(), slots.data(), c.kv_heads, c.dim, c.k_type, true, own ? kc.data() : kp.data()}, 0, n);
+            writer.kv_write({values.data(), slots.data(), c.kv_heads, c.dim, c.v_type, false, own ? vc.data() : vp.data()}, 0, n);
+        }
     }
     check(kc == kp && vc == vp, std::string(name) + ": kv_write");
 
     const size_t tokens = static_cast<size_t>(starts.back()), per_token = static_cast<size_t>(c.heads * c.dim), count = tokens * per_token;
     const Floats q = random_floats(count);
     AttentionArgs args{};
-    args.q = q.data(), args.k = kc.data(), args.v = vc.data();
+    args.q = q.data(), args.k = kc.data(), args.v = vc.data(), args.k_type = c.k_type, args.v_type = c.v_type;
     args.cu_seqlens_q = starts.data(), args.seq_lens = lengths.data(), args.block_tables = table.data();
     args.requests = requests, args.table_width = width;
     args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.dim, args.chunks_per_block = c.chunks_per_block;
     args.scale = 1.0f / std::sqrt(static_cast<float>(c.dim)), args.softcap = c.softcap, args.window = c.window;
 
     auto attend = [&](const Kernels &t, AttentionArgs a, size_t n, size_t threads) {
-        Floats out(n * per_token, NAN), scratch(t.attention_scratch(c.dim));
+        Floats out(n * per_token, NAN), scratch(t.attention_scratch(c.kv_heads, c.dim));
         a.out = out.data();
         for (size_t thread = 0; thread < threads; thread++) t.attention(a, scratch.data(), thread, threads);
         return out;
@@ -296,7 +302,7 @@ void compare_attention(const Kernels &k, const Attention &c) {
     check(same(all, attend(k, args, tokens, 3)), std::string(name) + ": other bits when three threads share the work");
 
     // In two steps, with a barrier between them.
-    Floats merged(count, NAN), scratch(k.attention_scratch(c.dim)), partials(k.attention_partials_size(args, tokens, 64));
+    Floats merged(count, NAN), scratch(k.attention_scratch(c.kv_heads, c.dim)), partials(k.attention_partials_size(args, tokens, 64));
     const size_t splits = partials.size() / (tokens * static_cast<size_t>(c.heads) * static_cast<size_t>(c.dim + 2));
     check(splits > 1, std::string(name) + ": a long context is not divided");
     AttentionArgs parts = args;
@@ -327,5 +333,10 @@ int main() {
         compare_attention(*k, {4, 2, 64, 1, 0, 0.0f});
         compare_attention(*k, {3, 3, 32, 2, 0, 20.0f});
         compare_attention(*k, {7, 1, 20, 2, 100, 0.0f});  // head_dim that no vector divides
+        compare_attention(*k, {4, 1, 64, 1, 0, 0.0f, KvType::F32, KvType::F32});
+        compare_attention(*k, {14, 2, 64, 1, 0, 0.0f, KvType::Int8, KvType::Int8});
+        compare_attention(*k, {7, 1, 20, 2, 100, 0.0f, KvType::Int8, KvType::Int8});
+        compare_attention(*k, {9, 3, 64, 1, 0, 0.0f, KvType::Int4, KvType::Int4});
+        compare_attention(*k, {2, 2, 96, 2, 300, 20.0f, KvType::Int8, KvType::Int4});
     });
 }

@@ -119,7 +119,7 @@ struct Layer {
 
 std::shared_ptr<KVStore> new_cache() {  // blocks of 32 tokens, one more than are needed
     const size_t chunks = kTokens / kChunk + 4, bytes = chunks * kKvHeads * kHeadDim * kChunk * sizeof(uint16_t);
-    return std::make_shared<KVStore>(KVStore{chunks, kKvHeads, kHeadDim, 2, allocate(bytes), allocate(bytes)});
+    return std::make_shared<KVStore>(KVStore{chunks, kKvHeads, kHeadDim, 2, KvType::F16, KvType::F16, allocate(bytes), allocate(bytes)});
 }
 
 Program new_program(const Kernels *kernels, const std::shared_ptr<ThreadPool> &pool, const Layer &layer) {

@@ -158,6 +158,7 @@ class EngineConfig:
     max_num_seqs: int | None = None  # requests that run at once; None: 256, or 1 where a backend's results depend on the batch
     block_size: int = 16  # tokens per KV block
     kv_cache_memory: int | float | None = None  # bytes, or a share (below 1) of what the weights leave free; None: a quarter at most
+    kv_cache_dtype: str = "auto"  # of keys and values, a name of the backend's or two, "K,V"; auto: one that loses nothing that shows
     enable_prefix_caching: bool | None = None  # None: yes, but where a backend's results depend on the batch
     scheduling_policy: SchedulingPolicy = "fcfs"  # who of those that wait is next: fcfs, priority, lpm or fair
     batching: Batching = "continuous"  # when they may join: continuous, static or dynamic

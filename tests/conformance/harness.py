@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pellucid.backends.reference.kv_dtypes import round_trip
 from pellucid.formats import FORMATS
 from pellucid.ops.budget import check_dense, check_int8_activations
-from pellucid.ops.cases import AttentionCase, Case, Inputs, LinearCase, build_case
+from pellucid.ops.cases import AttentionCase, Case, LinearCase, build_case
 from pellucid.ops.protocol import Backend
 
 from .oracle import evaluate
@@ -26,11 +27,9 @@ def check_case(backend: Backend, case: Case, *, float32_activations: bool) -> No
     """Assert that a backend computes a case within its budget; with float32_activations that of dense products holds for all weights."""
     assert isinstance(case, Hashable)  # frozen, as all cases are
     inputs = case.build_inputs()
-    float16_cache = isinstance(case, AttentionCase) and backend.kv_element_bytes == 2
-    if float16_cache:  # the formula over what the cache holds
-        inputs = _with_float16_cache(inputs)
+    dtypes = (case.kv_dtypes or (backend.kv_dtypes[0],) * 2) if isinstance(case, AttentionCase) else None
     actual = build_case(backend, case, inputs)()
-    exact = _formula(case, float16_cache, np.float64)
+    exact = _formula(case, dtypes, np.float64)
     assert actual.dtype == np.float32
     quantized = isinstance(case, LinearCase) and FORMATS[case.format].block_size > 1
     if quantized:
@@ -38,19 +37,22 @@ def check_case(backend: Backend, case: Case, *, float32_activations: bool) -> No
         assert verdict.ok, f"NMSE: {verdict}"
     if not quantized or float32_activations:
         condition = max(1.0, case.magnitude) if isinstance(case, AttentionCase) else 1.0  # large scores
-        verdict = check_dense(actual, exact, _formula(case, float16_cache, np.float32), condition=condition)
+        verdict = check_dense(actual, exact, _formula(case, dtypes, np.float32), condition=condition)
         assert verdict.ok, str(verdict)
 
 
 @functools.cache
-def _formula(case: Case, float16_cache: bool, dtype: type[np.floating[Any]]) -> Any:
+def _formula(case: Case, dtypes: tuple[str, str] | None, dtype: type[np.floating[Any]]) -> Any:
     inputs = case.build_inputs()
-    return evaluate(case, _with_float16_cache(inputs) if float16_cache else inputs, dtype)
+    if isinstance(case, AttentionCase) and dtypes is not None:  # the formula over what the cache holds
+        inputs = replace(inputs, activations=_kept(inputs.activations, case, dtypes), history=_kept(inputs.history, case, dtypes))
+    return evaluate(case, inputs, dtype)
 
 
-def _with_float16_cache(inputs: Inputs) -> Inputs:
-    return replace(inputs, activations=_in_float16(inputs.activations), history=_in_float16(inputs.history))
-
-
-def _in_float16(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    return {name: rows.astype(np.float16).astype(np.float32) if name in ("k", "v") else rows for name, rows in arrays.items()}
+def _kept(arrays: Mapping[str, NDArray[np.float32]], case: AttentionCase, dtypes: tuple[str, str]) -> dict[str, NDArray[np.float32]]:
+    kept = dict(arrays)
+    for name, dtype in zip(("k", "v"), dtypes, strict=True):
+        if name in kept:
+            heads = kept[name].reshape(-1, case.num_kv_heads, case.head_dim)
+            kept[name] = round_trip(heads, dtype, keys=name == "k").reshape(kept[name].shape)
+    return kept

@@ -59,7 +59,7 @@ def test_every_op_of_the_vocabulary_is_exercised_by_some_case() -> None:
     plain = backend.build_forward
 
     class Recording:
-        is_batch_invariant, kv_element_bytes, kv_token_bytes = backend.is_batch_invariant, backend.kv_element_bytes, backend.kv_token_bytes
+        is_batch_invariant, kv_dtypes, kv_token_bytes = backend.is_batch_invariant, backend.kv_dtypes, backend.kv_token_bytes
         name, load_weight, weight_bytes = backend.name, backend.load_weight, backend.weight_bytes
         new_kv_store, kv_block_bytes = backend.new_kv_store, backend.kv_block_bytes
 

@@ -108,6 +108,7 @@ class Shape:
     block_size: int = 16
     window: int | None = None
     softcap: float | None = None
+    kv_dtypes: tuple[str, str] = ("f16", "f16")
 
 
 SHAPES = [
@@ -115,6 +116,8 @@ SHAPES = [
     Shape(9, 3, 64, 32, window=100),
     Shape(4, 1, 20, 16, window=600, softcap=15.0),
     Shape(1, 1, 7, 48, softcap=4.0),
+    Shape(6, 2, 32, 16, kv_dtypes=("int8", "int4")),
+    Shape(4, 4, 64, 16, window=300, kv_dtypes=("int4", "f32")),
 ]
 LENGTHS = (
     2300,
@@ -140,7 +143,7 @@ class Requests:
         total = int(self.starts[-1])
         widths = {"q": shape.heads * shape.head_dim, "k": shape.kv_heads * shape.head_dim, "v": shape.kv_heads * shape.head_dim}
         self._arrays = {name: rng.normal(size=(total, width)).astype(np.float32) * 1.5 for name, width in widths.items()}
-        self._kv = KVLayer(backend(isa, 1).new_kv_store(sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim))
+        self._kv = KVLayer(backend(isa, 1).new_kv_store(sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim, *shape.kv_dtypes))
         self._runs = [self._build(threads, self._kv) for threads in THREADS]
         self.whole = np.concatenate([self.run(2, [(r, 0, n)]) for r, n in enumerate(LENGTHS)])
 

@@ -40,7 +40,7 @@ def test_a_one_dimensional_parameter_keeps_its_shape() -> None:
 def test_a_kv_layer_takes_the_bytes_that_the_plan_says() -> None:
     backend = ReferenceBackend()
     kv = backend.new_kv_store(5, 16, 3, 64)
-    assert kv.k.nbytes + kv.v.nbytes == 2 * 5 * 16 * 3 * 64 * backend.kv_element_bytes
+    assert kv.k.nbytes + kv.v.nbytes == 5 * 16 * backend.kv_token_bytes(3, 64, "f32", "f32")
 
 
 def test_activations_of_the_largest_numbers_reach_their_limits() -> None:

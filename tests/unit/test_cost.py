@@ -63,7 +63,7 @@ def test_rope_turns_pairs() -> None:
 
 def test_kv_write_moves_keys_and_values() -> None:
     assert cost.kv_write(3, 2, 8) == OpCost(0, 384, 384)
-    assert cost.kv_write(3, 2, 8, kv_element_bytes=2) == OpCost(0, 384, 192)
+    assert cost.kv_write(3, 2, 8, kv_token_bytes=64) == OpCost(0, 384, 192)
 
 
 @pytest.mark.parametrize("q_len", range(1, 9))
@@ -100,7 +100,7 @@ def test_attention_counts_requests_apart_and_a_window_bounds_what_is_read() -> N
 def test_softcap_costs_three_flops_per_score_and_small_kv_elements_save_bytes() -> None:
     plain = attention([1], [10])
     assert attention([1], [10], softcap=True).flops == plain.flops + 2 * 30  # 2 heads
-    assert attention([1], [10], kv_element_bytes=1).bytes_read == plain.bytes_read - 3 * 160  # 10 keys and values of 2 · 4 numbers
+    assert attention([1], [10], kv_token_bytes=16).bytes_read == plain.bytes_read - 3 * 160  # 10 keys and values of 2 · 4 numbers
 
 
 def test_every_case_knows_its_cost() -> None:

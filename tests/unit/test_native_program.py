@@ -137,8 +137,8 @@ def test_attention_reads_a_cache_of_float16_within_its_window() -> None:
     kv = NativeBackend(threads=1).new_kv_store(4, 16, KV_HEADS, D)
     x, step = Symbol(HEADS * D, num_heads=HEADS), StepShape((1, 4), (50, 4), 2)
     found = entry_cost(Entry(Op.ATTENTION, [x], Symbol(HEADS * D), kv=kv, ints=[HEADS, D, 8, 0], floats=[0.25, 0.0]), step)
-    assert found == cost.attention([1, 4], [50, 4], num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=D, window=8, kv_element_bytes=2)
-    assert entry_cost(Entry(Op.KV_WRITE, [x, x], None, kv=kv, ints=[0]), step) == cost.kv_write(5, KV_HEADS, D, kv_element_bytes=2)
+    assert found == cost.attention([1, 4], [50, 4], num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=D, window=8, kv_token_bytes=4 * KV)
+    assert entry_cost(Entry(Op.KV_WRITE, [x, x], None, kv=kv, ints=[0]), step) == cost.kv_write(5, KV_HEADS, D, kv_token_bytes=4 * KV)
 
 
 def test_every_op_of_a_program_has_a_cost() -> None:

@@ -26,6 +26,7 @@ def load_llm(options: ModelOptions) -> "LLM":
         backend=options.backend,
         threads=options.threads,
         isa=options.isa,
+        kv_cache_dtype=options.kv_cache_dtype,
         progress=True,
     )
 

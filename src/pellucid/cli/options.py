@@ -37,17 +37,34 @@ class ModelOptions:
     backend: str
     threads: int | None
     isa: str | None
+    kv_cache_dtype: str
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """-m and what concerns its loading: the command gets them as one argument, `model`."""
 
     @functools.wraps(command)
-    def gather(*args: Any, model: str, max_model_len: int | None, backend: str, threads: int | None, isa: str | None, **rest: Any) -> Any:
-        return command(*args, model=ModelOptions(model, max_model_len, backend, threads, isa), **rest)
+    def gather(
+        *args: Any,
+        model: str,
+        max_model_len: int | None,
+        backend: str,
+        threads: int | None,
+        isa: str | None,
+        kv_cache_dtype: str,
+        **rest: Any,
+    ) -> Any:
+        return command(*args, model=ModelOptions(model, max_model_len, backend, threads, isa, kv_cache_dtype), **rest)
 
     wrapped: Callable[..., Any] = gather
     for option in (
+        click.option(
+            "--kv-cache-dtype",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="What keys and values are kept in: f32, f16, int8, int4, or two of them, K,V.",
+        ),
         click.option("--isa", metavar="NAME", help="Kernels to run: avx512, avx2, neon, portable.  [default: the best that this CPU has]"),
         click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: the CPUs that this process may use]"),
         click.option("--backend", default="native", show_default=True, metavar="NAME", help="native (C++), or reference (NumPy)."),

@@ -15,6 +15,7 @@ from ..kv.layout import KVLayout, build_layout
 from ..kv.manager import KVCacheManager
 from ..kv.storage import KVStorage
 from ..models.registry import get_architecture
+from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import Backend, Tensor
 from ..scheduler import Scheduler
 from ..tokenizer import Tokenizer, load_tokenizer
@@ -53,7 +54,9 @@ def build_engine(path: Path, config: EngineConfig) -> Engine:
     with open_checkpoint(path) as checkpoint:
         model_config = checkpoint.config
         weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
-        layout = build_layout(model_config, config.block_size, backend.kv_token_bytes(model_config.num_kv_heads, model_config.head_dim))
+        dtypes = choose_kv_dtypes(config.kv_cache_dtype, backend.kv_dtypes)
+        token_bytes = backend.kv_token_bytes(model_config.num_kv_heads, model_config.head_dim, *dtypes)
+        layout = build_layout(model_config, config.block_size, token_bytes, dtypes)
         max_model_len, num_blocks = plan_kv_cache(model_config, config, layout, weight_bytes, available_memory())
         tokenizer = load_tokenizer(checkpoint.tokenizer_source)
         if tokenizer.vocab_size > model_config.vocab_size:

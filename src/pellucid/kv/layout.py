@@ -2,7 +2,7 @@
 
 Each layer keeps one key and one value of `head_dim` numbers for each of its KV heads and each token:
 
-    bytes per token = num_layers · token_bytes        token_bytes = 2 · num_kv_heads · head_dim · bytes of a number
+    bytes per token = num_layers · token_bytes        token_bytes = num_kv_heads · (bytes of a key + of a value)
 
 so grouped-query attention (Ainslie et al., arXiv:2305.13245) saves the factor num_heads / num_kv_heads. Memory is handed out in blocks of
 `block_size` tokens (Kwon et al., arXiv:2309.06180).
@@ -40,6 +40,7 @@ class KVLayout:
     head_dim: int
     block_size: int  # tokens per block
     token_bytes: int  # of one layer's key and value of one token
+    dtypes: tuple[str | None, str | None] = (None, None)  # that keys and values are kept in; None: the backend's default
 
     @property
     def num_layers(self) -> int:
@@ -83,11 +84,11 @@ class KVLayout:
         return low
 
 
-def build_layout(config: ModelConfig, block_size: int, token_bytes: int) -> KVLayout:
+def build_layout(config: ModelConfig, block_size: int, token_bytes: int, dtypes: tuple[str | None, str | None] = (None, None)) -> KVLayout:
     """The cache that a model needs. Layers of one window form a kind; the rarest kind gives the number of layers per group."""
     kinds: dict[int | None, list[int]] = {}
     for layer, window in enumerate(config.windows):
         kinds.setdefault(window, []).append(layer)
     size = min(len(layers) for layers in kinds.values())
     groups = tuple(LayerGroup(tuple(layers[i : i + size]), window) for window, layers in kinds.items() for i in range(0, len(layers), size))
-    return KVLayout(groups, config.num_kv_heads, config.head_dim, block_size, token_bytes)
+    return KVLayout(groups, config.num_kv_heads, config.head_dim, block_size, token_bytes, dtypes)

@@ -30,7 +30,8 @@ class KVStorage:
 
     def __init__(self, backend: Backend, layout: KVLayout, num_blocks: int, num_slots: int = 0) -> None:
         stores: list[Any] = [
-            backend.new_kv_store(num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim) for _ in range(layout.num_stores)
+            backend.new_kv_store(num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim, *layout.dtypes)
+            for _ in range(layout.num_stores)
         ]
         placed = {layer: KVLayer(stores[j], g) for g, group in enumerate(layout.groups) for j, layer in enumerate(group.layers)}
         self.layers: list[KVLayer] = [placed[layer] for layer in sorted(placed)]

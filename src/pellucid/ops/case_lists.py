@@ -103,6 +103,12 @@ _ATTENTION: tuple[Case, ...] = (
     AttentionCase(
         q_lens=(10, 1), seq_lens=(30, 30), num_heads=4, num_kv_heads=2, head_dim=16, magnitude=300.0
     ),  # exp(score) would overflow
+    *(
+        AttentionCase(q_lens=(9, 1, 3), seq_lens=(9, 300, 33), num_heads=6, num_kv_heads=2, head_dim=64, kv_dtypes=(k, v))
+        for k, v in (("f32", "f32"), ("f16", "f16"), ("int8", "int8"), ("int4", "int4"), ("int8", "int4"), ("int4", "f16"))
+    ),
+    AttentionCase(q_lens=(5,), seq_lens=(40,), num_heads=4, num_kv_heads=2, head_dim=20, kv_dtypes=("int8", "int8")),
+    AttentionCase(q_lens=(1, 5), seq_lens=(600, 40), num_heads=2, num_kv_heads=2, head_dim=96, window=90, kv_dtypes=("int4", "int4")),
     AttentionCase(q_lens=(7, 2), seq_lens=(7, 21), num_heads=3, num_kv_heads=1, head_dim=13, block_size=3),
     AttentionCase(q_lens=(8,), seq_lens=(1100,), num_heads=2, num_kv_heads=1, head_dim=64, block_size=32),
     AttentionCase(q_lens=(2, 1), seq_lens=(4099, 9000), num_heads=2, num_kv_heads=1, head_dim=8, block_size=32),  # split and merged

@@ -96,7 +96,8 @@ def build_case(backend: Backend, case: Case, inputs: Inputs, *, repeats: int = 1
     tables = {name: backend.load_weight(encode_dense(rows)) for name, rows in inputs.activations.items()}
     kv = KVLayer(None)  # of cases that keep nothing
     if isinstance(case, AttentionCase):
-        kv = KVLayer(backend.new_kv_store(inputs.num_blocks, case.block_size, case.num_kv_heads, case.head_dim))
+        dtypes = case.kv_dtypes or (None, None)
+        kv = KVLayer(backend.new_kv_store(inputs.num_blocks, case.block_size, case.num_kv_heads, case.head_dim, *dtypes))
         if inputs.history_batch is not None:
             _write_history(backend, case, inputs, inputs.history_batch, kv)
 
@@ -410,6 +411,7 @@ class AttentionCase:
     window: int | None = None
     softcap: float | None = None
     magnitude: float = 1.0  # of the queries: large ones make the softmax sharp
+    kv_dtypes: tuple[str, str] | None = None  # of keys and of values; None: the backend's own
     scattered: bool = True  # block tables are a random permutation; else each request's blocks lie in a row
     op: ClassVar[str] = "attention"
 
@@ -417,6 +419,7 @@ class AttentionCase:
     def name(self) -> str:
         options = f" window={self.window}" * (self.window is not None) + f" softcap={self.softcap}" * (self.softcap is not None)
         options += f" x={self.magnitude:g}" * (self.magnitude != 1.0) + " scattered" * self.scattered
+        options += "" if self.kv_dtypes is None else f" kv={','.join(self.kv_dtypes)}"
         heads = f"H={self.num_heads}/{self.num_kv_heads} D={self.head_dim} B={self.block_size}"
         return f"attention q={_short(self.q_lens)} seq={_short(self.seq_lens)} {heads}{options}"
 

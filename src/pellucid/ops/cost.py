@@ -126,9 +126,10 @@ def rope(tokens: int, num_heads: int, head_dim: int, rotary_dim: int) -> OpCost:
     return _elementwise(tokens * num_heads * head_dim, 0, parameters=rotary_dim // 2) + OpCost(pairs * (5 + 6 * num_heads), 0, 0)
 
 
-def kv_write(tokens: int, num_kv_heads: int, head_dim: int, *, kv_element_bytes: int = 4) -> OpCost:
-    numbers = 2 * tokens * num_kv_heads * head_dim  # keys and values
-    return OpCost(0, numbers * ACTIVATION_BYTES, numbers * kv_element_bytes)
+def kv_write(tokens: int, num_kv_heads: int, head_dim: int, *, kv_token_bytes: int | None = None) -> OpCost:
+    """`kv_token_bytes`: what the cache takes for one token; float32 where it is not given."""
+    row = 2 * num_kv_heads * head_dim * ACTIVATION_BYTES  # keys and values
+    return OpCost(0, tokens * row, tokens * (row if kv_token_bytes is None else kv_token_bytes))
 
 
 def visible_pairs(q_len: int, seq_len: int, window: int | None = None) -> int:
@@ -149,7 +150,7 @@ def attention(
     head_dim: int,
     window: int | None = None,
     softcap: bool = False,
-    kv_element_bytes: int = 4,
+    kv_token_bytes: int | None = None,
 ) -> OpCost:
     """Per head and visible pair: q·k, the scale, the softmax, and p·v; per number of the result: a division by the softmax's sum.
 
@@ -160,9 +161,10 @@ def attention(
     keys = sum(s if window is None else min(s, q + window - 1) for q, s in zip(q_lens, seq_lens, strict=True))  # that some query sees
     per_pair = 2 * head_dim + 1 + softcap * SOFTCAP + SOFTMAX + 2 * head_dim
     activations = tokens * num_heads * head_dim
+    row = 2 * num_kv_heads * head_dim * ACTIVATION_BYTES if kv_token_bytes is None else kv_token_bytes
     return OpCost(
         num_heads * pairs * per_pair + activations,
-        activations * ACTIVATION_BYTES + 2 * keys * num_kv_heads * head_dim * kv_element_bytes,
+        activations * ACTIVATION_BYTES + keys * row,
         activations * ACTIVATION_BYTES,
     )
 

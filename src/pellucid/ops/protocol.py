@@ -133,13 +133,13 @@ class Backend(Protocol):
         """True where a token's bits do not depend on what else is in the batch, or on how its request was cut into steps."""
         ...
 
-    def kv_token_bytes(self, num_kv_heads: int, head_dim: int) -> int:
-        """Bytes of one token's key and value in one layer."""
+    @property
+    def kv_dtypes(self) -> tuple[str, ...]:
+        """What keys and values may be kept in, each for itself; the first loses nothing that shows, and is the default."""
         ...
 
-    @property
-    def kv_element_bytes(self) -> int:
-        """Bytes of one number in the KV cache."""
+    def kv_token_bytes(self, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None) -> int:
+        """Bytes of one token's key and value in one layer. Raises ConfigError where heads of that size cannot be kept so."""
         ...
 
     def weight_bytes(self, tensor: HostTensor) -> int:
@@ -150,8 +150,10 @@ class Backend(Protocol):
         """Take over one parameter, in whatever layout the kernels like. The host bytes may be dropped afterwards."""
         ...
 
-    def new_kv_store(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
-        """Room for num_blocks · block_size tokens of one layer's keys and values."""
+    def new_kv_store(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None
+    ) -> Any:
+        """Room for num_blocks · block_size tokens of one layer's keys and values; None is the default of `kv_dtypes`."""
         ...
 
     def kv_block_bytes(self, store: Any) -> list[NDArray[np.uint8]]:

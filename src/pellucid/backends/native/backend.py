@@ -1,4 +1,4 @@
-"""The native backend: weights in tiles, keys and values in float16, a forward pass captured once and replayed.
+"""The native backend: weights in tiles, keys and values in float16 or less, a forward pass captured once and replayed.
 
 Exact by construction: a token's results do not depend on the batch, the chunking or the number of threads (csrc/kernels.h). The kernels are
 chosen from what the CPU can do; a choice that is forced and cannot be had is an error.
@@ -16,12 +16,18 @@ from ...cpu import detect_cpu
 from ...errors import ConfigError, UnsupportedError
 from ...formats import dequantize, get_format
 from ...formats.tensor import HostTensor
+from ...ops.kv_dtypes import KV_GROUP, check_kv_dtype
 from ...ops.protocol import Forward
 from .program import CapturedForward
 
 __all__ = ["ISAS", "NativeBackend", "available_cpus", "choose_isa"]
 
 CHUNK = 16  # tokens that the kernels read at once: a KV block is a whole number of them
+
+# What keys and values may be kept in, numbered as csrc/kv_format.h numbers them; and bits of one number, without scales.
+KV_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "int8": 2, "int4": 3}
+KV_BITS: dict[str, int] = {"f16": 16, "f32": 32, "int8": 8, "int4": 4}
+SCALE_BYTES = 2  # float16
 
 # What each set of kernels is compiled for, the best first.
 ISAS: dict[str, frozenset[str]] = {
@@ -37,7 +43,7 @@ class NativeBackend:
 
     name = "native"
     is_batch_invariant = True
-    kv_element_bytes = 2  # float16
+    kv_dtypes = tuple(KV_BITS)
 
     def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
         self.isa = choose_isa(isa)
@@ -50,9 +56,6 @@ class NativeBackend:
     def weight_bytes(self, tensor: HostTensor) -> int:
         return int(tensor.data.size)  # as the file packs them; the last tile of 16 rows may be filled up
 
-    def kv_token_bytes(self, num_kv_heads: int, head_dim: int) -> int:
-        return 2 * num_kv_heads * head_dim * self.kv_element_bytes
-
     def load_weight(self, tensor: HostTensor) -> Any:
         if len(tensor.shape) == 1:
             return _native.Vector(dequantize(tensor).tolist())
@@ -61,11 +64,23 @@ class NativeBackend:
         rows = np.ascontiguousarray(tensor.data).reshape(tensor.shape[0], -1)
         return _native.load_weight(self._pool, self._memory, get_format(tensor.format).ggml_type, tensor.shape[1], rows)
 
-    def new_kv_store(self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int) -> Any:
+    def kv_token_bytes(self, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None) -> int:
+        def of_head(dtype: str) -> int:
+            check_kv_dtype(dtype, self.kv_dtypes, head_dim)
+            scales = {"int8": 1, "int4": head_dim // KV_GROUP}.get(dtype, 0)
+            return head_dim * KV_BITS[dtype] // 8 + scales * SCALE_BYTES
+
+        return num_kv_heads * (of_head(k_dtype or self.kv_dtypes[0]) + of_head(v_dtype or self.kv_dtypes[0]))
+
+    def new_kv_store(
+        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None
+    ) -> "_native.KVStore":
         if block_size % CHUNK:
             raise ConfigError(f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}")
         chunks = block_size // CHUNK
-        return _native.new_kv_store(num_blocks, num_kv_heads, head_dim, chunks)
+        k_dtype, v_dtype = k_dtype or self.kv_dtypes[0], v_dtype or self.kv_dtypes[0]
+        self.kv_token_bytes(num_kv_heads, head_dim, k_dtype, v_dtype)  # which raises where that cannot be
+        return _native.new_kv_store(num_blocks, num_kv_heads, head_dim, chunks, KV_TYPES[k_dtype], KV_TYPES[v_dtype])
 
     def kv_block_bytes(self, store: _native.KVStore) -> list[NDArray[np.uint8]]:
         return store.block_bytes()

@@ -2,7 +2,7 @@
 
 One idea: an entry knows its weight, its widths and its cache, so the ledger of a step is arithmetic; nothing has to run. The counting rules
 are those of `ops/cost.py`, with what is particular to this backend: quantized weights read activations of 8 bits, which an entry of its own
-makes; keys and values are float16; the angles of RoPE are computed once for all layers.
+makes; keys and values take what their store says; the angles of RoPE are computed once for all layers.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from .plan import bytes_per_row
 
 __all__ = ["StepShape", "entry_cost"]
 
-KV_ELEMENT_BYTES = 2  # float16
 QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term of a sum
 
 
@@ -71,7 +70,7 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
             return moved + OpCost(rows * heads * angles // 2 * 6, 0, 0)
         case Op.KV_WRITE:
             assert entry.kv is not None
-            return cost.kv_write(rows, entry.kv.kv_heads, entry.kv.head_dim, kv_element_bytes=KV_ELEMENT_BYTES)
+            return cost.kv_write(rows, entry.kv.kv_heads, entry.kv.head_dim, kv_token_bytes=entry.kv.token_bytes)
         case Op.ATTENTION:
             assert entry.kv is not None
             heads, head_dim, window, _ = entry.ints
@@ -83,7 +82,7 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
                 head_dim=head_dim,
                 window=window or None,
                 softcap=entry.floats[1] != 0.0,
-                kv_element_bytes=KV_ELEMENT_BYTES,
+                kv_token_bytes=entry.kv.token_bytes,
             )
         case Op.TAKE_ROWS:
             return cost.take_rows(rows, width)

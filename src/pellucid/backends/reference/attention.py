@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ...batch import IntArray
 from ...ops.protocol import KVLayer
+from .kv_dtypes import round_trip
 
 __all__ = ["Array", "PagedKV", "attend", "attention_scores", "group_heads", "kv_write", "read_kv", "softmax", "ungroup_heads"]
 
@@ -31,14 +32,16 @@ class PagedKV:
     k: Array  # [N·B, KH, D]
     v: Array  # [N·B, KH, D]
     block_size: int  # B
+    k_dtype: str = "f32"  # what numbers are rounded to when they are written
+    v_dtype: str = "f32"
 
 
 def kv_write(kv: KVLayer, k: Array, v: Array, slot_mapping: IntArray) -> None:
     """Put k and v [T, KH, D] where slot_mapping [G, T] says."""
     store: PagedKV = kv.store
     slots = slot_mapping[kv.group]  # [T]
-    store.k[slots] = k
-    store.v[slots] = v
+    store.k[slots] = round_trip(k, store.k_dtype, keys=True)
+    store.v[slots] = round_trip(v, store.v_dtype, keys=False)
 
 
 def read_kv(kv: PagedKV, blocks: IntArray, block_size: int, start: int, stop: int) -> tuple[Array, Array]:

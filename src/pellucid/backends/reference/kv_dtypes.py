@@ -1,0 +1,59 @@
+"""What a KV cache keeps of a key or a value, in each of its dtypes: the definition, as numbers that are written and read back.
+
+One idea: a cache dtype is a rounding. `f32` rounds nothing, `f16` to the nearest half. The others scale by the largest number of a group
+and round to integers, with the scale itself in float16:
+
+    int8    one group per token and head: x ≈ scale · code, scale = max |x| / 127, code in -127 … 127
+    int4    groups of 32 dimensions: scale = (the x of the largest |x|) / -8, code in -8 … 7, so that the largest is met by -8
+
+A few dimensions of keys are much larger than the others, and would leave those nothing of 4 bits. So int4 first rotates keys by a Hadamard
+matrix, which spreads them over all (QuaRot, Ashkboos et al., arXiv:2404.00456). It is its own inverse, and q·k does not change where both
+are rotated. Values have no such dimensions, and are not rotated. Every step is one float32 operation, so that kernels can do the same.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ops.kv_dtypes import KV_GROUP
+
+__all__ = ["KV_DTYPES", "rotate", "round_trip"]
+
+KV_DTYPES = ("f32", "f16", "int8", "int4")
+
+Array = NDArray[np.float32]
+
+
+def round_trip(x: Array, dtype: str, *, keys: bool) -> Array:
+    """Keys or values [..., D] as a cache gives them back."""
+    if dtype == "f32":
+        return x
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is no number, or too large for a half, shows in the result
+        if dtype == "f16":
+            return x.astype(np.float16).astype(np.float32)
+        if dtype == "int8":
+            return _quantize(x, np.abs(x).max(axis=-1, keepdims=True) / np.float32(127), -127, 127)
+        groups = (rotate(x) if keys else x).reshape(*x.shape[:-1], -1, KV_GROUP)
+        at = np.abs(groups).argmax(axis=-1, keepdims=True)
+        largest = np.take_along_axis(groups, at, axis=-1)
+        kept = _quantize(groups, largest / np.float32(-8), -8, 7).reshape(x.shape)
+    return rotate(kept) if keys else kept
+
+
+def _quantize(x: Array, scale: Array, least: int, most: int) -> Array:
+    kept: Array = scale.astype(np.float16).astype(np.float32)
+    codes = np.where(kept == 0, np.float32(0), np.rint(x / kept))
+    return np.clip(codes, least, most).astype(np.float32) * kept
+
+
+def rotate(x: Array) -> Array:
+    """x · H / sqrt(n) over the last axis, H the Hadamard matrix of the largest power of two n that divides it: its own inverse."""
+    n = x.shape[-1] & -x.shape[-1]
+    half, turned = 1, x
+    while half < n:
+        pairs = turned.reshape(*x.shape[:-1], -1, 2, half)
+        turned = np.stack((pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]), axis=-2).reshape(x.shape)
+        half *= 2
+    scaled: Array = turned * np.float32(1 / math.sqrt(n))
+    return scaled
