@@ -92,7 +92,10 @@ std::vector<Blocks> block_bytes(std::shared_ptr<KVStore> kv) {
 
 const Kernels *kernels_by_name(const std::string &isa) {
     for (const Kernels *k : kernel_tables())
-        if (isa == k->name) return k;
+        if (isa == k->name) {
+            require(k->request == nullptr || k->request(), "the operating system refuses the registers that these kernels need");
+            return k;
+        }
     throw std::invalid_argument("this build has no kernels of that name");
 }
 

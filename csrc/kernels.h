@@ -86,11 +86,15 @@ struct Kernels {
     // What the machine can do at most (ceilings.inc): read, with a prefetch so far ahead, and multiply-adds of bytes.
     uint8_t (*read_bytes)(const uint8_t *p, size_t bytes, size_t ahead);
     size_t (*multiply_bytes)(const uint8_t *operands, size_t rounds, int32_t *result);
+    // Ask the operating system for the registers that these kernels need beyond the usual, for the whole process; false where it refuses.
+    bool (*request)() = nullptr;
 };
 
-// The tables this build has, the best first (kernels/list.cpp). Each is compiled on its own architecture alone.
+// The tables this build has, the best first; AMX, which has run on no hardware yet, is behind AVX-512 (kernels/list.cpp). Each is compiled
+// on its own architecture alone.
 std::span<const Kernels *const> kernel_tables();
 const Kernels *kernels_avx512();
+const Kernels *kernels_amx();
 const Kernels *kernels_avx2();
 const Kernels *kernels_neon();
 const Kernels *kernels_portable();

@@ -7,6 +7,7 @@ std::span<const Kernels *const> kernel_tables() {
     static const Kernels *const tables[] = {
 #if defined(__x86_64__)
         kernels_avx512(),
+        kernels_amx(),
         kernels_avx2(),
 #elif defined(__aarch64__)
         kernels_neon(),

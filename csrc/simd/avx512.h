@@ -57,6 +57,7 @@ inline F32 f32_load_s8(const uint8_t *p) {
 inline void store_s8(int8_t *p, I32 a) { _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(a)); }
 inline int32_t i32_sum(I32 a) { return _mm512_reduce_add_epi32(a); }
 
+inline I32 i32_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 inline I32 i32_set(int32_t x) { return _mm512_set1_epi32(x); }
 inline I32 i32_add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 

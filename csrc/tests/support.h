@@ -12,6 +12,8 @@
 
 namespace pellucid {
 
+const Kernels *kernels_amx_model();  // amx_model.cpp: on x86-64
+
 inline int failures = 0;
 
 inline void check(bool good, const std::string &what) {
@@ -36,6 +38,8 @@ inline bool usable(const std::string &name) {
     if (name == "avx2") needs = {"avx2", "fma", "f16c"};
     if (name == "avx512") needs = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
     if (name == "neon") needs = {"neon", "fp16", "dotprod"};
+    if (name == "amx")
+        needs = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "amx_tile", "amx_int8"};
     const std::vector<CpuFeature> features = detect_cpu_features();
     return std::all_of(needs.begin(), needs.end(), [&](const std::string &need) {
         return std::any_of(features.begin(), features.end(), [&](const CpuFeature &f) { return f.usable && f.name == need; });
@@ -46,7 +50,7 @@ inline bool usable(const std::string &name) {
 template <class F>
 int for_usable_kernels(F checks) {
     for (const Kernels *k : kernel_tables()) {
-        if (!usable(k->name)) {
+        if (!usable(k->name) || (k->request && !k->request())) {
             std::printf("%s: skipped, this CPU cannot run it\n", k->name);
             continue;
         }

@@ -65,7 +65,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             help="What keys and values are kept in: f32, f16, int8, int4, or two of them, K,V.",
         ),
-        click.option("--isa", metavar="NAME", help="Kernels to run: avx512, avx2, neon, portable.  [default: the best that this CPU has]"),
+        click.option("--isa", metavar="NAME", help="Kernels: avx512, amx, avx2, neon, portable.  [default: the best that this CPU has]"),
         click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: the CPUs that this process may use]"),
         click.option("--backend", default="native", show_default=True, metavar="NAME", help="native (C++), or reference (NumPy)."),
         click.option(
