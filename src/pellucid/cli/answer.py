@@ -20,15 +20,7 @@ def load_llm(options: ModelOptions) -> "LLM":
     """Load a model, fetching it first where it is a name and not here."""
     from ..engine.llm import LLM
 
-    return LLM(
-        options.name,
-        max_model_len=options.max_model_len,
-        backend=options.backend,
-        threads=options.threads,
-        isa=options.isa,
-        kv_cache_dtype=options.kv_cache_dtype,
-        progress=True,
-    )
+    return LLM(options.name, progress=True, **options.fields())
 
 
 @dataclass(frozen=True, slots=True)

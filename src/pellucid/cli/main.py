@@ -19,6 +19,7 @@ import click
 
 from .. import __version__
 from ..errors import PellucidError
+from .batch import batch
 from .chat import chat
 from .inspect import inspect
 from .models import models, pull
@@ -115,5 +116,5 @@ def main() -> None:
     """
 
 
-for _command in (run, chat, pull, models, inspect, perplexity):
+for _command in (run, chat, batch, pull, models, inspect, perplexity):
     main.add_command(_command)

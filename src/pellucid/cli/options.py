@@ -3,14 +3,25 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import click
 
+from ..config import Batching, Preemption, SchedulingPolicy
 from ..request import SamplingParams
 from ..weights.catalogue import DEFAULT_MODEL
 
-__all__ = ["DEBUG", "ModelOptions", "debug_option", "json_option", "model_options", "sampling_options", "sampling_params"]
+__all__ = [
+    "DEBUG",
+    "EngineOptions",
+    "ModelOptions",
+    "debug_option",
+    "engine_options",
+    "json_option",
+    "model_options",
+    "sampling_options",
+    "sampling_params",
+]
 
 DEBUG = "pellucid.debug"  # in click's Context.meta: show tracebacks
 
@@ -38,6 +49,78 @@ class ModelOptions:
     threads: int | None
     isa: str | None
     kv_cache_dtype: str
+
+    def fields(self) -> dict[str, Any]:
+        """As `EngineConfig` takes them."""
+        return {name: getattr(self, name) for name in ("max_model_len", "backend", "threads", "isa", "kv_cache_dtype")}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What `engine_options` gathered: how many requests share the engine. The names are `EngineConfig`'s."""
+
+    values: dict[str, Any]
+
+    def fields(self) -> dict[str, Any]:
+        """As `EngineConfig` takes them; what was not said keeps its default."""
+        return {name: value for name, value in self.values.items() if value is not None}
+
+
+class _Memory(click.ParamType):  # type: ignore[type-arg]
+    """Bytes, with a unit or without; or a share of what is free."""
+
+    name = "SIZE"
+    units: ClassVar[dict[str, int]] = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "GB": 10**9, "MB": 10**6, "B": 1}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        text = str(value).strip()
+        unit = next((unit for unit in self.units if text.endswith(unit)), "")
+        scale = self.units.get(unit, 0)
+        text = text.removesuffix(unit)
+        try:
+            number = float(text)
+        except ValueError:
+            self.fail(f"{value!r} is not a size: give bytes, 512MiB, 4GiB, or a share of free memory such as 0.5", param, ctx)
+        if not 0 < number < 1 << 62:
+            self.fail(f"{value!r} is not a size above 0", param, ctx)
+        return int(number * scale) if scale else number if number < 1 else int(number)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What concerns many requests at once: the command gets it as one argument, `engine`."""
+    names = (
+        "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "block_size", "enable_prefix_caching", "scheduling_policy", "batching",
+        "preemption", "swap_space",
+    )  # fmt: skip
+
+    @functools.wraps(command)
+    def gather(*args: Any, **rest: Any) -> Any:
+        return command(*args, engine=EngineOptions({name: rest.pop(name) for name in names}), **rest)
+
+    wrapped: Callable[..., Any] = gather
+    for option in (
+        click.option("--swap-space", type=_Memory(), help="Size of the file to which evicted blocks are saved.  [default: 1GiB]"),
+        click.option(
+            "--preemption",
+            type=click.Choice(get_args(Preemption)),
+            help="What becomes of blocks that must go: computed again, saved, or what costs less here.  [default: auto]",
+        ),
+        click.option(
+            "--batching",
+            type=click.Choice(get_args(Batching)),
+            help="When waiting requests may join: at every step, or when the batch has ended.  [default: continuous]",
+        ),
+        click.option("--scheduling-policy", type=click.Choice(get_args(SchedulingPolicy)), help="Who is next.  [default: fcfs]"),
+        click.option(
+            "--enable-prefix-caching/--no-enable-prefix-caching", default=None, help="Compute common beginnings once.  [default: yes]"
+        ),
+        click.option("--block-size", type=int, metavar="N", help="Tokens per KV block.  [default: 16]"),
+        click.option("--kv-cache-memory", type=_Memory(), help="Memory for keys and values, or a share of what is free."),
+        click.option("--max-num-batched-tokens", type=int, metavar="N", help="Tokens that one step computes.  [default: 512]"),
+        click.option("--max-num-seqs", type=int, metavar="N", help="Requests that run at once.  [default: 256]"),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ ends a request.
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from ..config import ModelConfig
@@ -18,6 +17,7 @@ from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
+from .prompts import TokenizedPrompt
 
 __all__ = ["EngineCore"]
 
@@ -38,24 +38,15 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         return self.scheduler.num_unfinished > 0
 
-    def add_request(
-        self,
-        request_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        prompt: str | None = None,
-        *,
-        priority: int = 0,
-        tenant: str = "",
-        cache_salt: str = "",
-    ) -> None:
+    def add_request(self, request_id: str, prompt: TokenizedPrompt, params: SamplingParams) -> None:
         """Queue `params.n` completions of a prompt.
 
         Raises RequestError, ConfigError or QueueFullError, and queues nothing, where they cannot be served.
         """
-        if request_id in self._groups:
+        names = [request_id if params.n == 1 else f"{request_id}-{i}" for i in range(params.n)]
+        if request_id in self._groups or any(name in self._group_of for name in names):
             raise RequestError(f"request_id {request_id!r} is in use")
-        tokens = list(prompt_token_ids)
+        tokens = prompt.token_ids
         for token_id in tokens:
             if not 0 <= token_id < self._model.vocab_size:
                 raise RequestError(f"prompt token id {token_id} is outside the vocabulary of {self._model.vocab_size}")
@@ -65,22 +56,22 @@ class EngineCore:
         banned = tuple(self._banned_sequences(params))
         requests = [
             Request(
-                request_id=request_id if params.n == 1 else f"{request_id}-{i}",
+                request_id=name,
                 prompt_token_ids=tokens,
                 params=params if i == 0 else replace(params, prompt_logprobs=None),  # the prompt is scored once
                 seed=(seed + i) & 0xFFFFFFFFFFFFFFFF,
                 eos_token_ids=self._tokenizer.eos_token_ids,
                 banned_sequences=banned,
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-                priority=priority,
-                tenant=tenant,
-                cache_salt=cache_salt,
+                priority=prompt.priority,
+                tenant=prompt.tenant,
+                cache_salt=prompt.cache_salt,
                 prompt_logprobs=[None] if params.prompt_logprobs is not None and i == 0 else [],
             )
-            for i in range(params.n)
+            for i, name in enumerate(names)
         ]
         self.scheduler.add(*requests)
-        group = OutputGroup(request_id, prompt, requests, self._tokenizer, time.monotonic())
+        group = OutputGroup(request_id, prompt.text, requests, self._tokenizer, time.monotonic())
         self._groups[request_id] = group
         self._group_of.update((request.request_id, group) for request in requests)
 

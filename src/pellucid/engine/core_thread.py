@@ -142,7 +142,7 @@ class CoreThread:
         news: dict[str, _News] = {}
         for stream in submitted:
             try:
-                self._core.add_request(stream.request_id, stream.prompt.token_ids, stream.params, stream.prompt.text)
+                self._core.add_request(stream.request_id, stream.prompt, stream.params)
             except Exception as refusal:
                 news[stream.request_id] = refusal
         for stream in aborted:

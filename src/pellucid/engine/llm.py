@@ -46,6 +46,12 @@ class LLM:
         """The longest prompt and output together, in tokens."""
         return self._core.scheduler.max_model_len
 
+    def summary(self) -> str:
+        """How the cache served all requests so far, in words."""
+        scheduler = self._core.scheduler
+        hit = scheduler.num_cached_tokens / max(1, scheduler.num_prompt_tokens)
+        return f"{hit:.1%} of prompt tokens from the cache · {scheduler.num_preemptions} preemptions"
+
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer, under vLLM's name for it."""
         return self.tokenizer
@@ -100,35 +106,46 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
+        outputs = dict(self.as_completed(prompts, sampling_params, use_tqdm=use_tqdm))
+        return [outputs[i] for i in range(len(prompts))]
+
+    def as_completed(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> Generator[tuple[int, RequestOutput], None, None]:
+        """Complete tokenized prompts together; yields each answer when it is whole, with the place of its prompt.
+
+        All is queued, or refused, at the first `next`; closing the iterator aborts what has not ended.
+        """
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         if len(sampling_params) != len(prompts):
             raise RequestError(f"{len(sampling_params)} sampling_params are given for {len(prompts)} prompts; give one, or one for each")
-        ids: list[str] = []
-        done: dict[str, RequestOutput] = {}
+        places: dict[str, int] = {}  # of those that have not ended
         try:
-            for prompt, params in zip(prompts, sampling_params, strict=True):
+            for i, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
                 request_id = str(next(self._ids))
-                self._core.add_request(request_id, prompt.token_ids, params, prompt.text)
-                ids.append(request_id)
-            mine = set(ids)
-            with _progress_bar(len(ids), use_tqdm) as bar:
+                self._core.add_request(request_id, prompt, params)
+                places[request_id] = i
+            with _progress_bar(len(places), use_tqdm) as bar:
                 start, num_tokens = time.monotonic(), 0
-                while len(done) < len(ids):
+                while places:
                     for output in self._core.step():
-                        if output.finished and output.request_id in mine:
-                            done[output.request_id] = output
+                        if output.finished and output.request_id in places:
                             num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
                             bar.set_postfix_str(f"{num_tokens / (time.monotonic() - start):.0f} tokens/s", refresh=False)
                             bar.update()
+                            yield places.pop(output.request_id), output
         finally:  # after an error or Ctrl-C nothing of this call stays queued
-            for request_id in ids:
+            for request_id in places:
                 self._core.abort(request_id)
-        return [done[request_id] for request_id in ids]
 
     def _stream(self, prompt: TokenizedPrompt, params: SamplingParams) -> Generator[RequestOutput, None, None]:
         request_id = str(next(self._ids))
-        self._core.add_request(request_id, prompt.token_ids, params, prompt.text)
+        self._core.add_request(request_id, prompt, params)
         try:
             finished = False
             while not finished:

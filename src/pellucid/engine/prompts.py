@@ -4,6 +4,7 @@ One idea: special tokens are the engine's to add and the template's to write. Pl
 model's own chat template rendered holds special tokens, the first of the sequence among them, so they are read as such and none is added.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,7 +13,11 @@ from ..tokenizer import Tokenizer
 
 __all__ = ["Message", "Prompt", "TokenizedPrompt", "tokenize_chat", "tokenize_prompt"]
 
-Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]  # text, token ids, {"prompt": text} or {"prompt_token_ids": ids}
+MAX_PRIORITY = 1 << 31
+MAX_NAME = 256  # characters of a tenant or a salt
+
+# Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}, which may have "priority", "tenant" and "cache_salt" beside it.
+Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 Message: TypeAlias = Mapping[str, Any]  # {"role": "user", "content": "…"}
 
 
@@ -21,6 +26,9 @@ class TokenizedPrompt(NamedTuple):
 
     token_ids: list[int]
     text: str | None  # None where token ids came alone
+    priority: int = 0  # the smaller is served first, where the policy is "priority"
+    tenant: str = ""  # who asks: what the policy "fair" is fair to
+    cache_salt: str = ""  # prefixes are shared among requests of one salt
 
 
 def tokenize_prompt(tokenizer: Tokenizer, prompt: Prompt) -> TokenizedPrompt:
@@ -29,11 +37,23 @@ def tokenize_prompt(tokenizer: Tokenizer, prompt: Prompt) -> TokenizedPrompt:
         return TokenizedPrompt(tokenizer.encode(prompt), prompt)
     if isinstance(prompt, Mapping):
         if "prompt_token_ids" in prompt:
-            return TokenizedPrompt(list(prompt["prompt_token_ids"]), prompt.get("prompt"))
+            return TokenizedPrompt(list(prompt["prompt_token_ids"]), prompt.get("prompt"), **_standing(prompt))
         if isinstance(prompt.get("prompt"), str):
-            return TokenizedPrompt(tokenizer.encode(prompt["prompt"]), prompt["prompt"])
+            return TokenizedPrompt(tokenizer.encode(prompt["prompt"]), prompt["prompt"], **_standing(prompt))
         raise RequestError(f"a prompt that is a mapping needs 'prompt' or 'prompt_token_ids'; it has {sorted(map(str, prompt))}")
     return TokenizedPrompt(list(prompt), None)
+
+
+def _standing(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """What a mapping says about how its request is treated among others."""
+    standing = {name: prompt[name] for name in ("priority", "tenant", "cache_salt") if name in prompt}
+    for name, value in standing.items():
+        if name == "priority":
+            if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_PRIORITY:
+                raise RequestError(f"priority is {reprlib.repr(value)}; it must be an integer from {-MAX_PRIORITY} to {MAX_PRIORITY}")
+        elif not isinstance(value, str) or len(value) > MAX_NAME:
+            raise RequestError(f"{name} is {reprlib.repr(value)}; it must be a string of at most {MAX_NAME} characters")
+    return standing
 
 
 def tokenize_chat(
