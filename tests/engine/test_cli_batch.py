@@ -24,7 +24,18 @@ def test_answers_are_those_of_generate_whatever_the_order_and_the_options(tiny_p
     ]
     lines.append({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0, "n": 2, "priority": -1})
     out = tmp_path / "out.jsonl"
-    options = ["--max-num-seqs", "3", "--scheduling-policy", "fair", "--batching", "static", "--kv-cache-memory", "64KiB", "-o", out]
+    options: list[str | Path] = [
+        "--max-num-seqs",
+        "3",
+        "--scheduling-policy",
+        "fair",
+        "--batching",
+        "static",
+        "--kv-cache-memory",
+        "64KiB",
+        "-o",
+        out,
+    ]
     result = invoke(tmp_path, lines, "-m", tiny_path, *options)
     assert result.exit_code == 0, result.output
     assert "7 requests in" in result.stderr
