@@ -1,4 +1,4 @@
-"""A golden Hugging Face checkpoint -> the GGUF file that llama.cpp's converter would write, in float32 and without a tokenizer.
+"""A golden Hugging Face checkpoint -> the GGUF file that llama.cpp's converter would write, without a tokenizer.
 
 Written from the converter's rules on arrays of values, and on purpose not with the package's names and folds, which it is there to test:
 q and k of Llama and Mistral are reordered to the interleaved RoPE layout, Conv1D is transposed, Gemma's norm weights get their 1, and
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.formats import dequantize, encode_dense
+from pellucid.formats import dequantize, encode_dense, get_format, quantize
+from pellucid.formats.tensor import HostTensor
 from pellucid.weights.gguf_writer import write_gguf
 from pellucid.weights.safetensors_file import SafetensorsFile
 
@@ -51,14 +52,19 @@ NAMES = {  # in the order in which they are tried
 }
 
 
-def convert(folder: Path, path: Path) -> None:
-    """Write the model in `folder` to the GGUF file `path`."""
+def convert(folder: Path, path: Path, weights: str = "F32") -> None:
+    """Write the model in `folder` to the GGUF file `path`, matrices in the format `weights` where their rows are whole blocks of it."""
     config = json.loads((folder / "config.json").read_text())
     arrays = {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in _read(file).items()}
     tensors = dict(_convert(config, name, array) for name, array in arrays.items())
     if config.get("rope_parameters", {}).get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _llama3_factors(config)
-    write_gguf(path, _metadata(config), ((name, encode_dense(array)) for name, array in tensors.items()))
+    write_gguf(path, _metadata(config), ((name, _encode(array, weights)) for name, array in tensors.items()))
+
+
+def _encode(array: NDArray[np.float32], weights: str) -> HostTensor:
+    blocks = weights != "F32" and array.ndim == 2 and array.shape[-1] % get_format(weights).block_size == 0
+    return quantize(array, weights) if blocks else encode_dense(array)
 
 
 def _read(file: Path) -> dict[str, NDArray[np.float32]]:
