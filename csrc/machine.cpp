@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 
 #include "program.h"
 
@@ -38,6 +39,7 @@ double best_rate(ThreadPool &pool, double seconds, double units, F work) {
 double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t bytes, double seconds) {
     const size_t part = std::max(bytes / pool.size() / kGranule, size_t{1}) * kGranule;
     const Memory memory = allocate(part * pool.size());
+    std::memset(memory.get(), 1, part * pool.size());  // untouched pages would all be one page of zeros, which lies in the cache
     std::atomic<uint32_t> sink{0};
     double best = 0;
     for (const size_t ahead : {size_t{0}, size_t{1024}, size_t{8192}}) {

@@ -2,6 +2,7 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -18,19 +19,34 @@ size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; 
 
 }  // namespace
 
-void FreeDeleter::operator()(void *p) const { std::free(p); }
+void ReleaseMemory::operator()(void *p) const {
+    if (mapped)
+        munmap(p, mapped);
+    else
+        std::free(p);
+}
 
 Memory allocate(size_t bytes) {
     if (bytes > kMostBytes) throw std::bad_alloc();
-    const size_t alignment = bytes >= kHuge ? kHuge : 64;
-    const size_t size = rounded_up(bytes + kSlack, alignment);
-    void *p = std::aligned_alloc(alignment, size);
-    if (p == nullptr) throw std::bad_alloc();
+    if (bytes < kHuge) {
+        const size_t size = rounded_up(bytes + kSlack, 64);
+        void *p = std::aligned_alloc(64, size);
+        if (p == nullptr) throw std::bad_alloc();
+        std::memset(p, 0, size);
+        return Memory(static_cast<uint8_t *>(p));
+    }
+    const size_t size = rounded_up(bytes + kSlack, static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+    void *whole = mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (whole == MAP_FAILED) throw std::bad_alloc();
+    uint8_t *p = static_cast<uint8_t *>(whole);
+    const size_t before = (kHuge - reinterpret_cast<uintptr_t>(p) % kHuge) % kHuge;  // what lies around the aligned part is given back
+    if (before) munmap(p, before);
+    p += before;
+    if (before < kHuge) munmap(p + size, kHuge - before);
 #ifdef MADV_HUGEPAGE
-    if (alignment == kHuge) madvise(p, size, MADV_HUGEPAGE);
+    madvise(p, size, MADV_HUGEPAGE);
 #endif
-    std::memset(p, 0, size);
-    return Memory(static_cast<uint8_t *>(p));
+    return Memory(p, ReleaseMemory{size});
 }
 
 std::shared_ptr<uint8_t> WeightMemory::take(size_t bytes) {

@@ -8,14 +8,16 @@
 
 namespace pellucid {
 
-struct FreeDeleter {
+struct ReleaseMemory {
+    size_t mapped = 0;  // bytes that were mapped; 0: from the heap
     void operator()(void *p) const;
 };
-using Memory = std::unique_ptr<uint8_t, FreeDeleter>;
+using Memory = std::unique_ptr<uint8_t, ReleaseMemory>;
 
 constexpr size_t kMostBytes = size_t{1} << 46;  // no allocation is larger: so that what is computed from sizes cannot overflow
 
 // Zeroed, aligned to 64 bytes (2 MiB where it is large, with a hint for huge pages), and with room behind it for loads that run ahead.
+// What is large takes memory where it is first touched, not before: a cache costs what is used of it.
 Memory allocate(size_t bytes);
 
 // Memory for one model's weights. One idea: a decoded token reads them all, in the order in which they were loaded, and a small matrix in

@@ -112,31 +112,37 @@ void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) 
     }
 }
 
+// The planes of tile.h. Four codes move as one 32-bit word: word t of row r becomes lane r of vector t, and planes are cut from such
+// vectors by shifts and masks, which compilers turn into vector instructions.
 void write_codes(int bits, const RowTile *rows, uint8_t *out) {
-    std::memset(out, 0, static_cast<size_t>(kTileRows) * kTileInputs * bits / 8);
-    uint8_t *const planes = out;
-    for (int r = 0; r < kTileRows; r++) {
-        for (int i = 0; i < kTileInputs; i++) {
-            const int quad = i / 4, lane = 4 * r + i % 4;
-            unsigned code = rows[r].codes[i];
-            uint8_t *p = planes;
-            if (bits == 8) {
-                p[64 * quad + lane] = static_cast<uint8_t>(code);
-                continue;
+    constexpr int kQuads = kTileInputs / 4;
+    using Vector = uint32_t[kTileRows];
+    Vector quads[kQuads], plane;
+    for (int r = 0; r < kTileRows; r++)
+        for (int t = 0; t < kQuads; t++) std::memcpy(&quads[t][r], rows[r].codes + 4 * t, 4);
+    const auto write = [&](const Vector &v) {
+        std::memcpy(out, v, sizeof v);
+        out += sizeof v;
+    };
+    // Vectors of fields of `width` bits, taken from bit `shift` of each code: vector v holds the quads first(v), first(v) + step, …
+    const auto write_plane = [&](int width, int shift, int vectors, int next_vector, int step) {
+        const uint32_t mask = ((1u << width) - 1) * 0x01010101u;
+        for (int v = 0; v < vectors; v++) {
+            for (uint32_t &x : plane) x = 0;
+            for (int j = 0; j < 8 / width; j++) {
+                const Vector &q = quads[v * next_vector + j * step];
+                for (int r = 0; r < kTileRows; r++) plane[r] |= (q[r] >> shift & mask) << (width * j);
             }
-            if (bits >= 4) {
-                p[64 * (quad % 4) + lane] |= static_cast<uint8_t>((code & 15) << (quad / 4 * 4));
-                code >>= 4;
-                p += 256;
-            }
-            if (bits % 4 >= 2) {
-                p[64 * (quad / 4) + lane] |= static_cast<uint8_t>((code & 3) << (quad % 4 * 2));
-                code >>= 2;
-                p += 128;
-            }
-            if (bits % 2) p[lane] |= static_cast<uint8_t>((code & 1) << quad);
+            write(plane);
         }
+    };
+    if (bits == 8) {
+        for (const Vector &q : quads) write(q);
+        return;
     }
+    if (bits >= 4) write_plane(4, 0, 4, 1, 4);
+    if (bits % 4 >= 2) write_plane(2, bits / 4 * 4, 2, 4, 1);
+    if (bits % 2) write_plane(1, bits - 1, 1, 0, 1);
 }
 
 void write_u16(uint8_t *p, uint16_t x) { std::memcpy(p, &x, 2); }

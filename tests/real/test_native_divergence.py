@@ -1,7 +1,8 @@
 """What the native backend's roundings cost on real models: its KL divergence to float32 on the same file, beside llama.cpp's own.
 
 The protocol is llama-perplexity's: chunks of 512 tokens of wikitext-2, the second half of each; KL(float32 ‖ rounded) in nats, the mean
-over tokens. Float32 is the reference backend, whose perplexity is that of llama.cpp on the file decoded to float32 (test_against_llama_cpp.py).
+over tokens. Float32 is the reference backend, whose perplexity is that of llama.cpp on the file decoded to float32
+(test_against_llama_cpp.py).
 """
 
 from collections.abc import Callable

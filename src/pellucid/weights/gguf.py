@@ -13,6 +13,7 @@ tensor by its name, never writes to the file, and never copies a tensor's bytes.
 import math
 import mmap
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise, repeat
@@ -57,13 +58,14 @@ class TensorInfo:
 class GGUFFile:
     """An open GGUF file. Tensors are views of the memory map, which stays mapped until the last of them is gone, even after `close`."""
 
-    def __init__(self, path: Path, version: int, metadata: Metadata, tensors: Mapping[str, TensorInfo], data: NDArray[np.uint8]) -> None:
+    def __init__(self, path: Path, version: int, metadata: Metadata, tensors: Mapping[str, TensorInfo], buffer: mmap.mmap) -> None:
         """Use `GGUFFile.open`."""
         self.path = path
         self.version = version
         self.metadata = metadata
         self.tensors = tensors
-        self._data: NDArray[np.uint8] | None = data  # the whole file
+        self._buffer = buffer
+        self._data: NDArray[np.uint8] | None = np.frombuffer(buffer, np.uint8)  # the whole file
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -80,7 +82,7 @@ class GGUFFile:
         if parts > 1:
             raise UnsupportedError(f"{path} is one of the {parts} parts of a split model; merge them into one file first")
         tensors = _read_tensors(cursor, num_tensors, alignment)
-        return cls(path, version, metadata, tensors, np.frombuffer(buffer, np.uint8))
+        return cls(path, version, metadata, tensors, buffer)
 
     def tensor(self, name: str) -> HostTensor:
         """The bytes of one tensor, in place."""
@@ -90,6 +92,15 @@ class GGUFFile:
             raise FormatError(f"{self.path}: there is no tensor {name!r}")
         info = self.tensors[name]
         return host_tensor(info.format, info.shape, self._data[info.offset : info.offset + info.nbytes])
+
+    def release(self, name: str) -> None:
+        """Give back the memory that a tensor's pages take. Whoever still reads it gets them from the page cache again."""
+        if sys.platform == "linux" and self._data is not None:
+            info, page = self.tensors[name], mmap.PAGESIZE
+            start = -(-info.offset // page) * page  # whole pages, none of which a neighbour shares
+            stop = (info.offset + info.nbytes) // page * page
+            if start < stop:
+                self._buffer.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def close(self) -> None:
         """Let go of the file: no further tensors. Those that were handed out, and the metadata, stay readable."""

@@ -47,7 +47,10 @@ class GGUFCheckpoint:
         return self.gguf.metadata
 
     def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        return read_plan(self._plan, self.gguf.tensor)
+        """Each parameter in turn; when the next is asked for, the pages of the last are given back: what is loaded is not held twice."""
+        for (_, recipe), parameter in zip(self._plan, read_plan(self._plan, self.gguf.tensor), strict=True):
+            yield parameter
+            self.gguf.release(recipe.source)
 
     def close(self) -> None:
         self.gguf.close()
