@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from pellucid import LLM, SamplingParams
 
@@ -31,7 +32,7 @@ def decode(path: Path, threads: int, steps: int, engines: int = 1, busy: int = 0
     for process in running:
         assert process.stdout is not None
         process.stdout.readline()  # it is loaded
-    neighbours = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    neighbours: list[subprocess.Popen[Any]] = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
     try:
         for process in running:
             assert process.stdin is not None
@@ -39,9 +40,9 @@ def decode(path: Path, threads: int, steps: int, engines: int = 1, busy: int = 0
             process.stdin.flush()
         return statistics.mean(float(process.communicate()[0]) for process in running)
     finally:
-        for process in (*neighbours, *running):
-            process.kill()
-            process.wait()
+        for other in [*neighbours, *running]:
+            other.kill()
+            other.wait()
 
 
 def alone_with(path: Path, threads: int, steps: int) -> None:
