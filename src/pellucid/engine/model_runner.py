@@ -131,7 +131,7 @@ class ModelRunner:
         if not drawing:
             return
         requests = [rows[i].scheduled.request for i in drawing]
-        chosen_from = logits[last[drawing]]  # [rows that sample, V]
+        chosen_from = logits if len(drawing) == len(logits) else logits[last[drawing]]  # [rows that sample, V]; whole, without a copy
         for request, token in zip(requests, sample(chosen_from, [_sampling_row(r) for r in requests]), strict=True):
             if isinstance(token, PellucidError):
                 result.errors[request.request_id] = token
