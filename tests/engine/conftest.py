@@ -1,5 +1,6 @@
 """A tiny model that the engine tests run whole: a random two-layer Llama with a byte-level vocabulary and a chat template."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,8 @@ def _byte_tokens() -> list[str]:
     return [chr(b) if b in plain else chr(next(shifted)) for b in range(256)]
 
 
-@pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The path of the file. Token id = byte value for the first 256; the special tokens follow."""
+def write_tiny(path: Path, architecture: str = "llama", context: int = CONTEXT, windows: Sequence[int] = ()) -> Path:
+    """A tiny random model. Token id = byte value for the first 256; the special tokens follow. `windows`: 0 for a layer that sees all."""
     tokens = [*_byte_tokens(), *SPECIAL, "th"]
     rng = np.random.default_rng(0)
     d = HIDDEN // HEADS
@@ -34,11 +34,13 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def random(*shape: int) -> np.ndarray:
         return rng.normal(0, 2 / shape[-1] ** 0.5, shape).astype(np.float32)
 
+    norms = {"attn_norm": HIDDEN, "ffn_norm": HIDDEN}
+    if architecture == "gemma3":
+        norms |= {"post_attention_norm": HIDDEN, "post_ffw_norm": HIDDEN, "attn_q_norm": d, "attn_k_norm": d}
     arrays = {"token_embd.weight": random(len(tokens), HIDDEN), "output_norm.weight": np.ones(HIDDEN, np.float32)}
-    for i in range(LAYERS):
+    for i in range(len(windows) or LAYERS):
+        arrays |= {f"blk.{i}.{norm}.weight": np.ones(size, np.float32) for norm, size in norms.items()}
         arrays |= {
-            f"blk.{i}.attn_norm.weight": np.ones(HIDDEN, np.float32),
-            f"blk.{i}.ffn_norm.weight": np.ones(HIDDEN, np.float32),
             f"blk.{i}.attn_q.weight": random(HEADS * d, HIDDEN),
             f"blk.{i}.attn_k.weight": random(KV_HEADS * d, HIDDEN),
             f"blk.{i}.attn_v.weight": random(KV_HEADS * d, HIDDEN),
@@ -47,18 +49,25 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"blk.{i}.ffn_up.weight": random(FFN, HIDDEN),
             f"blk.{i}.ffn_down.weight": random(HIDDEN, FFN),
         }
+    shape: dict[str, object] = {
+        "context_length": context,
+        "embedding_length": HIDDEN,
+        "block_count": len(windows) or LAYERS,
+        "feed_forward_length": FFN,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.key_length": d,
+        "attention.value_length": d,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": d,
+        "rope.freq_base": 10000.0,
+        "vocab_size": len(tokens),
+    }
+    if any(windows):
+        shape |= {"attention.sliding_window": max(windows), "attention.sliding_window_pattern": [w > 0 for w in windows]}
     metadata = {
-        "general.architecture": "llama",
-        "llama.context_length": CONTEXT,
-        "llama.embedding_length": HIDDEN,
-        "llama.block_count": LAYERS,
-        "llama.feed_forward_length": FFN,
-        "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV_HEADS,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.dimension_count": d,
-        "llama.rope.freq_base": 10000.0,
-        "llama.vocab_size": len(tokens),
+        "general.architecture": architecture,
+        **{f"{architecture}.{key}": value for key, value in shape.items()},
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
@@ -69,9 +78,14 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": TEMPLATE,
     }
-    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
     write_gguf(path, metadata, ((name, encode_dense(array)) for name, array in arrays.items()))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of the tiny Llama."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session", params=["native", "reference"])

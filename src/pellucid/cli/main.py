@@ -27,6 +27,7 @@ from .options import DEBUG, debug_option
 from .perplexity import perplexity
 from .run import run
 from .terminal import one_line
+from .verify import verify
 
 __all__ = ["main"]
 
@@ -116,5 +117,5 @@ def main() -> None:
     """
 
 
-for _command in (run, chat, batch, pull, models, inspect, perplexity):
+for _command in (run, chat, batch, pull, models, inspect, perplexity, verify):
     main.add_command(_command)

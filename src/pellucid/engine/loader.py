@@ -4,6 +4,8 @@ One idea: everything that can be refused is refused before the weights are loade
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +27,7 @@ from .core import EngineCore
 from .memory import available_memory
 from .model_runner import ModelRunner
 
-__all__ = ["Engine", "build_engine", "load_engine", "plan_kv_cache"]
+__all__ = ["Engine", "OpenModel", "build_engine", "load_engine", "open_model", "plan_kv_cache"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -50,18 +52,64 @@ def load_engine(model: str | Path, config: EngineConfig, *, cache_dir: Path | No
 
 def build_engine(path: Path, config: EngineConfig) -> Engine:
     """Load the model at `path`. Raises a PellucidError that says what is wrong, before memory is taken where that can be known."""
-    backend = get_backend(config.backend, isa=config.isa, threads=config.threads)
+    with open_model(path) as model:
+        return model.build_engine(config)
+
+
+@contextmanager
+def open_model(path: Path) -> Iterator["OpenModel"]:
+    """Open the model at `path`, to build any number of engines from it. Engines outlive it."""
     with open_checkpoint(path) as checkpoint:
-        model_config = checkpoint.config
-        weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
-        dtypes = choose_kv_dtypes(config.kv_cache_dtype, backend.kv_dtypes)
-        token_bytes = backend.kv_token_bytes(model_config.num_kv_heads, model_config.head_dim, *dtypes)
-        layout = build_layout(model_config, config.block_size, token_bytes, dtypes)
-        max_model_len, num_blocks = plan_kv_cache(model_config, config, layout, weight_bytes, available_memory())
         tokenizer = load_tokenizer(checkpoint.tokenizer_source)
-        if tokenizer.vocab_size > model_config.vocab_size:
-            raise ConfigError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model_config.vocab_size}")
-        weights = _load_weights(backend, checkpoint)
+        if tokenizer.vocab_size > checkpoint.config.vocab_size:
+            raise ConfigError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab_size}")
+        yield OpenModel(path, checkpoint, tokenizer)
+
+
+class OpenModel:
+    """A checkpoint and its tokenizer. Its weights are loaded for the first engine, and shared by all."""
+
+    def __init__(self, path: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+        self.path = path
+        self.model_config = checkpoint.config
+        self.tokenizer = tokenizer
+        self._checkpoint = checkpoint
+        self._available = available_memory()
+        self._weights: dict[str, dict[str, Tensor]] = {}  # by backend, whatever its threads and its instruction set
+
+    def layout(self, config: EngineConfig) -> KVLayout:
+        """The shape of the KV cache of an engine."""
+        return self._layout(get_backend(config.backend, isa=config.isa, threads=config.threads), config)
+
+    def _layout(self, backend: Backend, config: EngineConfig) -> KVLayout:
+        dtypes = choose_kv_dtypes(config.kv_cache_dtype, backend.kv_dtypes)
+        token_bytes = backend.kv_token_bytes(self.model_config.num_kv_heads, self.model_config.head_dim, *dtypes)
+        return build_layout(self.model_config, config.block_size, token_bytes, dtypes)
+
+    def build_engine(self, config: EngineConfig) -> Engine:
+        """An engine of its own, with its own cache. What cannot be had is refused before weights are loaded."""
+        backend = get_backend(config.backend, isa=config.isa, threads=config.threads)
+        layout = self._layout(backend, config)
+        weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in self._checkpoint.parameters())
+        max_model_len, num_blocks = plan_kv_cache(self.model_config, config, layout, weight_bytes, self._available)
+        if backend.name not in self._weights:
+            self._weights[backend.name] = {name: backend.load_weight(tensor) for name, tensor in self._checkpoint.parameters()}
+        core = _build_core(
+            self.model_config, self.tokenizer, config, backend, self._weights[backend.name], layout, max_model_len, num_blocks
+        )
+        return Engine(self.path, self.model_config, self.tokenizer, core)
+
+
+def _build_core(
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    backend: Backend,
+    weights: dict[str, Tensor],
+    layout: KVLayout,
+    max_model_len: int,
+    num_blocks: int,
+) -> EngineCore:
     num_slots = 0 if config.preemption == "recompute" else config.swap_space // layout.bytes_per_block
     storage = KVStorage(backend, layout, num_blocks, num_slots)
     forward = get_architecture(model_config.architecture).forward
@@ -87,7 +135,7 @@ def build_engine(path: Path, config: EngineConfig) -> Engine:
         max_waiting_requests=config.max_waiting_requests,
         max_waiting_tokens=config.max_waiting_tokens,
     )
-    return Engine(path, model_config, tokenizer, EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed))
+    return EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed)
 
 
 def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, weight_bytes: int, available: int) -> tuple[int, int]:
@@ -133,10 +181,6 @@ def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, we
 
 def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
-
-
-def _load_weights(backend: Backend, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    return {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
 
 
 def _size(num_bytes: int) -> str:

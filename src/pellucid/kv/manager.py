@@ -71,6 +71,11 @@ class KVCacheManager:
         """Blocks that no request holds."""
         return self._pool.num_available
 
+    @property
+    def num_loaded_blocks(self) -> int:
+        """Blocks that were brought back from the second memory, so far."""
+        return self._tree.num_loaded
+
     def capacity(self, chunk: int, at_most: int) -> int:
         """Tokens that one request alone may hold, up to `at_most`, computed `chunk` at a time."""
         return self.layout.tokens_in(self.num_blocks, chunk, at_most)
@@ -153,22 +158,28 @@ class KVCacheManager:
         return True
 
     def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
-        """Copy-on-write: the hit ends inside somebody's block, so the request goes on in a copy of it."""
-        node.locks += 1  # what is read here must not go to make room for the copy
-        sources = _blocks((node, column))
-        for block in sources:
+        """Copy-on-write: the hit ends inside somebody's block, so the request goes on in a copy of it.
+
+        What is read here must not go to make room for the copy: a block is shared for so long, a slot's node locked. No more than that is
+        kept: what follows in the same edge may be the only thing that can go.
+        """
+        is_saved = node.slots is not None
+        sources = [row[column] for row in node.slots or node.blocks]
+        node.locks += is_saved
+        for block in [] if is_saved else sources:
             self._pool.share(block)
-        for g, target in enumerate(self._take(len(held.tables))):
-            if node.slots is None:
-                self._tree.ops.append(BlockOp("copy", node.blocks[g][column], target))
-            else:
-                self._tree.ops.append(BlockOp("load", node.slots[g][column], target))
-            held.tables[g].append(target)
-        for block in sources:
-            self._pool.release(block)
-            self._tree.rest(block)
-        node.locks -= 1
         self._tree.touch(node)
+        targets = self._take(len(held.tables))
+        for table, target in zip(held.tables, targets, strict=True):
+            table.append(target)
+        if is_saved:
+            node.locks -= 1
+            self._tree.load(list(zip(sources, targets, strict=True)))
+        else:
+            self._tree.ops += [BlockOp("copy", source, target) for source, target in zip(sources, targets, strict=True)]
+            for block in sources:
+                self._pool.release(block)
+                self._tree.rest(block)
 
     # ---- running
 

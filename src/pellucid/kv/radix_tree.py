@@ -69,6 +69,7 @@ class RadixTree:
     ) -> None:
         self.ops: list[BlockOp] = []
         self.num_evicted = 0  # blocks
+        self.num_loaded = 0  # blocks that came back from the tier
         self._pool = pool
         self._saving_pays = saving_pays  # asked whenever an edge must go
         self._windowed = windowed  # per group
@@ -382,11 +383,16 @@ class RadixTree:
             heapq.heappush(self._slot_heap, entry)
         return found
 
+    def load(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Copy slots of the tier into blocks, which the caller holds: (slot, block)."""
+        self.ops += [BlockOp("load", slot, block) for slot, block in moves]
+        self.num_loaded += len(moves)
+
     def promote(self, node: Node, blocks: list[list[int]]) -> None:
         """Bring a node back from the tier into `blocks`, which the caller holds; a HOLE leaves out what nobody will read."""
         assert node.slots is not None
         for slots, row in zip(node.slots, blocks, strict=True):
-            self.ops += [BlockOp("load", slot, block) for slot, block in zip(slots, row, strict=True) if block != HOLE]
+            self.load([(slot, block) for slot, block in zip(slots, row, strict=True) if block != HOLE])
         self._free_slots += [slot for row in node.slots for slot in row if slot != HOLE]
         node.slots, node.blocks = None, [list(row) for row in blocks]
         self._take_over(node, blocks)

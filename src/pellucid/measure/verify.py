@@ -1,0 +1,239 @@
+"""Whether the engine is exact on a model and a machine: the same requests under many settings must give the same bits.
+
+One idea: everything that an engine does beside computing (batching, chunks, blocks, shared prefixes, preemption, threads) is a way to
+arrange the same arithmetic, so none of it may change an answer. A few requests run one at a time, without a cache and on one thread; then
+under every setting, and their tokens and logprobs are compared by `==`, so to the bit. It is law 1 of docs/design.md, on your own model.
+
+The settings are not every combination: a base, each factor varied alone, and a few that combine what is worst. A setting that is there to
+preempt, to hit or to swap, and did not, has shown nothing, and counts as a failure too.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from ..config import EngineConfig
+from ..engine.loader import Engine, OpenModel
+from ..engine.prompts import TokenizedPrompt
+from ..errors import ConfigError
+from ..request import LogprobsOnePosition, RequestOutput, SamplingParams
+
+__all__ = ["PLAIN", "SETTINGS", "Outcome", "Probe", "Setting", "Verification", "build_probes"]
+
+MAX_OUTPUT = 24  # tokens
+LONGEST_PROMPT = 200
+_STAGGER = 3  # steps between two arrivals
+_Rows: TypeAlias = Sequence[LogprobsOnePosition | None] | None
+
+TEXT = """A lighthouse keeper once wrote that the sea has no habits, only moods. He kept a book in which he noted, every evening, the
+colour of the water, the height of the waves and the number of ships that passed, and after thirty years he read it from the
+first page to the last. He found that no two days had been alike, yet each of them could have been foretold from the one
+before, if only he had looked at the right things: the wind at noon, the birds, the sound of the stones. So he began a second
+book. In it he wrote down what he expected the next morning to be, and beside it, a day later, what it was. At first he was
+wrong as often as a coin would be. Then he learned to leave out what did not matter. The moon mattered a little; the ships
+did not. In the third winter he was right for forty days in a row, and on the forty-first a storm came that he had not seen.
+He did not close the book. "What I know of the sea," he wrote, "is a short list of what it depends on, and all the rest is
+arithmetic." Import sums; check the totals: 12, 48, 7.5 and 1,024 make 1,091.5; def tide(hour): return height * cos(hour)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One request that every setting runs."""
+
+    name: str
+    token_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A way to run the probes."""
+
+    name: str
+    arrivals: Literal["alone", "together", "staggered"] = "together"
+    chunk: int = 512  # max_num_batched_tokens
+    block_size: int = 16
+    threads: int | None = None
+    cache: bool = True
+    passes: int = 1  # the last one is compared: it hits what those before it left
+    preemption: Literal["recompute", "swap"] | None = None  # the KV cache holds the longest request and no more
+
+
+PLAIN = Setting(name="one at a time, no cache, 1 thread", arrivals="alone", threads=1, cache=False)
+SETTINGS = (
+    Setting(name="together"),
+    Setting(name="one at a time", arrivals="alone"),
+    Setting(name="staggered", arrivals="staggered"),
+    Setting(name="chunks of 64", chunk=64),
+    Setting(name="chunks of 16", chunk=16),
+    Setting(name="no prefix cache", cache=False),
+    Setting(name="a second pass", passes=2),
+    Setting(name="1 thread", threads=1),
+    Setting(name="2 threads", threads=2),
+    Setting(name="blocks of 32", block_size=32),
+    Setting(name="blocks of 64", block_size=64),
+    Setting(name="preempted, recomputed", chunk=64, preemption="recompute"),
+    Setting(name="preempted, swapped", chunk=64, preemption="swap"),
+    Setting(name="worst: chunks of 16, staggered, swapped, 2 passes", chunk=16, arrivals="staggered", preemption="swap", passes=2),
+    Setting(name="worst: chunks of 64, recomputed, no cache, 1 thread", chunk=64, preemption="recompute", cache=False, threads=1),
+    Setting(name="worst: chunks of 16, blocks of 32, swapped, 2 passes", chunk=16, block_size=32, preemption="swap", passes=2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a setting gave."""
+
+    setting: Setting
+    num_requests: int
+    num_tokens: int  # of the answers
+    num_preemptions: int
+    num_cached_tokens: int
+    num_loaded_blocks: int  # that came back from the second memory
+    seconds: float
+    difference: str | None  # the first; None: identical
+    missing: str | None  # what the setting was there for, and did not happen
+
+    @property
+    def is_proven(self) -> bool:
+        """True where the setting did what it is there for, and changed nothing."""
+        return self.difference is None and self.missing is None
+
+
+class Verification:
+    """The probes of a model and what they give when they are run plainly; each setting is held to that."""
+
+    def __init__(self, model: OpenModel, isa: str | None = None) -> None:
+        self._model = model
+        self._isa = isa
+        self.probes = build_probes(model)
+        self._longest = max(len(probe.token_ids) for probe in self.probes) + MAX_OUTPUT
+        self._expected, _, self.seconds = self._run(PLAIN)
+
+    def run(self, settings: Sequence[Setting] = SETTINGS) -> Iterator[Outcome]:
+        """Run each setting and compare."""
+        for setting in settings:
+            outputs, engine, seconds = self._run(setting)
+            scheduler = engine.core.scheduler
+            yield Outcome(
+                setting,
+                len(outputs),
+                sum(len(completion.token_ids) for output in outputs for completion in output.outputs),
+                scheduler.num_preemptions,
+                scheduler.num_cached_tokens,
+                scheduler.kv.num_loaded_blocks,
+                seconds,
+                next(filter(None, map(_difference, self.probes, outputs, self._expected)), None),
+                _missing(setting, engine),
+            )
+
+    def _run(self, setting: Setting) -> tuple[list[RequestOutput], Engine, float]:
+        engine = self._model.build_engine(self._config(setting))
+        start = time.perf_counter()
+        for _ in range(setting.passes):
+            outputs = _run_pass(engine, self.probes, setting)
+        return outputs, engine, time.perf_counter() - start
+
+    def _config(self, setting: Setting) -> EngineConfig:
+        config = EngineConfig(
+            max_model_len=self._longest,
+            max_num_batched_tokens=setting.chunk,
+            block_size=setting.block_size,
+            enable_prefix_caching=setting.cache,
+            preemption=setting.preemption or "recompute",
+            threads=setting.threads,
+            isa=self._isa,
+        )
+        layout = self._model.layout(config)
+        blocks = layout.blocks_for(self._longest, setting.chunk) * (1 if setting.preemption else 2 * len(self.probes))
+        return replace(config, kv_cache_memory=blocks * layout.bytes_per_block, swap_space=64 * blocks * layout.bytes_per_block)
+
+
+def build_probes(model: OpenModel) -> list[Probe]:
+    """Prompts that share prefixes and that do not, from 5 tokens to 200 or what the context holds; greedy, and drawn in many ways."""
+    longest = min(LONGEST_PROMPT, model.model_config.max_position_embeddings - MAX_OUTPUT)
+    if longest < 64:
+        raise ConfigError(
+            f"the model was made for {model.model_config.max_position_embeddings} tokens; to verify it takes at least {64 + MAX_OUTPUT}"
+        )
+    tokens = model.tokenizer.encode(TEXT)
+    tokens = tokens * (1 + 2 * longest // len(tokens))
+    text, other = tokens[:longest], tokens[longest : 2 * longest]
+
+    def probe(name: str, token_ids: list[int], **params: object) -> Probe:
+        shape = SamplingParams(max_tokens=MAX_OUTPUT, logprobs=3, ignore_eos=True, seed=len(token_ids), **params)  # type: ignore[arg-type]
+        return Probe(f"{name}, {len(token_ids)} tokens", token_ids, shape)
+
+    half = longest // 2
+    return [
+        probe("greedy", text, temperature=0),
+        probe("greedy, short", text[:5], temperature=0),
+        probe("drawn, with a shared prefix", text[: half + 20] + other[:9], temperature=1.0, top_p=0.95),
+        probe("drawn, a prefix of another", text[:half], temperature=1.2),
+        probe("greedy, with penalties", other[:33], temperature=0, repetition_penalty=1.1, presence_penalty=0.3),
+        probe("drawn twice", other[:48], temperature=0.9, top_k=40, n=2),
+        probe("greedy, prompt scored", text[:30] + other[:17], temperature=0, prompt_logprobs=2),
+        probe("drawn, the same prompt", text, temperature=0.8, min_p=0.02),
+    ]
+
+
+def _run_pass(engine: Engine, probes: Sequence[Probe], setting: Setting) -> list[RequestOutput]:
+    core = engine.core
+    done: dict[str, RequestOutput] = {}
+    most_steps = {"alone": None, "together": 0, "staggered": _STAGGER}[setting.arrivals]  # before the next arrives
+
+    def step(most: int | None) -> None:
+        while core.has_unfinished and most != 0:
+            done.update((output.request_id, output) for output in core.step() if output.finished)
+            most = None if most is None else most - 1
+
+    for i, probe in enumerate(probes):
+        core.add_request(str(i), TokenizedPrompt(probe.token_ids, None), replace(probe.params))
+        step(most_steps)
+    step(None)
+    return [done[str(i)] for i in range(len(probes))]
+
+
+def _missing(setting: Setting, engine: Engine) -> str | None:
+    scheduler = engine.core.scheduler
+    resumed = {event.request_id for event in scheduler.events if event.kind == "resume"}
+    preempted = {event.request_id for event in scheduler.events if event.kind == "preempt"}
+    if setting.preemption and not (scheduler.num_preemptions and resumed == preempted):
+        return "nobody was preempted"
+    if setting.preemption == "swap" and not scheduler.kv.num_loaded_blocks:
+        return "nothing was swapped"
+    if setting.cache and not scheduler.num_cached_tokens:
+        return "no prefix was hit"
+    return None
+
+
+def _difference(probe: Probe, found: RequestOutput, expected: RequestOutput) -> str | None:
+    """The first thing that is not the same, in words."""
+    rows: list[tuple[str, list[int], _Rows, list[int], _Rows]] = [
+        ("prompt", expected.prompt_token_ids, expected.prompt_logprobs, found.prompt_token_ids, found.prompt_logprobs)
+    ]
+    rows += [("output", e.token_ids, e.logprobs, f.token_ids, f.logprobs) for e, f in zip(expected.outputs, found.outputs, strict=True)]
+    for part, tokens, logprobs, found_tokens, found_logprobs in rows:
+        for i, (token, found_token) in enumerate(zip(tokens, found_tokens, strict=False)):
+            if token != found_token:
+                return f"{probe.name}: {part} token {i} is {found_token}, not {token}"
+            row = _row_difference((logprobs or [])[i : i + 1], (found_logprobs or [])[i : i + 1])
+            if row is not None:
+                return f"{probe.name}: {part} token {i}: {row}"
+        if len(tokens) != len(found_tokens) or len(logprobs or []) != len(found_logprobs or []):
+            return f"{probe.name}: {len(found_tokens)} {part} tokens, not {len(tokens)}"
+    return None
+
+
+def _row_difference(expected: Sequence[LogprobsOnePosition | None], found: Sequence[LogprobsOnePosition | None]) -> str | None:
+    for row, found_row in zip(expected, found, strict=False):
+        if (row is None) != (found_row is None):
+            return f"logprobs are {'missing' if found_row is None else 'there, and should not be'}"
+        for token, logprob in (row or {}).items():
+            other = (found_row or {}).get(token)
+            if other is None:
+                return f"candidate {token} is missing"
+            if (other.logprob, other.rank) != (logprob.logprob, logprob.rank):
+                return f"the logprob of {token} is {other.logprob!r}, not {logprob.logprob!r}"
+    return None
