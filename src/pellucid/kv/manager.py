@@ -59,6 +59,7 @@ class KVCacheManager:
         self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
         windowed = [group.window is not None for group in layout.groups]
+        self._windowed = any(windowed)
         self._tree = RadixTree(self._pool, windowed, layout.block_size, num_slots, saving_pays)
         self._held: dict[str, _Held] = {}  # by request_id
 
@@ -187,7 +188,10 @@ class KVCacheManager:
         """Make room for the next num_new_tokens of a running request: all of them and True, or nothing and False."""
         held = self._held[request.request_id]
         stop = request.num_computed_tokens + num_new_tokens
-        self._leave_behind(held, request.num_computed_tokens)
+        if self._windowed:
+            self._leave_behind(held, request.num_computed_tokens)
+        if stop <= len(held.tables[0]) * self.layout.block_size:  # the usual case of one that decodes: its last block has room
+            return True
         if self._missing(held, stop) > self._pool.num_available:
             return False
         self._grow(held, stop)
@@ -228,11 +232,11 @@ class KVCacheManager:
 
     def publish(self, request: Request) -> None:
         """Let others hit what was computed: full blocks; and once the prompt is done its last block too, to be copied from."""
-        held = self._held[request.request_id]
         if not self.enable_prefix_caching:
             return
+        held = self._held[request.request_id]
         computed = request.num_computed_tokens
-        if computed // self.layout.block_size * self.layout.block_size > held.num_published:
+        if computed - held.num_published >= self.layout.block_size:
             self._publish_blocks(held, request)
         if computed == request.num_prompt_tokens:
             self._publish_tail(held, request)

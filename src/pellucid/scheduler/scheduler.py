@@ -126,8 +126,8 @@ class Scheduler:
         i = 0
         while i < len(self.running) and left:
             request = self.running[i]
-            decoding -= _is_decoding(request)
             todo = request.num_tokens - request.num_computed_tokens
+            decoding -= todo == 1
             count = min(todo, left if todo == 1 else left - decoding)
             if count < 1:
                 i += 1
