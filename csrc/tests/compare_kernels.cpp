@@ -159,7 +159,7 @@ void compare_linear(const Kernels &k) {
     for (Format format : formats) {
         const std::string name = "linear, ggml type " + std::to_string(static_cast<int>(format));
         const bool dense = tile_format(format).bits == 0;
-        const size_t outputs = 43, inputs = dense ? 75 : tile_format(format).file_inputs == 32 ? 544 : 512, most = 29;
+        const size_t outputs = 43, inputs = dense ? 75 : tile_format(format).file_inputs == 32 ? 544 : 512, most = 71;
         const Floats bias = random_floats(outputs);
         for (bool exact : {false, true}) {
             const Matrix m = random_matrix(format, outputs, inputs, exact);
@@ -169,7 +169,7 @@ void compare_linear(const Kernels &k) {
             if (exact && !dense)
                 check(same(linear(k, m, a, 0, most, nullptr), linear(*kernels_portable(), m, a, 0, most, nullptr)),
                       name + ": other bits than the portable kernels, where nothing is rounded");
-            for (size_t tokens : {1, 2, 3, 4, 5, 7, 8, 12, 17}) {
+            for (size_t tokens : {1, 2, 3, 4, 5, 7, 8, 12, 17, 64, 65}) {
                 const size_t first = most - tokens;
                 check(same(linear(k, m, a, first, tokens, bias.data()).data(), all.data() + first * outputs, tokens * outputs),
                       name + ": other bits with " + std::to_string(tokens) + " tokens than with " + std::to_string(most));

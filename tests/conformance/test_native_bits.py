@@ -51,14 +51,14 @@ def test_a_linear_row_is_the_same_bits_in_every_batch_on_every_number_of_threads
     rng = np.random.default_rng(outputs)
     columns = 71 if FORMATS[format].block_size == 1 else max(96, 2 * FORMATS[format].block_size)
     matrix = random_weight(rng, (outputs, columns), format)
-    bias, rows = (rng.normal(size=shape).astype(np.float32) for shape in (outputs, (40, columns)))
+    bias, rows = (rng.normal(size=shape).astype(np.float32) for shape in (outputs, (80, columns)))
     rows[7] *= 1e3
     runs = [_linear(backend(isa, threads), matrix, bias, rows) for threads in THREADS]
-    alone = np.concatenate([runs[0](plain_batch([i])) for i in range(40)])
+    alone = np.concatenate([runs[0](plain_batch([i])) for i in range(80)])
     assert np.abs(alone).max() > 0
     for threads, run in zip(THREADS, runs, strict=True):
-        for n in range(2, 41) if threads == 1 else (1, 2, 3, 5, 8, 13, 17, 31, 40):
-            chosen = rng.permutation(40)[:n]
+        for n in (*range(2, 41), 64, 65, 66, 80) if threads == 1 else (1, 2, 3, 5, 8, 13, 17, 31, 40, 65, 80):
+            chosen = rng.permutation(80)[:n]
             assert np.array_equal(run(plain_batch(chosen.tolist())), alone[chosen]), (threads, n)
 
 
