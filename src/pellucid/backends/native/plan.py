@@ -20,6 +20,9 @@ BY_ROWS = {
     Op.EMBED, Op.QUANTIZE, Op.RMS_NORM, Op.LAYER_NORM, Op.ADD, Op.SILU_MUL, Op.GELU_MUL, Op.SOFTCAP, Op.ROPE_ANGLES, Op.ROPE, Op.KV_WRITE,
 }  # fmt: skip
 
+# For so many entries a place that has become free is left alone: to write where others have just read would need a barrier of its own.
+REST = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -50,8 +53,11 @@ def build_plan(entries: list[Entry], result: Symbol) -> Plan:
     buffers: list[Placement] = []
     index: dict[Symbol, int] = {}
     free: list[tuple[int, int]] = []  # (offset, size), by offset, never touching
+    resting: list[tuple[int, Placement]] = []  # places that nobody needs since entry …
     end = 0
     for i, entry in enumerate(entries):
+        while resting and resting[0][0] + REST < i:
+            _give(free, resting.pop(0)[1])
         if entry.output is not None and (storage := entry.output.storage) not in index:
             size = 0 if storage is output else bytes_per_row(storage)
             offset, end = _take(free, size, end)
@@ -59,7 +65,7 @@ def build_plan(entries: list[Entry], result: Symbol) -> Plan:
             buffers.append(Placement(offset, size, storage.width, storage.quantized, storage.logits_rows))
         for storage in {s.storage for s in _symbols(entry)}:
             if last_use[storage] == i and storage is not output:
-                _give(free, buffers[index[storage]].offset, buffers[index[storage]].size)
+                resting.append((i, buffers[index[storage]]))
     return Plan(buffers, index, _barriers(entries, buffers, index), end, index[output])
 
 
@@ -86,11 +92,9 @@ def _take(free: list[tuple[int, int]], size: int, end: int) -> tuple[int, int]:
     return end, end + size
 
 
-def _give(free: list[tuple[int, int]], offset: int, size: int) -> None:
-    if size == 0:
-        return
+def _give(free: list[tuple[int, int]], place: Placement) -> None:
     merged: list[tuple[int, int]] = []
-    for start, room in sorted([*free, (offset, size)]):
+    for start, room in sorted([*free, (place.offset, place.size)]):
         if merged and sum(merged[-1]) == start:
             merged[-1] = (merged[-1][0], merged[-1][1] + room)
         else:
