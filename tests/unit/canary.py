@@ -57,6 +57,8 @@ class CanaryRunner:
             target = self._slots if op.kind == "save" else self._blocks
             target[op.target] = list(source[op.source])
         for scheduled in step.requests:
+            if scheduled.num_scheduled_tokens < 1:
+                raise AssertionError(f"{scheduled.request.request_id} computes nothing, so there are no logits to draw from")
             self._write(scheduled)
         sampled = {}
         for scheduled in step.requests:

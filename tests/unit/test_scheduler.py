@@ -108,3 +108,24 @@ def test_a_request_is_ended_while_it_waits_while_it_runs_and_in_the_middle_of_a_
     assert scheduler.kv.num_available_blocks == 8
     scheduler.finish(inside, "stop")
     assert inside.finish_reason == "abort"
+
+
+def test_after_a_crash_a_request_that_goes_on_publishes_its_prefix_anew() -> None:
+    scheduler = _scheduler(num_blocks=32, budget=8, num_seqs=2)
+    survivor, crashed = _request("survivor", 8, max_tokens=8), _request("crashed", 20, cache_salt="b")
+    for request in (survivor, crashed):
+        scheduler.add(request)
+        step = scheduler.schedule()
+        scheduler.update(step, {s.request.request_id: len(survivor.output_token_ids) + 10 for s in step.requests if s.samples})
+    scheduler.finish(crashed, "error")
+    scheduler.kv.forget()
+    while not survivor.is_finished:
+        step = scheduler.schedule()
+        scheduler.update(step, {"survivor": len(survivor.output_token_ids) + 10})
+        scheduler.check_integrity()
+    again = _request("again", 8)
+    again.output_token_ids = list(survivor.output_token_ids)
+    assert scheduler.kv.lookup(again).num_tokens == 15
+    behind = _request("behind", 1)
+    behind.prompt_token_ids = survivor.output_token_ids[:7]
+    assert scheduler.kv.lookup(behind).num_tokens == 0

@@ -1,0 +1,82 @@
+"""Bugs to plant in the scheduler and the KV cache, one at a time: (what, file, source text, what it becomes). scripts/mutate plants each in
+a copy of the package and shows which test finds it, and how. A text that is no longer there is an error: the list is kept with the code.
+
+Two changes that nothing finds are not in it, because they change no answer: a preempted request that keeps its counter (admission sets it),
+and evicting a tail that its owner still holds (the tree forgets it, and loses a hit).
+"""
+
+MANAGER, TREE, POOL, LAYOUT = "kv/manager.py", "kv/radix_tree.py", "kv/block_pool.py", "kv/layout.py"
+SCHEDULER, WAITING = "scheduler/scheduler.py", "scheduler/waiting.py"
+
+MUTATIONS = [
+    (
+        "the last block of a request is not given back",
+        MANAGER,
+        ("            for block in table:\n                if block != HOLE:\n                    self._pool.release"),
+        ("            for block in table[:-1]:\n                if block != HOLE:\n                    self._pool.release"),
+    ),
+    ("a hit leaves nothing to compute", MANAGER, "limit = request.num_tokens - 1", "limit = request.num_tokens"),
+    ("a window is freed one token early", LAYOUT, "num_computed_tokens - self.window + 1)", "num_computed_tokens - self.window + 2)"),
+    (
+        "a hit needs one token of the window less",
+        MANAGER,
+        "first = self.layout.groups[group].first_needed(length, size)",
+        "first = self.layout.groups[group].first_needed(length + 1, size)",
+    ),
+    ("a salt is ignored", MANAGER, 'f"salt {request.cache_salt}"', '"salt"'),
+    ("copy-on-write without the copy", MANAGER, 'BlockOp("copy", source, target)', 'BlockOp("copy", target, target)'),
+    (
+        "a block that is not full is published as full",
+        MANAGER,
+        "stop = request.num_computed_tokens // size * size",
+        "stop = -(-request.num_computed_tokens // size) * size",
+    ),
+    (
+        "a partial match is one token too long",
+        TREE,
+        "            if same > most:\n                partial, most = (candidate, column), same",
+        ("            if same > most:\n                partial, most = (candidate, column), min(same + 1, len(rest))"),
+    ),
+    ("blocks of the tier are not loaded", TREE, 'self.ops += [BlockOp("load", slot, block) for slot, block in moves]', "pass"),
+    ("blocks of the tier are not saved", TREE, 'self.ops.append(BlockOp("save", block, slot))', "pass"),
+    (
+        "a slot of the tier is free while it is full",
+        TREE,
+        "        slot = self._free_slots.pop()\n",
+        "        slot = self._free_slots[-1]\n",
+    ),
+    (
+        "a node with children in memory is evicted",
+        TREE,
+        "if node.parent is None or node.locks or any(",
+        "if node.parent is None or node.locks or not any(",
+    ),
+    ("a duplicate is not given up", TREE, "                    self._pool.release(own)\n", ""),
+    (
+        "a split gives the lower part the upper blocks",
+        TREE,
+        "[row[columns:] for row in node.blocks], upper",
+        "[row[:columns] for row in node.blocks], upper",
+    ),
+    (
+        "an idle block is not counted",
+        POOL,
+        "        if self.is_idle(block):\n            self.num_idle += 1",
+        "        if False:\n            self.num_idle += 1",
+    ),
+    (
+        "forgetting keeps what was published",
+        MANAGER,
+        "held.node, held.num_published = self._tree.root(held.salt), 0",
+        "held.node = self._tree.root(held.salt)",
+    ),
+    ("the first in rank is preempted", SCHEDULER, "victim = self.running[-1]", "victim = self.running[0]"),
+    (
+        "the budget is overrun",
+        SCHEDULER,
+        "count = min(request.num_tokens - hit.num_tokens, left)",
+        "count = request.num_tokens - hit.num_tokens",
+    ),
+    ("more run than may", SCHEDULER, "len(self.running) < self.max_num_seqs", "len(self.running) <= self.max_num_seqs"),
+    ("the queue forgets its tokens", WAITING, "        self.num_tokens -= request.num_tokens\n", ""),
+]
