@@ -1,12 +1,16 @@
 """The native backend beside llama.cpp, on the same file, in one run: decode, decode far into a context, prefill, decode of many sequences.
 
-    scripts/bench peers MODEL.gguf … --llama-bench PATH [--llama-batched-bench PATH] [--runs 3] [--threads 2] [--isa ISA]
+    scripts/bench peers MODEL.gguf … [--llama-bench PATH] [--llama-batched-bench PATH] [--vllm-python PATH] [--openvino-python PATH]
+                        [--only SHAPE …] [--runs 3] [--threads 2] [--isa ISA]
 
 Each shape is measured A B A B: ours, llama.cpp, ours, …; each pair gives a ratio, and the median ratio stands with the least and the
 largest. llama.cpp runs with flash attention on and off in the first round; the better of the two is counted, and runs alone in the others.
 Both sides compute logits and choose no token, keep the cache in float16, and take prompts in chunks of 512 tokens. The decoding of many
 sequences is that of llama-batched-bench: prompts of 64 tokens, then 32 steps. Ours drives the backend with such batches directly.
-vLLM and OpenVINO read other files than these, and are not measured here.
+A peer that is not named is left out; with none, ours is measured alone. `--only` takes shapes by parts of their names.
+
+vLLM and OpenVINO GenAI run after that, by `peers_python.py` in the environments of the interpreters named: OpenVINO on the same file,
+vLLM on a model of the same shape with random weights in bfloat16 (Llama's and Qwen 2's architectures). They choose tokens greedily.
 
 Where anything else runs on the machine, put it behind with `chrt -r 10 scripts/bench peers …` (real-time priority, which llama.cpp
 inherits); then use no more threads than there are cores. The last line is JSON.
@@ -16,6 +20,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +32,7 @@ import numpy as np
 
 from pellucid.backends.registry import get_backend
 from pellucid.batch import AttentionMetadata, ForwardBatch
+from pellucid.config import ModelConfig
 from pellucid.kv.layout import build_layout
 from pellucid.kv.storage import KVStorage
 from pellucid.models.registry import get_architecture
@@ -95,9 +101,9 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """Its two programs, on one model."""
+    """Its two programs, on one model; a shape whose program is not named is not measured."""
 
-    bench: str
+    bench: str | None
     batched: str | None
     model: Path
     threads: int
@@ -122,6 +128,35 @@ class LlamaCpp:
         return float(run["avg_ts"])
 
 
+def vllm_config(config: ModelConfig) -> dict[str, Any]:
+    """config.json of a model of the same shape."""
+    names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+    return {
+        "architectures": [names[config.architecture]],
+        "model_type": config.architecture,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope.theta,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    }
+
+
+def python_peer(name: str, python: str, path: Path, threads: int) -> dict[str, float]:
+    """Tokens per second by shape, of one of peers_python's peers."""
+    script = Path(__file__).with_name("peers_python.py")
+    found: dict[str, float] = json.loads(_output([python, script, name, path, threads]).splitlines()[-1])
+    return found
+
+
 def _output(command: list[Any]) -> str:
     return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
 
@@ -132,39 +167,54 @@ class Shape:
 
     name: str
     ours: Callable[[], float]
-    theirs: Callable[[str], float]  # by whether flash attention is on
+    theirs: Callable[[str], float] | None  # by whether flash attention is on; None: that program is left out
 
 
 def shapes(ours: Ours, theirs: LlamaCpp) -> list[Shape]:
-    found = [
-        Shape("decode, 1 sequence", partial(ours.decode, 1, 0, DECODE), partial(theirs.decode, 0, DECODE)),
-        Shape(f"decode at {DEPTH}", partial(ours.decode, 1, DEPTH, DEEP_DECODE), partial(theirs.decode, DEPTH, DEEP_DECODE)),
+    alone: list[tuple[str, Callable[[], float], Callable[[str], float]]] = [
+        ("decode, 1 sequence", partial(ours.decode, 1, 0, DECODE), partial(theirs.decode, 0, DECODE)),
+        (f"decode at {DEPTH}", partial(ours.decode, 1, DEPTH, DEEP_DECODE), partial(theirs.decode, DEPTH, DEEP_DECODE)),
     ]
-    found += [Shape(f"prefill {n}", partial(ours.prefill, 1, n), partial(theirs.prefill, n)) for n in PROMPTS]
-    if theirs.batched is not None:
-        many = [partial(ours.decode, n, SEQUENCE_PROMPT, SEQUENCE_OUTPUT) for n in SEQUENCES]
-        found += [Shape(f"decode, {n} sequences", run, partial(theirs.decode_many, n)) for n, run in zip(SEQUENCES, many, strict=True)]
+    alone += [(f"prefill {n}", partial(ours.prefill, 1, n), partial(theirs.prefill, n)) for n in PROMPTS]
+    found = [Shape(name, run, peer if theirs.bench is not None else None) for name, run, peer in alone]
+    for n in SEQUENCES:
+        run = partial(ours.decode, n, SEQUENCE_PROMPT, SEQUENCE_OUTPUT)
+        found.append(Shape(f"decode, {n} sequences", run, partial(theirs.decode_many, n) if theirs.batched is not None else None))
     return found
 
 
 def measure(shape: Shape, runs: int) -> dict[str, Any]:
     """The shape's row: every run of both sides, and the ratios of the pairs."""
-    mine, peers, flash = [], [], ""
+    mine, peers, flash, tried = [], [], "", {}
     for i in range(runs):
         mine.append(shape.ours())
+        if shape.theirs is None:
+            continue
         if i == 0:
             tried = {choice: shape.theirs(choice) for choice in ("on", "off")}
             flash = max(tried, key=lambda choice: tried[choice])
         peers.append(tried[flash] if i == 0 else shape.theirs(flash))
-    ratios = [a / b for a, b in zip(mine, peers, strict=True)]
+    ratios = [a / b for a, b in zip(mine, peers, strict=True)] if peers else []
     return {"shape": shape.name, "pellucid": mine, "llama.cpp": peers, "flash_attention": flash, "first_round": tried, "ratios": ratios}
+
+
+def line(row: dict[str, Any]) -> str:
+    mine = f"{row['shape']:<22} {statistics.median(row['pellucid']):>10.1f}"
+    if not row["ratios"]:
+        return mine
+    peer, ratio = statistics.median(row["llama.cpp"]), statistics.median(row["ratios"])
+    spread = f"({min(row['ratios']):.2f} – {max(row['ratios']):.2f})"
+    return f"{mine} {peer:>10.1f} {row['flash_attention']:>4}   {ratio:>5.2f} {spread}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.gguf")
-    parser.add_argument("--llama-bench", metavar="PATH", required=True)
-    parser.add_argument("--llama-batched-bench", metavar="PATH", help="without it, one sequence at a time is all that is measured")
+    parser.add_argument("--llama-bench", metavar="PATH", help="without it, ours alone for one sequence")
+    parser.add_argument("--llama-batched-bench", metavar="PATH", help="without it, ours alone for many")
+    parser.add_argument("--vllm-python", metavar="PATH", help="the interpreter of an environment with vLLM for CPUs")
+    parser.add_argument("--openvino-python", metavar="PATH", help="the interpreter of an environment with OpenVINO GenAI")
+    parser.add_argument("--only", nargs="+", metavar="SHAPE", default=[""], help="parts of the names of shapes  [default: all]")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", help="of ours  [default: the best]")
@@ -178,11 +228,20 @@ def main() -> None:
         print(f"\n{path.name}, {args.threads} threads; tokens/s, medians of {args.runs}")
         print(f"{'':<22} {'pellucid':>10} {'llama.cpp':>10} {'-fa':>4}   ratio (least – largest)", flush=True)
         for shape in shapes(ours, theirs):
-            row = measure(shape, args.runs)
-            mine, peer, ratio = (statistics.median(row[key]) for key in ("pellucid", "llama.cpp", "ratios"))
-            spread = f"({min(row['ratios']):.2f} – {max(row['ratios']):.2f})"
-            print(f"{row['shape']:<22} {mine:>10.1f} {peer:>10.1f} {row['flash_attention']:>4}   {ratio:>5.2f} {spread}", flush=True)
-            results.append({"model": path.name, **row, "ratio": ratio})
+            if any(part in shape.name for part in args.only):
+                row = measure(shape, args.runs)
+                print(line(row), flush=True)
+                results.append({"model": path.name, **row})
+        others = {}
+        if args.openvino_python is not None:
+            others["openvino"] = python_peer("openvino", args.openvino_python, path, args.threads)
+        if args.vllm_python is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                Path(folder, "config.json").write_text(json.dumps(vllm_config(ours.config)))
+                others["vllm"] = python_peer("vllm", args.vllm_python, Path(folder), args.threads)
+        for peer, speeds in others.items():
+            print(f"{peer}: " + "; ".join(f"{shape} {speed:.1f}" for shape, speed in speeds.items()), flush=True)
+            results.append({"model": path.name, "peer": peer, **speeds})
     print(json.dumps({"bench": "peers", "threads": args.threads, "runs": args.runs, "results": results}))
 
 
