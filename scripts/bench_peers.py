@@ -131,8 +131,8 @@ class LlamaCpp:
 def vllm_config(config: ModelConfig) -> dict[str, Any]:
     """config.json of a model of the same shape."""
     names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-    if config.rope is None:
-        raise ValueError(f"{config.architecture} has no rotary positions; vLLM is measured on {sorted(names)}")
+    if config.rope is None or config.architecture not in names:
+        raise ValueError(f"architecture is {config.architecture!r}; vLLM is measured on one of {sorted(names)}")
     return {
         "architectures": [names[config.architecture]],
         "model_type": config.architecture,
