@@ -214,7 +214,6 @@ class Request:
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt: found in the cache when the request started
-    num_preemptions: int = 0
     logprobs: list[LogprobsOnePosition] = field(default_factory=list)  # one per output token, where asked for
     prompt_logprobs: list[LogprobsOnePosition | None] = field(default_factory=list)  # one per prompt token, the first None
 

@@ -91,11 +91,14 @@ class OpenModel:
         backend = get_backend(config.backend, isa=config.isa, threads=config.threads)
         layout = self._layout(backend, config)
         weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in self._checkpoint.parameters())
-        max_model_len, num_blocks = plan_kv_cache(self.model_config, config, layout, weight_bytes, self._available)
+        max_num_seqs = _or(config.max_num_seqs, MAX_NUM_SEQS if backend.is_batch_invariant else 1)
+        max_model_len, num_blocks = plan_kv_cache(self.model_config, config, layout, max_num_seqs, weight_bytes, self._available)
+        if config.preemption == "swap" and config.swap_space < layout.bytes_per_block:
+            raise CapacityError(f"swap_space is {_size(config.swap_space)}; one block takes {_size(layout.bytes_per_block)}")
         if backend.name not in self._weights:
             self._weights[backend.name] = {name: backend.load_weight(tensor) for name, tensor in self._checkpoint.parameters()}
         core = _build_core(
-            self.model_config, self.tokenizer, config, backend, self._weights[backend.name], layout, max_model_len, num_blocks
+            self.model_config, self.tokenizer, config, backend, self._weights[backend.name], layout, max_num_seqs, max_model_len, num_blocks
         )
         return Engine(self.path, self.model_config, self.tokenizer, core)
 
@@ -107,11 +110,14 @@ def _build_core(
     backend: Backend,
     weights: dict[str, Tensor],
     layout: KVLayout,
+    max_num_seqs: int,
     max_model_len: int,
     num_blocks: int,
 ) -> EngineCore:
     num_slots = 0 if config.preemption == "recompute" else config.swap_space // layout.bytes_per_block
     storage = KVStorage(backend, layout, num_blocks, num_slots)
+    if config.preemption == "swap":
+        storage.open_tier()  # what was asked for is had, or refused now
     forward = get_architecture(model_config.architecture).forward
     runner = ModelRunner(
         backend.build_forward(lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)),
@@ -129,7 +135,7 @@ def _build_core(
         kv,
         max_model_len=max_model_len,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        max_num_seqs=_or(config.max_num_seqs, MAX_NUM_SEQS if backend.is_batch_invariant else 1),
+        max_num_seqs=max_num_seqs,
         policy=config.scheduling_policy,
         batching=config.batching,
         max_waiting_requests=config.max_waiting_requests,
@@ -138,7 +144,9 @@ def _build_core(
     return EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed)
 
 
-def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, weight_bytes: int, available: int) -> tuple[int, int]:
+def plan_kv_cache(
+    model: ModelConfig, config: EngineConfig, layout: KVLayout, max_num_seqs: int, weight_bytes: int, available: int
+) -> tuple[int, int]:
     """How long a request may be and how many blocks there are: (max_model_len, num_blocks).
 
     A context that was asked for is had or refused (CapacityError). One that was not is the model's own, or, with one logged sentence,
@@ -157,7 +165,7 @@ def plan_kv_cache(model: ModelConfig, config: EngineConfig, layout: KVLayout, we
     )
     match config.kv_cache_memory:
         case None:  # what all requests that may run at once could need, within a quarter of what is free
-            num_blocks = min(blocks * _or(config.max_num_seqs, MAX_NUM_SEQS), free // 4 // layout.bytes_per_block)
+            num_blocks = min(blocks * max_num_seqs, free // 4 // layout.bytes_per_block)
         case float() as share:
             num_blocks = int(free * share) // layout.bytes_per_block
         case memory:

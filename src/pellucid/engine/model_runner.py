@@ -7,6 +7,7 @@ the next), and prompt tokens whose logprobs are asked for.
 Letters: G layer groups, T tokens, R requests, L rows with logits, V vocabulary.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -73,10 +74,9 @@ class ModelRunner:
         return result
 
     def saving_pays(self) -> bool:
-        """Whether saving a block and loading it again costs less than computing it again; yes, as long as nothing was measured."""
-        if self._seconds_per_token is None:
-            return True
-        return self._storage.seconds_per_block() < self._seconds_per_token * self._block_size
+        """Whether saving a block and loading it again costs less than computing it again; yes, as long as no computing was measured."""
+        computing = math.inf if self._seconds_per_token is None else self._seconds_per_token * self._block_size
+        return self._storage.seconds_per_block() < computing
 
     def _build_batch(self, rows: list[_Rows]) -> ForwardBatch:
         input_ids: list[int] = []

@@ -68,7 +68,6 @@ class RadixTree:
         self, pool: BlockPool, windowed: Sequence[bool], block_size: int, num_slots: int = 0, saving_pays: Callable[[], bool] = lambda: True
     ) -> None:
         self.ops: list[BlockOp] = []
-        self.num_evicted = 0  # blocks
         self.num_loaded = 0  # blocks that came back from the tier
         self._pool = pool
         self._saving_pays = saving_pays  # asked whenever an edge must go
@@ -290,7 +289,6 @@ class RadixTree:
         wanted = self._pool.num_free + count
         if wanted > self._pool.num_available:
             raise AssertionError(f"{count} blocks are to be evicted, and {self._pool.num_idle} are idle")
-        before = self._pool.num_free
         offered_all = False
         while self._pool.num_free < wanted:
             if not self._heap:
@@ -305,7 +303,6 @@ class RadixTree:
                     self._make_hole(*home, block)
             elif node.stamp == stamp and node.slots is None:
                 self._shrink(node, wanted)
-        self.num_evicted += self._pool.num_free - before
 
     def _offer_all(self) -> None:
         for root in self._roots.values():

@@ -6,6 +6,8 @@ before its memory is given to another, and loading it back are copies of bytes, 
 The only file of this room that touches arrays. A block id means the same place in each store.
 """
 
+import logging
+import math
 import os
 import tempfile
 import time
@@ -23,6 +25,7 @@ from .layout import KVLayout
 __all__ = ["KVStorage", "MappedTier"]
 
 Bytes = NDArray[np.uint8]
+_log = logging.getLogger(__name__)
 
 
 class KVStorage:
@@ -38,6 +41,7 @@ class KVStorage:
         self._blocks: list[Bytes] = [view for store in stores for view in backend.kv_block_bytes(store)]  # each [num_blocks, bytes]
         self._num_slots = num_slots
         self._tier: MappedTier | None = None  # made when it is first needed
+        self._has_failed = False  # to be made
 
     def run(self, ops: Sequence[BlockOp]) -> None:
         """Copy, save and load blocks, in order."""
@@ -46,15 +50,22 @@ class KVStorage:
                 for view in self._blocks:
                     view[op.target] = view[op.source]
             elif op.kind == "save":
-                self._need_tier().save(op.target, [view[op.source] for view in self._blocks])
+                self.open_tier().save(op.target, [view[op.source] for view in self._blocks])
             else:
-                self._need_tier().load(op.source, [view[op.target] for view in self._blocks])
+                self.open_tier().load(op.source, [view[op.target] for view in self._blocks])
 
     def seconds_per_block(self) -> float:
-        """What saving a block and loading it again costs here, measured once."""
-        return self._need_tier().seconds_per_slot
+        """What saving a block and loading it again costs here, measured once; infinite where the file cannot be had, and that is logged."""
+        if not self._has_failed:
+            try:
+                return self.open_tier().seconds_per_slot
+            except CapacityError as error:
+                self._has_failed = True
+                _log.warning("blocks that are evicted will be computed again: %s", error)
+        return math.inf
 
-    def _need_tier(self) -> "MappedTier":
+    def open_tier(self) -> "MappedTier":
+        """The second memory. Raises CapacityError where its file cannot be had."""
         if self._tier is None:
             self._tier = MappedTier(self._num_slots, sum(view.shape[1] for view in self._blocks))
         return self._tier

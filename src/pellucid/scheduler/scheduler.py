@@ -204,7 +204,6 @@ class Scheduler:
         self.running.remove(request)
         self.kv.release(request)
         request.num_computed_tokens = 0
-        request.num_preemptions += 1
         self.num_preemptions += 1
         request.status = RequestStatus.PREEMPTED
         request.queued_step = self._step

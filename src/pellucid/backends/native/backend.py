@@ -29,12 +29,12 @@ KV_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "int8": 2, "int4": 3}
 KV_BITS: dict[str, int] = {"f16": 16, "f32": 32, "int8": 8, "int4": 4}
 SCALE_BYTES = 2  # float16
 
+_AVX512 = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
+
 # What each set of kernels is compiled for, the best first. "amx" has run on no hardware yet: behind "avx512" it runs only where asked for.
 ISAS: dict[str, frozenset[str]] = {
-    "avx512": frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
-    "amx": frozenset(
-        {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "amx_tile", "amx_int8"},
-    ),
+    "avx512": _AVX512,
+    "amx": _AVX512 | {"amx_tile", "amx_int8"},
     "avx2": frozenset({"avx2", "fma", "f16c"}),
     "neon": frozenset({"neon", "fp16", "dotprod"}),
     "portable": frozenset(),
