@@ -9,8 +9,12 @@ Both sides compute logits and choose no token, keep the cache in float16, and ta
 sequences is that of llama-batched-bench: prompts of 64 tokens, then 32 steps. Ours drives the backend with such batches directly.
 A peer that is not named is left out; with none, ours is measured alone. `--only` takes shapes by parts of their names.
 
+"of roof" is the time that the machine allows over the time that was taken: the step's bytes at the read bandwidth measured just before,
+or its FLOPs at the peak of multiplying bytes, whichever is longer (pellucid/measure/machine.py). "most" is the ratio that a backend at that
+roof would have had.
+
 vLLM and OpenVINO GenAI run after that, by `peers_python.py` in the environments of the interpreters named: OpenVINO on the same file,
-vLLM on a model of the same shape with random weights in bfloat16 (Llama's and Qwen 2's architectures). They choose tokens greedily.
+vLLM on a model of the same shape with random weights in bfloat16. They choose tokens greedily; ours runs once more after each of them.
 
 Where anything else runs on the machine, put it behind with `chrt -r 10 scripts/bench peers …` (real-time priority, which llama.cpp
 inherits); then use no more threads than there are cores. The last line is JSON.
@@ -30,12 +34,15 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.backends.registry import get_backend
+from pellucid.backends.native.backend import NativeBackend
+from pellucid.backends.native.costs import StepShape, entry_cost
 from pellucid.batch import AttentionMetadata, ForwardBatch
 from pellucid.config import ModelConfig
 from pellucid.kv.layout import build_layout
 from pellucid.kv.storage import KVStorage
+from pellucid.measure.machine import Ceilings, measure_ceilings
 from pellucid.models.registry import get_architecture
+from pellucid.ops.cost import OpCost
 from pellucid.weights.checkpoint import open_checkpoint
 
 BLOCK_SIZE = 16
@@ -50,10 +57,11 @@ class Ours:
     """A model on the native backend; requests of equal length, each with its own part of the cache."""
 
     def __init__(self, path: Path, threads: int, isa: str | None) -> None:
-        backend = get_backend("native", isa=isa, threads=threads)
+        backend = NativeBackend(isa, threads)
         with open_checkpoint(path) as checkpoint:
             self.config = checkpoint.config
             weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
+            self._weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
         longest = max(DEPTH + DEEP_DECODE, max(SEQUENCES) * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT))
         self.num_blocks = -(-longest // BLOCK_SIZE) + max(SEQUENCES)
         layout = build_layout(self.config, BLOCK_SIZE, backend.kv_token_bytes(self.config.num_kv_heads, self.config.head_dim))
@@ -61,6 +69,21 @@ class Ours:
         storage = KVStorage(backend, layout, self.num_blocks * self._groups)
         forward = get_architecture(self.config.architecture).forward
         self._run = backend.build_forward(lambda ops, batch: forward(ops, self.config, weights, batch, storage.layers))
+        self._measure = partial(measure_ceilings, backend.isa, backend.threads, working_sets=[self._weight_bytes], seconds=0.2)
+
+    def ceilings(self) -> Ceilings:
+        """What the machine reaches now, with all weights as the working set."""
+        return self._measure()
+
+    def roof(self, requests: int, start: int, end: int, chunk: int, ceilings: Ceilings) -> float:
+        """Tokens per second at most, of positions start … end - 1 of each request in steps of `chunk` tokens."""
+        least = 0.0
+        for first in range(start, end, chunk):
+            last = min(first + chunk, end)
+            step = StepShape((last - first,) * requests, (last,) * requests, requests)
+            cost = sum((entry_cost(entry, step) for entry in self._run.entries), OpCost(0, 0, 0))
+            least += ceilings.least_seconds(cost, self._weight_bytes)
+        return requests * (end - start) / least
 
     def step(self, requests: int, start: int, tokens: int) -> None:
         """Positions start … start + tokens - 1 of each request."""
@@ -128,14 +151,17 @@ class LlamaCpp:
         return float(run["avg_ts"])
 
 
+VLLM_NAMES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+
+
 def vllm_config(config: ModelConfig) -> dict[str, Any]:
     """config.json of a model of the same shape."""
-    names = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-    if config.rope is None or config.architecture not in names:
-        raise ValueError(f"architecture is {config.architecture!r}; vLLM is measured on one of {sorted(names)}")
-    return {
-        "architectures": [names[config.architecture]],
-        "model_type": config.architecture,
+    if config.rope is None or config.architecture not in VLLM_NAMES:
+        raise ValueError(f"architecture is {config.architecture!r}; vLLM is measured on one of {sorted(VLLM_NAMES)}")
+    gemma = config.architecture == "gemma3"
+    found = {
+        "architectures": [VLLM_NAMES[config.architecture]],
+        "model_type": "gemma3_text" if gemma else config.architecture,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -150,6 +176,14 @@ def vllm_config(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
     }
+    if gemma:
+        found |= {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window": next(window for window in config.windows if window is not None),
+            "layer_types": ["full_attention" if window is None else "sliding_attention" for window in config.windows],
+            "query_pre_attn_scalar": config.head_dim,
+        }
+    return found
 
 
 def python_peer(name: str, python: str, path: Path, threads: int) -> dict[str, float]:
@@ -165,30 +199,39 @@ def _output(command: list[Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One row of the table: tokens per second of either side."""
+    """One row of the table: tokens per second of either side, and the most that the machine allows."""
 
     name: str
     ours: Callable[[], float]
+    roof: Callable[[Ceilings], float]
     theirs: Callable[[str], float] | None  # by whether flash attention is on; None: that program is left out
 
 
 def shapes(ours: Ours, theirs: LlamaCpp) -> list[Shape]:
-    alone: list[tuple[str, Callable[[], float], Callable[[str], float]]] = [
-        ("decode, 1 sequence", partial(ours.decode, 1, 0, DECODE), partial(theirs.decode, 0, DECODE)),
-        (f"decode at {DEPTH}", partial(ours.decode, 1, DEPTH, DEEP_DECODE), partial(theirs.decode, DEPTH, DEEP_DECODE)),
+    def decode(name: str, requests: int, depth: int, output: int, peer: Callable[[str], float] | None) -> Shape:
+        run, roof = partial(ours.decode, requests, depth, output), partial(ours.roof, requests, depth, depth + output, 1)
+        return Shape(name, run, roof, peer)
+
+    one, many = theirs.bench is not None, theirs.batched is not None
+    found = [
+        decode("decode, 1 sequence", 1, 0, DECODE, partial(theirs.decode, 0, DECODE) if one else None),
+        decode(f"decode at {DEPTH}", 1, DEPTH, DEEP_DECODE, partial(theirs.decode, DEPTH, DEEP_DECODE) if one else None),
     ]
-    alone += [(f"prefill {n}", partial(ours.prefill, 1, n), partial(theirs.prefill, n)) for n in PROMPTS]
-    found = [Shape(name, run, peer if theirs.bench is not None else None) for name, run, peer in alone]
+    for n in PROMPTS:
+        peer = partial(theirs.prefill, n) if one else None
+        found.append(Shape(f"prefill {n}", partial(ours.prefill, 1, n), partial(ours.roof, 1, 0, n, CHUNK), peer))
     for n in SEQUENCES:
-        run = partial(ours.decode, n, SEQUENCE_PROMPT, SEQUENCE_OUTPUT)
-        found.append(Shape(f"decode, {n} sequences", run, partial(theirs.decode_many, n) if theirs.batched is not None else None))
+        found.append(
+            decode(f"decode, {n} sequences", n, SEQUENCE_PROMPT, SEQUENCE_OUTPUT, partial(theirs.decode_many, n) if many else None)
+        )
     return found
 
 
-def measure(shape: Shape, runs: int) -> dict[str, Any]:
+def measure(ours: Ours, shape: Shape, runs: int) -> dict[str, Any]:
     """The shape's row: every run of both sides, and the ratios of the pairs."""
-    mine, peers, flash, tried = [], [], "", {}
+    mine, roofs, peers, flash, tried = [], [], [], "", {}
     for i in range(runs):
+        roofs.append(shape.roof(ours.ceilings()))
         mine.append(shape.ours())
         if shape.theirs is None:
             continue
@@ -196,17 +239,36 @@ def measure(shape: Shape, runs: int) -> dict[str, Any]:
             tried = {choice: shape.theirs(choice) for choice in ("on", "off")}
             flash = max(tried, key=lambda choice: tried[choice])
         peers.append(tried[flash] if i == 0 else shape.theirs(flash))
+    row: dict[str, Any] = {"shape": shape.name, "pellucid": mine, "roof": roofs, "llama.cpp": peers}
     ratios = [a / b for a, b in zip(mine, peers, strict=True)] if peers else []
-    return {"shape": shape.name, "pellucid": mine, "llama.cpp": peers, "flash_attention": flash, "first_round": tried, "ratios": ratios}
+    return row | {"flash_attention": flash, "first_round": tried, "ratios": ratios}
+
+
+HEADER = f"{'':<22} {'pellucid':>9} {'of roof':>8} {'llama.cpp':>10} {'-fa':>4} {'most':>6}   ratio (least – largest)"
 
 
 def line(row: dict[str, Any]) -> str:
-    mine = f"{row['shape']:<22} {statistics.median(row['pellucid']):>10.1f}"
+    share = statistics.median(a / b for a, b in zip(row["pellucid"], row["roof"], strict=True))
+    mine = f"{row['shape']:<22} {statistics.median(row['pellucid']):>9.1f} {share:>8.0%}"
     if not row["ratios"]:
         return mine
     peer, ratio = statistics.median(row["llama.cpp"]), statistics.median(row["ratios"])
+    most = statistics.median(a / b for a, b in zip(row["roof"], row["llama.cpp"], strict=True))
     spread = f"({min(row['ratios']):.2f} – {max(row['ratios']):.2f})"
-    return f"{mine} {peer:>10.1f} {row['flash_attention']:>4}   {ratio:>5.2f} {spread}"
+    return f"{mine} {peer:>10.1f} {row['flash_attention']:>4} {most:>6.2f}   {ratio:>5.2f} {spread}"
+
+
+def beside_python_peer(name: str, speeds: dict[str, float], found: list[Shape], runs: int) -> list[dict[str, Any]]:
+    """Ours again on the shapes that the peer was measured on, right after it; printed."""
+    rows = []
+    for shape in found:
+        if shape.name in speeds:
+            mine = [shape.ours() for _ in range(runs)]
+            row = {"shape": shape.name, "pellucid": mine, name: speeds[shape.name]}
+            rows.append(row)
+            speed = statistics.median(mine)
+            print(f"{shape.name:<22} {speed:>9.1f} {name:>19} {speeds[shape.name]:>8.1f}   {speed / speeds[shape.name]:>5.2f}", flush=True)
+    return rows
 
 
 def main() -> None:
@@ -227,23 +289,21 @@ def main() -> None:
         ours = Ours(path, args.threads, args.isa)
         ours.prefill(1, CHUNK)  # the first run pays for memory that is touched for the first time
         theirs = LlamaCpp(args.llama_bench, args.llama_batched_bench, path, args.threads)
-        print(f"\n{path.name}, {args.threads} threads; tokens/s, medians of {args.runs}")
-        print(f"{'':<22} {'pellucid':>10} {'llama.cpp':>10} {'-fa':>4}   ratio (least – largest)", flush=True)
-        for shape in shapes(ours, theirs):
+        print(f"\n{path.name}, {args.threads} threads; tokens/s, medians of {args.runs}\n{HEADER}", flush=True)
+        found = shapes(ours, theirs)
+        for shape in found:
             if any(part in shape.name for part in args.only):
-                row = measure(shape, args.runs)
+                row = measure(ours, shape, args.runs)
                 print(line(row), flush=True)
                 results.append({"model": path.name, **row})
-        others = {}
         if args.openvino_python is not None:
-            others["openvino"] = python_peer("openvino", args.openvino_python, path, args.threads)
+            speeds = python_peer("openvino", args.openvino_python, path, args.threads)
+            results += [{"model": path.name, **row} for row in beside_python_peer("openvino", speeds, found, args.runs)]
         if args.vllm_python is not None:
             with tempfile.TemporaryDirectory() as folder:
                 Path(folder, "config.json").write_text(json.dumps(vllm_config(ours.config)))
-                others["vllm"] = python_peer("vllm", args.vllm_python, Path(folder), args.threads)
-        for peer, speeds in others.items():
-            print(f"{peer}: " + "; ".join(f"{shape} {speed:.1f}" for shape, speed in speeds.items()), flush=True)
-            results.append({"model": path.name, "peer": peer, **speeds})
+                speeds = python_peer("vllm", args.vllm_python, Path(folder), args.threads)
+            results += [{"model": path.name, **row} for row in beside_python_peer("vllm", speeds, found, args.runs)]
     print(json.dumps({"bench": "peers", "threads": args.threads, "runs": args.runs, "results": results}))
 
 
