@@ -1,48 +1,71 @@
 """scripts/bench scheduler: what one decode step costs the scheduler, in µs of `schedule` and of `update`. No model is run.
 
-Every request has its prompt behind it and draws one token per step; blocks hold 16 tokens. Medians; one JSON line at the end.
+Every request has its prompt behind it and draws one token per step. Blocks hold 16 tokens, and the prompts' lengths differ, so that each
+step brings one request in 16 to the end of a block, where it needs a new one and publishes the old. Mean: of 64 steps, four blocks of each
+request. One JSON line at the end.
 """
 
 import json
 import statistics
 import time
+from dataclasses import dataclass
 
 from pellucid.kv.layout import KVLayout, LayerGroup
 from pellucid.kv.manager import KVCacheManager
 from pellucid.request import Request, SamplingParams
 from pellucid.scheduler import Scheduler
 
-PROMPT, STEPS = 32, 60
+PROMPT, STEPS, BLOCK = 32, 64, 16
+OUTPUT = 2 * STEPS + BLOCK  # tokens: more than are drawn until the last prompt is computed and STEPS are measured
 
 
-def measure(running: int) -> tuple[float, float]:
-    """Seconds of `schedule` and of `update` with so many requests that decode."""
-    layout = KVLayout((LayerGroup((0,), None),), num_kv_heads=1, head_dim=64, block_size=16, token_bytes=256)
-    kv = KVCacheManager(layout, 20 * running)
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds of the steps that were measured."""
+
+    schedule: float  # median
+    update: float  # median
+    step: float  # median
+    mean: float
+    longest: float
+
+
+def measure(running: int, enable_prefix_caching: bool) -> Cost:
+    """The cost with so many requests that decode."""
+    layout = KVLayout((LayerGroup((0,), None),), num_kv_heads=1, head_dim=64, block_size=BLOCK, token_bytes=256)
+    kv = KVCacheManager(layout, 20 * running, enable_prefix_caching=enable_prefix_caching)
     scheduler = Scheduler(kv, max_model_len=300, max_num_batched_tokens=512, max_num_seqs=running)
-    params = SamplingParams(max_tokens=200, ignore_eos=True)
+    params = SamplingParams(max_tokens=OUTPUT, ignore_eos=True)
     for i in range(running):
-        tokens = [i, *range(1, PROMPT)]
-        scheduler.add(Request(request_id=str(i), prompt_token_ids=tokens, params=params, seed=0, max_tokens=200))
-    times: list[tuple[float, float]] = []
-    while len(times) < STEPS:
+        tokens = [i, *range(1, PROMPT + i % BLOCK)]
+        scheduler.add(Request(request_id=str(i), prompt_token_ids=tokens, params=params, seed=0, max_tokens=OUTPUT))
+    plans: list[float] = []
+    books: list[float] = []
+    while len(plans) < STEPS:
         start = time.perf_counter()
         step = scheduler.schedule()
         planned = time.perf_counter()
-        sampled = {s.request.request_id: 1 for s in step.requests if s.samples}
+        sampled = {r.request_id: 1 for r in step.requests if r.samples}
         ran = time.perf_counter()
         scheduler.update(step, sampled)
-        if len(step.requests) == running and all(s.num_scheduled_tokens == 1 for s in step.requests):
-            times.append((planned - start, time.perf_counter() - ran))
-    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
+        if len(step.requests) == running and all(r.num_scheduled_tokens == 1 for r in step.requests):
+            plans.append((planned - start) * 1e6)
+            books.append((time.perf_counter() - ran) * 1e6)
+    steps = [plan + book for plan, book in zip(plans, books, strict=True)]
+    medians = (statistics.median(times) for times in (plans, books, steps))
+    return Cost(*medians, mean=statistics.mean(steps), longest=max(steps))
 
 
 def main() -> None:
-    found = {running: measure(running) for running in (1, 8, 64, 256)}
-    print(f"{'running':>8}{'schedule, µs':>14}{'update, µs':>12}{'step, µs':>10}")
-    for running, (plan, book) in found.items():
-        print(f"{running:>8}{plan * 1e6:>14.1f}{book * 1e6:>12.1f}{(plan + book) * 1e6:>10.1f}")
-    print(json.dumps({"benchmark": "scheduler", "step_us": {running: round(sum(t) * 1e6, 1) for running, t in found.items()}}))
+    found = []
+    print(f"{'running':>8}{'prefix cache':>14}{'schedule, µs':>14}{'update, µs':>12}{'step, µs':>10}{'mean':>8}{'longest':>9}")
+    for running in (1, 8, 64, 256):
+        for caching in (True, False):
+            cost = measure(running, caching)
+            found.append({"running": running, "prefix_caching": caching, "step_us": round(cost.step, 1), "mean_us": round(cost.mean, 1)})
+            columns = f"{cost.schedule:>14.1f}{cost.update:>12.1f}{cost.step:>10.1f}{cost.mean:>8.1f}{cost.longest:>9.1f}"
+            print(f"{running:>8}{'on' if caching else 'off':>14}{columns}")
+    print(json.dumps({"benchmark": "scheduler", "found": found}))
 
 
 if __name__ == "__main__":

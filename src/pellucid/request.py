@@ -213,9 +213,17 @@ class Request:
     stop_reason: int | str | None = None  # the stop token or string that ended it, or what went wrong; None for end of sequence
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_scheduled_tokens: int = 0  # this step computes positions num_computed_tokens … num_computed_tokens + num_scheduled_tokens - 1
     num_cached_tokens: int = 0  # of the prompt: found in the cache when the request started
+    block_tables: list[list[int]] = field(default_factory=list)  # per layer group, while it runs; kept by the KV manager
+    kv_border: int = 0  # while it runs: up to so many computed tokens the KV manager has nothing to do for it, and need not be asked
     logprobs: list[LogprobsOnePosition] = field(default_factory=list)  # one per output token, where asked for
     prompt_logprobs: list[LogprobsOnePosition | None] = field(default_factory=list)  # one per prompt token, the first None
+    stopping_token_ids: frozenset[int] = field(init=False)  # an output may end with these: ends of sequence, and stop_token_ids
+
+    def __post_init__(self) -> None:
+        ends = frozenset() if self.params.ignore_eos else self.eos_token_ids
+        self.stopping_token_ids = ends.union(self.params.stop_token_ids or ())
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -224,6 +232,11 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def samples(self) -> bool:
+        """True where this step reaches the last known token, so that the next one can be drawn."""
+        return self.num_computed_tokens + self.num_scheduled_tokens == self.num_tokens
 
     @property
     def is_finished(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pellucid.kv.layout import KVLayout, LayerGroup
 from pellucid.kv.manager import KVCacheManager
 from pellucid.request import Request, SamplingParams
-from pellucid.scheduler import ScheduledRequest, ScheduledStep, Scheduler
+from pellucid.scheduler import ScheduledStep, Scheduler
 
 ALPHABET = 3  # tokens: few, so that prefixes meet
 
@@ -56,38 +56,37 @@ class CanaryRunner:
             source = self._slots if op.kind == "load" else self._blocks
             target = self._slots if op.kind == "save" else self._blocks
             target[op.target] = list(source[op.source])
-        for scheduled in step.requests:
-            if scheduled.num_scheduled_tokens < 1:
-                raise AssertionError(f"{scheduled.request.request_id} computes nothing, so there are no logits to draw from")
-            self._write(scheduled)
+        for request in step.requests:
+            if request.num_scheduled_tokens < 1:
+                raise AssertionError(f"{request.request_id} computes nothing, so there are no logits to draw from")
+            self._write(request)
         sampled = {}
-        for scheduled in step.requests:
-            self._read(scheduled)
-            if scheduled.samples:
-                request = scheduled.request
+        for request in step.requests:
+            self._read(request)
+            if request.samples:
                 sampled[request.request_id] = _draw(request.token_ids(0, request.num_tokens))
         return sampled
 
-    def _span(self, scheduled: ScheduledRequest) -> tuple[int, int]:
-        start = scheduled.request.num_computed_tokens
-        return start, start + scheduled.num_scheduled_tokens
+    def _span(self, request: Request) -> tuple[int, int]:
+        start = request.num_computed_tokens
+        return start, start + request.num_scheduled_tokens
 
-    def _write(self, scheduled: ScheduledRequest) -> None:
-        start, stop = self._span(scheduled)
-        for g, table in enumerate(scheduled.block_tables):
+    def _write(self, request: Request) -> None:
+        start, stop = self._span(request)
+        for g, table in enumerate(request.block_tables):
             for position in range(start, stop):
                 block, offset = self._place(table, position)
-                self._blocks[block][offset] = self._digest(scheduled.request, g, position)
+                self._blocks[block][offset] = self._digest(request, g, position)
 
-    def _read(self, scheduled: ScheduledRequest) -> None:
-        start, stop = self._span(scheduled)
-        for g, (table, group) in enumerate(zip(scheduled.block_tables, self._layout.groups, strict=True)):
+    def _read(self, request: Request) -> None:
+        start, stop = self._span(request)
+        for g, (table, group) in enumerate(zip(request.block_tables, self._layout.groups, strict=True)):
             first = 0 if group.window is None else max(0, start - group.window + 1)
             for position in range(first, stop):
                 block, offset = self._place(table, position)
-                if self._blocks[block][offset] != self._digest(scheduled.request, g, position):
+                if self._blocks[block][offset] != self._digest(request, g, position):
                     raise AssertionError(
-                        f"{scheduled.request.request_id} reads stale KV at position {position} of group {g}, block {block}"
+                        f"{request.request_id} reads stale KV at position {position} of group {g}, block {block}"
                     )
 
     def _place(self, table: list[int], position: int) -> tuple[int, int]:

@@ -77,6 +77,9 @@ MUTATIONS = [
         "count = min(request.num_tokens - hit.num_tokens, left)",
         "count = request.num_tokens - hit.num_tokens",
     ),
+    ("room is asked for a token late", SCHEDULER, "computed + count > request.kv_border", "computed + count > request.kv_border + 1"),
+    ("a window asks for nothing", MANAGER, "border = min(border, (first + 1) * size + group.window - 1)", "pass"),
+    ("after a crash nothing is published in time", MANAGER, "            held.request.kv_border = self._border(held)\n", ""),
     ("more run than may", SCHEDULER, "len(self.running) < self.max_num_seqs", "len(self.running) <= self.max_num_seqs"),
     ("the queue forgets its tokens", WAITING, "        self.num_tokens -= request.num_tokens\n", ""),
 ]

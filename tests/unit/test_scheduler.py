@@ -34,8 +34,8 @@ def _run(scheduler: Scheduler, token_id: int = 1) -> list[tuple[str, int]]:
     trace = []
     while scheduler.num_unfinished:
         step = scheduler.schedule()
-        trace += [(s.request.request_id, s.num_scheduled_tokens) for s in step.requests]
-        scheduler.update(step, {s.request.request_id: token_id for s in step.requests if s.samples})
+        trace += [(r.request_id, r.num_scheduled_tokens) for r in step.requests]
+        scheduler.update(step, {r.request_id: token_id for r in step.requests if r.samples})
         scheduler.check_integrity()
     return trace
 
@@ -116,7 +116,7 @@ def test_after_a_crash_a_request_that_goes_on_publishes_its_prefix_anew() -> Non
     for request in (survivor, crashed):
         scheduler.add(request)
         step = scheduler.schedule()
-        scheduler.update(step, {s.request.request_id: len(survivor.output_token_ids) + 10 for s in step.requests if s.samples})
+        scheduler.update(step, {r.request_id: len(survivor.output_token_ids) + 10 for r in step.requests if r.samples})
     scheduler.finish(crashed, "error")
     scheduler.kv.forget()
     while not survivor.is_finished:

@@ -93,7 +93,7 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             step = self.scheduler.schedule()
-            assert sum(s.num_scheduled_tokens for s in step.requests) <= self.scheduler.max_num_batched_tokens
+            assert sum(r.num_scheduled_tokens for r in step.requests) <= self.scheduler.max_num_batched_tokens
             self.scheduler.update(step, self.runner.execute(step))
             self.scheduler.check_integrity()
 
@@ -114,8 +114,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """A step that never ran."""
-        for scheduled in self.scheduler.schedule().requests:
-            self.scheduler.finish(scheduled.request, "error")
+        for request in self.scheduler.schedule().requests:
+            self.scheduler.finish(request, "error")
         self.kv.forget()
 
     @invariant()

@@ -105,12 +105,12 @@ class EngineCore:
             self.scheduler.finish(request, "error")
         self.scheduler.update(step, result.sampled)
         now = time.monotonic()
-        touched = {id(group): group for s in step.requests for group in [self._advance(s.request, result, now)]}
+        touched = {id(group): group for r in step.requests for group in [self._advance(r, result, now)]}
         return [self._output(group) for group in touched.values()]
 
     def _fail(self, step: ScheduledStep, error: Exception) -> EngineError:
         """Nobody knows how far a crashed step came: its requests end, and no prefix is trusted any longer."""
-        failed = list(dict.fromkeys(self._group_of[s.request.request_id].request_id for s in step.requests))
+        failed = list(dict.fromkeys(self._group_of[r.request_id].request_id for r in step.requests))
         for request_id in failed:
             for request in self._groups[request_id].requests:
                 self.scheduler.finish(request, "error")

@@ -20,7 +20,7 @@ from ..errors import PellucidError
 from ..kv.storage import KVStorage
 from ..request import LogprobsOnePosition, Request
 from ..sampling import SamplingRow, sample, top_logprobs
-from ..scheduler import ScheduledRequest, ScheduledStep
+from ..scheduler import ScheduledStep
 
 __all__ = ["ModelRunner", "StepResult"]
 
@@ -42,12 +42,12 @@ class StepResult:
 class _Rows:
     """Which rows of the logits belong to a request: first the prompt positions whose next token it scores, then the one it samples from."""
 
-    scheduled: ScheduledRequest
+    request: Request
     positions: list[int]
 
     @property
     def num_scored(self) -> int:
-        return len(self.positions) - self.scheduled.samples
+        return len(self.positions) - self.request.samples
 
 
 class ModelRunner:
@@ -62,7 +62,7 @@ class ModelRunner:
     def execute(self, step: ScheduledStep) -> StepResult:
         """Compute a step's tokens, write their keys and values, and draw the next token of each request that reached its end."""
         self._storage.run(step.block_ops)
-        rows = [_Rows(s, _logits_positions(s)) for s in step.requests]
+        rows = [_Rows(r, _logits_positions(r)) for r in step.requests]
         batch = self._build_batch(rows)
         start = time.perf_counter()
         logits = self._forward(batch)  # [L, V]
@@ -84,15 +84,15 @@ class ModelRunner:
         logits_indices: list[int] = []
         cu_seqlens_q = [0]
         for r in rows:
-            start = r.scheduled.request.num_computed_tokens
-            stop = start + r.scheduled.num_scheduled_tokens
+            start = r.request.num_computed_tokens
+            stop = start + r.request.num_scheduled_tokens
             logits_indices += [len(input_ids) + p - start for p in r.positions]
-            input_ids += r.scheduled.request.token_ids(start, stop)
+            input_ids += r.request.token_ids(start, stop)
             positions += range(start, stop)
             cu_seqlens_q.append(len(input_ids))
         position = np.array(positions, np.int32)  # [T]
         owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
-        tables = _block_tables([r.scheduled.block_tables for r in rows])  # [G, R, M]
+        tables = _block_tables([r.request.block_tables for r in rows])  # [G, R, M]
         slots = tables[:, owner, position // self._block_size] * self._block_size + position % self._block_size  # [G, T]
         return ForwardBatch(
             input_ids=np.array(input_ids, np.int32),
@@ -100,7 +100,7 @@ class ModelRunner:
             logits_indices=np.array(logits_indices, np.int32),
             attention=AttentionMetadata(
                 cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
-                seq_lens=np.array([r.scheduled.request.num_computed_tokens + r.scheduled.num_scheduled_tokens for r in rows], np.int32),
+                seq_lens=np.array([r.request.num_computed_tokens + r.request.num_scheduled_tokens for r in rows], np.int32),
                 block_tables=tables,
                 slot_mapping=slots.astype(np.int32),
                 block_size=self._block_size,
@@ -113,7 +113,7 @@ class ModelRunner:
         first = 0
         for r in rows:
             if r.num_scored:
-                request = r.scheduled.request
+                request = r.request
                 chosen = [request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
                 scored = top_logprobs(logits[first : first + r.num_scored], chosen, [request.params.prompt_logprobs] * r.num_scored)
                 for row in scored:
@@ -127,10 +127,10 @@ class ModelRunner:
     def _sample(rows: list[_Rows], logits: NDArray[np.float32], result: StepResult) -> None:
         """Draw the next token of every request that reached its last known token, in one pass."""
         last = np.cumsum([len(r.positions) for r in rows]) - 1
-        drawing = [i for i, r in enumerate(rows) if r.scheduled.samples]
+        drawing = [i for i, r in enumerate(rows) if r.request.samples]
         if not drawing:
             return
-        requests = [rows[i].scheduled.request for i in drawing]
+        requests = [rows[i].request for i in drawing]
         chosen_from = logits if len(drawing) == len(logits) else logits[last[drawing]]  # [rows that sample, V]; whole, without a copy
         for request, token in zip(requests, sample(chosen_from, [_sampling_row(r) for r in requests]), strict=True):
             if isinstance(token, PellucidError):
@@ -159,16 +159,15 @@ def _block_tables(tables: list[list[list[int]]]) -> NDArray[np.int32]:
     return np.maximum(array, 0, out=array)
 
 
-def _logits_positions(scheduled: ScheduledRequest) -> list[int]:
+def _logits_positions(request: Request) -> list[int]:
     """Positions of a request whose logits this step needs, rising."""
-    request = scheduled.request
     start = request.num_computed_tokens
-    last = start + scheduled.num_scheduled_tokens - 1
+    last = start + request.num_scheduled_tokens - 1
     positions: list[int] = []
     if request.params.prompt_logprobs is not None:
         scored = len(request.prompt_logprobs) - 1  # it may be computed again, after a preemption, and is scored once
         positions = list(range(max(start, scored), min(last, request.num_prompt_tokens - 2) + 1))
-    return [*positions, last] if scheduled.samples else positions
+    return [*positions, last] if request.samples else positions
 
 
 def _sampling_row(request: Request) -> SamplingRow:

@@ -34,10 +34,11 @@ class Hit:
 class _Held:
     """What a running request holds."""
 
+    request: Request
     salt: str
     node: Node  # the end of its published prefix
     num_published: int  # tokens of that prefix: a multiple of block_size
-    tables: list[list[int]]  # per group; HOLE: behind the window
+    tables: list[list[int]]  # per group: the request's blocks in order; HOLE: behind the window
     first: list[int]  # per group: the first column that is still held
     tail: Node | None = None  # its last block, published before it was full
 
@@ -146,7 +147,7 @@ class KVCacheManager:
         for g, table in enumerate(tables):
             table[: first[g]] = [HOLE] * first[g]
         end = path[-1] if path else self._tree.root(self._salt(request))
-        held = _Held(self._salt(request), end, len(columns) * size, tables, first)
+        held = _Held(request, self._salt(request), end, len(columns) * size, tables, first)
         end.locks += 1
         for node in path:
             node.locks -= 1
@@ -155,7 +156,8 @@ class KVCacheManager:
         if partial is not None:
             self._copy_partial(held, *partial)
         self._grow(held, hit.num_tokens + num_new_tokens)
-        request.num_computed_tokens = hit.num_tokens
+        request.num_computed_tokens, request.block_tables = hit.num_tokens, tables
+        request.kv_border = self._border(held)
         return True
 
     def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
@@ -182,7 +184,7 @@ class KVCacheManager:
                 self._pool.release(block)
                 self._tree.rest(block)
 
-    # ---- running
+    # ---- running: a request that stays below its `kv_border` needs neither of these two, so one that decodes asks once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
         """Make room for the next num_new_tokens of a running request: all of them and True, or nothing and False."""
@@ -190,12 +192,24 @@ class KVCacheManager:
         stop = request.num_computed_tokens + num_new_tokens
         if self._windowed:
             self._leave_behind(held, request.num_computed_tokens)
-        if stop <= len(held.tables[0]) * self.layout.block_size:  # the usual case of one that decodes: its last block has room
-            return True
         if self._missing(held, stop) > self._pool.num_available:
             return False
         self._grow(held, stop)
+        request.kv_border = self._border(held)
         return True
+
+    def _border(self, held: _Held) -> int:
+        """The number of computed tokens at which a block is full, can be published, or falls behind a window: whatever comes first."""
+        request, size = held.request, self.layout.block_size
+        border = len(held.tables[0]) * size
+        if self.enable_prefix_caching:
+            border = min(border, held.num_published + size)
+            if request.num_computed_tokens < request.num_prompt_tokens:  # at its end the last block is published too
+                border = min(border, request.num_prompt_tokens)
+        for group, first in zip(self.layout.groups, held.first, strict=True) if self._windowed else ():
+            if group.window is not None:
+                border = min(border, (first + 1) * size + group.window - 1)
+        return border
 
     def _missing(self, held: _Held, num_tokens: int) -> int:
         columns = self.layout.columns_for(num_tokens)
@@ -226,10 +240,6 @@ class KVCacheManager:
             self._pool.release(block)
             self._tree.rest(block)
 
-    def block_tables(self, request: Request) -> list[list[int]]:
-        """The request's blocks in order, one table per group; HOLE where its window has passed. Read it before the next change."""
-        return self._held[request.request_id].tables
-
     def publish(self, request: Request) -> None:
         """Let others hit what was computed: full blocks; and once the prompt is done its last block too, to be copied from."""
         if not self.enable_prefix_caching:
@@ -240,6 +250,7 @@ class KVCacheManager:
             self._publish_blocks(held, request)
         if computed == request.num_prompt_tokens:
             self._publish_tail(held, request)
+        request.kv_border = self._border(held)
 
     def _publish_blocks(self, held: _Held, request: Request) -> None:
         size = self.layout.block_size
@@ -285,6 +296,7 @@ class KVCacheManager:
             self._publish_blocks(held, request)
             self._publish_tail(held, request)
         del self._held[request.request_id]
+        request.block_tables = []
         for table in held.tables:
             for block in table:
                 if block != HOLE:
@@ -306,6 +318,7 @@ class KVCacheManager:
         for held in self._held.values():
             held.node, held.num_published = self._tree.root(held.salt), 0
             held.node.locks += 1
+            held.request.kv_border = self._border(held)
 
     def holders(self) -> set[str]:
         """The ids of requests that hold blocks."""
@@ -330,6 +343,10 @@ class KVCacheManager:
         self._tree.check_integrity()
         holders = [int(self._pool.is_cached(block)) for block in range(self.num_blocks)]
         for held in self._held.values():
+            if held.request.block_tables is not held.tables:
+                raise AssertionError("a request does not know its blocks")
+            if held.request.num_computed_tokens < held.request.kv_border and self._has_work(held):
+                raise AssertionError("a request does not ask in time")
             mine = [block for table in held.tables for block in table if block != HOLE]
             if len(set(mine)) != len(mine):
                 raise AssertionError("a request holds a block twice")
@@ -337,6 +354,15 @@ class KVCacheManager:
                 holders[block] += 1
         if holders != self._pool.ref_count:
             raise AssertionError("the pool counts other holders than the tables and the tree have")
+
+    def _has_work(self, held: _Held) -> bool:
+        """True where the next token has no room, a full block is not published, or one behind a window is still held."""
+        computed, size = held.request.num_computed_tokens, self.layout.block_size
+        return (
+            computed >= len(held.tables[0]) * size
+            or (self.enable_prefix_caching and computed - held.num_published >= size)
+            or any(group.first_needed(computed, size) > first for group, first in zip(self.layout.groups, held.first, strict=True))
+        )
 
 
 def _blocks(column: tuple[Node, int] | None) -> list[int]:

@@ -163,7 +163,8 @@ class RadixTree:
 
     def _append(self, node: Node, tokens: list[int], blocks: list[list[int]], extend: bool) -> Node:
         """New columns: on the edge itself where nobody but the one who appends has its path end here, else as a child."""
-        self._drop_tails(node, tokens)
+        if node.children:
+            self._drop_tails(node, tokens)
         if extend and node.tokens and not node.children:
             node.tokens += tokens
             for row, more in zip(node.blocks, blocks, strict=True):

@@ -197,8 +197,8 @@ def _run_pass(engine: Engine, probes: Sequence[Probe], setting: Setting) -> list
 
 def _missing(setting: Setting, engine: Engine) -> str | None:
     scheduler = engine.core.scheduler
-    resumed = {event.request_id for event in scheduler.events if event.kind == "resume"}
-    preempted = {event.request_id for event in scheduler.events if event.kind == "preempt"}
+    resumed = {request_id for event in scheduler.events if event.kind == "resume" for request_id in event.request_ids}
+    preempted = {request_id for event in scheduler.events if event.kind == "preempt" for request_id in event.request_ids}
     if setting.preemption and not (scheduler.num_preemptions and resumed == preempted):
         return "nobody was preempted"
     if setting.preemption == "swap" and not scheduler.kv.num_loaded_blocks:

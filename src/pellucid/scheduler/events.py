@@ -1,29 +1,30 @@
 """What the scheduler decided, as plain data: enough to replay a run or to draw it.
 
-One idea: a decision is a row. Nothing here is read by the scheduler itself, and the log forgets its oldest rows.
+One idea: a decision is a row. What a step computes is one decision about all that run in it. Nothing here is read by the scheduler itself,
+and the log forgets its oldest rows.
 """
 
 from typing import Literal, NamedTuple
 
 __all__ = ["MAX_EVENTS", "Event", "EventKind"]
 
-MAX_EVENTS = 1 << 16
+MAX_EVENTS = 1 << 12  # a few thousand steps; each may name all that run
 
 EventKind = Literal["add", "admit", "resume", "schedule", "preempt", "finish"]
 
 
 class Event(NamedTuple):
-    """One decision about one request. What `num_tokens` counts:
+    """One decision about one or more requests. What `num_tokens` counts, for each of them:
 
     add       tokens of the prompt
     admit     tokens that the cache had already, for a request that starts
     resume    the same, for one that was preempted
-    schedule  tokens that this step computes
+    schedule  tokens that this step computes; the last row of its step
     preempt   tokens whose keys and values the request gives up
     finish    tokens of prompt and output
     """
 
     step: int
     kind: EventKind
-    request_id: str
-    num_tokens: int
+    request_ids: tuple[str, ...]
+    num_tokens: tuple[int, ...]

@@ -16,7 +16,7 @@ The scheduler sees no arrays and no clock.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..batch import BlockOp
@@ -27,30 +27,19 @@ from ..request import FinishReason, Request, RequestStatus
 from .events import MAX_EVENTS, Event, EventKind
 from .waiting import WaitingQueue
 
-__all__ = ["ScheduledRequest", "ScheduledStep", "Scheduler"]
+__all__ = ["ScheduledStep", "Scheduler"]
 
 _MOST_PASSED_OVER = 64  # of those that wait for a prefix which somebody computes: looked at in one step
 
 
 @dataclass(frozen=True, slots=True)
-class ScheduledRequest:
-    """What one request does in one step."""
-
-    request: Request
-    num_scheduled_tokens: int  # positions num_computed_tokens … num_computed_tokens + num_scheduled_tokens - 1
-    block_tables: list[list[int]]  # per layer group
-
-    @property
-    def samples(self) -> bool:
-        """True where the step reaches the last known token, so that the next one can be drawn."""
-        return self.request.num_computed_tokens + self.num_scheduled_tokens == self.request.num_tokens
-
-
-@dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """The plan of one step: what the model runner executes. First the ops on blocks, in order, then all requests as one batch."""
+    """The plan of one step: what the model runner executes. First the ops on blocks, in order, then all requests as one batch.
 
-    requests: list[ScheduledRequest]
+    What each computes is its `num_scheduled_tokens`, and where its keys and values lie its `block_tables`, until the next step is planned.
+    """
+
+    requests: list[Request]
     block_ops: list[BlockOp] = field(default_factory=list)
 
 
@@ -105,46 +94,51 @@ class Scheduler:
             request.queued_step = self._step
             self.waiting.enter(request)
             self.waiting.push(request)
-            self._log("add", request, request.num_tokens)
+        self._log("add", requests, [r.num_tokens for r in requests])
 
     def schedule(self) -> ScheduledStep:
         """Plan the next step; empty where nothing is left to do."""
         self._step += 1
         self.kv.begin_step()
-        planned: list[ScheduledRequest] = []
+        planned: list[Request] = []
         left, preempted = self._plan_running(planned)
         if not preempted:
             self._plan_waiting(planned, left)
-        if not planned and self.num_unfinished:
+        if planned:
+            self._log("schedule", planned, [r.num_scheduled_tokens for r in planned])
+        elif self.num_unfinished:
             raise AssertionError("requests are left, and none of them can run")
         return ScheduledStep(planned, self.kv.take_ops())
 
-    def _plan_running(self, planned: list[ScheduledRequest]) -> tuple[int, bool]:
+    def _plan_running(self, planned: list[Request]) -> tuple[int, bool]:
         """Give each of those that run its tokens; the budget that is left, and whether somebody was preempted for it."""
         left, preempted = self.max_num_batched_tokens, False
-        decoding = sum(_is_decoding(r) for r in self.running)  # of those that are still to come
-        i = 0
-        while i < len(self.running) and left:
-            request = self.running[i]
-            todo = request.num_tokens - request.num_computed_tokens
-            decoding -= todo == 1
-            count = min(todo, left if todo == 1 else left - decoding)
-            if count < 1:
-                i += 1
-                continue
-            while not self.kv.allocate_slots(request, count):
-                victim = self.running[-1]
-                decoding -= victim is not request and _is_decoding(victim)
-                self._preempt(victim)
-                preempted = True
-                if victim is request:
-                    return left, preempted
-            self._plan(planned, request, count)
+        for i, request in enumerate(self.running):  # preemption takes from the end of the list, so those that come first stay in place
+            if not left:
+                break
+            computed = request.num_computed_tokens
+            count = request.num_tokens - computed
+            if count > 1:
+                count = min(count, left - self._num_decoding(i + 1))
+                if count < 1:
+                    continue
+            if computed + count > request.kv_border:
+                while not self.kv.allocate_slots(request, count):
+                    victim = self.running[-1]
+                    self._preempt(victim)
+                    preempted = True
+                    if victim is request:
+                        return left, preempted
+            request.num_scheduled_tokens = count
+            planned.append(request)
             left -= count
-            i += 1
         return left, preempted
 
-    def _plan_waiting(self, planned: list[ScheduledRequest], left: int) -> None:
+    def _num_decoding(self, first: int) -> int:
+        """How many of those that run decode, from the `first` in rank: each will want one token of the budget."""
+        return sum(r.num_tokens - r.num_computed_tokens == 1 for r in self.running[first:])
+
+    def _plan_waiting(self, planned: list[Request], left: int) -> None:
         """Admit those that wait, while there are tokens, sequences and blocks left."""
         if self.batching != "continuous" and self.running:
             return
@@ -166,7 +160,8 @@ class Scheduler:
                 return
             first = first or request
             self._start(request)
-            self._plan(planned, request, count)
+            request.num_scheduled_tokens = count
+            planned.append(request)
             left -= count
 
     def _is_being_computed(self, request: Request, hit: Hit) -> bool:
@@ -183,7 +178,7 @@ class Scheduler:
         return False
 
     def _start(self, request: Request) -> None:
-        self._log("resume" if request.status is RequestStatus.PREEMPTED else "admit", request, request.num_computed_tokens)
+        self._log("resume" if request.status is RequestStatus.PREEMPTED else "admit", [request], [request.num_computed_tokens])
         if request.status is RequestStatus.WAITING:
             request.num_cached_tokens = request.num_computed_tokens
             self.num_prompt_tokens += request.num_prompt_tokens
@@ -194,13 +189,9 @@ class Scheduler:
         self.running.append(request)
         self.running.sort(key=self.waiting.rank)
 
-    def _plan(self, planned: list[ScheduledRequest], request: Request, count: int) -> None:
-        planned.append(ScheduledRequest(request, count, self.kv.block_tables(request)))
-        self._log("schedule", request, count)
-
     def _preempt(self, request: Request) -> None:
         """Send the last in rank back to wait. Its blocks stay in the tree until they are needed: resuming begins with a hit."""
-        self._log("preempt", request, request.num_computed_tokens)
+        self._log("preempt", [request], [request.num_computed_tokens])
         self.running.remove(request)
         self.kv.release(request)
         request.num_computed_tokens = 0
@@ -211,29 +202,26 @@ class Scheduler:
 
     def update(self, step: ScheduledStep, sampled: Mapping[str, int]) -> None:
         """Book a step: `sampled` has the new token of each request that sampled. Ends requests at a stop token or at their length."""
-        for scheduled in step.requests:
-            request = scheduled.request
-            if request.is_finished:  # it failed, or was aborted, while the step ran
+        finished, is_fair = RequestStatus.FINISHED, self.waiting.policy == "fair"
+        for request in step.requests:
+            if request.status is finished:  # it failed, or was aborted, while the step ran
                 continue
-            request.num_computed_tokens += scheduled.num_scheduled_tokens
-            self.kv.publish(request)
+            request.num_computed_tokens += request.num_scheduled_tokens
+            if request.num_computed_tokens >= request.kv_border:
+                self.kv.publish(request)
             token_id = sampled.get(request.request_id)
             if token_id is None:
                 continue
-            request.output_token_ids.append(token_id)
-            self.waiting.charge(request, 0, 1)
-            self._check_stop(request, token_id)
-
-    def _check_stop(self, request: Request, token_id: int) -> None:
-        params = request.params
-        if len(request.output_token_ids) >= params.min_tokens:
-            if token_id in request.eos_token_ids and not params.ignore_eos:
-                return self.finish(request, "stop")
-            if token_id in (params.stop_token_ids or ()):
-                request.stop_reason = token_id
-                return self.finish(request, "stop")
-        if len(request.output_token_ids) >= request.max_tokens:
-            self.finish(request, "length")
+            output = request.output_token_ids
+            output.append(token_id)
+            if is_fair:
+                self.waiting.charge(request, 0, 1)
+            if token_id in request.stopping_token_ids and len(output) >= request.params.min_tokens:
+                if token_id not in request.eos_token_ids or request.params.ignore_eos:
+                    request.stop_reason = token_id
+                self.finish(request, "stop")
+            elif len(output) >= request.max_tokens:
+                self.finish(request, "length")
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request, wherever it is, and free its blocks. A finished request stays as it is."""
@@ -247,10 +235,10 @@ class Scheduler:
         request.finish_reason = reason
         self.kv.release(request, publish=reason != "error")
         self.waiting.leave(request)
-        self._log("finish", request, request.num_tokens)
+        self._log("finish", [request], [request.num_tokens])
 
-    def _log(self, kind: EventKind, request: Request, num_tokens: int) -> None:
-        self.events.append(Event(self._step, kind, request.request_id, num_tokens))
+    def _log(self, kind: EventKind, requests: Sequence[Request], num_tokens: Sequence[int]) -> None:
+        self.events.append(Event(self._step, kind, tuple([r.request_id for r in requests]), tuple(num_tokens)))
 
     def check_integrity(self) -> None:
         """Raise AssertionError where requests, blocks and budgets do not add up."""
@@ -264,6 +252,3 @@ class Scheduler:
         if self.waiting.num_tokens != sum(r.num_tokens for r in self.waiting.requests()):
             raise AssertionError("the waiting queue counts its tokens wrongly")
 
-
-def _is_decoding(request: Request) -> bool:
-    return request.num_tokens - request.num_computed_tokens == 1
