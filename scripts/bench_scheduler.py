@@ -52,8 +52,8 @@ def measure(running: int, enable_prefix_caching: bool) -> Cost:
             plans.append((planned - start) * 1e6)
             books.append((time.perf_counter() - ran) * 1e6)
     steps = [plan + book for plan, book in zip(plans, books, strict=True)]
-    medians = (statistics.median(times) for times in (plans, books, steps))
-    return Cost(*medians, mean=statistics.mean(steps), longest=max(steps))
+    median = statistics.median
+    return Cost(median(plans), median(books), median(steps), statistics.mean(steps), max(steps))
 
 
 def main() -> None:

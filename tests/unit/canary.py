@@ -85,9 +85,7 @@ class CanaryRunner:
             for position in range(first, stop):
                 block, offset = self._place(table, position)
                 if self._blocks[block][offset] != self._digest(request, g, position):
-                    raise AssertionError(
-                        f"{request.request_id} reads stale KV at position {position} of group {g}, block {block}"
-                    )
+                    raise AssertionError(f"{request.request_id} reads stale KV at position {position} of group {g}, block {block}")
 
     def _place(self, table: list[int], position: int) -> tuple[int, int]:
         block = table[position // self._layout.block_size]

@@ -251,4 +251,3 @@ class Scheduler:
             raise AssertionError("the waiting queue is not in order")
         if self.waiting.num_tokens != sum(r.num_tokens for r in self.waiting.requests()):
             raise AssertionError("the waiting queue counts its tokens wrongly")
-
