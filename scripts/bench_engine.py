@@ -1,8 +1,8 @@
 """The whole engine under load: scripts/bench engine MODEL.gguf [--only NAME …] [--llama-batched-bench PATH].
 
     overhead    decode of 1, 8 and 32 sequences: tokens/s, and the share of the time that the bare backend had, in the same steps
-    batching    64 requests (prompts of 32–512, outputs of 16–256 tokens): static, dynamic and continuous; beside llama-batched-bench at the
-                mean lengths, with as many sequences at once
+    batching    64 requests (prompts of 32–512, outputs of 16–256 tokens): static, dynamic and continuous, and static with padding to the
+                longest, of which the useful tokens are counted; beside llama-batched-bench at the mean lengths, with as many at once
     prefix      200 requests that share a system prompt of 1,000 tokens: with the radix tree and without
     preemption  the requests of `batching` in a cache of a quarter of what they need: recompute and swap; the tokens must be the same
 
@@ -130,9 +130,8 @@ def batching(path: Path, load: Load, vocab: int, llama: Path | None) -> dict[str
         print(f"{way:10} {r.seconds:7.1f} s  {load.num_tokens / r.seconds:7.0f} tok/s (prompt and output)  median TTFT {r.ttft:6.2f} s")
     result["ratio_to_static"] = result["static"]["seconds"] / result["continuous"]["seconds"]
     result["ratio_to_padded"] = result["padded"]["seconds"] / result["continuous"]["seconds"]
-    print(
-        f"continuous is {result['ratio_to_static']:.2f} times as fast as static, {result['ratio_to_padded']:.2f} times as static with padding"
-    )
+    for way in ("static", "padded"):
+        print(f"continuous is {result[f'ratio_to_{way}']:.2f} times as fast as {way}")
     if llama is not None:
         speed = llama_speed(llama, path, load)
         result["llama_tokens_per_second"] = speed
