@@ -48,9 +48,12 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
     const uint8_t *file = rows.data();
     nb::gil_scoped_release release;
-    const auto prepare = [&] { weight->tiles = memory.take(bytes); };
-    pool.run(prepare, [&](size_t thread) {  // each thread writes what it will read
-        const size_t first = row_tiles * thread / pool.size(), last = row_tiles * (thread + 1) / pool.size();
+    const auto prepare = [&] {
+        weight->tiles = memory.take(bytes);
+        return size_t{1};
+    };
+    pool.run(prepare, [&](size_t, size_t share) {  // each thread writes what it will read
+        const size_t first = row_tiles * share / pool.size(), last = row_tiles * (share + 1) / pool.size();
         if (element)
             repack_dense(element, file, outputs, inputs, weight->tiles.get(), first, last);
         else

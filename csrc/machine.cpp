@@ -17,13 +17,13 @@ namespace {
 constexpr int kTries = 5;
 constexpr size_t kGranule = 1024;  // a thread's part of a working set is a multiple: 8 vectors of any width
 
-// Units per second of `work(thread, repeats)`, run so often that a try takes `seconds / kTries`.
+// Units per second of `work(share, repeats)`, run so often that a try takes `seconds / kTries`.
 template <class F>
 double best_rate(ThreadPool &pool, double seconds, double units, F work) {
     using Clock = std::chrono::steady_clock;
     const auto time = [&](size_t repeats) {
         const auto start = Clock::now();
-        pool.run([] {}, [&](size_t thread) { work(thread, repeats); });
+        pool.run([] { return size_t{1}; }, [&](size_t, size_t share) { work(share, repeats); });
         return std::chrono::duration<double>(Clock::now() - start).count();
     };
     size_t repeats = 1;
@@ -43,9 +43,9 @@ double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t b
     std::atomic<uint32_t> sink{0};
     double best = 0;
     for (const size_t ahead : {size_t{0}, size_t{1024}, size_t{8192}}) {
-        const double rate = best_rate(pool, seconds / 3, static_cast<double>(part * pool.size()), [&](size_t thread, size_t repeats) {
+        const double rate = best_rate(pool, seconds / 3, static_cast<double>(part * pool.size()), [&](size_t share, size_t repeats) {
             uint32_t all = 0;
-            for (size_t i = 0; i < repeats; i++) all |= kernels.read_bytes(memory.get() + thread * part, part, ahead);
+            for (size_t i = 0; i < repeats; i++) all |= kernels.read_bytes(memory.get() + share * part, part, ahead);
             sink.fetch_or(all, std::memory_order_relaxed);
         });
         best = std::max(best, rate);

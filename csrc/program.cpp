@@ -9,14 +9,14 @@
 namespace pellucid {
 namespace {
 
-struct Share {
+struct Range {
     size_t first, last;
 };
 
-Share share(size_t count, size_t thread, size_t threads) { return {count * thread / threads, count * (thread + 1) / threads}; }
+Range part(size_t count, size_t share, size_t shares) { return {count * share / shares, count * (share + 1) / shares}; }
 
-Share row_tiles(const Weight &weight, size_t thread, size_t threads) {
-    return share((weight.outputs + kTileRows - 1) / kTileRows, thread, threads);
+Range row_tiles(const Weight &weight, size_t share, size_t shares) {
+    return part((weight.outputs + kTileRows - 1) / kTileRows, share, shares);
 }
 
 }  // namespace
@@ -67,24 +67,43 @@ void Program::make_room(const Batch &batch, float *out) {
     }
 }
 
+// The stages of a run: where entries wait for each other, and the two halves of an attention that is divided by splits.
+void Program::divide(const Batch &batch, float *out, bool every_entry) {
+    stages_.clear();
+    for (size_t i = 0; i < entries_.size(); i++) {
+        const Entry &e = entries_[i];
+        if (every_entry || e.barrier || stages_.empty())
+            stages_.push_back({i, i + 1, false});
+        else
+            stages_.back().last = i + 1;
+        if (e.op == Op::Attention && kernels_->attention_partials_size(attention_args(e, batch, out), batch.tokens, pool_->size()) > 0)
+            stages_.push_back({i, i + 1, true});
+    }
+}
+
 void Program::run(const Batch &batch, float *out, double *seconds) {
     check_batch(batch);
     using Clock = std::chrono::steady_clock;
-    const auto prepare = [&] { make_room(batch, out); };
-    pool_->run(prepare, [&](size_t thread) {
-        for (size_t i = 0; i < entries_.size(); i++) {
-            if (seconds != nullptr) {
-                pool_->barrier();
-                const auto start = Clock::now();
-                execute(i, batch, out, thread);
-                pool_->barrier();
-                if (thread == 0) seconds[i] += std::chrono::duration<double>(Clock::now() - start).count();
-                continue;
-            }
-            if (entries_[i].barrier) pool_->barrier();
-            execute(i, batch, out, thread);
-        }
+    const size_t shares = pool_->size();
+    std::vector<Clock::time_point> ends;  // of each share of each stage
+    Clock::time_point start;
+    const auto prepare = [&] {
+        make_room(batch, out);
+        divide(batch, out, seconds != nullptr);
+        if (seconds != nullptr) ends.resize(stages_.size() * shares);
+        start = Clock::now();
+        return stages_.size();
+    };
+    pool_->run(prepare, [&](size_t stage, size_t share) {
+        const auto [first, last, merge] = stages_[stage];
+        for (size_t i = first; i < last; i++) execute(i, merge && i == first, batch, out, share);
+        if (seconds != nullptr) ends[stage * shares + share] = Clock::now();
     });
+    for (size_t stage = 0; stage * shares < ends.size(); stage++) {
+        const auto end = *std::max_element(&ends[stage * shares], &ends[stage * shares] + shares);
+        seconds[stages_[stage].first] += std::chrono::duration<double>(end - start).count();
+        start = end;
+    }
 }
 
 AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float *out) {
@@ -109,24 +128,24 @@ AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float 
             partials_.data()};
 }
 
-// Where a thread's share of the next matrix begins.
-const uint8_t *Program::next_weights(size_t entry, size_t thread) const {
+// Where the same share of the next matrix begins.
+const uint8_t *Program::next_weights(size_t entry, size_t share) const {
     for (size_t i = entry + 1; i < entries_.size(); i++) {
         if (entries_[i].op != Op::Linear) continue;
         const Weight &w = *entries_[i].weight;
         const size_t tiles = (w.outputs + kTileRows - 1) / kTileRows;
-        return w.tiles.get() + row_tiles(w, thread, pool_->size()).first * (w.bytes / tiles);
+        return w.tiles.get() + row_tiles(w, share, pool_->size()).first * (w.bytes / tiles);
     }
     return nullptr;
 }
 
-void Program::execute(size_t index, const Batch &batch, float *out, size_t thread) {
+void Program::execute(size_t index, bool merge, const Batch &batch, float *out, size_t share) {
     const Entry &e = entries_[index];
-    const size_t threads = pool_->size();
+    const size_t shares = pool_->size();
     const bool writes = e.out >= 0;
     const Buffer *to = writes ? &buffers_[static_cast<size_t>(e.out)] : nullptr;
     const size_t rows = writes && to->logits_rows ? batch.logits : batch.tokens;
-    const auto [first, last] = share(rows, thread, threads);  // of ops that treat each token on its own
+    const auto [first, last] = part(rows, share, shares);  // of ops that treat each token on its own
     float *y = writes && !to->quantized ? floats(e.out, out) : nullptr;
     const auto x = [&](size_t i) { return floats(e.in[i], out); };
     const auto vector = [&](size_t i) { return i < e.vectors.size() && e.vectors[i] ? e.vectors[i]->values.data() : nullptr; };
@@ -153,9 +172,9 @@ void Program::execute(size_t index, const Batch &batch, float *out, size_t threa
                             packed ? quantized(e.in[0]) : Quantized{},
                             rows,
                             y,
-                            scratch_[thread].get(),
-                            next_weights(index, thread)};
-            const auto [from, until] = row_tiles(*e.weight, thread, threads);
+                            scratch_[share].get(),
+                            next_weights(index, share)};
+            const auto [from, until] = row_tiles(*e.weight, share, shares);
             kernels_->linear(args, from, until);
             break;
         }
@@ -205,16 +224,17 @@ void Program::execute(size_t index, const Batch &batch, float *out, size_t threa
             break;
         case Op::Attention: {
             const AttentionArgs args = attention_args(e, batch, out);
-            float *scratch = reinterpret_cast<float *>(scratch_[thread].get());
-            const size_t size = kernels_->attention_partials_size(args, batch.tokens, threads);
+            float *scratch = reinterpret_cast<float *>(scratch_[share].get());
+            const size_t size = kernels_->attention_partials_size(args, batch.tokens, shares);
             if (size == 0) {
-                kernels_->attention(args, scratch, thread, threads);
+                kernels_->attention(args, scratch, share, shares);
                 break;
             }
             const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) * static_cast<size_t>(e.kv->head_dim + 2));
-            kernels_->attention_partials(args, scratch, splits, thread, threads);
-            pool_->barrier();
-            kernels_->attention_merge(args, scratch, splits, thread, threads);
+            if (merge)
+                kernels_->attention_merge(args, scratch, splits, share, shares);
+            else
+                kernels_->attention_partials(args, scratch, splits, share, shares);
             break;
         }
         case Op::TakeRows:

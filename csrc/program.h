@@ -71,7 +71,7 @@ struct Entry {
     std::shared_ptr<KVStore> kv;
     std::vector<int> ints;
     std::vector<double> floats;
-    bool barrier;  // something that this entry touches was touched by other threads since the last barrier
+    bool barrier;  // something that this entry touches was touched in another share since the last barrier
 };
 
 struct Batch {
@@ -102,15 +102,21 @@ class Program {
     const Buffer &output() const { return buffers_[static_cast<size_t>(output_)]; }
 
   private:
+    struct Stage {  // entries between two barriers
+        size_t first, last;
+        bool merge;  // of the first, an attention that is divided by splits, only its second half
+    };
+
     void check_buffers() const;  // these three: program_checks.cpp
     void check_entry(const Entry &entry) const;
     void check_batch(const Batch &batch) const;
     void make_room(const Batch &batch, float *out);
+    void divide(const Batch &batch, float *out, bool every_entry);
     AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
-    void execute(size_t index, const Batch &batch, float *out, size_t thread);
+    void execute(size_t index, bool merge, const Batch &batch, float *out, size_t share);
     float *floats(int buffer, float *out) const;
     Quantized quantized(int buffer) const;
-    const uint8_t *next_weights(size_t entry, size_t thread) const;
+    const uint8_t *next_weights(size_t entry, size_t share) const;
 
     const Kernels *kernels_;
     std::shared_ptr<ThreadPool> pool_;
@@ -121,8 +127,9 @@ class Program {
     size_t capacity_ = 0;  // tokens the arena has room for
     size_t scratch_bytes_ = 0;
     Memory arena_;
-    std::vector<Memory> scratch_;  // one per thread
+    std::vector<Memory> scratch_;  // one per share
     std::vector<float> partials_;  // of attention that is divided by splits
+    std::vector<Stage> stages_;    // of the run that is on
 };
 
 }  // namespace pellucid

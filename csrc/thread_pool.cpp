@@ -1,13 +1,19 @@
-// How the threads of a pool wait for each other: see thread_pool.h.
+// How the threads of a pool share the work and wait for each other: see thread_pool.h.
 #include "thread_pool.h"
 
 #include <unistd.h>
 
+#include <exception>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -15,9 +21,8 @@
 namespace pellucid {
 namespace {
 
-// A pause is 40–140 cycles on x86: some 20 µs of spinning, longer than a barrier of threads that all run, shorter than a time slice.
+// A pause is 40–140 cycles on x86: some 20 µs of spinning, longer than a wait for threads that all run, shorter than a time slice.
 constexpr int kSpins = 600;
-constexpr int kYields = 60;
 
 inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -27,25 +32,57 @@ inline void pause() {
 #endif
 }
 
-// Wait while `word` holds `seen`.
-void wait(const std::atomic<uint32_t> &word, uint32_t seen) {
-    for (int i = 0; i < kSpins; i++) {
-        if (word.load(std::memory_order_acquire) != seen) return;
-        pause();
+// The number of a stage, counted over all runs, with two marks beside it. Threads sleep on it.
+class Gate {
+  public:
+    struct State {
+        uint64_t stage;
+        bool idle;  // no run has this stage: it is the place between two
+    };
+
+    State now() const { return state(word_.load(std::memory_order_acquire)); }
+
+    // What follows stage `seen`, as soon as it does.
+    State after(uint64_t seen) {
+        for (int i = 0; i < kSpins; i++) {
+            if (const State s = now(); s.stage != seen) return s;
+            pause();
+        }
+        for (uint64_t word = word_.load(std::memory_order_acquire);;) {
+            if (state(word).stage != seen) return state(word);
+            if (!(word & kSleepers) && !word_.compare_exchange_weak(word, word | kSleepers, std::memory_order_acquire)) continue;
+            sleep(word | kSleepers);
+            word = word_.load(std::memory_order_acquire);
+        }
     }
-    for (int i = 0; i < kYields; i++) {
-        if (word.load(std::memory_order_acquire) != seen) return;
-        std::this_thread::yield();
+
+    void open(uint64_t stage, bool idle) {
+        if (word_.exchange(stage << 2 | (idle ? kIdle : 0), std::memory_order_acq_rel) & kSleepers) wake();
     }
-    while (word.load(std::memory_order_acquire) == seen) word.wait(seen, std::memory_order_acquire);
-}
+
+  private:
+    static constexpr uint64_t kSleepers = 1, kIdle = 2;
+
+    static State state(uint64_t word) { return {word >> 2, (word & kIdle) != 0}; }
+
+#if defined(__linux__)  // std::atomic::wait of GCC's library yields before it sleeps: a whole time slice, where somebody else wants it
+    uint32_t *half() { return reinterpret_cast<uint32_t *>(&word_); }  // the low one: no big-endian machine has kernels
+    void sleep(uint64_t word) { syscall(SYS_futex, half(), FUTEX_WAIT_PRIVATE, static_cast<uint32_t>(word), nullptr, nullptr, 0); }
+    void wake() { syscall(SYS_futex, half(), FUTEX_WAKE_PRIVATE, static_cast<int>(ThreadPool::kMaxThreads), nullptr, nullptr, 0); }
+#else
+    void sleep(uint64_t word) { word_.wait(word, std::memory_order_acquire); }
+    void wake() { word_.notify_all(); }
+#endif
+
+    std::atomic<uint64_t> word_{kIdle};
+};
 
 std::mutex renewing;  // of teams after a fork: held for no longer than it takes to start threads
 
 }  // namespace
 
 struct ThreadPool::Team {
-    explicit Team(size_t size) : size(size) {
+    explicit Team(size_t size) : begun(size) {
         try {
             for (size_t i = 1; i < size; i++) threads.emplace_back(&Team::worker, this, i);
         } catch (...) {  // the machine gives no more threads
@@ -57,47 +94,62 @@ struct ThreadPool::Team {
 
     void end() {
         stop.store(true, std::memory_order_relaxed);
-        epoch.fetch_add(1, std::memory_order_release);
-        epoch.notify_all();
+        gate.open(gate.now().stage + 1, true);
         for (std::thread &t : threads) t.join();
     }
 
-    void worker(size_t thread) {
-        for (uint32_t seen = 0;;) {
-            wait(epoch, seen);
-            seen++;
+    void worker(size_t own) {
+        for (uint64_t seen = 0;;) {
+            const auto [stage, idle] = gate.after(seen);
             if (stop.load(std::memory_order_relaxed)) return;
-            (*work)(thread);
-            barrier();
+            if (!idle) help(stage, own);
+            seen = stage;
         }
     }
 
-    void run(const std::function<void(size_t)> &what) {
+    void run(size_t stages, const std::function<void(size_t, size_t)> &what) {
         work = &what;
-        epoch.fetch_add(1, std::memory_order_release);
-        epoch.notify_all();
-        what(0);
-        barrier();
+        first = gate.now().stage + 1;
+        last = first + stages;
+        gate.open(first, false);
+        for (Gate::State at = gate.now(); !at.idle; at = gate.after(at.stage)) help(at.stage, 0);
+        if (failed.exchange(false, std::memory_order_relaxed)) std::rethrow_exception(std::exchange(error, nullptr));
     }
 
-    void barrier() {
-        const uint32_t seen = phase.load(std::memory_order_relaxed);
-        if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-            arrived.store(0, std::memory_order_relaxed);
-            phase.fetch_add(1, std::memory_order_release);
-            phase.notify_all();
-            return;
+    // Every share of the stage that nobody has begun, this thread's own first.
+    void help(uint64_t stage, size_t own) {
+        for (size_t i = 0; i < begun.size(); i++) {
+            const size_t share = own + i < begun.size() ? own + i : own + i - begun.size();
+            uint64_t before = begun[share].stage.load(std::memory_order_relaxed);
+            if (before >= stage || !begun[share].stage.compare_exchange_strong(before, stage, std::memory_order_relaxed)) continue;
+            perform(stage - first, share);  // until it is done the run is on, and its variables are what they were
+            if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < begun.size()) continue;
+            done.store(0, std::memory_order_relaxed);
+            gate.open(stage + 1, stage + 1 == last);
         }
-        wait(phase, seen);
     }
 
-    const size_t size;
+    void perform(size_t stage, size_t share) {
+        if (failed.load(std::memory_order_relaxed)) return;
+        try {
+            (*work)(stage, share);
+        } catch (...) {
+            if (!failed.exchange(true, std::memory_order_relaxed)) error = std::current_exception();
+        }
+    }
+
+    struct alignas(64) Begun {
+        std::atomic<uint64_t> stage{0};  // the last that a thread has begun this share of
+    };
+
     std::mutex turn;  // held by the run that is on
-    const std::function<void(size_t)> *work = nullptr;
-    alignas(64) std::atomic<uint32_t> epoch{0};    // rises when there is work, or the end
-    alignas(64) std::atomic<uint32_t> arrived{0};  // threads at the current barrier
-    alignas(64) std::atomic<uint32_t> phase{0};    // rises when a barrier opens
-    std::atomic<bool> stop{false};
+    const std::function<void(size_t, size_t)> *work = nullptr;
+    uint64_t first = 0, last = 0;  // the stages of the run
+    std::exception_ptr error;      // what `work` threw first
+    std::atomic<bool> failed{false}, stop{false};
+    std::vector<Begun> begun;  // per share
+    alignas(64) Gate gate;
+    alignas(64) std::atomic<size_t> done{0};  // shares of the stage
     std::vector<std::thread> threads;
 };
 
@@ -124,18 +176,10 @@ ThreadPool::Team &ThreadPool::team() {
     return *team_;
 }
 
-void ThreadPool::run(const std::function<void()> &prepare, const std::function<void(size_t)> &work) {
+void ThreadPool::run(const std::function<size_t()> &prepare, const std::function<void(size_t, size_t)> &work) {
     Team &own = team();
     const std::lock_guard lock(own.turn);
-    prepare();
-    if (size_ == 1)
-        work(0);
-    else
-        own.run(work);
-}
-
-void ThreadPool::barrier() {
-    if (size_ > 1) team_->barrier();
+    if (const size_t stages = prepare(); stages > 0) own.run(stages, work);
 }
 
 }  // namespace pellucid

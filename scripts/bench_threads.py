@@ -1,12 +1,15 @@
-"""Decode while cores are scarce: more threads than cores, and a neighbour that never rests, against the fair share of the machine.
+"""Decode while cores are scarce: more threads than cores, and neighbours that never rest, against the fair share of the machine.
 
-    scripts/bench threads MODEL.gguf [--threads 2] [--steps 48] [--runs 3]
+    scripts/bench threads MODEL.gguf [--threads 2] [--steps 120] [--runs 5]
 
-Four cases, taken in turn, each in processes of its own: alone with THREADS threads; with twice as many, on the cores of THREADS; beside one
-process that keeps a core busy; and two engines at once. The fair share is what a scheduler that loses nothing would leave: all of the lone
-speed, since threads that take turns do the same work; with B runnable threads of others beside ours, threads / (threads + B) of it; half.
-"×" is the fair share over what was reached: 1 loses nothing. Run it at ordinary priority, on a machine with nothing else to do: sharing is
-what it measures. Medians. The last line is JSON.
+The cases are taken in turn, in processes of their own: alone with THREADS threads; with twice and with four times as many, on the cores of
+THREADS; beside one process that keeps a core busy, and beside two; two engines at once. The fair share is what a scheduler that loses
+nothing would leave: all of the lone speed, since threads that take turns do the same work; beside B busy threads of others,
+threads / (threads + B) of it; half. "×" is the fair share over what was reached, median and worst: 1 loses nothing.
+
+"neighbours" is the cores that the busy processes got while ours decoded, "strangers" those that went to anything else on the machine: a
+figure with strangers beside it is theirs as well. Run it at ordinary priority (sharing is what it measures) with nothing else to do. Linux
+only. The last line is JSON.
 """
 
 import argparse
@@ -15,52 +18,91 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pellucid import LLM, SamplingParams
 
-
-def start(path: Path, threads: int, steps: int) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, str(path), "--threads", str(threads), "--steps", str(steps), "--alone"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+BUSY = "import signal\nsignal.alarm(120)\nprint(flush=True)\nwhile True: pass"  # the alarm ends it where nobody else does
 
 
-def decode(path: Path, threads: int, steps: int, engines: int = 1, busy: int = 0) -> float:
-    """Tokens per second of one engine (the mean of several at once), beside `busy` processes that never rest."""
-    running = [start(path, threads, steps) for _ in range(engines)]
-    for process in running:
-        assert process.stdout is not None
-        process.stdout.readline()  # it is loaded
-    neighbours: list[subprocess.Popen[Any]] = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+@dataclass(frozen=True, slots=True)
+class Case:
+    name: str
+    threads: int
+    fair: float  # of the lone speed
+    busy: int = 0
+    engines: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    speed: float  # tokens per second of one engine, the mean of several
+    neighbours: float  # cores
+    strangers: float
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """A process that has said on standard output that it is ready."""
+    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def cpu_seconds(process: subprocess.Popen[str]) -> float:
+    return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def machine_seconds() -> float:
+    """That all processes have had of all CPUs (user, nice, system, interrupts)."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    return sum(int(fields[i]) for i in (1, 2, 3, 6, 7)) / float(os.sysconf("SC_CLK_TCK"))
+
+
+def measure(path: Path, case: Case, steps: int) -> Run:
+    command = [__file__, str(path), "--threads", str(case.threads), "--steps", str(steps), "--alone"]
+    engines: list[subprocess.Popen[str]] = []
+    neighbours: list[subprocess.Popen[str]] = []
     try:
-        for process in running:
+        engines += [start(command) for _ in range(case.engines)]
+        neighbours += [start(["-c", BUSY]) for _ in range(case.busy)]
+        time.sleep(0.2)  # the scheduler finds the neighbours a place
+        before, machine, theirs = time.perf_counter(), machine_seconds(), sum(map(cpu_seconds, neighbours))
+        for process in engines:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        return statistics.mean(float(process.communicate()[0]) for process in running)
+        answers = [json.loads(process.stdout.readline()) for process in engines if process.stdout is not None]
+        wall, theirs = time.perf_counter() - before, sum(map(cpu_seconds, neighbours)) - theirs
+        others = machine_seconds() - machine - theirs - sum(a["cpu"] for a in answers)
+        return Run(statistics.mean(a["speed"] for a in answers), theirs / wall, max(0.0, others / wall))
     finally:
-        for other in [*neighbours, *running]:
-            other.kill()
-            other.wait()
+        for process in [*neighbours, *engines]:
+            process.kill()
+            process.wait()
 
 
 def alone_with(path: Path, threads: int, steps: int) -> None:
-    """Load, say so, wait for a line, and print tokens per second."""
+    """Load, say so, wait for a line, decode, and print tokens per second and the CPU time that it took."""
     llm = LLM(path, threads=threads, max_model_len=steps + 16)
-    llm.generate([[1]], SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)
+    llm.generate([[1]], SamplingParams(max_tokens=8, ignore_eos=True), use_tqdm=False)
     print("loaded", flush=True)
     sys.stdin.readline()
+    cpu = time.process_time()
     metrics = llm.generate([[1]], SamplingParams(max_tokens=steps, ignore_eos=True), use_tqdm=False)[0].metrics
-    print((steps - 1) / (metrics["finished_time"] - metrics["first_token_time"]))
+    speed = (steps - 1) / (metrics["finished_time"] - metrics["first_token_time"])
+    print(json.dumps({"speed": speed, "cpu": time.process_time() - cpu}), flush=True)
+    sys.stdin.readline()  # until it is killed: ending is not measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL.gguf")
     parser.add_argument("--threads", type=int, default=2, help="and cores: the first so many that this process may use")
-    parser.add_argument("--steps", type=int, default=48)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--alone", action="store_true", help="one engine, which waits for a line on standard input")
     args = parser.parse_args()
     if args.alone:
@@ -69,22 +111,26 @@ def main() -> None:
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     n = args.threads
-    cases: list[tuple[str, dict[str, int], float]] = [
-        (f"{n} threads, alone", {"threads": n}, 1.0),
-        (f"{2 * n} threads on {n} cores", {"threads": 2 * n}, 1.0),
-        (f"{n} threads beside a busy process", {"threads": n, "busy": 1}, n / (n + 1)),
-        ("two engines at once, each", {"threads": n, "engines": 2}, 0.5),
+    cases = [
+        Case(f"{n} threads, alone", n, 1.0),
+        Case(f"{2 * n} threads on {n} cores", 2 * n, 1.0),
+        Case(f"{4 * n} threads on {n} cores", 4 * n, 1.0),
+        Case(f"{n} threads beside a busy process", n, n / (n + 1), busy=1),
+        Case(f"{n} threads beside two", n, n / (n + 2), busy=2),
+        Case("two engines at once, each", n, 0.5, engines=2),
     ]
-    found: dict[str, list[float]] = {name: [] for name, _, _ in cases}
+    found: dict[str, list[Run]] = {case.name: [] for case in cases}
     for _ in range(args.runs):
-        for name, how, _ in cases:
-            found[name].append(decode(args.model, how["threads"], args.steps, how.get("engines", 1), how.get("busy", 0)))
-    alone = statistics.median(found[cases[0][0]])
-    print(f"{args.model.name:<38} {'tokens/s':>9} {'fair share':>11} {'×':>6}")
-    for name, _, share in cases:
-        speed = statistics.median(found[name])
-        print(f"{name:<38} {speed:>9.1f} {alone * share:>11.1f} {alone * share / speed:>6.2f}")
-    print(json.dumps({"bench": "threads", "model": args.model.name, "runs": found}))
+        for case in cases:
+            found[case.name].append(measure(args.model, case, args.steps))
+    alone = statistics.median(run.speed for run in found[cases[0].name])
+    print(f"{args.model.name:<38} {'tokens/s':>9} {'worst':>7} {'fair':>7} {'×':>5} {'worst':>6} {'neighbours':>11} {'strangers':>10}")
+    for case in cases:
+        runs = found[case.name]
+        speed, worst, fair = statistics.median(r.speed for r in runs), min(r.speed for r in runs), alone * case.fair
+        cores = f"{statistics.median(r.neighbours for r in runs):>11.2f} {statistics.median(r.strangers for r in runs):>10.2f}"
+        print(f"{case.name:<38} {speed:>9.1f} {worst:>7.1f} {fair:>7.1f} {fair / speed:>5.2f} {fair / worst:>6.2f} {cores}")
+    print(json.dumps({"bench": "threads", "model": args.model.name, "runs": {n: [asdict(r) for r in rs] for n, rs in found.items()}}))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 //     tiles      every format put into tiles and read back row by row, from and to arrays of the exact size
 //     bits       the same on 1, 2 and 4 threads, in one step and token by token, with a context that is divided by splits and without
 //     wrong      every entry and every batch that does not fit is an exception, and what ran before runs after
-//     pools      two threads that use one pool take turns; a child after fork() makes a team of its own; one of 0 threads is refused
+//     stages     every share of a stage is worked on once, and none before the stage before it is done, however few the cores and late the
+//                threads
+//     pools      two threads that use one pool take turns; what is thrown reaches the caller; a child after fork() makes a team of its own
 //
 // Built with sanitizers by scripts/sanitize: a data race, a read too far or undefined behaviour ends it.
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -51,14 +54,17 @@ std::shared_ptr<Weight> random_weight(ThreadPool &pool, Format format, size_t ou
         }
     const size_t bytes = row_tiles * (f.bits ? f.row_tile_bytes(inputs) : inputs * kTileRows * 4);
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
-    pool.run([&] { weight->tiles = allocate(bytes); },
-             [&](size_t thread) {
-                 const size_t first = row_tiles * thread / pool.size(), last = row_tiles * (thread + 1) / pool.size();
-                 if (f.bits)
-                     repack(format, file.data(), outputs, inputs, weight->tiles.get(), first, last);
-                 else
-                     repack_dense(4, file.data(), outputs, inputs, weight->tiles.get(), first, last);
-             });
+    const auto prepare = [&] {
+        weight->tiles = allocate(bytes);
+        return size_t{1};
+    };
+    pool.run(prepare, [&](size_t, size_t share) {
+        const size_t first = row_tiles * share / pool.size(), last = row_tiles * (share + 1) / pool.size();
+        if (f.bits)
+            repack(format, file.data(), outputs, inputs, weight->tiles.get(), first, last);
+        else
+            repack_dense(4, file.data(), outputs, inputs, weight->tiles.get(), first, last);
+    });
     return weight;
 }
 
@@ -268,6 +274,44 @@ void check_tiles() {
 
 // ---- pools
 
+void check_stages() {
+    constexpr size_t kStages = 300;
+    for (size_t threads : {1, 2, 3, 16}) {
+        ThreadPool pool(threads);
+        std::vector<int> times(kStages * threads);  // plain memory: a second thread at one share, or a stage too early, is a race
+        for (int run = 0; run < 20; run++) {
+            const auto work = [&](size_t stage, size_t share) {
+                for (size_t i = 0; stage > 0 && i < threads; i++)
+                    if (times[(stage - 1) * threads + i] != run + 1) throw std::logic_error("a stage began too early");
+                if ((stage * 7 + share * 3 + static_cast<size_t>(run)) % 97 == 0)  // long enough that the others sleep
+                    std::this_thread::sleep_for(std::chrono::microseconds(200));
+                times[stage * threads + share]++;
+            };
+            pool.run([] { return kStages; }, work);
+        }
+        bool once = true;
+        for (int n : times) once = once && n == 20;
+        check(once, "every share once, on " + std::to_string(threads) + " threads");
+
+        size_t after = 0;
+        throws<std::out_of_range>("what a share throws", [&] {
+            pool.run([] { return kStages; },
+                     [&](size_t stage, size_t share) {
+                         if (stage == 5 && share == threads - 1) throw std::out_of_range("");
+                         if (stage > 5) after++;
+                     });
+        });
+        check(after == 0, "nothing is done after what has failed");
+        size_t stages = 0;
+        pool.run([] { return kStages; },
+                 [&](size_t, size_t share) {
+                     if (share == 0) stages++;
+                 });
+        check(stages == kStages, "a run after one that failed");
+        pool.run([] { return size_t{0}; }, [](size_t, size_t) { std::abort(); });
+    }
+}
+
 void check_pools(const Kernels *kernels) {
     throws<std::invalid_argument>("a pool of no threads", [] { ThreadPool pool(0); });
     throws<std::invalid_argument>("a pool of too many threads", [] { ThreadPool pool(ThreadPool::kMaxThreads + 1); });
@@ -284,7 +328,8 @@ void check_pools(const Kernels *kernels) {
     use(first, same[0]);
     other.join();
     check(same[0] && same[1], "two threads of the process on one pool");
-    throws<std::bad_alloc>("what cannot be prepared", [&] { pool->run([] { throw std::bad_alloc(); }, [](size_t) { std::abort(); }); });
+    throws<std::bad_alloc>("what cannot be prepared",
+                           [&] { pool->run([]() -> size_t { throw std::bad_alloc(); }, [](size_t, size_t) { std::abort(); }); });
     check(Step(0, 50).run(first) == measure, "a run after one that could not be prepared");
 
 #ifndef __SANITIZE_THREAD__  // which cannot follow a child's new threads
@@ -304,6 +349,7 @@ void check_pools(const Kernels *kernels) {
 
 int main() {
     check_tiles();
+    check_stages();
     return for_usable_kernels([](const Kernels *k) {
         check_bits(k);
         check_refusals(k);

@@ -5,7 +5,8 @@ chosen from what the CPU can do; a choice that is forced and cannot be had is an
 """
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -104,13 +105,33 @@ def choose_isa(asked: str | None) -> str:
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, within the quota of its control group."""
+    """CPUs that this process may use: its affinity, within the quotas of its control groups."""
     try:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cpus = os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
-    except (OSError, ValueError):
+        membership = Path("/proc/self/cgroup").read_text()
+    except OSError:
         return cpus
+    return max(1, min([cpus, *_quotas(Path("/sys/fs/cgroup"), membership)]))
+
+
+def _quotas(root: Path, membership: str) -> Iterator[int]:
+    """Whole CPUs that the groups of /proc/self/cgroup allow, each from its own down to the root; a container sees its own as the root."""
+    for line in membership.splitlines():
+        number, controllers, group = line.split(":", 2)
+        if number == "0":  # cgroup v2
+            top, files = root, ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            top, files = root / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        folder = PurePosixPath(group.lstrip("/"))
+        for part in (folder, *folder.parents):
+            try:
+                quota, period = " ".join((top / part / file).read_text() for file in files).split()
+            except (OSError, ValueError):  # no such controller here
+                continue
+            if quota not in ("max", "-1"):
+                yield int(quota) // int(period)

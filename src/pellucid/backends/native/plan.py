@@ -3,7 +3,7 @@
 Memory: a symbol lives from the entry that writes it to the last that reads it; two that never live together may share their bytes. First
 fit over a list of free stretches, in bytes per token, so that one plan serves every batch size.
 
-Barriers: entries of one kind of rows divide the rows among the threads in the same way, so a thread may go on with the rows it has just
+Barriers: entries of one kind of rows divide the rows into shares in the same way, so a share may go on with the rows it has just
 written, or write where it has just read; if the rows lie in memory alike, which quantized ones, or the angles of RoPE, in the place of
 plain ones do not. Every other pair of entries that touch the same bytes, one of them writing, needs a barrier between them. Reading what
 others read needs none: q, k and v, or gate and up, run without waiting.
