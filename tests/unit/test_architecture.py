@@ -37,6 +37,7 @@ BELOW_ENGINE = (
     "formats",
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "__main__": ("cli",),
     "cli": ("pellucid", "lab", "server", "measure", "engine", *BELOW_ENGINE, *PLAIN, "cpu"),
     "lab": ("pellucid", "measure", *PLAIN),
     "server": ("engine", "tokenizer", *PLAIN),

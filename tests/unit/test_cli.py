@@ -152,6 +152,11 @@ def test_help_is_there_for_every_command_and_loads_no_array_library() -> None:
     assert done.stdout == "set()\n"
 
 
+def test_the_package_run_as_a_module_is_the_command_line() -> None:
+    result = subprocess.run([sys.executable, "-m", "pellucid", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.startswith("Usage: pellucid ") and "verify" in result.stdout
+
+
 def test_control_characters_are_written_out_and_letters_are_not() -> None:
     assert harmless("tab\tline\nbell\x07 \x1b]0;title\x07 \x9b2J \x7f \r") == "tab\tline\nbell\\x07 \\x1b]0;title\\x07 \\x9b2J \\x7f \\x0d"
     assert one_line("a\nb\u2028c") == "a\\x0ab\\u2028c"
