@@ -52,22 +52,17 @@ Quantized Program::quantized(int buffer) const {
     return {reinterpret_cast<int8_t *>(p), scales, sums, sums + blocks};
 }
 
-// Memory for this batch, before any thread works: here, and only here, a run may fail for want of it.
-void Program::make_room(const Batch &batch, float *out) {
+// Memory for this batch, before any thread works: here and in divide(), and only there, a run may fail for want of it.
+void Program::make_room(const Batch &batch) {
     if (batch.tokens > capacity_) {
         const size_t capacity = (batch.tokens + 15) / 16 * 16;  // so that every buffer begins at a multiple of 64 bytes
         arena_ = allocate(bytes_per_token_ * capacity);
         capacity_ = capacity;
     }
     while (scratch_.size() < pool_->size()) scratch_.push_back(allocate(scratch_bytes_));
-    for (const Entry &e : entries_) {
-        if (e.op != Op::Attention) continue;
-        const size_t size = kernels_->attention_partials_size(attention_args(e, batch, out), batch.tokens, pool_->size());
-        if (size > partials_.size()) partials_.resize(size);
-    }
 }
 
-// The stages of a run: where entries wait for each other, and the two halves of an attention that is divided by splits.
+// The stages of a run: where entries wait for each other, and the two halves of an attention that is divided by splits, with room for them.
 void Program::divide(const Batch &batch, float *out, bool every_entry) {
     stages_.clear();
     for (size_t i = 0; i < entries_.size(); i++) {
@@ -76,8 +71,11 @@ void Program::divide(const Batch &batch, float *out, bool every_entry) {
             stages_.push_back({i, i + 1, false});
         else
             stages_.back().last = i + 1;
-        if (e.op == Op::Attention && kernels_->attention_partials_size(attention_args(e, batch, out), batch.tokens, pool_->size()) > 0)
-            stages_.push_back({i, i + 1, true});
+        if (e.op != Op::Attention) continue;
+        const size_t size = kernels_->attention_partials_size(attention_args(e, batch, out), batch.tokens, pool_->size());
+        if (size == 0) continue;
+        if (size > partials_.size()) partials_.resize(size);
+        stages_.push_back({i, i + 1, true});
     }
 }
 
@@ -88,7 +86,7 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
     std::vector<Clock::time_point> ends;  // of each share of each stage
     Clock::time_point start;
     const auto prepare = [&] {
-        make_room(batch, out);
+        make_room(batch);
         divide(batch, out, seconds != nullptr);
         if (seconds != nullptr) ends.resize(stages_.size() * shares);
         start = Clock::now();

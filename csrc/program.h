@@ -110,7 +110,7 @@ class Program {
     void check_buffers() const;  // these three: program_checks.cpp
     void check_entry(const Entry &entry) const;
     void check_batch(const Batch &batch) const;
-    void make_room(const Batch &batch, float *out);
+    void make_room(const Batch &batch);
     void divide(const Batch &batch, float *out, bool every_entry);
     AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
     void execute(size_t index, bool merge, const Batch &batch, float *out, size_t share);

@@ -43,10 +43,17 @@ class Cache:
             for block in row:
                 self.pool.release(block)
         held.node.locks -= 1
-        self.tree.touch(held.tail if held.tail is not None and held.has_tail else held.node)
+        self.tree.touch(held.end)
         for row in held.table:
             for block in row:
                 self.tree.rest(block)
+
+    def pass_by(self, held: "Held", group: int = 1, column: int = 0) -> int:
+        """The window of a group has passed a block of a request, which gives it back: the block."""
+        block = held.table[group][column]
+        self.pool.release(block)
+        self.tree.rest(block)
+        return block
 
     def leave(self, tokens: list[int], salt: str = "") -> "Held":
         """Publish, and let go: idle blocks, used now."""
@@ -84,4 +91,9 @@ class Held:
     @property
     def has_tail(self) -> bool:
         """True where the tree took its last block, and still has it."""
-        return self.tail is not None and self.tail.parent is not None
+        return self.end is not self.node
+
+    @property
+    def end(self) -> Node:
+        """The last node of its path."""
+        return self.tail if self.tail is not None and self.tail.parent is not None else self.node

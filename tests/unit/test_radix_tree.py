@@ -243,9 +243,7 @@ def test_the_book_of_leaves_does_not_grow_with_time() -> None:
 def test_a_block_behind_a_window_goes_from_the_middle_and_leaves_a_hole() -> None:
     cache = Cache(windowed=[False, True])
     held = cache.publish(A + C)
-    passed = held.table[1][0]
-    cache.pool.release(passed)
-    cache.tree.rest(passed)
+    cache.pass_by(held)
     cache.evict(1)
     assert cache.blocks(A + C, group=1) == [HOLE, held.table[1][1]]
     assert cache.blocks(A + C) == held.table[0]
@@ -254,9 +252,7 @@ def test_a_block_behind_a_window_goes_from_the_middle_and_leaves_a_hole() -> Non
 def test_who_computes_what_is_behind_a_hole_fills_it() -> None:
     cache = Cache(windowed=[False, True])
     held = cache.publish(A + C)
-    passed = held.table[1][0]
-    cache.pool.release(passed)
-    cache.tree.rest(passed)
+    cache.pass_by(held)
     cache.evict(1)
     other = cache.publish(A + C)
     assert other.table[0] == held.table[0]
@@ -267,10 +263,7 @@ def test_who_computes_what_is_behind_a_hole_fills_it() -> None:
 def test_a_block_behind_a_window_that_is_held_again_is_no_longer_free_to_go() -> None:
     cache = Cache(windowed=[False, True])
     held = cache.publish(A + C)
-    passed = held.table[1][0]
-    cache.pool.release(passed)
-    cache.tree.rest(passed)
-    cache.pool.share(passed)
+    cache.pool.share(cache.pass_by(held))
     cache.leave([1, 1, 1, 1])
     cache.evict(2)
     assert cache.blocks(A + C, group=1) == held.table[1]
@@ -335,9 +328,8 @@ def test_who_computes_what_was_saved_brings_it_back_without_loading() -> None:
 def test_a_hole_is_neither_saved_nor_loaded() -> None:
     cache = Cache(windowed=[False, True], num_slots=8)
     held = cache.publish(A + C)
-    passed = held.table[1].pop(0)
-    cache.pool.release(passed)
-    cache.tree.rest(passed)
+    cache.pass_by(held)
+    del held.table[1][0]
     assert cache.evict(1) == []
     cache.release(held)
     saved = cache.evict(3)
