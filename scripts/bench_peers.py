@@ -187,14 +187,21 @@ def vllm_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def python_peer(name: str, python: str, path: Path, threads: int) -> dict[str, float]:
-    """Tokens per second by shape, of one of peers_python's peers."""
+    """Tokens per second by shape, of one of peers_python's peers; of none, where it cannot run this model, and it is printed why."""
     script = Path(__file__).with_name("peers_python.py")
-    found: dict[str, float] = json.loads(_output([python, script, name, path, threads]).splitlines()[-1])
+    try:
+        found: dict[str, float] = json.loads(_output([python, script, name, path, threads]).splitlines()[-1])
+    except RuntimeError as error:
+        print(f"{name} cannot run {path.name}: {error}", flush=True)
+        return {}
     return found
 
 
 def _output(command: list[Any]) -> str:
-    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {' '.join(done.stderr.strip().splitlines()[-3:])}")
+    return done.stdout
 
 
 @dataclass(frozen=True, slots=True)
