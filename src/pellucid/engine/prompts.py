@@ -1,7 +1,8 @@
 """What a caller may pass as a prompt or as a conversation, and the token ids that it becomes. `LLM` and `AsyncEngine` share it.
 
 One idea: special tokens are the engine's to add and the template's to write. Plain text is read as text, whatever it spells; text that the
-model's own chat template rendered holds special tokens, the first of the sequence among them, so they are read as such and none is added.
+model's own chat template rendered holds special tokens, the first of the sequence among them, so those that the template wrote are read as
+such and none is added. What a message spells is text there too.
 """
 
 import reprlib
@@ -65,4 +66,4 @@ def tokenize_chat(
 ) -> TokenizedPrompt:
     """A conversation, rendered with the model's own chat template. Raises RequestError where there is none, or it refuses the messages."""
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tools=tools)
-    return TokenizedPrompt(tokenizer.encode(text, add_special=False, parse_special=True), text)
+    return TokenizedPrompt(tokenizer.encode(text, add_special=False, parse_special=True), text.plain)

@@ -1,7 +1,8 @@
 """Chat templates: the Jinja program that came with a model and turns messages into its prompt.
 
 One idea: whatever goes wrong is the request's error, with one sentence. Messages are checked and copied to plain data before the template
-sees them; the template runs in a sandbox with an allowance (`template_sandbox.py`).
+sees them; the template runs in a sandbox with an allowance (`template_sandbox.py`). The prompt tells what the template wrote from what
+the caller wrote (`traced_text.py`), so that control tokens can be the template's alone (`rendered.py`).
 
 A message is {"role": str, "content": str}. Content may be a list of {"type": "text", "text": str}, which becomes one text with a newline
 between the parts, and may be absent where the message has tool calls. Other fields (name, tool_calls, reasoning_content) go to the template
@@ -14,6 +15,7 @@ from types import CodeType
 from typing import Any
 
 from ..errors import FormatError, RequestError, UnsupportedError
+from .traced_text import TracedText, foreign
 
 __all__ = ["ChatTemplate", "check_messages"]
 
@@ -40,26 +42,30 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **template_vars: Any,
-    ) -> str:
-        """The prompt. Raises RequestError for messages that are malformed or that the template refuses."""
+    ) -> TracedText:
+        """The prompt, in which every text of a message, a tool or a variable is marked as the caller's.
+
+        Raises RequestError for messages that are malformed or that the template refuses.
+        """
         from .template_sandbox import LimitError, RefusedError, render_template
 
         variables = {
             **self._special_tokens,
-            **{name: _plain(value, name) for name, value in template_vars.items()},
-            "messages": check_messages(messages),
-            "tools": _plain(list(tools), "tools") if tools else None,
+            **{name: foreign(_plain(value, name)) for name, value in template_vars.items()},
+            "messages": foreign(check_messages(messages)),
+            "tools": foreign(_plain(list(tools), "tools")) if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
         code = self._code_for_tools if tools and self._for_tools is not None else self._code
         try:
-            return render_template(code, variables)
+            text = render_template(code, variables)
         except RefusedError as error:
             raise RequestError(f"the model's chat template refuses the messages: {error}") from None
         except LimitError as error:
             raise RequestError(f"the model's chat template was stopped: {error}") from None
         except Exception as error:  # a template can fail as any program can
             raise RequestError(f"the model's chat template fails on these messages: {type(error).__name__}: {str(error)[:500]}") from error
+        return text if isinstance(text, TracedText) else TracedText(text, bytes(len(text)))
 
     @functools.cached_property
     def _code(self) -> CodeType:

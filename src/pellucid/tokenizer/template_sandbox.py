@@ -6,7 +6,8 @@ error after MAX_SECONDS at most, and some hundred megabytes, whatever it tries. 
 it is narrowed further, from "no private attribute" to lists of the methods and filters that templates use.
 
 Filters, functions and whitespace are those of transformers' chat templates, so a template gives the same text. Left out are filters that
-no chat template uses and str's "%". Reference: jinja2.sandbox. This module knows nothing of messages.
+no chat template uses and str's "%". A text that knows who wrote it keeps its marks through all of this (`provenance.py`). Reference:
+jinja2.sandbox. This module knows nothing of messages.
 """
 
 import functools
@@ -20,10 +21,15 @@ from typing import Any, NoReturn
 from jinja2 import Template, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner, Namespace, pass_context
+from markupsafe import Markup
+
+from .provenance import ForeignMarkup, as_text, joined, of_filter, of_method, of_operator, replaced, traced_format
+from .traced_text import whole
 
 __all__ = ["LimitError", "RefusedError", "compile_template", "render_template"]
 
@@ -49,6 +55,7 @@ _FILTERS = (
     "abs capitalize count d default dictsort e escape first float forceescape groupby indent int items join last length list lower map "
     "max min reject rejectattr replace reverse safe select selectattr sort string title tojson trim unique upper wordcount"
 )
+_TEXT_FILTERS = "capitalize e escape forceescape indent lower safe string title trim upper"  # those that make a text of a text
 
 
 class LimitError(Exception):
@@ -66,10 +73,13 @@ def compile_template(source: str) -> CodeType:
 
 
 def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
-    """The text that a compiled template makes of `variables`, which must be plain data. Raises whatever goes wrong in it."""
+    """The text that a compiled template makes of `variables`, which must be plain data. Raises whatever goes wrong in it.
+
+    Of texts that are `TracedText` it keeps the marks.
+    """
     environment = _Environment()  # of this rendering alone: it holds the allowance
     template = Template.from_code(environment, code, environment.globals)
-    return "".join(template.root_render_func(template.new_context(dict(variables))))
+    return joined(template.root_render_func(template.new_context(dict(variables))))
 
 
 class _CodeGenerator(CodeGenerator):
@@ -134,6 +144,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+    concat = staticmethod(joined)  # of what a macro or a block has written
 
     def __init__(self) -> None:
         super().__init__(
@@ -145,6 +156,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         given = self.filters
         own = {"tojson": self._tojson, "join": self._bounded_join(given["join"]), "replace": self._bounded_replace(given["replace"])}
         own["indent"] = self._bounded_indent(given["indent"])
+        own |= {name: _traced(name, own.get(name, given[name])) for name in _TEXT_FILTERS.split()}
         self.filters = {name: self._watched(own.get(name, given[name])) for name in _FILTERS.split()}
         ranges = self.globals["range"]
         self.globals = {"range": ranges, "dict": _dict, "namespace": _Namespace, "cycler": Cycler, "joiner": Joiner}
@@ -192,7 +204,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def concatenated(self, values: tuple[Any, ...]) -> str:
         """The operator `~`."""
         self.room_for(sum(map(self.weigh, values)))
-        text: str = self.made("".join(map(str, values)))
+        text: str = self.made(joined(map(as_text, values)))
         return text
 
     # ---- what Jinja asks
@@ -206,13 +218,13 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`"{}".format`, without widths: they make much out of nothing."""
-        formatted = super().wrap_str_format(value)
-        if formatted is None or ":" in value.__self__:
+        if super().wrap_str_format(value) is None or ":" in value.__self__ or isinstance(value.__self__, Markup):
             return None
+        traced = traced_format(SandboxedFormatter, self)
 
         def bounded(*args: Any, **kwargs: Any) -> str:
             self.room_for(len(value.__self__) + value.__self__.count("{") * self.weigh([*args, *kwargs.values()]))
-            return formatted(*args, **kwargs)
+            return traced(value.__self__, args, kwargs)
 
         return bounded
 
@@ -222,7 +234,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self.room_for(_replaced_length(method.__self__, *args))
             elif method.__name__ == "join":
                 args = (self._joinable(*args, between=method.__self__),)
-        return self.made(super().call(context, method, *args, **kwargs))
+            return self.made(of_method(method, args, kwargs, super().call(context, method, *args, **kwargs)))
+        result = super().call(context, method, *args, **kwargs)
+        return self.made(ForeignMarkup(result) if isinstance(result, Markup) else result)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
@@ -235,7 +249,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError("it formats text with '%', which is not built; use '~'")
         elif operator == "+":
             self.room_for(self.weigh(left) + self.weigh(right))
-        return self.made(super().call_binop(context, operator, left, right))
+        return self.made(of_operator(operator, left, right, super().call_binop(context, operator, left, right)))
 
     # ---- filters
 
@@ -252,7 +266,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _bounded_join(self, join: Callable[..., str]) -> Callable[..., str]:
         @functools.wraps(join)
         def bounded(eval_ctx: Any, value: Any, d: str = "", attribute: Any = None) -> str:
-            return join(eval_ctx, self._joinable(value, between=str(d)), d, attribute)
+            if attribute is not None:
+                value = map(make_attrgetter(self, attribute), value)
+            return joined(map(as_text, self._joinable(value, between=str(d))), as_text(d))
 
         return bounded
 
@@ -264,8 +280,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _bounded_replace(self, replace: Callable[..., str]) -> Callable[..., str]:
         @functools.wraps(replace)
         def bounded(eval_ctx: Any, s: Any, old: str, new: str, count: int | None = None) -> str:
-            self.room_for(_replaced_length(str(s), str(old), str(new)))
-            return replace(eval_ctx, s, old, new, count)
+            text, old, new = map(as_text, (s, old, new))
+            self.room_for(_replaced_length(text, old, new))
+            return replaced(text, old, new, -1 if count is None else count)
 
         return bounded
 
@@ -289,7 +306,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         for part in encoder.iterencode(x):
             self.spend(len(part))
             parts.append(part)
-        return "".join(parts)
+        return whole("".join(parts))
 
 
 @pass_context
@@ -298,9 +315,19 @@ def _finalize(context: Context, value: Any) -> str:
     environment = context.environment
     assert isinstance(environment, _Environment)
     environment.room_for(environment.weigh(value))
-    text = value if isinstance(value, str) else str(value)
+    text = as_text(value)
     environment.spend(len(text))
     return text
+
+
+def _traced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that makes a text of a text, with marks."""
+
+    @functools.wraps(function)
+    def traced(value: Any, *args: Any, **kwargs: Any) -> Any:
+        return of_filter(name, value, (*args, *kwargs.values()), function(value, *args, **kwargs))
+
+    return traced
 
 
 def _replaced_length(text: str, old: str, new: str, count: int = -1) -> int:
@@ -317,4 +344,5 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+    text = datetime.now().strftime(format)
+    return text if type(format) is str else whole(text)

@@ -4,18 +4,21 @@ One idea: the `tokenizers` library (Rust) cuts text into ids, and nothing else. 
 the other (`vocabulary.py`), so decoding costs the same per token whatever came before, and streaming is the same function.
 
 Whether text may name control tokens is the caller's choice, per call. `parse_special=False`: a user's "<|im_end|>" is text like any other.
-`parse_special=True`: it is the token; for prompts that a chat template has written. Tokens that are not for control but have a fixed
-text (Gemma's runs of newlines) are found either way.
+`parse_special=True`: it is the token; for prompts that a chat template has written, and there only what the template itself wrote is
+(`rendered.py`). Tokens that are not for control but have a fixed text (Gemma's runs of newlines) are found either way.
 
 Text that is not Unicode (a lone surrogate) is refused, not replaced. Nothing here is changed by use: one Tokenizer serves all threads.
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, PellucidError, RequestError
+from .rendered import RenderedEncoder, tokenizer_like
+from .traced_text import TracedText
 from .vocabulary import TokenKind, Vocabulary, byte_letters
 
 if TYPE_CHECKING:
@@ -63,6 +66,10 @@ class Tokenizer:
         self._known_bytes = _known_bytes(vocabulary)
         self._chat_template = chat_template
 
+    @functools.cached_property
+    def _rendered(self) -> RenderedEncoder:
+        return RenderedEncoder(self._trusting)
+
     @property
     def chat_template(self) -> str | None:
         """The Jinja source that came with the model."""
@@ -70,6 +77,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The token ids of `text`. `add_special`: with the tokens that begin and end a text, where the model wants them.
+
+        In what `apply_chat_template` gave, `parse_special` trusts the template and not the messages.
 
         Raises RequestError for text that is not Unicode. A byte that a byte-level vocabulary does not have is left out, as everywhere
         that vocabulary is used; a log entry names it.
@@ -86,7 +95,10 @@ class Tokenizer:
         if text:
             rust = self._trusting if parse_special else self._plain
             with library_errors(RequestError, "the text cannot be cut into tokens"):
-                ids = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids  # the batch call lets other threads run
+                if parse_special and isinstance(text, TracedText):
+                    ids = self._rendered.encode(text)
+                else:
+                    ids = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids  # the batch call lets other threads run
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -112,8 +124,8 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **template_vars: Any,
-    ) -> str:
-        """The prompt that `messages` make, to be encoded with `add_special=False, parse_special=True`.
+    ) -> TracedText:
+        """The prompt that `messages` make, to be encoded with `add_special=False, parse_special=True`. It tells who wrote what.
 
         Raises RequestError where the model has no template, the messages are malformed or the template refuses them.
         """
@@ -138,13 +150,7 @@ def _without_special_tokens(rust: "tokenizers.Tokenizer") -> "tokenizers.Tokeniz
 
     The library has a switch for that, but the switch belongs to the object; two objects need no lock.
     """
-    from tokenizers import Tokenizer as RustTokenizer
-
-    plain = RustTokenizer(rust.model)
-    if rust.normalizer is not None:
-        plain.normalizer = rust.normalizer
-    if rust.pre_tokenizer is not None:
-        plain.pre_tokenizer = rust.pre_tokenizer
+    plain = tokenizer_like(rust)
     plain.add_tokens([token for _, token in sorted(rust.get_added_tokens_decoder().items())])
     plain.encode_special_tokens = True
     return plain

@@ -1,0 +1,174 @@
+"""What each rule of a template's language does to the marks of a `TracedText`.
+
+One idea: what cuts and joins texts cuts and joins the marks along with them. A template's own texts are plain str. Where the characters of
+a result cannot be followed one by one (JSON, an indented text, a list written out), all of them count as the caller's.
+
+The sandbox asks here about every method, filter and operator that it lets a template use; none of them may lose a mark, for then a user
+could write control tokens. This module knows neither Jinja nor tokens.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from string import Formatter
+from types import BuiltinMethodType
+from typing import Any
+
+from markupsafe import Markup
+
+from .traced_text import TracedText, whole
+
+__all__ = ["ForeignMarkup", "as_text", "joined", "of_filter", "of_method", "of_operator", "replaced", "traced_format"]
+
+_SAME_PLACES = frozenset(("capitalize", "casefold", "lower", "swapcase", "title", "upper"))
+_STRIPS = frozenset(("lstrip", "removeprefix", "removesuffix", "rstrip", "strip"))
+
+
+class ForeignMarkup(Markup):
+    """What an escaping filter made of a caller's text. Its methods give the same class, so all that follows from it is the caller's."""
+
+    def __str__(self) -> str:
+        return whole(str.__str__(self))
+
+
+def as_text(value: Any) -> str:
+    """str(value); what is written of anything but a text counts as the caller's."""
+    return value if isinstance(value, str) else whole(str(value))
+
+
+def joined(parts: Iterable[str], between: str = "") -> str:
+    """`between.join(parts)`. A plain str where all of it is the template's."""
+    listed = list(parts)
+    text = str.__str__(between).join(listed)
+    if not any(map(_is_foreign, [between, *listed])):
+        return text
+    return TracedText(text, _marks(between).join(map(_marks, listed)))
+
+
+def replaced(text: str, old: str, new: str, count: int = -1) -> str:
+    """`text.replace(old, new, count)`."""
+    if not old:  # between all characters
+        return _whole_if(_is_foreign(text) or _is_foreign(new), text.replace(old, new, count))
+    return joined(_strided(text, text.split(old, count), len(old)), new)
+
+
+def of_method(method: BuiltinMethodType, args: Sequence[Any], named: Mapping[str, Any], result: Any) -> Any:
+    """The `result` of a method of str with its marks."""
+    text, name = method.__self__, method.__name__
+    assert isinstance(text, str)
+    if name == "join":
+        return joined(args[0], text)
+    if name == "replace":
+        return replaced(text, *args)
+    if not isinstance(text, TracedText):
+        return result  # pieces of the template's own text
+    if isinstance(result, str):
+        return _stripped(text, name, args, result) if name in _STRIPS else _same_places(text, result)
+    if name in ("partition", "rpartition"):
+        return tuple(_strided(text, result, 0))
+    if name in ("rsplit", "split"):
+        separator = args[0] if args else named.get("sep")
+        return _found(text, result) if separator is None else _strided(text, result, len(separator))
+    return _found(text, result) if name == "splitlines" else result  # a number, or yes or no
+
+
+def of_operator(operator: str, left: Any, right: Any, result: Any) -> Any:
+    """The `result` of an operator between two values with its marks."""
+    if not isinstance(result, str):
+        return result
+    if isinstance(result, Markup):
+        return ForeignMarkup(result) if _is_foreign(left) or _is_foreign(right) else result
+    if operator == "+":
+        return joined((left, right))
+    text, times = (left, right) if isinstance(left, str) else (right, left)
+    return TracedText(result, text.foreign * times) if isinstance(text, TracedText) else result
+
+
+def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
+    """The `result` of a filter that makes a text of `value`, with its marks."""
+    text = as_text(value)
+    if name in ("safe", "string"):  # nothing is escaped when it is written out, so "safe" says nothing
+        return text
+    if not _is_foreign(text) and not any(map(_is_foreign, args)):
+        return result
+    if isinstance(result, Markup):
+        return ForeignMarkup(result)
+    if name == "trim" and isinstance(text, TracedText):
+        return _stripped(text, "strip", args, result)
+    return _same_places(text, result) if name in _SAME_PLACES else whole(result)
+
+
+def traced_format(formatter: type[Formatter], *options: Any) -> Callable[[str, Sequence[Any], Mapping[str, Any]], str]:
+    """`text.format(…)` by a class of formatters, with marks."""
+
+    class Traced(formatter):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__(*options)
+            self.parts: list[str] = []
+
+        def parse(self, format_string: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
+            for literal, *field in super().parse(format_string):
+                self.parts.append(_whole_if(_is_foreign(format_string), literal))
+                yield literal, *field
+
+        def convert_field(self, value: Any, conversion: str | None) -> Any:
+            converted = super().convert_field(value, conversion)
+            return whole(str(converted)) if conversion else converted
+
+        def format_field(self, value: Any, format_spec: str) -> Any:
+            text = super().format_field(value, format_spec)
+            self.parts.append(value if isinstance(value, str) and value == text else whole(str(text)))
+            return text
+
+    def traced(text: str, args: Sequence[Any], named: Mapping[str, Any]) -> str:
+        formatting = Traced()
+        formatting.vformat(text, args, named)
+        return joined(formatting.parts)
+
+    return traced
+
+
+def _whole_if(is_foreign: bool, text: str) -> str:
+    return whole(text) if is_foreign else text
+
+
+def _is_foreign(value: Any) -> bool:
+    """May a text made of `value` hold what a caller wrote?"""
+    return isinstance(value, TracedText | ForeignMarkup) or not isinstance(value, str | int | float | None)
+
+
+def _marks(text: str) -> bytes:
+    if isinstance(text, TracedText):
+        return text.foreign
+    return (b"\1" if isinstance(text, ForeignMarkup) else b"\0") * len(text)
+
+
+def _same_places(text: str, result: str) -> TracedText:
+    """Each character became one other, but for the rare ones that become two ("ß")."""
+    return TracedText(result, _marks(text)) if len(result) == len(text) else whole(result)
+
+
+def _stripped(text: TracedText, name: str, args: Sequence[Any], result: str) -> str:
+    if name in ("rstrip", "removesuffix"):
+        return text[: len(result)]
+    start = len(text) - len(result if name == "removeprefix" else str.lstrip(text, *args))
+    return text[start : start + len(result)]
+
+
+def _strided(text: str, parts: Sequence[str], between: int) -> list[str]:
+    """`parts` of `text`, which lie in order with `between` characters from one to the next."""
+    if not isinstance(text, TracedText):
+        return list(parts)
+    cut, start = [], 0
+    for part in parts:
+        cut.append(text[start : start + len(part)])
+        start += len(part) + between
+    return cut
+
+
+def _found(text: TracedText, parts: Sequence[str]) -> list[str]:
+    """`parts` of `text`, which lie in order with nothing but separators between them, of which no part holds one at its beginning."""
+    cut, start = [], 0
+    for part in parts:
+        start = text.find(part, start)
+        cut.append(text[start : start + len(part)])
+        start += len(part)
+    return cut
