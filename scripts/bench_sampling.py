@@ -24,6 +24,7 @@ PARAMS = {
     "temperature": SamplingParams(temperature=0.8),
     "top_k": SamplingParams(top_k=40),
     "top_p": SamplingParams(top_p=0.9),
+    "top_p, hot": SamplingParams(top_p=0.95, temperature=1.5),  # it keeps tens of thousands of tokens
     "top_k, top_p": SamplingParams(top_k=40, top_p=0.9),
     "penalties": SamplingParams(temperature=0, repetition_penalty=1.1, presence_penalty=0.5),
 }

@@ -14,6 +14,7 @@ from pellucid.errors import RequestError
 from pellucid.request import SamplingParams
 from pellucid.sampling import SamplingRow, sample
 from pellucid.sampling.noise import gumbel, noise_state
+from pellucid.sampling.processors import keep_top_p
 from pellucid.sampling.sampler import survivors
 
 # how far rounding may move the place where a sum of probabilities reaches its share: that of top_p is good to seven digits
@@ -204,6 +205,35 @@ def test_the_draw_from_a_large_vocabulary_is_the_argmax_over_all_of_it(vocab_siz
         state = np.array([noise_state(row.seed, row.position)], np.uint64)
         score = (x.astype(np.float64) - float(x.max())) / temperature + gumbel(state, np.arange(vocab_size))
         assert token == score.argmax()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"top_p": 0.95}, {"typical_p": 0.9}, {"top_k": 20_000}, {"min_p": 1e-4}, {"top_k": 12_000, "top_p": 0.9}]
+)
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.5])
+def test_the_draw_from_many_that_filters_leave_is_the_argmax_over_them(fields: dict[str, Any], scale: float) -> None:
+    params = SamplingParams(temperature=1.5, **fields)
+    rows = [SamplingRow(params=params, seed=seed, position=seed % 7) for seed in range(8)]
+    logits = np.stack([build_logits(i, 40_000, scale, 0.5 * (i % 2), 0.3 * (i % 3)) for i in range(len(rows))])
+    for token, row, x in zip(sample(logits, rows), rows, logits, strict=True):
+        state = np.array([noise_state(row.seed, row.position)], np.uint64)
+        token_ids, z = survivors(x, params, float(x.max()))
+        assert token_ids.size > 4096
+        assert token == token_ids[(z + gumbel(state, token_ids)).argmax()]
+
+
+def test_a_nucleus_is_found_among_ranks_of_any_spread() -> None:
+    """Equal, all but equal, and far apart: many tokens that few parts of the range hold."""
+    for spread in (0.0, 1e-300, 5e-324, 1e-15, 1e-6, 1.0, 700.0):
+        rng = np.random.default_rng(5)
+        z = -np.concatenate([np.abs(rng.normal(0, 1, 9000)) ** 9 * spread, rng.integers(0, 3, 9000) * spread])
+        z[7] = 0.0
+        order = np.argsort(-z, kind="stable")
+        reached = np.cumsum(np.exp(z[order]))
+        for mass in (0.1, 0.5001, 0.99999):
+            kept = keep_top_p(z, mass * reached[-1])
+            count = int(np.searchsorted(reached, mass * reached[-1])) + 1
+            assert kept.tolist() == sorted(order[:count].tolist()), (spread, mass)
 
 
 MIX: list[dict[str, Any]] = [

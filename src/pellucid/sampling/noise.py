@@ -22,7 +22,7 @@ only where two scores lie within about 1e-15 of each other.
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LARGEST_GUMBEL", "SMALLEST_GUMBEL", "group_maxima", "gumbel", "leaders", "members", "noise_state", "random_bits"]
+__all__ = ["LARGEST_GUMBEL", "SMALLEST_GUMBEL", "group_maxima", "groups_of", "gumbel", "leaders", "members", "noise_state", "random_bits"]
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # 2⁶⁴ / golden ratio, odd
@@ -59,8 +59,7 @@ def gumbel(states: NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[
 
     The largest of logit + gumbel is a draw from softmax(logits) (Gumbel 1954; Maddison, Tarlow & Minka, arXiv:1411.0030).
     """
-    groups = (token_ids >> _SLAB_BITS << _COLUMN_BITS) + (token_ids & (_COLUMNS - 1))
-    first, leader = _first_of_groups(states, groups)
+    first, leader = _first_of_groups(states, groups_of(token_ids))
     wait = _exponential(random_bits(states, token_ids))
     wait[(token_ids >> _COLUMN_BITS & (_ROWS - 1)) == leader] = 0.0
     wait += first
@@ -72,6 +71,12 @@ def leaders(states: NDArray[np.uint64], vocab_size: int) -> tuple[NDArray[np.flo
     groups = np.arange(-(-vocab_size // _SLAB) * _COLUMNS)
     first, leader = _first_of_groups(states[:, None], groups)
     return _negative_log(first), _token_ids(groups, leader)
+
+
+def groups_of(token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The group of each token."""
+    groups: NDArray[np.int64] = (token_ids >> _SLAB_BITS << _COLUMN_BITS) + (token_ids & (_COLUMNS - 1))
+    return groups
 
 
 def members(groups: NDArray[np.int64]) -> NDArray[np.int64]:

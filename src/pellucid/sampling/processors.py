@@ -19,7 +19,9 @@ from .row import SamplingRow
 __all__ = ["adjust", "keep_largest", "keep_min_p", "keep_top_p", "keep_typical", "moments", "total_weight"]
 
 _GROUP = 64  # keep_largest looks at the largest of so many logits first
-_SORTED = 2048  # so many tokens are sorted sooner than bisected
+_SORTED = 2048  # so many tokens are sorted sooner than divided
+_PARTS = 4096  # into which a range of ranks is divided
+_SMALLEST_SPAN = 1e-200  # of ranks that are told apart; less is divided by in vain
 _SLICE = 1 << 14  # logits summed at a time
 
 
@@ -162,22 +164,21 @@ def keep_min_p(z: NDArray[np.float64], min_p: float) -> NDArray[np.int64]:
 def _keep_first(rank: NDArray[np.float64], weights: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
     """The fewest tokens of lowest rank whose weights reach `mass`; the one that reaches it is kept.
 
-    Where the mass is reached is searched by bisection of the rank, on ever fewer tokens; the last few are sorted.
+    Where the mass is reached is found by sums over equal parts of the ranks' range, and by parts of that part; the last few are sorted.
     """
     keep = np.zeros(rank.size, dtype=np.bool_)
-    near = np.arange(rank.size)  # the mass is reached among these, whose rank lies above low and not above high
+    near = np.arange(rank.size)  # the mass is reached among these, after the weights held
     held = 0.0
-    low, high = float(rank.min()), float(rank.max())
-    while near.size > _SORTED and low < (middle := (low + high) / 2) < high:
-        is_first = rank[near] <= middle
-        first = near[is_first]
-        more = float(weights[first].sum())
-        if held + more >= mass:
-            near, high = first, middle
-        else:
-            keep[first] = True
-            near, low, held = near[~is_first], middle, held + more
-    near = near[np.argsort(rank[near], kind="stable")]
+    ranks, masses = rank, weights
+    while near.size > _SORTED and (span := float(ranks.max()) - (low := float(ranks.min()))) > _SMALLEST_SPAN:
+        part = ((ranks - low) * (_PARTS / span)).astype(np.int64)  # rises with the rank, whatever is rounded
+        reached = held + np.cumsum(np.bincount(part, masses))
+        last = min(int(np.searchsorted(reached, mass)), reached.size - 1)
+        keep[near[part < last]] = True
+        held = float(reached[last - 1]) if last else held
+        inside = part == last
+        near, ranks, masses = near[inside], ranks[inside], masses[inside]
+    near = near[np.argsort(ranks, kind="stable")]
     count = int(np.searchsorted(held + np.cumsum(weights[near]), mass)) + 1
     keep[near[:count]] = True
     return np.flatnonzero(keep)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..request import SamplingParams
-from .noise import LARGEST_GUMBEL, SMALLEST_GUMBEL, group_maxima, gumbel, leaders, members, noise_state
+from .noise import LARGEST_GUMBEL, SMALLEST_GUMBEL, group_maxima, groups_of, gumbel, leaders, members, noise_state
 from .processors import adjust, keep_largest, keep_min_p, keep_top_p, keep_typical, moments, total_weight
 from .row import SamplingRow
 
@@ -31,6 +31,7 @@ __all__ = ["sample", "survivors"]
 _NEVER_DRAWN = SMALLEST_GUMBEL - LARGEST_GUMBEL  # no noise lifts a z below this over the largest, whose z is 0
 _FLOAT32_MIN = float(np.finfo(np.float32).min)
 _FEW = 1024  # tokens that often hold the mass of top_p
+_MANY = 4096  # tokens left by filters whose noise costs more than that of all groups
 _TOGETHER = 16  # rows drawn from at a time: what there is for each group of tokens stays in the cache
 _ROUNDING = 1e-6  # more than any score may be off by; scores are below 100 wherever it matters
 
@@ -85,6 +86,9 @@ def _draw(rows: Sequence[tuple[_Peak, SamplingRow]]) -> list[int]:
     if free:
         for i, kept in zip(free, _contenders([rows[i] for i in free], states[free]), strict=True):
             found[i] = kept
+    for i, many in enumerate(found):
+        if many is not None and many[0].size > _MANY:
+            found[i] = _contenders_among(*many, states[i : i + 1], rows[i][0].logits.size)
     kept_all = [kept for kept in found if kept is not None]
     counts = [token_ids.size for token_ids, _ in kept_all]
     token_ids = np.concatenate([token_ids for token_ids, _ in kept_all])
@@ -134,6 +138,22 @@ def _contenders(
         keep &= token_ids < vocab_size
         found.append((token_ids[keep], z[keep]))
     return found
+
+
+def _contenders_among(
+    token_ids: NDArray[np.int64], z: NDArray[np.float64], state: NDArray[np.uint64], vocab_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Those of the tokens that filters leave which the draw can fall on, in order, and their z: as above, token by token."""
+    noise, leader = leaders(state, vocab_size)
+    groups = groups_of(token_ids)
+    ceiling = noise[0].take(groups)
+    ceiling += z
+    leads = leader[0].take(groups) == token_ids  # what these score is the ceiling
+    likeliest = int(z.argmax())
+    floor = float(z[likeliest] + gumbel(state, token_ids[likeliest : likeliest + 1])[0])
+    floor = max(floor, float(ceiling[leads].max(initial=-math.inf))) - _ROUNDING
+    keep = ceiling >= floor
+    return token_ids[keep], z[keep]
 
 
 def survivors(logits: NDArray[np.float32], params: SamplingParams, largest: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
