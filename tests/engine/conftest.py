@@ -25,11 +25,13 @@ def _byte_tokens() -> list[str]:
     return [chr(b) if b in plain else chr(next(shifted)) for b in range(256)]
 
 
-def write_tiny(path: Path, architecture: str = "llama", context: int = CONTEXT, windows: Sequence[int] = ()) -> Path:
+def write_tiny(
+    path: Path, architecture: str = "llama", context: int = CONTEXT, windows: Sequence[int] = (), head_dim: int = HIDDEN // HEADS
+) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow. `windows`: 0 for a layer that sees all."""
     tokens = [*_byte_tokens(), *SPECIAL, "th"]
     rng = np.random.default_rng(0)
-    d = HIDDEN // HEADS
+    d = head_dim
 
     def random(*shape: int) -> np.ndarray:
         return rng.normal(0, 2 / shape[-1] ** 0.5, shape).astype(np.float32)

@@ -21,13 +21,14 @@ from pellucid.measure.verify import SETTINGS, Outcome, Verification, build_probe
 
 from .conftest import write_tiny
 
+HEAD_DIM = 32  # the least that int4 takes
 WINDOW = 24  # tokens: less than most prompts have, more than one block
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
 def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     windows = [WINDOW, 0, WINDOW] if request.param == "gemma3" else []
-    return write_tiny(tmp_path_factory.mktemp("verify") / f"{request.param}.gguf", request.param, 256, windows)
+    return write_tiny(tmp_path_factory.mktemp("verify") / f"{request.param}.gguf", request.param, 256, windows, HEAD_DIM)
 
 
 def _run(path: Path, names: Sequence[str]) -> list[Outcome]:
@@ -67,7 +68,8 @@ def test_a_number_that_depends_on_the_batch_is_found(model_path: Path, monkeypat
     found: dict[str, Any] = json.loads(result.stdout)
     assert not found["exact"]
     wrong = {row["setting"]["name"]: row["difference"] for row in found["settings"] if row["difference"]}
-    assert "together" in wrong and "one at a time" not in wrong
+    assert {"together", *(f"KV in {dtype}: chunks of 16" for dtype in ("f32", "int8", "int4", "int8,int4"))} <= wrong.keys()
+    assert "one at a time" not in wrong
     assert all("token" in difference for difference in wrong.values())
 
 
@@ -100,6 +102,22 @@ def test_engines_of_one_model_share_its_weights(model_path: Path) -> None:
     with open_model(model_path) as model:
         first, second = (model.build_engine(replace(Verification(model)._config(SETTINGS[0]), threads=n)) for n in (1, 2))
         assert len(model._weights) == 1 and first.core is not second.core
+
+
+def test_answers_of_each_kv_cache_dtype_are_its_own(model_path: Path) -> None:
+    """Else a dtype that is not heeded would pass its settings."""
+    with open_model(model_path) as model:
+        verification = Verification(model)
+        dtypes = sorted({setting.kv_cache_dtype for setting in verification.settings})
+        outputs = [verification.expected(dtype) for dtype in dtypes]
+    assert dtypes == ["f16", "f32", "int4", "int8", "int8,int4"] and set(dtypes) == verification.plain_seconds.keys()
+    logprobs = [repr([output.outputs[0].logprobs for output in outs]) for outs in outputs]
+    assert len(set(logprobs)) == len(dtypes)
+
+
+def test_heads_that_int4_cannot_keep_are_verified_in_what_can(tiny_path: Path) -> None:
+    with open_model(write_tiny(tiny_path.with_name("narrow.gguf"), context=256)) as model:
+        assert {setting.kv_cache_dtype for setting in Verification(model).settings} == {"f16", "f32", "int8"}
 
 
 def test_a_model_of_a_short_context_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ One idea: everything that an engine does beside computing (batching, chunks, blo
 arrange the same arithmetic, so none of it may change an answer. A few requests run one at a time, without a cache and on one thread; then
 under every setting, and their tokens and logprobs are compared by `==`, so to the bit. It is law 1 of docs/design.md, on your own model.
 
-The settings are not every combination: a base, each factor varied alone, and a few that combine what is worst. A setting that is there to
-preempt, to hit or to swap, and did not, has shown nothing, and counts as a failure too.
+The settings are not every combination: a base, each factor varied alone, and a few that combine what is worst. What keys and values are kept
+in does change answers, so each KV cache dtype has a plain run of its own, to which its settings are held. A setting that is there to preempt,
+to hit or to swap, and did not, has shown nothing, and counts as a failure too.
 """
 
 import time
@@ -17,6 +18,7 @@ from ..config import EngineConfig
 from ..engine.loader import Engine, OpenModel
 from ..engine.prompts import TokenizedPrompt
 from ..errors import ConfigError
+from ..ops.kv_dtypes import KV_GROUP
 from ..request import LogprobsOnePosition, RequestOutput, SamplingParams
 
 __all__ = ["PLAIN", "SETTINGS", "Outcome", "Probe", "Setting", "Verification", "build_probes"]
@@ -55,13 +57,14 @@ class Setting:
     chunk: int = 512  # max_num_batched_tokens
     block_size: int = 16
     threads: int | None = None
+    kv_cache_dtype: str = "f16"
     cache: bool = True
     passes: int = 1  # the last one is compared: it hits what those before it left
     preemption: Literal["recompute", "swap"] | None = None  # the KV cache holds the longest request and no more
 
 
 PLAIN = Setting(name="one at a time, no cache, 1 thread", arrivals="alone", threads=1, cache=False)
-SETTINGS = (
+_BASE = (
     Setting(name="together"),
     Setting(name="one at a time", arrivals="alone"),
     Setting(name="staggered", arrivals="staggered"),
@@ -78,6 +81,16 @@ SETTINGS = (
     Setting(name="worst: chunks of 16, staggered, swapped, 2 passes", chunk=16, arrivals="staggered", preemption="swap", passes=2),
     Setting(name="worst: chunks of 64, recomputed, no cache, 1 thread", chunk=64, preemption="recompute", cache=False, threads=1),
     Setting(name="worst: chunks of 16, blocks of 32, swapped, 2 passes", chunk=16, block_size=32, preemption="swap", passes=2),
+)
+_OF_KV_DTYPE = (
+    Setting(name="chunks of 16", chunk=16),
+    Setting(name="chunks of 64, recomputed", chunk=64, preemption="recompute"),
+    Setting(name="chunks of 16, staggered, swapped, 2 passes", chunk=16, arrivals="staggered", preemption="swap", passes=2),
+)
+SETTINGS = _BASE + tuple(
+    replace(setting, name=f"KV in {dtype}: {setting.name}", kv_cache_dtype=dtype)
+    for dtype in ("f32", "int8", "int4", "int8,int4")  # the last: keys, values
+    for setting in _OF_KV_DTYPE
 )
 
 
@@ -102,18 +115,31 @@ class Outcome:
 
 
 class Verification:
-    """The probes of a model and what they give when they are run plainly; each setting is held to that."""
+    """The probes of a model and what they give when they are run plainly; each setting is held to that.
+
+    `settings` are those that the model can run: heads whose size is no multiple of KV_GROUP cannot be kept in int4.
+    """
 
     def __init__(self, model: OpenModel, isa: str | None = None) -> None:
         self._model = model
         self._isa = isa
         self.probes = build_probes(model)
+        self.settings = [s for s in SETTINGS if "int4" not in s.kv_cache_dtype or model.model_config.head_dim % KV_GROUP == 0]
+        self.plain_seconds: dict[str, float] = {}  # by KV cache dtype, of those run so far
         self._longest = max(len(probe.token_ids) for probe in self.probes) + MAX_OUTPUT
-        self._expected, _, self.seconds = self._run(PLAIN)
+        self._expected: dict[str, list[RequestOutput]] = {}  # by the same
 
-    def run(self, settings: Sequence[Setting] = SETTINGS) -> Iterator[Outcome]:
-        """Run each setting and compare."""
-        for setting in settings:
+    def expected(self, kv_cache_dtype: str) -> list[RequestOutput]:
+        """What the plain run gives with keys and values in that dtype. It is run when it is asked for first."""
+        if kv_cache_dtype not in self._expected:
+            outputs, _, seconds = self._run(replace(PLAIN, kv_cache_dtype=kv_cache_dtype))
+            self._expected[kv_cache_dtype], self.plain_seconds[kv_cache_dtype] = outputs, seconds
+        return self._expected[kv_cache_dtype]
+
+    def run(self, settings: Sequence[Setting] | None = None) -> Iterator[Outcome]:
+        """Run each setting, or all, and compare."""
+        for setting in self.settings if settings is None else settings:
+            expected = self.expected(setting.kv_cache_dtype)
             outputs, engine, seconds = self._run(setting)
             scheduler = engine.core.scheduler
             yield Outcome(
@@ -124,7 +150,7 @@ class Verification:
                 scheduler.num_cached_tokens,
                 scheduler.kv.num_loaded_blocks,
                 seconds,
-                next(filter(None, map(_difference, self.probes, outputs, self._expected)), None),
+                next(filter(None, map(_difference, self.probes, outputs, expected)), None),
                 _missing(setting, engine),
             )
 
@@ -140,6 +166,7 @@ class Verification:
             max_model_len=self._longest,
             max_num_batched_tokens=setting.chunk,
             block_size=setting.block_size,
+            kv_cache_dtype=setting.kv_cache_dtype,
             enable_prefix_caching=setting.cache,
             preemption=setting.preemption or "recompute",
             threads=setting.threads,
