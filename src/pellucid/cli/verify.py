@@ -25,7 +25,8 @@ def verify(model: str, isa: str | None, as_json: bool) -> None:
     """Run a few requests on MODEL in every way that the engine has, and compare their tokens and logprobs bit for bit.
 
     They are run alone and together, in chunks, on one thread and on two, with and without the prefix cache, and preempted, with keys
-    and values in each dtype; each must give what it gives alone, computed plainly, in the same dtype. The exit status is 1 where one does not. The backend is the native one.
+    and values in each dtype; each must give what it gives alone, computed plainly, in the same dtype. The exit status is 1 where one does
+    not. The backend is the native one.
     """
     from ..engine.loader import open_model
     from ..measure.verify import PLAIN, Verification

@@ -4,9 +4,9 @@ One idea: everything that an engine does beside computing (batching, chunks, blo
 arrange the same arithmetic, so none of it may change an answer. A few requests run one at a time, without a cache and on one thread; then
 under every setting, and their tokens and logprobs are compared by `==`, so to the bit. It is law 1 of docs/design.md, on your own model.
 
-The settings are not every combination: a base, each factor varied alone, and a few that combine what is worst. What keys and values are kept
-in does change answers, so each KV cache dtype has a plain run of its own, to which its settings are held. A setting that is there to preempt,
-to hit or to swap, and did not, has shown nothing, and counts as a failure too.
+The settings are not every combination: a base, each factor varied alone, and a few that combine what is worst. What keys and values are
+kept in does change answers, so each KV cache dtype has a plain run of its own, to which its settings are held. A setting that is there to
+preempt, to hit or to swap, and did not, has shown nothing, and counts as a failure too.
 """
 
 import time
