@@ -185,6 +185,10 @@ void bind_native(nb::module_ &m) {
         "measure_int8_peak",
         [](const std::string &isa, ThreadPool &pool, double seconds) { return measure_int8_peak(*kernels_by_name(isa), pool, seconds); },
         nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+    m.def(
+        "measure_float_peak",
+        [](const std::string &isa, ThreadPool &pool, double seconds) { return measure_float_peak(*kernels_by_name(isa), pool, seconds); },
+        nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
     m.def("kernel_names", [] {
         std::vector<std::string> names;
         for (const Kernels *k : kernel_tables()) names.emplace_back(k->name);

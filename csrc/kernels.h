@@ -83,9 +83,10 @@ struct Kernels {
     size_t (*attention_partials_size)(const AttentionArgs &args, size_t tokens, size_t threads);
     void (*attention_partials)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);
     void (*attention_merge)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);
-    // What the machine can do at most (ceilings.inc): read, with a prefetch so far ahead, and multiply-adds of bytes.
+    // What the machine can do at most (ceilings.inc): read, with a prefetch so far ahead, and multiply-adds of bytes and of float32.
     uint8_t (*read_bytes)(const uint8_t *p, size_t bytes, size_t ahead);
     size_t (*multiply_bytes)(const uint8_t *operands, size_t rounds, int32_t *result);
+    size_t (*multiply_floats)(const float *operands, size_t rounds, float *result);
     // Ask the operating system for the registers that these kernels need beyond the usual, for the whole process; false where it refuses.
     bool (*request)() = nullptr;
 };

@@ -1,4 +1,4 @@
-// Times the two loops of kernels/ceilings.inc on all threads of a pool.
+// Times the loops of kernels/ceilings.inc on all threads of a pool.
 //
 // One idea: the best of several tries is the machine, the others are its neighbours. A try is made long enough (some milliseconds) that
 // starting the threads does not count, and all threads run the whole try, so that they share what they share.
@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 
 #include "program.h"
 
@@ -34,6 +35,24 @@ double best_rate(ThreadPool &pool, double seconds, double units, F work) {
     return units * static_cast<double>(repeats) / best;
 }
 
+constexpr size_t kOperandBytes = 1024, kRounds = 1000;
+
+// Operations per second of `multiply`, which leaves a sum of its products and returns how many multiply-adds that were.
+template <class T, class F>
+double best_product_rate(ThreadPool &pool, double seconds, F multiply) {
+    std::atomic<T> sink{0};
+    T ignored = 0;
+    const double operations = 2.0 * static_cast<double>(multiply(&ignored) * pool.size());
+    return best_rate(pool, seconds, operations, [&](size_t, size_t repeats) {
+        T all = 0, one;
+        for (size_t i = 0; i < repeats; i++) {
+            multiply(&one);
+            all += one;
+        }
+        sink.store(all, std::memory_order_relaxed);
+    });
+}
+
 }  // namespace
 
 double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t bytes, double seconds) {
@@ -54,20 +73,15 @@ double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t b
 }
 
 double measure_int8_peak(const Kernels &kernels, ThreadPool &pool, double seconds) {
-    const Memory operands = allocate(1024);
-    for (size_t i = 0; i < 1024; i++) operands.get()[i] = static_cast<uint8_t>(i % 7);
-    std::atomic<int32_t> sink{0};
-    int32_t ignored = 0;
-    constexpr size_t rounds = 1000;
-    const double multiply_adds = static_cast<double>(kernels.multiply_bytes(operands.get(), rounds, &ignored) * pool.size());
-    return best_rate(pool, seconds, 2 * multiply_adds, [&](size_t, size_t repeats) {
-        int32_t all = 0, one;
-        for (size_t i = 0; i < repeats; i++) {
-            kernels.multiply_bytes(operands.get(), rounds, &one);
-            all ^= one;
-        }
-        sink.fetch_xor(all, std::memory_order_relaxed);
-    });
+    uint8_t operands[kOperandBytes];
+    for (size_t i = 0; i < kOperandBytes; i++) operands[i] = static_cast<uint8_t>(i % 7);
+    return best_product_rate<int32_t>(pool, seconds, [&](int32_t *sum) { return kernels.multiply_bytes(operands, kRounds, sum); });
+}
+
+double measure_float_peak(const Kernels &kernels, ThreadPool &pool, double seconds) {
+    float operands[kOperandBytes / sizeof(float)];
+    for (size_t i = 0; i < std::size(operands); i++) operands[i] = static_cast<float>(i % 7) / 8.0f;
+    return best_product_rate<float>(pool, seconds, [&](float *sum) { return kernels.multiply_floats(operands, kRounds, sum); });
 }
 
 }  // namespace pellucid

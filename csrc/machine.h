@@ -15,4 +15,7 @@ double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t b
 // Operations per second (a multiply-add is two) on bytes, summed in 32 bits, from registers and L1: the best of several tries.
 double measure_int8_peak(const Kernels &kernels, ThreadPool &pool, double seconds);
 
+// The same on float32.
+double measure_float_peak(const Kernels &kernels, ThreadPool &pool, double seconds);
+
 }  // namespace pellucid

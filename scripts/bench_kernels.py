@@ -17,11 +17,12 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pellucid.backends.native.backend import NativeBackend
 from pellucid.backends.registry import BACKENDS, get_backend
-from pellucid.formats import FORMATS, row_bytes
+from pellucid.formats import FORMATS, get_format, row_bytes
 from pellucid.measure.machine import measure_ceilings
 from pellucid.ops.case_lists import CASES, SPEED_CASES
 from pellucid.ops.cases import Case, LinearCase, build_case
@@ -53,25 +54,35 @@ def bench_linear(isa: str | None, threads: int | None) -> None:
     """Each format × rows of the native backend's linear layer, beside the ceilings."""
     backend = NativeBackend(isa, threads)
     ceilings = measure_ceilings(backend.isa, backend.threads)
-    print(f"{backend.isa}, {backend.threads} threads; int8 {ceilings.int8_peak / 1e9:.0f} GOP/s; read, by working set:")
+    print(
+        f"{backend.isa}, {backend.threads} threads; int8 {ceilings.int8_peak / 1e9:.0f} GOP/s, float32 {ceilings.float_peak / 1e9:.0f}; read, by working set:"
+    )
     print("  ".join(f"{size >> 20} MiB {rate / 1e9:.1f}" for size, rate in ceilings.read_bandwidth.items()), "GB/s")
-    print(f"{'format':<8} {'rows':>5} {'µs':>10} {'GB/s':>8} {'of read':>8} {'GOP/s':>8} {'of int8':>8} {'bound':>7}")
+    print(f"{'format':<8} {'rows':>5} {'µs':>10} {'GB/s':>8} {'of read':>8} {'GOP/s':>8} {'of peak':>8} {'bound':>7}")
     results = []
     for name in FORMATS:
         for rows in LINEAR_ROWS:
             case = LinearCase(tokens=rows, in_features=LINEAR_SHAPE[1], out_features=LINEAR_SHAPE[0], format=name)
             elapsed, cost = time_case(backend, case), case.cost
             size = LINEAR_SHAPE[0] * row_bytes(name, LINEAR_SHAPE[1])
-            read, peak = cost.bytes / elapsed / ceilings.bandwidth_at(size), cost.flops / elapsed / ceilings.int8_peak
+            if get_format(name).block_size > 1:
+                cost = replace(cost, int8_flops=cost.flops)
+            read, peak = cost.bytes / elapsed / ceilings.bandwidth_at(size), ceilings.arithmetic_seconds(cost) / elapsed
             bound = ceilings.least_seconds(cost, size) / elapsed
             row = {"format": name, "rows": rows, "us": elapsed * 1e6, "gbytes": cost.bytes / elapsed / 1e9}
-            row |= {"gops": cost.flops / elapsed / 1e9, "of_read": read, "of_int8": peak, "of_bound": bound}
+            row |= {"gops": cost.flops / elapsed / 1e9, "of_read": read, "of_peak": peak, "of_bound": bound}
             results.append(row)
             print(
                 f"{name:<8} {rows:>5} {row['us']:>10.1f} {row['gbytes']:>8.1f} {read:>8.0%} {row['gops']:>8.1f} {peak:>8.0%} {bound:>7.0%}",
                 flush=True,
             )
-    figures = {"isa": backend.isa, "threads": backend.threads, "int8_peak": ceilings.int8_peak, "read_bandwidth": ceilings.read_bandwidth}
+    figures = {
+        "isa": backend.isa,
+        "threads": backend.threads,
+        "int8_peak": ceilings.int8_peak,
+        "float_peak": ceilings.float_peak,
+        "read_bandwidth": ceilings.read_bandwidth,
+    }
     print(json.dumps({"bench": "linear", **figures, "results": results}))
 
 

@@ -47,7 +47,8 @@ const Kernels *kernels_avx2() {
                                       attention_partials,
                                       attention_merge,
                                       read_bytes,
-                                      multiply_bytes};
+                                      multiply_bytes,
+                                      multiply_floats};
     return &table;
 }
 

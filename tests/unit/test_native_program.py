@@ -82,7 +82,9 @@ def test_totals_are_the_sums_of_the_entries_and_grow_with_the_tokens(tiny: Path)
         for key in ("flops", "bytes"):
             assert found["total"][key] == sum(entry[key] for entry in found["entries"]) > 0
         assert found["total"]["arithmetic_intensity"] == pytest.approx(found["total"]["flops"] / found["total"]["bytes"])
-        least = max(found["total"]["flops"] / found["int8_peak"], found["total"]["bytes"] / found["read_bandwidth"])
+        of_bytes = found["total"]["int8_flops"]
+        arithmetic = of_bytes / found["int8_peak"] + (found["total"]["flops"] - of_bytes) / found["float_peak"]
+        least = max(arithmetic, found["total"]["bytes"] / found["read_bandwidth"])
         assert found["least_seconds"] == pytest.approx(least) and least > 0
     assert many["total"]["arithmetic_intensity"] > 3 * one["total"]["arithmetic_intensity"]
     assert many["arena_bytes"] == 64 * one["arena_bytes"]
@@ -154,14 +156,15 @@ def test_every_op_of_a_program_has_a_cost() -> None:
 
 
 def test_the_roofline_takes_the_slower_of_memory_and_arithmetic() -> None:
-    ceilings = Ceilings("none", 1, {100: 50.0, 1000: 10.0}, 200.0)
+    ceilings = Ceilings("none", 1, {100: 50.0, 1000: 10.0}, int8_peak=800.0, float_peak=200.0)
     assert [ceilings.bandwidth_at(n) for n in (1, 100, 101, 9999)] == [50.0, 50.0, 10.0, 10.0]
     assert ceilings.least_seconds(OpCost(400, 60, 40), 50) == 2.0 and not ceilings.is_memory_bound(OpCost(400, 60, 40), 50)
     assert ceilings.least_seconds(OpCost(400, 60, 40), 500) == 10.0 and ceilings.is_memory_bound(OpCost(400, 60, 40), 500)
+    assert ceilings.least_seconds(OpCost(2000, 60, 40, int8_flops=1600), 50) == 4.0  # two seconds of each kind
 
 
 def test_the_ceilings_of_every_set_of_kernels_are_measured() -> None:
     for isa in ("portable", NativeBackend(threads=1).isa):
         found = measure_ceilings(isa, 1, working_sets=[1 << 22, 1 << 20], seconds=0.02)
         assert list(found.read_bandwidth) == [1 << 20, 1 << 22]
-        assert all(1e8 < rate < 1e13 for rate in (*found.read_bandwidth.values(), found.int8_peak))
+        assert all(1e8 < rate < 1e13 for rate in (*found.read_bandwidth.values(), found.int8_peak, found.float_peak))

@@ -115,7 +115,7 @@ def print_listing(listing: Listing) -> None:
         f"{total.flops:,} FLOPs, {total.bytes:,} bytes: {total.arithmetic_intensity:.2f} FLOP/byte\n"
         f"measured here ({ceilings.isa}, {ceilings.threads} threads): "
         f"{bandwidth / 1e9:.1f} GB/s read from {format_bytes(listing.weight_bytes)}, "
-        f"{ceilings.int8_peak / 1e9:.0f} GOP/s on bytes: above {ceilings.int8_peak / bandwidth:.0f} FLOP/byte arithmetic binds\n"
+        f"{ceilings.int8_peak / 1e9:.0f} GOP/s on bytes, {ceilings.float_peak / 1e9:.0f} on float32\n"
         f"a step takes at least {least * 1e3:.3f} ms, {listing.num_tokens / least:,.0f} tokens/s: {binds} binds"
     )
 
@@ -144,9 +144,10 @@ def report_listing(listing: Listing) -> dict[str, Any]:
         "threads": listing.ceilings.threads,
         "read_bandwidth": listing.ceilings.bandwidth_at(listing.weight_bytes),
         "int8_peak": listing.ceilings.int8_peak,
+        "float_peak": listing.ceilings.float_peak,
         "least_seconds": listing.ceilings.least_seconds(listing.total, listing.weight_bytes),
     }
 
 
 def _cost(cost: OpCost) -> dict[str, float]:
-    return {"flops": cost.flops, "bytes": cost.bytes, "arithmetic_intensity": cost.arithmetic_intensity}
+    return {"flops": cost.flops, "int8_flops": cost.int8_flops, "bytes": cost.bytes, "arithmetic_intensity": cost.arithmetic_intensity}

@@ -1,11 +1,12 @@
-"""The ceilings of this machine, measured: how fast it reads memory, and how fast it multiplies bytes.
+"""The ceilings of this machine, measured: how fast it reads memory, and how fast it multiplies bytes and float32.
 
 One idea: a speed means something beside the most that was possible. Reading depends on the working set (from L2, from L3, from memory), so
-it is measured at several sizes; multiplying is measured with the instructions of one set of kernels, from registers. The loops are
+it is measured at several sizes; multiplying is measured with the instructions of one set of kernels, from registers: of bytes, as linear
+layers of quantized weights do, and of float32, as attention and all else does. The loops are
 csrc/kernels/ceilings.inc; the best of several tries counts, so that a busy neighbour lowers a ceiling little. The roofline of Williams et
 al. (CACM 2009) follows: an op takes at least as long as its FLOPs, or its bytes, take at the ceilings.
 
-Bandwidth is in bytes/s, `int8_peak` in operations/s (a multiply-add is two). Measuring takes the seconds that are asked for and keeps every
+Bandwidth is in bytes/s, `int8_peak` and `float_peak` in operations/s (a multiply-add is two). Measuring takes the seconds that are asked for and keeps every
 thread busy: nobody else should measure at the same time.
 """
 
@@ -28,6 +29,7 @@ class Ceilings:
     threads: int
     read_bandwidth: dict[int, float]  # working set in bytes, rising -> bytes/s
     int8_peak: float
+    float_peak: float
 
     def bandwidth_at(self, working_set: int) -> float:
         """Of the nearest measured working set that is not smaller, or of the largest."""
@@ -35,15 +37,20 @@ class Ceilings:
 
     def least_seconds(self, cost: OpCost, working_set: int) -> float:
         """What an op must take, were it as fast as the machine: `working_set` is what is read again and again, such as all weights."""
-        return max(cost.flops / self.int8_peak, cost.bytes / self.bandwidth_at(working_set))
+        return max(self.arithmetic_seconds(cost), cost.bytes / self.bandwidth_at(working_set))
+
+    def arithmetic_seconds(self, cost: OpCost) -> float:
+        """What its FLOPs take at the peaks: the same multipliers do both kinds, one after the other."""
+        return cost.int8_flops / self.int8_peak + (cost.flops - cost.int8_flops) / self.float_peak
 
     def is_memory_bound(self, cost: OpCost, working_set: int) -> bool:
         """Whether moving its bytes takes longer than its arithmetic."""
-        return cost.bytes / self.bandwidth_at(working_set) > cost.flops / self.int8_peak
+        return cost.bytes / self.bandwidth_at(working_set) > self.arithmetic_seconds(cost)
 
 
 def measure_ceilings(isa: str, threads: int, *, working_sets: Sequence[int] = WORKING_SETS, seconds: float = 0.3) -> Ceilings:
     """Measure, about `seconds` for each figure. `isa` is one that this CPU can run (`backends.native.backend.choose_isa`)."""
     pool = _native.ThreadPool(threads)
     bandwidth = {size: _native.measure_read_bandwidth(isa, pool, size, seconds) for size in sorted(working_sets)}
-    return Ceilings(isa, threads, bandwidth, _native.measure_int8_peak(isa, pool, seconds))
+    peaks = _native.measure_int8_peak(isa, pool, seconds), _native.measure_float_peak(isa, pool, seconds)
+    return Ceilings(isa, threads, bandwidth, *peaks)

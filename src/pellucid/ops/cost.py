@@ -54,6 +54,7 @@ class OpCost:
     flops: int
     bytes_read: int
     bytes_written: int
+    int8_flops: int = 0  # of `flops`, products of bytes: where a backend multiplies so, which a processor does faster
 
     @property
     def bytes(self) -> int:
@@ -65,7 +66,12 @@ class OpCost:
         return self.flops / self.bytes if self.bytes else 0.0
 
     def __add__(self, other: "OpCost") -> "OpCost":
-        return OpCost(self.flops + other.flops, self.bytes_read + other.bytes_read, self.bytes_written + other.bytes_written)
+        return OpCost(
+            self.flops + other.flops,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+            self.int8_flops + other.int8_flops,
+        )
 
 
 def _elementwise(count: int, flops_each: int, inputs: int = 1, parameters: int = 0) -> OpCost:

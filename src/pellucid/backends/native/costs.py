@@ -49,7 +49,8 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
             (x,) = entry.inputs
             plain = cost.linear(rows, x.width, width, format=_format(entry), bias=bool(entry.vectors))
             saved = rows * (x.width * cost.ACTIVATION_BYTES - bytes_per_row(x))
-            return OpCost(plain.flops, plain.bytes_read - saved, plain.bytes_written)
+            of_bytes = 2 * rows * x.width * width if x.quantized else 0
+            return OpCost(plain.flops, plain.bytes_read - saved, plain.bytes_written, of_bytes)
         case Op.RMS_NORM:
             return cost.rms_norm(rows * (width // entry.ints[0]), entry.ints[0])
         case Op.LAYER_NORM:
