@@ -54,9 +54,8 @@ def bench_linear(isa: str | None, threads: int | None) -> None:
     """Each format × rows of the native backend's linear layer, beside the ceilings."""
     backend = NativeBackend(isa, threads)
     ceilings = measure_ceilings(backend.isa, backend.threads)
-    print(
-        f"{backend.isa}, {backend.threads} threads; int8 {ceilings.int8_peak / 1e9:.0f} GOP/s, float32 {ceilings.float_peak / 1e9:.0f}; read, by working set:"
-    )
+    peaks = f"int8 {ceilings.int8_peak / 1e9:.0f} GOP/s, float32 {ceilings.float_peak / 1e9:.0f}"
+    print(f"{backend.isa}, {backend.threads} threads; {peaks}; read, by working set:")
     print("  ".join(f"{size >> 20} MiB {rate / 1e9:.1f}" for size, rate in ceilings.read_bandwidth.items()), "GB/s")
     print(f"{'format':<8} {'rows':>5} {'µs':>10} {'GB/s':>8} {'of read':>8} {'GOP/s':>8} {'of peak':>8} {'bound':>7}")
     results = []

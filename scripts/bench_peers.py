@@ -10,8 +10,8 @@ sequences is that of llama-batched-bench: prompts of 64 tokens, then 32 steps. O
 A peer that is not named is left out; with none, ours is measured alone. `--only` takes shapes by parts of their names.
 
 "of roof" is the time that the machine allows over the time that was taken: the step's bytes at the read bandwidth measured just before,
-or its FLOPs at the peaks of multiplying bytes and float32, whichever is longer (pellucid/measure/machine.py). "most" is the ratio that a backend at that
-roof would have had.
+or its FLOPs at the peaks of multiplying bytes and float32, whichever is longer (pellucid/measure/machine.py). "most" is the ratio that a
+backend at that roof would have had.
 
 vLLM and OpenVINO GenAI run after that, by `peers_python.py` in the environments of the interpreters named: OpenVINO on the same file,
 vLLM on a model of the same shape with random weights in bfloat16. They choose tokens greedily; ours runs once more after each of them.

@@ -6,8 +6,8 @@ layers of quantized weights do, and of float32, as attention and all else does. 
 csrc/kernels/ceilings.inc; the best of several tries counts, so that a busy neighbour lowers a ceiling little. The roofline of Williams et
 al. (CACM 2009) follows: an op takes at least as long as its FLOPs, or its bytes, take at the ceilings.
 
-Bandwidth is in bytes/s, `int8_peak` and `float_peak` in operations/s (a multiply-add is two). Measuring takes the seconds that are asked for and keeps every
-thread busy: nobody else should measure at the same time.
+Bandwidth is in bytes/s, `int8_peak` and `float_peak` in operations/s (a multiply-add is two). Measuring takes the seconds that are asked
+for and keeps every thread busy: nobody else should measure at the same time.
 """
 
 from collections.abc import Sequence
