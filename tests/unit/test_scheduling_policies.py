@@ -232,11 +232,12 @@ def test_continuous_batching_admits_in_the_step_after_a_place_becomes_free() -> 
     assert not s.num_unfinished
 
 
-def test_a_prompt_takes_what_those_that_decode_leave_of_the_budget() -> None:
-    s = scheduler(seqs=3, budget=8)
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])  # behind those that decode in rank, and before them
+def test_a_prompt_takes_what_those_that_decode_leave_of_the_budget(policy: SchedulingPolicy) -> None:
+    s = scheduler(policy, seqs=3, budget=8)
     s.add(request("a", 4, 9), request("b", 4, 9))
     step(s)
-    s.add(request("prompt", 14, 1))
+    s.add(request("prompt", 14, 1, priority=-1))
     counts = []
     for _ in range(3):
         plan = s.schedule()
