@@ -51,18 +51,18 @@ DECODE, DEEP_DECODE = 64, 32  # tokens decoded from an empty context, and behind
 DEPTH = 2048
 PROMPTS = (512, 2048)
 SEQUENCES, SEQUENCE_PROMPT, SEQUENCE_OUTPUT = (8, 32), 64, 32
+LONGEST = max(DEPTH + DEEP_DECODE, max(SEQUENCES) * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT))  # tokens in the cache, of all sequences
 
 
 class Ours:
-    """A model on the native backend; requests of equal length, each with its own part of the cache."""
+    """A model on the native backend; requests of equal length, each with its own part of a cache of `longest` tokens."""
 
-    def __init__(self, path: Path, threads: int, isa: str | None) -> None:
+    def __init__(self, path: Path, threads: int, isa: str | None, longest: int = LONGEST) -> None:
         backend = NativeBackend(isa, threads)
         with open_checkpoint(path) as checkpoint:
             self.config = checkpoint.config
             weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
             self._weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
-        longest = max(DEPTH + DEEP_DECODE, max(SEQUENCES) * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT))
         self.num_blocks = -(-longest // BLOCK_SIZE) + max(SEQUENCES)
         layout = build_layout(self.config, BLOCK_SIZE, backend.kv_token_bytes(self.config.num_kv_heads, self.config.head_dim))
         self._groups = len(layout.groups)
