@@ -19,13 +19,6 @@ Range row_tiles(const Weight &weight, size_t share, size_t shares) {
     return part((weight.outputs + kTileRows - 1) / kTileRows, share, shares);
 }
 
-// Each row of the output comes from the same row of the inputs (BY_ROWS in src/pellucid/backends/native/plan.py).
-constexpr bool is_by_rows(Op op) { return op != Op::Linear && op != Op::Attention && op != Op::TakeRows; }
-
-// So many rows go through all entries of a stage that compute by rows before the next rows do: what one entry wrote, the next reads from
-// L2. The widest of them, an activation of gate and up, touches 12 bytes per number: 8 rows of 8,192 numbers take three quarters of a MiB.
-constexpr size_t kRowsTogether = 8;
-
 }  // namespace
 
 Program::Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output)
@@ -100,7 +93,8 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
         return stages_.size();
     };
     pool_->run(prepare, [&](size_t stage, size_t share) {
-        perform(stages_[stage], batch, out, share);
+        const auto [first, last, merge] = stages_[stage];
+        for (size_t i = first; i < last; i++) execute(i, merge && i == first, batch, out, share);
         if (seconds != nullptr) ends[stage * shares + share] = Clock::now();
     });
     for (size_t stage = 0; stage * shares < ends.size(); stage++) {
@@ -143,65 +137,66 @@ const uint8_t *Program::next_weights(size_t entry, size_t share) const {
     return nullptr;
 }
 
-bool Program::is_of_logits(const Entry &e) const { return e.out >= 0 && buffers_[static_cast<size_t>(e.out)].logits_rows; }
-
-void Program::perform(const Stage &stage, const Batch &batch, float *out, size_t share) {
-    for (size_t i = stage.first; i < stage.last;) {
-        const Entry &e = entries_[i];
-        const size_t rows = is_of_logits(e) ? batch.logits : batch.tokens;
-        if (!is_by_rows(e.op)) {
-            execute(i, rows, stage.merge && i == stage.first, batch, out, share);
-            i++;
-            continue;
-        }
-        size_t end = i + 1;
-        while (end < stage.last && is_by_rows(entries_[end].op) && is_of_logits(entries_[end]) == is_of_logits(e)) end++;
-        const auto [first, last] = part(rows, share, pool_->size());
-        for (size_t row = first; row < last; row += kRowsTogether)
-            for (size_t j = i; j < end; j++) execute_rows(entries_[j], batch, out, row, std::min(row + kRowsTogether, last));
-        i = end;
-    }
-}
-
-// Rows first … last - 1 of an entry that computes by rows.
-void Program::execute_rows(const Entry &e, const Batch &batch, float *out, size_t first, size_t last) {
-    const Buffer *to = e.out >= 0 ? &buffers_[static_cast<size_t>(e.out)] : nullptr;
-    const size_t width = to ? to->width : 0, start = first * width, count = (last - first) * width;
-    float *y = to && !to->quantized ? floats(e.out, out) : nullptr;
+void Program::execute(size_t index, bool merge, const Batch &batch, float *out, size_t share) {
+    const Entry &e = entries_[index];
+    const size_t shares = pool_->size();
+    const bool writes = e.out >= 0;
+    const Buffer *to = writes ? &buffers_[static_cast<size_t>(e.out)] : nullptr;
+    const size_t rows = writes && to->logits_rows ? batch.logits : batch.tokens;
+    const auto [first, last] = part(rows, share, shares);  // of ops that treat each token on its own
+    float *y = writes && !to->quantized ? floats(e.out, out) : nullptr;
     const auto x = [&](size_t i) { return floats(e.in[i], out); };
-    const auto vector = [&](size_t i) { return e.vectors[i]->values.data(); };
-    const auto number = [&](size_t i) { return static_cast<float>(e.floats[i]); };
+    const auto vector = [&](size_t i) { return i < e.vectors.size() && e.vectors[i] ? e.vectors[i]->values.data() : nullptr; };
 
     switch (e.op) {
         case Op::Embed: {
             const int32_t *ids = batch.rows_of(e);
             for (size_t t = first; t < last; t++)
-                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids[t]), width, number(0), y + t * width);
+                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids[t]), e.weight->inputs,
+                           static_cast<float>(e.floats[0]), y + t * to->width);
             break;
         }
         case Op::Quantize:
-            kernels_->quantize(x(0), width, quantized(e.out), first, last);
+            kernels_->quantize(x(0), to->width, quantized(e.out), first, last);
             break;
+        case Op::Linear: {
+            const bool packed = buffers_[static_cast<size_t>(e.in[0])].quantized;
+            LinearArgs args{e.weight->format,
+                            e.weight->tiles.get(),
+                            e.weight->outputs,
+                            e.weight->inputs,
+                            vector(0),
+                            packed ? nullptr : x(0),
+                            packed ? quantized(e.in[0]) : Quantized{},
+                            rows,
+                            y,
+                            scratch_[share].get(),
+                            next_weights(index, share)};
+            const auto [from, until] = row_tiles(*e.weight, share, shares);
+            kernels_->linear(args, from, until);
+            break;
+        }
         case Op::RmsNorm:
         case Op::LayerNorm: {
-            const size_t size = static_cast<size_t>(e.ints[0]), parts = width / size;
+            const size_t width = static_cast<size_t>(e.ints[0]), parts = to->width / width;
             if (e.op == Op::RmsNorm)
-                kernels_->rms_norm(x(0), vector(0), number(0), size, y, first * parts, last * parts);
+                kernels_->rms_norm(x(0), vector(0), static_cast<float>(e.floats[0]), width, y, first * parts, last * parts);
             else
-                kernels_->layer_norm(x(0), vector(0), vector(1), number(0), size, y, first * parts, last * parts);
+                kernels_->layer_norm(x(0), vector(0), vector(1), static_cast<float>(e.floats[0]), width, y, first * parts, last * parts);
             break;
         }
         case Op::Add:
-            kernels_->add(x(0) + start, x(1) + start, y + start, count);
+            kernels_->add(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width, (last - first) * to->width);
             break;
         case Op::SiluMul:
-            kernels_->silu_mul(x(0) + start, x(1) + start, y + start, count);
+            kernels_->silu_mul(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width, (last - first) * to->width);
             break;
         case Op::GeluMul:
-            kernels_->gelu_mul(x(0) + start, e.in.size() > 1 ? x(1) + start : nullptr, y + start, count);
+            kernels_->gelu_mul(x(0) + first * to->width, e.in.size() > 1 ? x(1) + first * to->width : nullptr, y + first * to->width,
+                               (last - first) * to->width);
             break;
         case Op::Softcap:
-            kernels_->softcap(x(0) + start, number(0), y + start, count);
+            kernels_->softcap(x(0) + first * to->width, static_cast<float>(e.floats[0]), y + first * to->width, (last - first) * to->width);
             break;
         case Op::RopeAngles: {  // in float64: at position 100,000 a float32 angle is off by a hundredth
             const size_t half = e.floats.size() - 1;
@@ -225,50 +220,26 @@ void Program::execute_rows(const Entry &e, const Batch &batch, float *out, size_
                                     keys ? e.kv->k_type : e.kv->v_type, keys, keys ? e.kv->k.get() : e.kv->v.get()},
                                    first, last);
             break;
-        case Op::Linear:
-        case Op::Attention:
+        case Op::Attention: {
+            const AttentionArgs args = attention_args(e, batch, out);
+            float *scratch = reinterpret_cast<float *>(scratch_[share].get());
+            const size_t size = kernels_->attention_partials_size(args, batch.tokens, shares);
+            if (size == 0) {
+                kernels_->attention(args, scratch, share, shares);
+                break;
+            }
+            const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) * static_cast<size_t>(e.kv->head_dim + 2));
+            if (merge)
+                kernels_->attention_merge(args, scratch, splits, share, shares);
+            else
+                kernels_->attention_partials(args, scratch, splits, share, shares);
+            break;
+        }
         case Op::TakeRows:
-            break;  // not by rows
+            for (size_t r = first; r < last; r++)
+                std::memcpy(y + r * to->width, x(0) + static_cast<size_t>(batch.logits_indices[r]) * to->width, to->width * sizeof(float));
+            break;
     }
-}
-
-// A share of an entry that is divided in its own way; `rows` of its output.
-void Program::execute(size_t index, size_t rows, bool merge, const Batch &batch, float *out, size_t share) {
-    const Entry &e = entries_[index];
-    const size_t shares = pool_->size();
-    float *x = floats(e.in[0], out), *y = floats(e.out, out);
-    if (e.op == Op::Linear) {
-        const bool packed = buffers_[static_cast<size_t>(e.in[0])].quantized;
-        const LinearArgs args{e.weight->format,
-                              e.weight->tiles.get(),
-                              e.weight->outputs,
-                              e.weight->inputs,
-                              e.vectors.empty() ? nullptr : e.vectors[0]->values.data(),
-                              packed ? nullptr : x,
-                              packed ? quantized(e.in[0]) : Quantized{},
-                              rows,
-                              y,
-                              scratch_[share].get(),
-                              next_weights(index, share)};
-        const auto [first, last] = row_tiles(*e.weight, share, shares);
-        return kernels_->linear(args, first, last);
-    }
-    if (e.op == Op::TakeRows) {
-        const size_t width = buffers_[static_cast<size_t>(e.out)].width;
-        const auto [first, last] = part(rows, share, shares);
-        for (size_t r = first; r < last; r++)
-            std::memcpy(y + r * width, x + static_cast<size_t>(batch.logits_indices[r]) * width, width * sizeof(float));
-        return;
-    }
-    const AttentionArgs args = attention_args(e, batch, out);
-    float *scratch = reinterpret_cast<float *>(scratch_[share].get());
-    const size_t size = kernels_->attention_partials_size(args, batch.tokens, shares);
-    if (size == 0) return kernels_->attention(args, scratch, share, shares);
-    const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) * static_cast<size_t>(e.kv->head_dim + 2));
-    if (merge)
-        kernels_->attention_merge(args, scratch, splits, share, shares);
-    else
-        kernels_->attention_partials(args, scratch, splits, share, shares);
 }
 
 }  // namespace pellucid

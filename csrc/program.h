@@ -113,10 +113,7 @@ class Program {
     void make_room(const Batch &batch);
     void divide(const Batch &batch, float *out, bool every_entry);
     AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
-    bool is_of_logits(const Entry &entry) const;
-    void perform(const Stage &stage, const Batch &batch, float *out, size_t share);
-    void execute_rows(const Entry &entry, const Batch &batch, float *out, size_t first, size_t last);
-    void execute(size_t index, size_t rows, bool merge, const Batch &batch, float *out, size_t share);
+    void execute(size_t index, bool merge, const Batch &batch, float *out, size_t share);
     float *floats(int buffer, float *out) const;
     Quantized quantized(int buffer) const;
     const uint8_t *next_weights(size_t entry, size_t share) const;

@@ -9,8 +9,8 @@ template's, that is the answer. Else those of the template are replaced by stand
 tokenizer made for this one prompt knows in place of the control tokens: what lies between them is cut as ever, at the same borders.
 """
 
+import os
 import re
-import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ class RenderedEncoder:
         from tokenizers import AddedToken
 
         plain = text.plain
-        while (nonce := secrets.token_hex(8)) in plain:
+        while (nonce := os.urandom(8).hex()) in plain:
             pass
         stand_ins: dict[str, str] = {}  # by the control token
         parts, last = [], 0
