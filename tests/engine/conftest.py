@@ -26,9 +26,17 @@ def _byte_tokens() -> list[str]:
 
 
 def write_tiny(
-    path: Path, architecture: str = "llama", context: int = CONTEXT, windows: Sequence[int] = (), head_dim: int = HIDDEN // HEADS
+    path: Path,
+    architecture: str = "llama",
+    context: int = CONTEXT,
+    windows: Sequence[int] = (),
+    head_dim: int = HIDDEN // HEADS,
+    ends: bool = True,
 ) -> Path:
-    """A tiny random model. Token id = byte value for the first 256; the special tokens follow. `windows`: 0 for a layer that sees all."""
+    """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
+
+    `windows`: 0 for a layer that sees all. `ends`: where not, the logits of special tokens are 0, so that no greedy answer ends by itself.
+    """
     tokens = [*_byte_tokens(), *SPECIAL, "th"]
     rng = np.random.default_rng(0)
     d = head_dim
@@ -40,6 +48,8 @@ def write_tiny(
     if architecture == "gemma3":
         norms |= {"post_attention_norm": HIDDEN, "post_ffw_norm": HIDDEN, "attn_q_norm": d, "attn_k_norm": d}
     arrays = {"token_embd.weight": random(len(tokens), HIDDEN), "output_norm.weight": np.ones(HIDDEN, np.float32)}
+    if not ends:
+        arrays["token_embd.weight"][256 : 256 + len(SPECIAL)] = 0  # it is the lm_head too
     for i in range(len(windows) or LAYERS):
         arrays |= {f"blk.{i}.{norm}.weight": np.ones(size, np.float32) for norm, size in norms.items()}
         arrays |= {
@@ -88,6 +98,12 @@ def write_tiny(
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path of the tiny Llama."""
     return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose greedy answers take minutes to fill the context, and do not end before."""
+    return write_tiny(tmp_path_factory.mktemp("long") / "long.gguf", context=100_000, ends=False)
 
 
 @pytest.fixture(scope="session", params=["native", "reference"])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -276,22 +277,25 @@ def test_a_blocked_loop_is_told_once(tiny_path: Path) -> None:
     run(main())
 
 
-def test_what_cannot_be_served_is_refused_in_the_callers_task(tiny_path: Path) -> None:
+def test_what_cannot_be_served_is_refused_in_the_callers_task(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         served = Served(tiny_path)
         engine = served.engine
+        gate = Gate(served.core, monkeypatch)
         other = asyncio.create_task(last(engine, "other", LONG, "taken"))
-        await asyncio.sleep(0)
-        refused: list[tuple[Any, SamplingParams, str | None, type[Exception], str]] = [
-            ([65] * 200, SHORT, None, RequestError, r"200 tokens.*at most 95"),
-            ([9999], SHORT, None, RequestError, "token id 9999 is outside"),
-            ("", SHORT, None, RequestError, "empty"),
-            ("x", SHORT, "taken", RequestError, "request_id 'taken' is in use"),
-            ("x", SamplingParams(logit_bias={5000: 1.0}), None, ConfigError, "logit_bias holds token id 5000"),
+        await gate.stands_before(1)
+        with pytest.raises(RequestError, match="request_id 'taken' is in use"):
+            await anext(engine.generate("x", SHORT, "taken"))
+        gate.let(1000)
+        refused: list[tuple[Any, SamplingParams, type[Exception], str]] = [
+            ([65] * 200, SHORT, RequestError, r"200 tokens.*at most 95"),
+            ([9999], SHORT, RequestError, "token id 9999 is outside"),
+            ("", SHORT, RequestError, "empty"),
+            ("x", SamplingParams(logit_bias={5000: 1.0}), ConfigError, "logit_bias holds token id 5000"),
         ]
-        for prompt, params, request_id, error, message in refused:
+        for prompt, params, error, message in refused:
             with pytest.raises(error, match=message):
-                await anext(engine.generate(prompt, params, request_id))
+                await anext(engine.generate(prompt, params))
         with pytest.raises(RequestError, match="'prompt' or 'prompt_token_ids'"):
             engine.generate({"text": "x"})
         assert (await other).outputs[0].finish_reason == "length"
@@ -391,10 +395,12 @@ def test_a_crash_that_leaves_the_books_wrong_ends_the_engine(tiny_path: Path, mo
     run(main())
 
 
-def test_closing_ends_the_streams_that_are_open(tiny_path: Path) -> None:
+def test_closing_ends_the_streams_that_are_open(long_path: Path) -> None:
+    endless = replace(LONG, max_tokens=90_000)
+
     async def main() -> None:
-        engine = AsyncEngine.load(tiny_path)
-        streams = [engine.generate("x", LONG) for _ in range(3)]
+        engine = AsyncEngine.load(long_path)
+        streams = [engine.generate("x", endless) for _ in range(3)]
         await anext(streams[0])
         tasks = [asyncio.create_task(anext(s)) for s in streams[1:]]
         await asyncio.sleep(0)
