@@ -1,4 +1,5 @@
-// The Python face of the C++ code: the module pellucid._native. Only conversions live here; src/pellucid/_native.pyi types it.
+// The Python face of the C++ code: the module pellucid._native. Only conversions live here;
+// src/pellucid/_native.pyi types it.
 #include "bindings.h"
 
 #include <nanobind/nanobind.h>
@@ -11,13 +12,15 @@ namespace nb = nanobind;
 NB_MODULE(_native, m) {
     m.doc() = "Pellucid's compiled part.";
     pellucid::bind_native(m);
-    m.def("cpu_architecture", &pellucid::cpu_architecture, "What this module was compiled for: x86_64, aarch64 or unknown.");
+    m.def("cpu_architecture", &pellucid::cpu_architecture,
+          "What this module was compiled for: x86_64, aarch64 or unknown.");
     m.def("cpu_name", &pellucid::cpu_name, "The maker's name of the CPU, or an empty string.");
     m.def(
         "cpu_features",
         [] {
             nb::dict features;
-            for (const pellucid::CpuFeature &f : pellucid::detect_cpu_features()) features[f.name] = f.usable;
+            for (const pellucid::CpuFeature &f : pellucid::detect_cpu_features())
+                features[f.name] = f.usable;
             return features;
         },
         "Every known instruction set extension -> whether this process may use it.");

@@ -1,7 +1,9 @@
-// The Python face of the native backend: weights, caches and programs as objects, a step as one call. Conversions and checks only.
+// The Python face of the native backend: weights, caches and programs as objects, a step as one
+// call. Conversions and checks only.
 //
-// What a kernel trusts is checked here (shapes and formats of arrays) and in program_checks.cpp (how the parts of a program fit together,
-// and a batch's indices). A program is built by our own capture.py, but a wrong list must raise an exception and not read beyond an array.
+// What a kernel trusts is checked here (shapes and formats of arrays) and in program_checks.cpp
+// (how the parts of a program fit together, and a batch's indices). A program is built by our own
+// capture.py, but a wrong list must raise an exception and not read beyond an array.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -33,18 +35,22 @@ void require(bool condition, const char *what) {
     if (!condition) throw std::invalid_argument(what);
 }
 
-std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int ggml_type, size_t inputs, Rows rows) {
+std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int ggml_type,
+                                    size_t inputs, Rows rows) {
     const Format format = static_cast<Format>(ggml_type);
     const TileFormat tiles = tile_format(format);
     const int element = dense_bytes(format);
     require(element || tiles.bits, "no kernel knows this block format");
     const size_t block = element ? 1 : static_cast<size_t>(tiles.file_inputs);
     require(inputs > 0 && inputs % block == 0, "a row is not a whole number of blocks");
-    require(inputs <= 8 * rows.shape(1), "a row has the wrong number of bytes");  // and what follows does not overflow
-    const size_t row_bytes = element ? inputs * static_cast<size_t>(element) : inputs / block * static_cast<size_t>(tiles.file_bytes);
+    require(inputs <= 8 * rows.shape(1),
+            "a row has the wrong number of bytes");  // and what follows does not overflow
+    const size_t row_bytes = element ? inputs * static_cast<size_t>(element)
+                                     : inputs / block * static_cast<size_t>(tiles.file_bytes);
     require(rows.shape(1) == row_bytes, "a row has the wrong number of bytes");
     const size_t outputs = rows.shape(0), row_tiles = (outputs + kTileRows - 1) / kTileRows;
-    const size_t bytes = row_tiles * (element ? inputs * kTileRows * static_cast<size_t>(element) : tiles.row_tile_bytes(inputs));
+    const size_t bytes = row_tiles * (element ? inputs * kTileRows * static_cast<size_t>(element)
+                                              : tiles.row_tile_bytes(inputs));
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
     const uint8_t *file = rows.data();
     nb::gil_scoped_release release;
@@ -53,7 +59,8 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
         return size_t{1};
     };
     pool.run(prepare, [&](size_t, size_t share) {  // each thread writes what it will read
-        const size_t first = row_tiles * share / pool.size(), last = row_tiles * (share + 1) / pool.size();
+        const size_t first = row_tiles * share / pool.size(),
+                     last = row_tiles * (share + 1) / pool.size();
         if (element)
             repack_dense(element, file, outputs, inputs, weight->tiles.get(), first, last);
         else
@@ -63,19 +70,25 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
 }
 
 size_t kv_block_bytes(const KVStore &kv, KvType type) {
-    return static_cast<size_t>(kv.chunks_per_block) * static_cast<size_t>(kv.kv_heads) * kv_chunk_bytes(type, kv.head_dim);
+    return static_cast<size_t>(kv.chunks_per_block) * static_cast<size_t>(kv.kv_heads) *
+           kv_chunk_bytes(type, kv.head_dim);
 }
 
-std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim, int chunks_per_block, int k_type, int v_type) {
-    require(blocks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0, "a cache has no size");
-    require(kv_heads <= (1 << 16) && head_dim <= kMostHeadDim && chunks_per_block <= (1 << 16), "a cache has too large heads or blocks");
+std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim,
+                                      int chunks_per_block, int k_type, int v_type) {
+    require(blocks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0,
+            "a cache has no size");
+    require(kv_heads <= (1 << 16) && head_dim <= kMostHeadDim && chunks_per_block <= (1 << 16),
+            "a cache has too large heads or blocks");
     auto kv = std::make_shared<KVStore>();
     kv->chunks = blocks * static_cast<size_t>(chunks_per_block);
     kv->kv_heads = kv_heads, kv->head_dim = head_dim, kv->chunks_per_block = chunks_per_block;
     const auto new_memory = [&](int type_number, KvType &type, Memory &memory) {
-        require(type_number >= 0 && type_number <= static_cast<int>(KvType::Int4), "no kernel knows this type of cache");
+        require(type_number >= 0 && type_number <= static_cast<int>(KvType::Int4),
+                "no kernel knows this type of cache");
         type = static_cast<KvType>(type_number);
-        require(type != KvType::Int4 || head_dim % kKvGroup == 0, "heads are not a whole number of groups of 4 bits");
+        require(type != KvType::Int4 || head_dim % kKvGroup == 0,
+                "heads are not a whole number of groups of 4 bits");
         const size_t block_bytes = kv_block_bytes(*kv, type);
         require(blocks <= kMostBytes / block_bytes, "a cache is too large");
         memory = allocate(blocks * block_bytes);
@@ -96,36 +109,45 @@ std::vector<Blocks> block_bytes(std::shared_ptr<KVStore> kv) {
 const Kernels *kernels_by_name(const std::string &isa) {
     for (const Kernels *k : kernel_tables())
         if (isa == k->name) {
-            require(k->request == nullptr || k->request(), "the operating system refuses the registers that these kernels need");
+            require(k->request == nullptr || k->request(),
+                    "the operating system refuses the registers that these kernels need");
             return k;
         }
     throw std::invalid_argument("this build has no kernels of that name");
 }
 
-std::shared_ptr<Program> new_program(const std::string &isa, std::shared_ptr<ThreadPool> pool,
-                                     const std::vector<std::tuple<size_t, size_t, bool, bool>> &buffers, size_t bytes_per_token,
-                                     int output) {
+std::shared_ptr<Program> new_program(
+    const std::string &isa, std::shared_ptr<ThreadPool> pool,
+    const std::vector<std::tuple<size_t, size_t, bool, bool>> &buffers, size_t bytes_per_token,
+    int output) {
     std::vector<Buffer> planned;
-    for (auto [offset, width, quantized, logits_rows] : buffers) planned.push_back({offset, width, quantized, logits_rows});
-    return std::make_shared<Program>(kernels_by_name(isa), std::move(pool), std::move(planned), bytes_per_token, output);
+    for (auto [offset, width, quantized, logits_rows] : buffers)
+        planned.push_back({offset, width, quantized, logits_rows});
+    return std::make_shared<Program>(kernels_by_name(isa), std::move(pool), std::move(planned),
+                                     bytes_per_token, output);
 }
 
-void add_entry(Program &program, int op, std::vector<int> in, int out, std::shared_ptr<Weight> weight,
-               std::vector<std::shared_ptr<Vector>> vectors, std::shared_ptr<KVStore> kv, std::vector<int> ints, std::vector<double> floats,
+void add_entry(Program &program, int op, std::vector<int> in, int out,
+               std::shared_ptr<Weight> weight, std::vector<std::shared_ptr<Vector>> vectors,
+               std::shared_ptr<KVStore> kv, std::vector<int> ints, std::vector<double> floats,
                bool barrier) {
     require(op >= 0 && op <= static_cast<int>(Op::TakeRows), "no such op");
-    program.add({static_cast<Op>(op), std::move(in), out, std::move(weight), std::move(vectors), std::move(kv), std::move(ints),
-                 std::move(floats), barrier});
+    program.add({static_cast<Op>(op), std::move(in), out, std::move(weight), std::move(vectors),
+                 std::move(kv), std::move(ints), std::move(floats), barrier});
 }
 
-void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints cu_seqlens_q, Ints seq_lens, Tables block_tables,
-         Table slot_mapping, Logits out, std::optional<Floats> seconds) {
+void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints cu_seqlens_q,
+         Ints seq_lens, Tables block_tables, Table slot_mapping, Logits out,
+         std::optional<Floats> seconds) {
     const size_t tokens = input_ids.shape(0), requests = seq_lens.shape(0);
-    require(tokens > 0 && positions.shape(0) == tokens && slot_mapping.shape(1) == tokens, "arrays of one batch differ in length");
-    require(cu_seqlens_q.shape(0) == requests + 1 && block_tables.shape(1) == requests, "arrays of one batch differ in length");
+    require(tokens > 0 && positions.shape(0) == tokens && slot_mapping.shape(1) == tokens,
+            "arrays of one batch differ in length");
+    require(cu_seqlens_q.shape(0) == requests + 1 && block_tables.shape(1) == requests,
+            "arrays of one batch differ in length");
     require(block_tables.shape(0) == slot_mapping.shape(0), "arrays of one batch differ in groups");
     const Buffer &output = program.output();
-    require(out.shape(0) == (output.logits_rows ? logits_indices.shape(0) : tokens) && out.shape(1) == output.width,
+    require(out.shape(0) == (output.logits_rows ? logits_indices.shape(0) : tokens) &&
+                out.shape(1) == output.width,
             "the output has the wrong shape");
     const Batch batch{input_ids.data(),        positions.data(),
                       logits_indices.data(),   cu_seqlens_q.data(),
@@ -133,7 +155,8 @@ void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, 
                       slot_mapping.data(),     tokens,
                       logits_indices.shape(0), requests,
                       block_tables.shape(2),   block_tables.shape(0)};
-    require(!seconds || seconds->shape(0) == program.size(), "there is not one time for each entry");
+    require(!seconds || seconds->shape(0) == program.size(),
+            "there is not one time for each entry");
     std::vector<double> times(seconds ? program.size() : 0);
     {
         nb::gil_scoped_release release;
@@ -145,7 +168,9 @@ void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, 
 }  // namespace
 
 void bind_native(nb::module_ &m) {
-    nb::class_<ThreadPool>(m, "ThreadPool").def(nb::init<size_t>()).def_prop_ro("size", &ThreadPool::size);
+    nb::class_<ThreadPool>(m, "ThreadPool")
+        .def(nb::init<size_t>())
+        .def_prop_ro("size", &ThreadPool::size);
     nb::class_<WeightMemory>(m, "WeightMemory").def(nb::init<>());
     nb::class_<Weight>(m, "Weight")
         .def_ro("outputs", &Weight::outputs)
@@ -154,7 +179,8 @@ void bind_native(nb::module_ &m) {
         .def_prop_ro("ggml_type", [](const Weight &w) { return static_cast<int>(w.format); })
         .def_prop_ro("quantized", [](const Weight &w) { return dense_bytes(w.format) == 0; });
     nb::class_<Vector>(m, "Vector")
-        .def("__init__", [](Vector *self, std::vector<float> values) { new (self) Vector{std::move(values)}; })
+        .def("__init__",
+             [](Vector *self, std::vector<float> values) { new (self) Vector{std::move(values)}; })
         .def_prop_ro("size", [](const Vector &v) { return v.values.size(); });
     nb::class_<KVStore>(m, "KVStore")
         .def_ro("kv_heads", &KVStore::kv_heads)
@@ -166,10 +192,12 @@ void bind_native(nb::module_ &m) {
                      })
         .def("block_bytes", &block_bytes);
     nb::class_<Program>(m, "Program")
-        .def("add", &add_entry, nb::arg("op"), nb::arg("inputs"), nb::arg("output"), nb::arg("weight").none(), nb::arg("vectors"),
-             nb::arg("kv").none(), nb::arg("ints"), nb::arg("floats"), nb::arg("barrier"))
-        .def("run", &run, nb::arg("input_ids"), nb::arg("positions"), nb::arg("logits_indices"), nb::arg("cu_seqlens_q"),
-             nb::arg("seq_lens"), nb::arg("block_tables"), nb::arg("slot_mapping"), nb::arg("out").noconvert(),
+        .def("add", &add_entry, nb::arg("op"), nb::arg("inputs"), nb::arg("output"),
+             nb::arg("weight").none(), nb::arg("vectors"), nb::arg("kv").none(), nb::arg("ints"),
+             nb::arg("floats"), nb::arg("barrier"))
+        .def("run", &run, nb::arg("input_ids"), nb::arg("positions"), nb::arg("logits_indices"),
+             nb::arg("cu_seqlens_q"), nb::arg("seq_lens"), nb::arg("block_tables"),
+             nb::arg("slot_mapping"), nb::arg("out").noconvert(),
              nb::arg("seconds").noconvert() = nb::none())
         .def_prop_ro("size", &Program::size);
     m.def("load_weight", &load_weight);
@@ -180,15 +208,22 @@ void bind_native(nb::module_ &m) {
         [](const std::string &isa, ThreadPool &pool, size_t bytes, double seconds) {
             return measure_read_bandwidth(*kernels_by_name(isa), pool, bytes, seconds);
         },
-        nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+        nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("seconds"),
+        nb::call_guard<nb::gil_scoped_release>());
     m.def(
         "measure_int8_peak",
-        [](const std::string &isa, ThreadPool &pool, double seconds) { return measure_int8_peak(*kernels_by_name(isa), pool, seconds); },
-        nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+        [](const std::string &isa, ThreadPool &pool, double seconds) {
+            return measure_int8_peak(*kernels_by_name(isa), pool, seconds);
+        },
+        nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"),
+        nb::call_guard<nb::gil_scoped_release>());
     m.def(
         "measure_float_peak",
-        [](const std::string &isa, ThreadPool &pool, double seconds) { return measure_float_peak(*kernels_by_name(isa), pool, seconds); },
-        nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+        [](const std::string &isa, ThreadPool &pool, double seconds) {
+            return measure_float_peak(*kernels_by_name(isa), pool, seconds);
+        },
+        nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"),
+        nb::call_guard<nb::gil_scoped_release>());
     m.def("kernel_names", [] {
         std::vector<std::string> names;
         for (const Kernels *k : kernel_tables()) names.emplace_back(k->name);

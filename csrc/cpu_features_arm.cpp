@@ -1,6 +1,8 @@
-// AArch64: the kernel tells what a process may use, through the auxiliary vector (Linux) or sysctl (macOS).
+// AArch64: the kernel tells what a process may use, through the auxiliary vector (Linux) or sysctl
+// (macOS).
 //
-// Reference: Linux Documentation/arch/arm64/elf_hwcaps.rst; Apple, "Determining instruction set characteristics".
+// Reference: Linux Documentation/arch/arm64/elf_hwcaps.rst; Apple, "Determining instruction set
+// characteristics".
 #include "cpu_features.h"
 
 #if defined(__aarch64__)
@@ -63,7 +65,9 @@ std::vector<CpuFeature> detect_cpu_features() {
 
 std::string cpu_name() { return ""; }
 
-std::vector<CpuFeature> detect_cpu_features() { return {{"neon", true}}; }  // part of the architecture; nobody to ask for more
+std::vector<CpuFeature> detect_cpu_features() {
+    return {{"neon", true}};
+}  // part of the architecture; nobody to ask for more
 
 #endif
 

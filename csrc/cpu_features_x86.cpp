@@ -1,9 +1,11 @@
 // x86-64: CPUID for the instructions, XCR0 for the registers, arch_prctl for AMX's tiles.
 //
-// Reference: Intel SDM vol. 1 §13.2-13.3 (XCR0, XGETBV), §14.3 and §15.2 (how to detect AVX and AVX-512), vol. 2A (CPUID);
-// Linux Documentation/arch/x86/xstate.rst (dynamically enabled features).
+// Reference: Intel SDM vol. 1 §13.2-13.3 (XCR0, XGETBV), §14.3 and §15.2 (how to detect AVX and
+// AVX-512), vol. 2A (CPUID); Linux Documentation/arch/x86/xstate.rst (dynamically enabled
+// features).
 //
-// macOS on Intel turns AVX-512 state on at first use, so XCR0 does not show it there: the features are then under-reported, never over.
+// macOS on Intel turns AVX-512 state on at first use, so XCR0 does not show it there: the features
+// are then under-reported, never over.
 #include "cpu_features.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -24,9 +26,10 @@ enum Register { EAX, EBX, ECX, EDX };
 
 // The parts of the register state that must be saved for a feature (bits of XCR0).
 constexpr uint64_t NOTHING = 0;
-constexpr uint64_t YMM = 1u << 1 | 1u << 2;                  // SSE, AVX
-constexpr uint64_t ZMM = YMM | 1u << 5 | 1u << 6 | 1u << 7;  // opmask, upper halves of zmm0-15, zmm16-31
-constexpr uint64_t TILES = 1u << 17 | 1u << 18;              // tile configuration, tile data
+constexpr uint64_t YMM = 1u << 1 | 1u << 2;  // SSE, AVX
+constexpr uint64_t ZMM =
+    YMM | 1u << 5 | 1u << 6 | 1u << 7;           // opmask, upper halves of zmm0-15, zmm16-31
+constexpr uint64_t TILES = 1u << 17 | 1u << 18;  // tile configuration, tile data
 
 struct Bit {
     const char *name;
@@ -75,18 +78,22 @@ uint64_t saved_state() {
     constexpr int OSXSAVE = 27;
     if (!(cpuid(1, 0).value[ECX] >> OSXSAVE & 1)) return 0;
     uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));  // the intrinsic would need -mxsave
+    __asm__ volatile("xgetbv"
+                     : "=a"(low), "=d"(high)
+                     : "c"(0));  // the intrinsic would need -mxsave
     return static_cast<uint64_t>(high) << 32 | low;
 }
 
-// XCR0 shows tile data wherever the kernel knows AMX, but a process must still ask for it (ARCH_REQ_XCOMP_PERM) and may be refused.
-// The kernel says without side effects whether it would serve the request; asking is the business of the kernel that uses tiles.
+// XCR0 shows tile data wherever the kernel knows AMX, but a process must still ask for it
+// (ARCH_REQ_XCOMP_PERM) and may be refused. The kernel says without side effects whether it would
+// serve the request; asking is the business of the kernel that uses tiles.
 bool tiles_can_be_had() {
 #if defined(__linux__)
     constexpr int ARCH_GET_XCOMP_SUPP = 0x1021;
     constexpr int TILE_DATA = 18;
     uint64_t supported = 0;
-    return syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &supported) == 0 && (supported >> TILE_DATA & 1);
+    return syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &supported) == 0 &&
+           (supported >> TILE_DATA & 1);
 #else
     return false;
 #endif
@@ -97,7 +104,8 @@ bool tiles_can_be_had() {
 const char *cpu_architecture() { return "x86_64"; }
 
 std::string cpu_name() {
-    constexpr uint32_t FIRST = 0x80000002, LAST = 0x80000004;  // the brand string: 16 characters in each leaf
+    constexpr uint32_t FIRST = 0x80000002,
+                       LAST = 0x80000004;  // the brand string: 16 characters in each leaf
     std::string name;
     for (uint32_t leaf = FIRST; leaf <= LAST; ++leaf) {
         for (uint32_t word : cpuid(leaf, 0).value) {

@@ -1,4 +1,5 @@
-// One row out of the tiles of tile.h, decoded without vectors: what an embedding lookup needs, a row per token.
+// One row out of the tiles of tile.h, decoded without vectors: what an embedding lookup needs, a
+// row per token.
 #include "float16.h"
 #include "tile.h"
 
@@ -28,7 +29,8 @@ unsigned code_at(const TileFormat &f, const uint8_t *tile, int row, int input) {
 
 }  // namespace
 
-void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, float factor, float *out) {
+void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, float factor,
+                float *out) {
     const int r = static_cast<int>(row % kTileRows);
     const size_t row_tile = row / kTileRows;
     if (format == Format::F32 || format == Format::F16 || format == Format::BF16) {
@@ -60,10 +62,14 @@ void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, 
             } else {
                 const uint8_t s = scales[g * kTileRows + r];
                 scale = float_from_f16(u16_at(header + 2 * r)) *
-                        (f.scale == Scale::U8 ? static_cast<float>(s) : static_cast<float>(static_cast<int8_t>(s)));
-                if (f.has_min) min = -(float_from_f16(u16_at(header + 2 * (kTileRows + r))) * static_cast<float>(mins[g * kTileRows + r]));
+                        (f.scale == Scale::U8 ? static_cast<float>(s)
+                                              : static_cast<float>(static_cast<int8_t>(s)));
+                if (f.has_min)
+                    min = -(float_from_f16(u16_at(header + 2 * (kTileRows + r))) *
+                            static_cast<float>(mins[g * kTileRows + r]));
             }
-            const float code = static_cast<float>(static_cast<int>(code_at(f, tile, r, i)) - f.offset);
+            const float code =
+                static_cast<float>(static_cast<int>(code_at(f, tile, r, i)) - f.offset);
             out[b * kTileInputs + static_cast<size_t>(i)] = (scale * code + min) * factor;
         }
         tile += f.tile_bytes();

@@ -1,10 +1,13 @@
-// The kernels, as a table of functions: one table per instruction set, all compiled from kernels/*.inc, one chosen when the program starts.
+// The kernels, as a table of functions: one table per instruction set, all compiled from
+// kernels/*.inc, one chosen when the program starts.
 //
-// One idea: a kernel computes a share of an op (row tiles first … last - 1, or tokens first … last - 1), and no share depends on another:
-// so threads divide the work by outputs, never by the inputs that are summed. Every output element is computed by one fixed sequence of
-// operations, whatever the number of tokens in the batch: one token gives the same bits alone and among five hundred.
+// One idea: a kernel computes a share of an op (row tiles first … last - 1, or tokens first … last
+// - 1), and no share depends on another: so threads divide the work by outputs, never by the inputs
+// that are summed. Every output element is computed by one fixed sequence of operations, whatever
+// the number of tokens in the batch: one token gives the same bits alone and among five hundred.
 //
-// Letters: T tokens, K inputs, N outputs, H query heads, KH key/value heads, D head_dim. All sizes are elements unless said otherwise.
+// Letters: T tokens, K inputs, N outputs, H query heads, KH key/value heads, D head_dim. All sizes
+// are elements unless said otherwise.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +19,8 @@
 
 namespace pellucid {
 
-// Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. The sums are of q: what offsets and minima of weights
-// are multiplied with.
+// Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. The sums are of
+// q: what offsets and minima of weights are multiplied with.
 struct Quantized {
     int8_t *q;        // [T, K]
     float *scales;    // [T, K / 32]
@@ -35,11 +38,15 @@ struct LinearArgs {
     size_t tokens;
     float *y;             // [T, N]
     uint8_t *scratch;     // of this thread: scratch_bytes(inputs)
-    const uint8_t *next;  // weights that this thread will read after these, or null: prefetched when these come to their end
+    const uint8_t *next;  // weights that this thread will read after these, or null: prefetched
+                          // when these come to their end
 };
 
-// Room for one row tile, decoded: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and 32 inputs.
-constexpr size_t scratch_bytes(size_t inputs) { return inputs * kTileRows + inputs / kTileInputs * 4 * kTileRows * sizeof(float) + 64; }
+// Room for one row tile, decoded: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and
+// 32 inputs.
+constexpr size_t scratch_bytes(size_t inputs) {
+    return inputs * kTileRows + inputs / kTileInputs * 4 * kTileRows * sizeof(float) + 64;
+}
 
 struct KvWriteArgs {
     const float *x;        // [T, KH, D]
@@ -65,34 +72,43 @@ struct AttentionArgs {
 
 struct Kernels {
     const char *name;
-    void (*quantize)(const float *x, size_t inputs, Quantized a, size_t first, size_t last);  // tokens first … last - 1
-    void (*linear)(const LinearArgs &args, size_t first, size_t last);                        // row tiles
-    void (*rms_norm)(const float *x, const float *weight, float eps, size_t width, float *y, size_t first, size_t last);
-    void (*layer_norm)(const float *x, const float *weight, const float *bias, float eps, size_t width, float *y, size_t first,
-                       size_t last);
+    void (*quantize)(const float *x, size_t inputs, Quantized a, size_t first,
+                     size_t last);                                      // tokens first … last - 1
+    void (*linear)(const LinearArgs &args, size_t first, size_t last);  // row tiles
+    void (*rms_norm)(const float *x, const float *weight, float eps, size_t width, float *y,
+                     size_t first, size_t last);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float eps,
+                       size_t width, float *y, size_t first, size_t last);
     void (*add)(const float *x, const float *y, float *out, size_t count);
     void (*silu_mul)(const float *gate, const float *up, float *out, size_t count);
-    void (*gelu_mul)(const float *gate, const float *up, float *out, size_t count);  // up may be null: gelu
+    void (*gelu_mul)(const float *gate, const float *up, float *out,
+                     size_t count);  // up may be null: gelu
     void (*softcap)(const float *x, float cap, float *out, size_t count);
-    void (*rope)(const float *x, const float *cos, const float *sin, int heads, int head_dim, int rotary_dim, float *out, size_t first,
-                 size_t last);
-    void (*kv_write)(const KvWriteArgs &args, size_t first, size_t last);                         // tokens
-    void (*attention)(const AttentionArgs &args, float *scratch, size_t thread, size_t threads);  // every threads-th unit of work
-    size_t (*attention_scratch)(int kv_heads, int head_dim);                                      // floats, per thread
-    // The same in two steps with a barrier between them, where that divides the work better: floats needed for `partials`, or 0.
+    void (*rope)(const float *x, const float *cos, const float *sin, int heads, int head_dim,
+                 int rotary_dim, float *out, size_t first, size_t last);
+    void (*kv_write)(const KvWriteArgs &args, size_t first, size_t last);  // tokens
+    void (*attention)(const AttentionArgs &args, float *scratch, size_t thread,
+                      size_t threads);                        // every threads-th unit of work
+    size_t (*attention_scratch)(int kv_heads, int head_dim);  // floats, per thread
+    // The same in two steps with a barrier between them, where that divides the work better: floats
+    // needed for `partials`, or 0.
     size_t (*attention_partials_size)(const AttentionArgs &args, size_t tokens, size_t threads);
-    void (*attention_partials)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);
-    void (*attention_merge)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread, size_t threads);
-    // What the machine can do at most (ceilings.inc): read, with a prefetch so far ahead, and multiply-adds of bytes and of float32.
+    void (*attention_partials)(const AttentionArgs &args, float *scratch, size_t splits,
+                               size_t thread, size_t threads);
+    void (*attention_merge)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread,
+                            size_t threads);
+    // What the machine can do at most (ceilings.inc): read, with a prefetch so far ahead, and
+    // multiply-adds of bytes and of float32.
     uint8_t (*read_bytes)(const uint8_t *p, size_t bytes, size_t ahead);
     size_t (*multiply_bytes)(const uint8_t *operands, size_t rounds, int32_t *result);
     size_t (*multiply_floats)(const float *operands, size_t rounds, float *result);
-    // Ask the operating system for the registers that these kernels need beyond the usual, for the whole process; false where it refuses.
+    // Ask the operating system for the registers that these kernels need beyond the usual, for the
+    // whole process; false where it refuses.
     bool (*request)() = nullptr;
 };
 
-// The tables this build has, the best first; AMX, which has run on no hardware yet, is behind AVX-512 (kernels/list.cpp). Each is compiled
-// on its own architecture alone.
+// The tables this build has, the best first; AMX, which has run on no hardware yet, is behind
+// AVX-512 (kernels/list.cpp). Each is compiled on its own architecture alone.
 std::span<const Kernels *const> kernel_tables();
 const Kernels *kernels_avx512();
 const Kernels *kernels_amx();

@@ -1,17 +1,23 @@
-// How keys and values lie in the cache: in chunks of 16 tokens, each of one KV head, in one of four types, chosen for each of the two.
+// How keys and values lie in the cache: in chunks of 16 tokens, each of one KV head, in one of four
+// types, chosen for each of the two.
 //
-//     keys     codes [D][16]: a vector is one dimension of 16 tokens, so that scores need no sums across lanes
-//     values   codes [16][D]: a vector is 16 dimensions of one token
+//     keys     codes [D][16]: a vector is one dimension of 16 tokens, so that scores need no sums
+//     across lanes values   codes [16][D]: a vector is 16 dimensions of one token
 //
-// Codes of 8 and 4 bits are followed by their scales, float16 [groups][16]: one group of all dimensions in 8 bits, groups of 32 in 4. The
-// two 4-bit codes of a byte are of one token, and of dimensions that lie 16 apart: so that two tokens never share a byte, and a byte vector
-// unpacks to whole vectors of either. Per group of 32: keys [16][16 tokens], values [16 tokens][16], in nibbles of first and second halves.
+// Codes of 8 and 4 bits are followed by their scales, float16 [groups][16]: one group of all
+// dimensions in 8 bits, groups of 32 in 4. The two 4-bit codes of a byte are of one token, and of
+// dimensions that lie 16 apart: so that two tokens never share a byte, and a byte vector unpacks to
+// whole vectors of either. Per group of 32: keys [16][16 tokens], values [16 tokens][16], in
+// nibbles of first and second halves.
 //
 //     int8     x ≈ scale · code, scale = max |x| / 127
-//     int4     x ≈ scale · (code - 8), scale = (the x of the largest |x|) / -8; keys are first rotated by a Hadamard matrix, which spreads
-//              the few dimensions that are large over all; queries are rotated likewise (QuaRot, Ashkboos et al., arXiv:2404.00456)
+//     int4     x ≈ scale · (code - 8), scale = (the x of the largest |x|) / -8; keys are first
+//     rotated by a Hadamard matrix, which spreads
+//              the few dimensions that are large over all; queries are rotated likewise (QuaRot,
+//              Ashkboos et al., arXiv:2404.00456)
 //
-// The definition is src/pellucid/backends/reference/kv_dtypes.py; codes and scales are the same bits there.
+// The definition is src/pellucid/backends/reference/kv_dtypes.py; codes and scales are the same
+// bits there.
 #pragma once
 
 #include <cstddef>
@@ -26,15 +32,21 @@ constexpr int kMostHeadDim = 1024;
 enum class KvType : int { F32, F16, Int8, Int4 };
 
 // Scales of one token and head; 0 where numbers are not quantized.
-constexpr int kv_groups(KvType type, int head_dim) { return type == KvType::Int8 ? 1 : type == KvType::Int4 ? head_dim / kKvGroup : 0; }
+constexpr int kv_groups(KvType type, int head_dim) {
+    return type == KvType::Int8 ? 1 : type == KvType::Int4 ? head_dim / kKvGroup : 0;
+}
 
 // Bytes of a chunk's codes, and of all of it, for one head.
 constexpr size_t kv_code_bytes(KvType type, int head_dim) {
-    const size_t bits = type == KvType::F32 ? 32 : type == KvType::F16 ? 16 : type == KvType::Int8 ? 8 : 4;
+    const size_t bits = type == KvType::F32    ? 32
+                        : type == KvType::F16  ? 16
+                        : type == KvType::Int8 ? 8
+                                               : 4;
     return static_cast<size_t>(head_dim) * kChunk * bits / 8;
 }
 constexpr size_t kv_chunk_bytes(KvType type, int head_dim) {
-    return kv_code_bytes(type, head_dim) + static_cast<size_t>(kv_groups(type, head_dim)) * kChunk * sizeof(uint16_t);
+    return kv_code_bytes(type, head_dim) +
+           static_cast<size_t>(kv_groups(type, head_dim)) * kChunk * sizeof(uint16_t);
 }
 
 }  // namespace pellucid

@@ -1,7 +1,8 @@
 // Times the loops of kernels/ceilings.inc on all threads of a pool.
 //
-// One idea: the best of several tries is the machine, the others are its neighbours. A try is made long enough (some milliseconds) that
-// starting the threads does not count, and all threads run the whole try, so that they share what they share.
+// One idea: the best of several tries is the machine, the others are its neighbours. A try is made
+// long enough (some milliseconds) that starting the threads does not count, and all threads run the
+// whole try, so that they share what they share.
 #include "machine.h"
 
 #include <algorithm>
@@ -16,7 +17,8 @@ namespace pellucid {
 namespace {
 
 constexpr int kTries = 5;
-constexpr size_t kGranule = 1024;  // a thread's part of a working set is a multiple: 8 vectors of any width
+constexpr size_t kGranule =
+    1024;  // a thread's part of a working set is a multiple: 8 vectors of any width
 
 // Units per second of `work(share, repeats)`, run so often that a try takes `seconds / kTries`.
 template <class F>
@@ -37,7 +39,8 @@ double best_rate(ThreadPool &pool, double seconds, double units, F work) {
 
 constexpr size_t kOperandBytes = 1024, kRounds = 1000;
 
-// Operations per second of `multiply`, which leaves a sum of its products and returns how many multiply-adds that were.
+// Operations per second of `multiply`, which leaves a sum of its products and returns how many
+// multiply-adds that were.
 template <class T, class F>
 double best_product_rate(ThreadPool &pool, double seconds, F multiply) {
     std::atomic<T> sink{0};
@@ -55,18 +58,23 @@ double best_product_rate(ThreadPool &pool, double seconds, F multiply) {
 
 }  // namespace
 
-double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t bytes, double seconds) {
+double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t bytes,
+                              double seconds) {
     const size_t part = std::max(bytes / pool.size() / kGranule, size_t{1}) * kGranule;
     const Memory memory = allocate(part * pool.size());
-    std::memset(memory.get(), 1, part * pool.size());  // untouched pages would all be one page of zeros, which lies in the cache
+    std::memset(memory.get(), 1, part * pool.size());  // untouched pages would all be one page of
+                                                       // zeros, which lies in the cache
     std::atomic<uint32_t> sink{0};
     double best = 0;
     for (const size_t ahead : {size_t{0}, size_t{1024}, size_t{8192}}) {
-        const double rate = best_rate(pool, seconds / 3, static_cast<double>(part * pool.size()), [&](size_t share, size_t repeats) {
-            uint32_t all = 0;
-            for (size_t i = 0; i < repeats; i++) all |= kernels.read_bytes(memory.get() + share * part, part, ahead);
-            sink.fetch_or(all, std::memory_order_relaxed);
-        });
+        const double rate =
+            best_rate(pool, seconds / 3, static_cast<double>(part * pool.size()),
+                      [&](size_t share, size_t repeats) {
+                          uint32_t all = 0;
+                          for (size_t i = 0; i < repeats; i++)
+                              all |= kernels.read_bytes(memory.get() + share * part, part, ahead);
+                          sink.fetch_or(all, std::memory_order_relaxed);
+                      });
         best = std::max(best, rate);
     }
     return best;
@@ -75,13 +83,16 @@ double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t b
 double measure_int8_peak(const Kernels &kernels, ThreadPool &pool, double seconds) {
     uint8_t operands[kOperandBytes];
     for (size_t i = 0; i < kOperandBytes; i++) operands[i] = static_cast<uint8_t>(i % 7);
-    return best_product_rate<int32_t>(pool, seconds, [&](int32_t *sum) { return kernels.multiply_bytes(operands, kRounds, sum); });
+    return best_product_rate<int32_t>(pool, seconds, [&](int32_t *sum) {
+        return kernels.multiply_bytes(operands, kRounds, sum);
+    });
 }
 
 double measure_float_peak(const Kernels &kernels, ThreadPool &pool, double seconds) {
     float operands[kOperandBytes / sizeof(float)];
     for (size_t i = 0; i < std::size(operands); i++) operands[i] = static_cast<float>(i % 7) / 8.0f;
-    return best_product_rate<float>(pool, seconds, [&](float *sum) { return kernels.multiply_floats(operands, kRounds, sum); });
+    return best_product_rate<float>(
+        pool, seconds, [&](float *sum) { return kernels.multiply_floats(operands, kRounds, sum); });
 }
 
 }  // namespace pellucid

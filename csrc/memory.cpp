@@ -11,7 +11,7 @@
 namespace pellucid {
 namespace {
 
-constexpr size_t kSlack = 16384;           // kernels prefetch, and never read, so far beyond a matrix
+constexpr size_t kSlack = 16384;  // kernels prefetch, and never read, so far beyond a matrix
 constexpr size_t kHuge = size_t{2} << 20;  // bytes of a huge page
 constexpr size_t kSlabBytes = 8 * kHuge - kSlack;
 
@@ -36,10 +36,12 @@ Memory allocate(size_t bytes) {
         return Memory(static_cast<uint8_t *>(p));
     }
     const size_t size = rounded_up(bytes + kSlack, static_cast<size_t>(sysconf(_SC_PAGESIZE)));
-    void *whole = mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *whole =
+        mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (whole == MAP_FAILED) throw std::bad_alloc();
     uint8_t *p = static_cast<uint8_t *>(whole);
-    const size_t before = (kHuge - reinterpret_cast<uintptr_t>(p) % kHuge) % kHuge;  // what lies around the aligned part is given back
+    const size_t before = (kHuge - reinterpret_cast<uintptr_t>(p) % kHuge) %
+                          kHuge;  // what lies around the aligned part is given back
     if (before) munmap(p, before);
     p += before;
     if (before < kHuge) munmap(p + size, kHuge - before);

@@ -13,7 +13,9 @@ struct Range {
     size_t first, last;
 };
 
-Range part(size_t count, size_t share, size_t shares) { return {count * share / shares, count * (share + 1) / shares}; }
+Range part(size_t count, size_t share, size_t shares) {
+    return {count * share / shares, count * (share + 1) / shares};
+}
 
 Range row_tiles(const Weight &weight, size_t share, size_t shares) {
     return part((weight.outputs + kTileRows - 1) / kTileRows, share, shares);
@@ -21,8 +23,13 @@ Range row_tiles(const Weight &weight, size_t share, size_t shares) {
 
 }  // namespace
 
-Program::Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output)
-    : kernels_(kernels), pool_(std::move(pool)), buffers_(std::move(buffers)), bytes_per_token_(bytes_per_token), output_(output) {
+Program::Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool,
+                 std::vector<Buffer> buffers, size_t bytes_per_token, int output)
+    : kernels_(kernels),
+      pool_(std::move(pool)),
+      buffers_(std::move(buffers)),
+      bytes_per_token_(bytes_per_token),
+      output_(output) {
     check_buffers();
 }
 
@@ -30,7 +37,8 @@ void Program::add(Entry entry) {
     check_entry(entry);
     size_t bytes = 0;
     if (entry.op == Op::Linear) bytes = scratch_bytes(entry.weight->inputs);
-    if (entry.op == Op::Attention) bytes = kernels_->attention_scratch(entry.kv->kv_heads, entry.ints[1]) * sizeof(float);
+    if (entry.op == Op::Attention)
+        bytes = kernels_->attention_scratch(entry.kv->kv_heads, entry.ints[1]) * sizeof(float);
     if (bytes > scratch_bytes_) {
         scratch_bytes_ = bytes;
         scratch_.clear();
@@ -40,7 +48,8 @@ void Program::add(Entry entry) {
 
 float *Program::floats(int buffer, float *out) const {
     if (buffer == output_) return out;
-    return reinterpret_cast<float *>(arena_.get() + buffers_[static_cast<size_t>(buffer)].offset * capacity_);
+    return reinterpret_cast<float *>(arena_.get() +
+                                     buffers_[static_cast<size_t>(buffer)].offset * capacity_);
 }
 
 Quantized Program::quantized(int buffer) const {
@@ -52,17 +61,20 @@ Quantized Program::quantized(int buffer) const {
     return {reinterpret_cast<int8_t *>(p), scales, sums, sums + blocks};
 }
 
-// Memory for this batch, before any thread works: here and in divide(), and only there, a run may fail for want of it.
+// Memory for this batch, before any thread works: here and in divide(), and only there, a run may
+// fail for want of it.
 void Program::make_room(const Batch &batch) {
     if (batch.tokens > capacity_) {
-        const size_t capacity = (batch.tokens + 15) / 16 * 16;  // so that every buffer begins at a multiple of 64 bytes
+        const size_t capacity =
+            (batch.tokens + 15) / 16 * 16;  // so that every buffer begins at a multiple of 64 bytes
         arena_ = allocate(bytes_per_token_ * capacity);
         capacity_ = capacity;
     }
     while (scratch_.size() < pool_->size()) scratch_.push_back(allocate(scratch_bytes_));
 }
 
-// The stages of a run: where entries wait for each other, and the two halves of an attention that is divided by splits, with room for them.
+// The stages of a run: where entries wait for each other, and the two halves of an attention that
+// is divided by splits, with room for them.
 void Program::divide(const Batch &batch, float *out, bool every_entry) {
     stages_.clear();
     for (size_t i = 0; i < entries_.size(); i++) {
@@ -72,7 +84,8 @@ void Program::divide(const Batch &batch, float *out, bool every_entry) {
         else
             stages_.back().last = i + 1;
         if (e.op != Op::Attention) continue;
-        const size_t size = kernels_->attention_partials_size(attention_args(e, batch, out), batch.tokens, pool_->size());
+        const size_t size = kernels_->attention_partials_size(attention_args(e, batch, out),
+                                                              batch.tokens, pool_->size());
         if (size == 0) continue;
         if (size > partials_.size()) partials_.resize(size);
         stages_.push_back({i, i + 1, true});
@@ -143,17 +156,20 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
     const bool writes = e.out >= 0;
     const Buffer *to = writes ? &buffers_[static_cast<size_t>(e.out)] : nullptr;
     const size_t rows = writes && to->logits_rows ? batch.logits : batch.tokens;
-    const auto [first, last] = part(rows, share, shares);  // of ops that treat each token on its own
+    const auto [first, last] =
+        part(rows, share, shares);  // of ops that treat each token on its own
     float *y = writes && !to->quantized ? floats(e.out, out) : nullptr;
     const auto x = [&](size_t i) { return floats(e.in[i], out); };
-    const auto vector = [&](size_t i) { return i < e.vectors.size() && e.vectors[i] ? e.vectors[i]->values.data() : nullptr; };
+    const auto vector = [&](size_t i) {
+        return i < e.vectors.size() && e.vectors[i] ? e.vectors[i]->values.data() : nullptr;
+    };
 
     switch (e.op) {
         case Op::Embed: {
             const int32_t *ids = batch.rows_of(e);
             for (size_t t = first; t < last; t++)
-                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids[t]), e.weight->inputs,
-                           static_cast<float>(e.floats[0]), y + t * to->width);
+                decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids[t]),
+                           e.weight->inputs, static_cast<float>(e.floats[0]), y + t * to->width);
             break;
         }
         case Op::Quantize:
@@ -180,25 +196,32 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
         case Op::LayerNorm: {
             const size_t width = static_cast<size_t>(e.ints[0]), parts = to->width / width;
             if (e.op == Op::RmsNorm)
-                kernels_->rms_norm(x(0), vector(0), static_cast<float>(e.floats[0]), width, y, first * parts, last * parts);
+                kernels_->rms_norm(x(0), vector(0), static_cast<float>(e.floats[0]), width, y,
+                                   first * parts, last * parts);
             else
-                kernels_->layer_norm(x(0), vector(0), vector(1), static_cast<float>(e.floats[0]), width, y, first * parts, last * parts);
+                kernels_->layer_norm(x(0), vector(0), vector(1), static_cast<float>(e.floats[0]),
+                                     width, y, first * parts, last * parts);
             break;
         }
         case Op::Add:
-            kernels_->add(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width, (last - first) * to->width);
+            kernels_->add(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width,
+                          (last - first) * to->width);
             break;
         case Op::SiluMul:
-            kernels_->silu_mul(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width, (last - first) * to->width);
+            kernels_->silu_mul(x(0) + first * to->width, x(1) + first * to->width,
+                               y + first * to->width, (last - first) * to->width);
             break;
         case Op::GeluMul:
-            kernels_->gelu_mul(x(0) + first * to->width, e.in.size() > 1 ? x(1) + first * to->width : nullptr, y + first * to->width,
-                               (last - first) * to->width);
+            kernels_->gelu_mul(x(0) + first * to->width,
+                               e.in.size() > 1 ? x(1) + first * to->width : nullptr,
+                               y + first * to->width, (last - first) * to->width);
             break;
         case Op::Softcap:
-            kernels_->softcap(x(0) + first * to->width, static_cast<float>(e.floats[0]), y + first * to->width, (last - first) * to->width);
+            kernels_->softcap(x(0) + first * to->width, static_cast<float>(e.floats[0]),
+                              y + first * to->width, (last - first) * to->width);
             break;
-        case Op::RopeAngles: {  // in float64: at position 100,000 a float32 angle is off by a hundredth
+        case Op::RopeAngles: {  // in float64: at position 100,000 a float32 angle is off by a
+                                // hundredth
             const size_t half = e.floats.size() - 1;
             float *sines = y + half * capacity_;
             for (size_t t = first; t < last; t++)
@@ -211,13 +234,15 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
         }
         case Op::Rope: {
             const size_t half = buffers_[static_cast<size_t>(e.in[1])].width / 2;
-            kernels_->rope(x(0), x(1), x(1) + half * capacity_, e.ints[0], e.ints[1], static_cast<int>(2 * half), y, first, last);
+            kernels_->rope(x(0), x(1), x(1) + half * capacity_, e.ints[0], e.ints[1],
+                           static_cast<int>(2 * half), y, first, last);
             break;
         }
         case Op::KvWrite:
             for (const bool keys : {true, false})
-                kernels_->kv_write({x(keys ? 0 : 1), batch.slots_of(e.ints[0]), e.kv->kv_heads, e.kv->head_dim,
-                                    keys ? e.kv->k_type : e.kv->v_type, keys, keys ? e.kv->k.get() : e.kv->v.get()},
+                kernels_->kv_write({x(keys ? 0 : 1), batch.slots_of(e.ints[0]), e.kv->kv_heads,
+                                    e.kv->head_dim, keys ? e.kv->k_type : e.kv->v_type, keys,
+                                    keys ? e.kv->k.get() : e.kv->v.get()},
                                    first, last);
             break;
         case Op::Attention: {
@@ -228,7 +253,8 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
                 kernels_->attention(args, scratch, share, shares);
                 break;
             }
-            const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) * static_cast<size_t>(e.kv->head_dim + 2));
+            const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) *
+                                          static_cast<size_t>(e.kv->head_dim + 2));
             if (merge)
                 kernels_->attention_merge(args, scratch, splits, share, shares);
             else
@@ -237,7 +263,9 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
         }
         case Op::TakeRows:
             for (size_t r = first; r < last; r++)
-                std::memcpy(y + r * to->width, x(0) + static_cast<size_t>(batch.logits_indices[r]) * to->width, to->width * sizeof(float));
+                std::memcpy(y + r * to->width,
+                            x(0) + static_cast<size_t>(batch.logits_indices[r]) * to->width,
+                            to->width * sizeof(float));
             break;
     }
 }

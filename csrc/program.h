@@ -1,10 +1,13 @@
-// A captured forward pass: a flat list of kernel calls over planned buffers, with the number of tokens left open, replayed in one call.
+// A captured forward pass: a flat list of kernel calls over planned buffers, with the number of
+// tokens left open, replayed in one call.
 //
-// One idea: between two kernels of a small model there is less than a microsecond of work worth doing, and none of it is Python's. The list
-// is made once (src/pellucid/backends/native/capture.py) and says where a barrier is needed; here it is only run.
+// One idea: between two kernels of a small model there is less than a microsecond of work worth
+// doing, and none of it is Python's. The list is made once
+// (src/pellucid/backends/native/capture.py) and says where a barrier is needed; here it is only
+// run.
 //
-// A buffer is `width` float32 per token, or activations quantized to 8 bits (kernels.h, Quantized). Buffers lie in one arena, in units of
-// bytes per token: so one plan serves every batch size.
+// A buffer is `width` float32 per token, or activations quantized to 8 bits (kernels.h, Quantized).
+// Buffers lie in one arena, in units of bytes per token: so one plan serves every batch size.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +22,9 @@
 namespace pellucid {
 
 // Bytes of one number where a format is of plain numbers, 0 where it is of blocks.
-constexpr int dense_bytes(Format format) { return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0; }
+constexpr int dense_bytes(Format format) {
+    return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0;
+}
 
 struct Weight {  // a matrix in tiles
     Format format;
@@ -71,7 +76,8 @@ struct Entry {
     std::shared_ptr<KVStore> kv;
     std::vector<int> ints;
     std::vector<double> floats;
-    bool barrier;  // something that this entry touches was touched in another share since the last barrier
+    bool barrier;  // something that this entry touches was touched in another share since the last
+                   // barrier
 };
 
 struct Batch {
@@ -80,22 +86,32 @@ struct Batch {
     const int32_t *slot_mapping;  // [groups, tokens]
     size_t tokens, logits, requests, table_width, groups;
 
-    const int32_t *block_tables_of(int group) const { return block_tables + static_cast<size_t>(group) * requests * table_width; }
-    const int32_t *slots_of(int group) const { return slot_mapping + static_cast<size_t>(group) * tokens; }
+    const int32_t *block_tables_of(int group) const {
+        return block_tables + static_cast<size_t>(group) * requests * table_width;
+    }
+    const int32_t *slots_of(int group) const {
+        return slot_mapping + static_cast<size_t>(group) * tokens;
+    }
     // The rows that an Embed looks up: tokens, or positions where they are learned.
-    const int32_t *rows_of(const Entry &embed) const { return embed.ints[0] ? positions : input_ids; }
+    const int32_t *rows_of(const Entry &embed) const {
+        return embed.ints[0] ? positions : input_ids;
+    }
 };
 
 class Program {
   public:
-    // Throws std::invalid_argument where a buffer does not lie in the arena, or the output is not a buffer of floats.
-    Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers, size_t bytes_per_token, int output);
+    // Throws std::invalid_argument where a buffer does not lie in the arena, or the output is not a
+    // buffer of floats.
+    Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers,
+            size_t bytes_per_token, int output);
 
-    // Throws std::invalid_argument where the parts of an entry do not fit together: no batch can lead it outside its memory.
+    // Throws std::invalid_argument where the parts of an entry do not fit together: no batch can
+    // lead it outside its memory.
     void add(Entry entry);
 
-    // Run the list; the output buffer is `out`. Throws std::out_of_range, having run nothing, where an index of the batch is. With
-    // `seconds` (one per entry) a barrier follows each entry, and its time is added up.
+    // Run the list; the output buffer is `out`. Throws std::out_of_range, having run nothing, where
+    // an index of the batch is. With `seconds` (one per entry) a barrier follows each entry, and
+    // its time is added up.
     void run(const Batch &batch, float *out, double *seconds = nullptr);
 
     size_t size() const { return entries_.size(); }

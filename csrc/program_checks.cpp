@@ -1,7 +1,9 @@
-// What must hold before a kernel sees it: of a program's buffers and entries when it is built, of a batch's indices before each run.
+// What must hold before a kernel sees it: of a program's buffers and entries when it is built, of a
+// batch's indices before each run.
 //
-// Kernels trust their arguments. So that a wrong program or a wrong batch is an exception and not a read beyond an array, every size that a
-// kernel derives from an entry is compared here with the buffers, weights and caches that the entry names.
+// Kernels trust their arguments. So that a wrong program or a wrong batch is an exception and not a
+// read beyond an array, every size that a kernel derives from an entry is compared here with the
+// buffers, weights and caches that the entry names.
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -17,13 +19,15 @@ constexpr size_t kMostBytesPerToken = size_t{1} << 26;
 
 size_t bytes_per_token(const Buffer &b) {
     if (!b.quantized) return b.width * sizeof(float);
-    return b.width + b.width / kTileInputs * 4 * sizeof(float);  // Quantized: codes, a scale and a sum, and two sums of 16
+    return b.width + b.width / kTileInputs * 4 *
+                         sizeof(float);  // Quantized: codes, a scale and a sum, and two sums of 16
 }
 
 void require_below(const int32_t *values, size_t count, size_t limit, const char *what) {
     for (size_t i = 0; i < count; i++)
         if (values[i] < 0 || static_cast<size_t>(values[i]) >= limit)
-            throw std::out_of_range(std::string(what) + " " + std::to_string(values[i]) + " is not below " + std::to_string(limit));
+            throw std::out_of_range(std::string(what) + " " + std::to_string(values[i]) +
+                                    " is not below " + std::to_string(limit));
 }
 
 }  // namespace
@@ -33,46 +37,59 @@ void Program::check_buffers() const {
         if (!good) throw std::invalid_argument(what);
     };
     require(kernels_ != nullptr && pool_ != nullptr, "a program needs kernels and a pool");
-    require(output_ >= 0 && static_cast<size_t>(output_) < buffers_.size(), "the output is not a buffer");
+    require(output_ >= 0 && static_cast<size_t>(output_) < buffers_.size(),
+            "the output is not a buffer");
     require(!output().quantized, "the output is not of floats");
     require(bytes_per_token_ <= kMostBytesPerToken, "a token takes too many bytes");
     for (const Buffer &b : buffers_) {
         require(b.width > 0 && b.width <= kMostTokens, "a buffer has no width, or too much");
-        require(!b.quantized || b.width % kTileInputs == 0, "a quantized buffer is not a whole number of blocks");
+        require(!b.quantized || b.width % kTileInputs == 0,
+                "a quantized buffer is not a whole number of blocks");
         if (&b == &output()) continue;  // it lies in the caller's memory
         require(b.offset % sizeof(float) == 0, "a buffer is not aligned");
-        require(b.offset <= bytes_per_token_ && pellucid::bytes_per_token(b) <= bytes_per_token_ - b.offset,
+        require(b.offset <= bytes_per_token_ &&
+                    pellucid::bytes_per_token(b) <= bytes_per_token_ - b.offset,
                 "a buffer reaches beyond the arena");
     }
 }
 
 void Program::check_entry(const Entry &e) const {
     const auto require = [&](bool good, const char *what) {
-        if (!good) throw std::invalid_argument("entry " + std::to_string(entries_.size()) + ": " + what);
+        if (!good)
+            throw std::invalid_argument("entry " + std::to_string(entries_.size()) + ": " + what);
     };
-    const auto is_buffer = [&](int i) { return i >= 0 && static_cast<size_t>(i) < buffers_.size(); };
+    const auto is_buffer = [&](int i) {
+        return i >= 0 && static_cast<size_t>(i) < buffers_.size();
+    };
     for (int i : e.in) require(is_buffer(i), "an input is not a buffer");
     require(e.op == Op::KvWrite ? e.out == -1 : is_buffer(e.out), "the output is not a buffer");
     const auto buffer = [&](int i) -> const Buffer & { return buffers_[static_cast<size_t>(i)]; };
     const auto takes = [&](size_t inputs, size_t ints, size_t floats) {
         require(e.in.size() == inputs, "the wrong number of inputs");
-        require(e.ints.size() == ints && e.floats.size() == floats, "the wrong number of parameters");
+        require(e.ints.size() == ints && e.floats.size() == floats,
+                "the wrong number of parameters");
     };
     const auto has_vectors = [&](size_t count, size_t size) {
         require(e.vectors.size() == count, "the wrong number of vectors");
-        for (const auto &v : e.vectors) require(v != nullptr && v->values.size() == size, "a vector has the wrong size");
+        for (const auto &v : e.vectors)
+            require(v != nullptr && v->values.size() == size, "a vector has the wrong size");
     };
     if (e.op != Op::Linear && e.op != Op::RmsNorm && e.op != Op::LayerNorm) has_vectors(0, 0);
-    // Of most ops: floats in and out, of the same rows; in Quantize and Linear one side is quantized.
+    // Of most ops: floats in and out, of the same rows; in Quantize and Linear one side is
+    // quantized.
     for (int i : e.in) {
         require(e.op == Op::Linear || !buffer(i).quantized, "an input is quantized");
-        require(e.op == Op::KvWrite || e.op == Op::TakeRows || buffer(i).logits_rows == buffer(e.out).logits_rows,
+        require(e.op == Op::KvWrite || e.op == Op::TakeRows ||
+                    buffer(i).logits_rows == buffer(e.out).logits_rows,
                 "an input has other rows than the output");
     }
-    if (e.op != Op::KvWrite) require(buffer(e.out).quantized == (e.op == Op::Quantize), "the output should be quantized, or should not");
+    if (e.op != Op::KvWrite)
+        require(buffer(e.out).quantized == (e.op == Op::Quantize),
+                "the output should be quantized, or should not");
     const size_t width = e.op == Op::KvWrite ? 0 : buffer(e.out).width;
     const auto as_wide_as_output = [&] {
-        for (int i : e.in) require(buffer(i).width == width, "an input is not as wide as the output");
+        for (int i : e.in)
+            require(buffer(i).width == width, "an input is not as wide as the output");
     };
     const bool of_tokens = e.op == Op::KvWrite || !buffer(e.out).logits_rows;
     const auto heads_of = [&](int heads, int head_dim) {
@@ -83,7 +100,8 @@ void Program::check_entry(const Entry &e) const {
     switch (e.op) {
         case Op::Embed:
             takes(0, 1, 1);
-            require(of_tokens && e.weight != nullptr && e.weight->inputs == width, "the table does not fit the output");
+            require(of_tokens && e.weight != nullptr && e.weight->inputs == width,
+                    "the table does not fit the output");
             break;
         case Op::Quantize:
             takes(1, 0, 0);
@@ -91,9 +109,11 @@ void Program::check_entry(const Entry &e) const {
             break;
         case Op::Linear: {
             takes(1, 0, 0);
-            require(e.weight != nullptr && e.weight->outputs == width, "the weight does not fit the output");
+            require(e.weight != nullptr && e.weight->outputs == width,
+                    "the weight does not fit the output");
             const Buffer &in = buffer(e.in[0]);
-            require(in.width == e.weight->inputs && in.quantized == (dense_bytes(e.weight->format) == 0),
+            require(in.width == e.weight->inputs &&
+                        in.quantized == (dense_bytes(e.weight->format) == 0),
                     "the weight does not fit the input");
             has_vectors(e.vectors.empty() ? 0 : 1, width);
             break;
@@ -126,8 +146,11 @@ void Program::check_entry(const Entry &e) const {
         case Op::Rope: {
             takes(2, 2, 0);
             const size_t turned = buffer(e.in[1]).width;
-            require(of_tokens && buffer(e.in[0]).width == width && heads_of(e.ints[0], e.ints[1]) == width, "the heads do not fit");
-            require(turned % 2 == 0 && turned <= static_cast<size_t>(e.ints[1]), "there are more angles than dimensions");
+            require(of_tokens && buffer(e.in[0]).width == width &&
+                        heads_of(e.ints[0], e.ints[1]) == width,
+                    "the heads do not fit");
+            require(turned % 2 == 0 && turned <= static_cast<size_t>(e.ints[1]),
+                    "there are more angles than dimensions");
             break;
         }
         case Op::KvWrite:
@@ -135,52 +158,64 @@ void Program::check_entry(const Entry &e) const {
             require(e.kv != nullptr, "a cache is missing");
             require(e.ints[0] >= 0, "the group is negative");
             for (int i : e.in)
-                require(!buffer(i).logits_rows && buffer(i).width == heads_of(e.kv->kv_heads, e.kv->head_dim),
+                require(!buffer(i).logits_rows &&
+                            buffer(i).width == heads_of(e.kv->kv_heads, e.kv->head_dim),
                         "keys or values do not fit the cache");
             break;
         case Op::Attention:
             takes(1, 4, 2);
             as_wide_as_output();
             require(of_tokens && e.kv != nullptr, "a cache is missing");
-            require(heads_of(e.ints[0], e.ints[1]) == width && e.ints[1] == e.kv->head_dim && e.ints[0] % e.kv->kv_heads == 0,
+            require(heads_of(e.ints[0], e.ints[1]) == width && e.ints[1] == e.kv->head_dim &&
+                        e.ints[0] % e.kv->kv_heads == 0,
                     "the heads do not fit the cache");
             require(e.ints[2] >= 0 && e.ints[3] >= 0, "the window, or the group, is negative");
             break;
         case Op::TakeRows:
             takes(1, 0, 0);
             as_wide_as_output();
-            require(!of_tokens && !buffer(e.in[0]).logits_rows, "rows are taken from those of tokens, to those of logits");
+            require(!of_tokens && !buffer(e.in[0]).logits_rows,
+                    "rows are taken from those of tokens, to those of logits");
             break;
     }
 }
 
 void Program::check_batch(const Batch &batch) const {
     if (batch.tokens > kMostTokens) throw std::out_of_range("the batch has too many tokens");
-    if (batch.logits > batch.tokens) throw std::out_of_range("logits are asked for more rows than there are tokens");
+    if (batch.logits > batch.tokens)
+        throw std::out_of_range("logits are asked for more rows than there are tokens");
     require_below(batch.logits_indices, batch.logits, batch.tokens, "logits index");
     require_below(batch.cu_seqlens_q, batch.requests + 1, batch.tokens + 1, "cu_seqlens_q");
-    if (batch.cu_seqlens_q[0] != 0 || static_cast<size_t>(batch.cu_seqlens_q[batch.requests]) != batch.tokens)
+    if (batch.cu_seqlens_q[0] != 0 ||
+        static_cast<size_t>(batch.cu_seqlens_q[batch.requests]) != batch.tokens)
         throw std::out_of_range("cu_seqlens_q does not add up to the tokens of the batch");
     for (size_t r = 0; r < batch.requests; r++) {
         const int32_t queries = batch.cu_seqlens_q[r + 1] - batch.cu_seqlens_q[r];
-        if (queries < 0 || batch.seq_lens[r] < queries) throw std::out_of_range("a request has more new tokens than tokens");
-        if (static_cast<size_t>(batch.seq_lens[r]) > kMostTokens) throw std::out_of_range("a request has too many tokens");
+        if (queries < 0 || batch.seq_lens[r] < queries)
+            throw std::out_of_range("a request has more new tokens than tokens");
+        if (static_cast<size_t>(batch.seq_lens[r]) > kMostTokens)
+            throw std::out_of_range("a request has too many tokens");
     }
     std::set<std::tuple<Op, int, size_t, int>> checked;
     for (const Entry &e : entries_) {
-        if (e.op == Op::Embed) require_below(batch.rows_of(e), batch.tokens, e.weight->outputs, "row");
+        if (e.op == Op::Embed)
+            require_below(batch.rows_of(e), batch.tokens, e.weight->outputs, "row");
         if (e.op != Op::KvWrite && e.op != Op::Attention) continue;
         const int group = e.ints[e.op == Op::KvWrite ? 0 : 3];
-        if (static_cast<size_t>(group) >= batch.groups) throw std::out_of_range("the batch has no group " + std::to_string(group));
-        if (!checked.emplace(e.op, group, e.kv->chunks, e.kv->chunks_per_block).second) continue;  // as in the layer before
+        if (static_cast<size_t>(group) >= batch.groups)
+            throw std::out_of_range("the batch has no group " + std::to_string(group));
+        if (!checked.emplace(e.op, group, e.kv->chunks, e.kv->chunks_per_block).second)
+            continue;  // as in the layer before
         if (e.op == Op::KvWrite) {
             require_below(batch.slots_of(group), batch.tokens, e.kv->chunks * kChunk, "slot");
             continue;
         }
         const size_t block_size = static_cast<size_t>(e.kv->chunks_per_block) * kChunk;
         for (size_t r = 0; r < batch.requests; r++) {
-            const size_t blocks = (static_cast<size_t>(batch.seq_lens[r]) + block_size - 1) / block_size;
-            if (blocks > batch.table_width) throw std::out_of_range("a block table is shorter than its request");
+            const size_t blocks =
+                (static_cast<size_t>(batch.seq_lens[r]) + block_size - 1) / block_size;
+            if (blocks > batch.table_width)
+                throw std::out_of_range("a block table is shorter than its request");
             require_below(batch.block_tables_of(group) + r * batch.table_width, blocks,
                           e.kv->chunks / static_cast<size_t>(e.kv->chunks_per_block), "block");
         }

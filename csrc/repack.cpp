@@ -1,7 +1,8 @@
 // From the blocks of a GGUF file to the tiles of tile.h: the bits move, no value changes.
 //
-// Each row's 32 inputs are read as 32 plain codes and their scales (read_*), and 16 rows of them are written as planes (write_tile). The
-// layouts of the blocks are drawn in src/pellucid/formats; the names of their fields are the same here.
+// Each row's 32 inputs are read as 32 plain codes and their scales (read_*), and 16 rows of them
+// are written as planes (write_tile). The layouts of the blocks are drawn in src/pellucid/formats;
+// the names of their fields are the same here.
 #include <cstring>
 
 #include "tile.h"
@@ -40,7 +41,8 @@ void read_legacy(const TileFormat &f, const uint8_t *block, RowTile &out) {
     if (f.bits == 5) p += 4;
     read_nibbles(p, out.codes);
     if (f.bits == 5)
-        for (int i = 0; i < 32; i++) out.codes[i] |= static_cast<uint8_t>((qh[i / 8] >> (i % 8) & 1) << 4);
+        for (int i = 0; i < 32; i++)
+            out.codes[i] |= static_cast<uint8_t>((qh[i / 8] >> (i % 8) & 1) << 4);
 }
 
 // The 6-bit scales and minima of Q4_K and Q5_K: 8 of each in 12 bytes.
@@ -56,12 +58,14 @@ void read_scales_k4(const uint8_t *s, int j, uint8_t &scale, uint8_t &min) {
 
 // Tile j (of 8) of a super-block of 256 inputs.
 void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) {
-    const int half = j / 4, quarter = j % 4;  // codes of 2 bits interleave the four quarters of 128 inputs
+    const int half = j / 4,
+              quarter = j % 4;  // codes of 2 bits interleave the four quarters of 128 inputs
     switch (f.format) {
         case Format::Q2_K: {  // scales[16] qs[64] d dmin
             out.d = read_u16(block + 80);
             out.m = read_u16(block + 82);
-            for (int i = 0; i < 32; i++) out.codes[i] = block[16 + 32 * half + i] >> (2 * quarter) & 3;
+            for (int i = 0; i < 32; i++)
+                out.codes[i] = block[16 + 32 * half + i] >> (2 * quarter) & 3;
             for (int g = 0; g < 2; g++) {
                 out.scale[g] = block[2 * j + g] & 15;
                 out.min[g] = block[2 * j + g] >> 4;
@@ -71,11 +75,13 @@ void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) 
         case Format::Q3_K: {  // hmask[32] qs[64] scales[12] d
             out.d = read_u16(block + 108);
             for (int i = 0; i < 32; i++)
-                out.codes[i] = static_cast<uint8_t>((block[32 + 32 * half + i] >> (2 * quarter) & 3) | (block[i] >> j & 1) << 2);
+                out.codes[i] = static_cast<uint8_t>(
+                    (block[32 + 32 * half + i] >> (2 * quarter) & 3) | (block[i] >> j & 1) << 2);
             const uint8_t *s = block + 96;
             for (int g = 0; g < 2; g++) {
                 int k = 2 * j + g;
-                int low = k < 8 ? s[k] & 15 : s[k - 8] >> 4, high = s[8 + k % 4] >> (2 * (k / 4)) & 3;
+                int low = k < 8 ? s[k] & 15 : s[k - 8] >> 4,
+                    high = s[8 + k % 4] >> (2 * (k / 4)) & 3;
                 out.scale[g] = static_cast<uint8_t>((low | high << 4) - 32);
             }
             break;
@@ -88,7 +94,8 @@ void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) 
             const uint8_t *qs = block + (f.bits == 5 ? 48 : 16) + 32 * (j / 2);
             for (int i = 0; i < 32; i++) {
                 out.codes[i] = qs[i] >> (4 * (j % 2)) & 15;
-                if (f.bits == 5) out.codes[i] |= static_cast<uint8_t>((block[16 + i] >> j & 1) << 4);
+                if (f.bits == 5)
+                    out.codes[i] |= static_cast<uint8_t>((block[16 + i] >> j & 1) << 4);
             }
             break;
         }
@@ -105,15 +112,17 @@ void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) 
         }
         default: {  // IQ4_XS: d scales_h(u16) scales_l[4] qs[128]
             out.d = read_u16(block);
-            int low = block[4 + j / 2] >> (4 * (j % 2)) & 15, high = read_u16(block + 2) >> (2 * j) & 3;
+            int low = block[4 + j / 2] >> (4 * (j % 2)) & 15,
+                high = read_u16(block + 2) >> (2 * j) & 3;
             out.scale[0] = static_cast<uint8_t>((low | high << 4) - 32);
             read_nibbles(block + 8 + 16 * j, out.codes);
         }
     }
 }
 
-// The planes of tile.h. Four codes move as one 32-bit word: word t of row r becomes lane r of vector t, and planes are cut from such
-// vectors by shifts and masks, which compilers turn into vector instructions.
+// The planes of tile.h. Four codes move as one 32-bit word: word t of row r becomes lane r of
+// vector t, and planes are cut from such vectors by shifts and masks, which compilers turn into
+// vector instructions.
 void write_codes(int bits, const RowTile *rows, uint8_t *out) {
     constexpr int kQuads = kTileInputs / 4;
     using Vector = uint32_t[kTileRows];
@@ -124,14 +133,16 @@ void write_codes(int bits, const RowTile *rows, uint8_t *out) {
         std::memcpy(out, v, sizeof v);
         out += sizeof v;
     };
-    // Vectors of fields of `width` bits, taken from bit `shift` of each code: vector v holds the quads first(v), first(v) + step, …
+    // Vectors of fields of `width` bits, taken from bit `shift` of each code: vector v holds the
+    // quads first(v), first(v) + step, …
     const auto write_plane = [&](int width, int shift, int vectors, int next_vector, int step) {
         const uint32_t mask = ((1u << width) - 1) * 0x01010101u;
         for (int v = 0; v < vectors; v++) {
             for (uint32_t &x : plane) x = 0;
             for (int j = 0; j < 8 / width; j++) {
                 const Vector &q = quads[v * next_vector + j * step];
-                for (int r = 0; r < kTileRows; r++) plane[r] |= (q[r] >> shift & mask) << (width * j);
+                for (int r = 0; r < kTileRows; r++)
+                    plane[r] |= (q[r] >> shift & mask) << (width * j);
             }
             write(plane);
         }
@@ -149,7 +160,8 @@ void write_u16(uint8_t *p, uint16_t x) { std::memcpy(p, &x, 2); }
 
 }  // namespace
 
-void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles, size_t first, size_t last) {
+void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
+            size_t first, size_t last) {
     const TileFormat f = tile_format(format);
     const size_t row_bytes = inputs / f.file_inputs * f.file_bytes;
     for (size_t t = first; t < last; t++) {
@@ -161,7 +173,8 @@ void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
                 if (f.file_inputs == kTileInputs)
                     read_legacy(f, source + b * f.file_bytes, row[r]);
                 else
-                    read_super(f, source + b / kTilesPerHeader * f.file_bytes, static_cast<int>(b % kTilesPerHeader), row[r]);
+                    read_super(f, source + b / kTilesPerHeader * f.file_bytes,
+                               static_cast<int>(b % kTilesPerHeader), row[r]);
             }
             if (f.header_bytes() && b % kTilesPerHeader == 0) {
                 for (int r = 0; r < kTileRows; r++) {
@@ -188,14 +201,16 @@ void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
     }
 }
 
-void repack_dense(int element_bytes, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles, size_t first, size_t last) {
+void repack_dense(int element_bytes, const uint8_t *file, size_t rows, size_t inputs,
+                  uint8_t *tiles, size_t first, size_t last) {
     const size_t size = static_cast<size_t>(element_bytes);
     for (size_t t = first; t < last; t++) {
         uint8_t *out = tiles + t * inputs * kTileRows * size;
         std::memset(out, 0, inputs * kTileRows * size);
         for (size_t r = 0; r < kTileRows && t * kTileRows + r < rows; r++)
             for (size_t k = 0; k < inputs; k++)
-                std::memcpy(out + (k * kTileRows + r) * size, file + ((t * kTileRows + r) * inputs + k) * size, size);
+                std::memcpy(out + (k * kTileRows + r) * size,
+                            file + ((t * kTileRows + r) * inputs + k) * size, size);
     }
 }
 

@@ -21,7 +21,8 @@
 namespace pellucid {
 namespace {
 
-// A pause is 40–140 cycles on x86: some 20 µs of spinning, longer than a wait for threads that all run, shorter than a time slice.
+// A pause is 40–140 cycles on x86: some 20 µs of spinning, longer than a wait for threads that all
+// run, shorter than a time slice.
 constexpr int kSpins = 600;
 
 inline void pause() {
@@ -50,14 +51,17 @@ class Gate {
         }
         for (uint64_t word = word_.load(std::memory_order_acquire);;) {
             if (state(word).stage != seen) return state(word);
-            if (!(word & kSleepers) && !word_.compare_exchange_weak(word, word | kSleepers, std::memory_order_acquire)) continue;
+            if (!(word & kSleepers) &&
+                !word_.compare_exchange_weak(word, word | kSleepers, std::memory_order_acquire))
+                continue;
             sleep(word | kSleepers);
             word = word_.load(std::memory_order_acquire);
         }
     }
 
     void open(uint64_t stage, bool idle) {
-        if (word_.exchange(stage << 2 | (idle ? kIdle : 0), std::memory_order_acq_rel) & kSleepers) wake();
+        if (word_.exchange(stage << 2 | (idle ? kIdle : 0), std::memory_order_acq_rel) & kSleepers)
+            wake();
     }
 
   private:
@@ -65,10 +69,19 @@ class Gate {
 
     static State state(uint64_t word) { return {word >> 2, (word & kIdle) != 0}; }
 
-#if defined(__linux__)  // std::atomic::wait of GCC's library yields before it sleeps: a whole time slice, where somebody else wants it
-    uint32_t *half() { return reinterpret_cast<uint32_t *>(&word_); }  // the low one: no big-endian machine has kernels
-    void sleep(uint64_t word) { syscall(SYS_futex, half(), FUTEX_WAIT_PRIVATE, static_cast<uint32_t>(word), nullptr, nullptr, 0); }
-    void wake() { syscall(SYS_futex, half(), FUTEX_WAKE_PRIVATE, static_cast<int>(ThreadPool::kMaxThreads), nullptr, nullptr, 0); }
+#if defined(__linux__)  // std::atomic::wait of GCC's library yields before it sleeps: a whole time
+                        // slice, where somebody else wants it
+    uint32_t *half() {
+        return reinterpret_cast<uint32_t *>(&word_);
+    }  // the low one: no big-endian machine has kernels
+    void sleep(uint64_t word) {
+        syscall(SYS_futex, half(), FUTEX_WAIT_PRIVATE, static_cast<uint32_t>(word), nullptr,
+                nullptr, 0);
+    }
+    void wake() {
+        syscall(SYS_futex, half(), FUTEX_WAKE_PRIVATE, static_cast<int>(ThreadPool::kMaxThreads),
+                nullptr, nullptr, 0);
+    }
 #else
     void sleep(uint64_t word) { word_.wait(word, std::memory_order_acquire); }
     void wake() { word_.notify_all(); }
@@ -113,7 +126,8 @@ struct ThreadPool::Team {
         last = first + stages;
         gate.open(first, false);
         for (Gate::State at = gate.now(); !at.idle; at = gate.after(at.stage)) help(at.stage, 0);
-        if (failed.exchange(false, std::memory_order_relaxed)) std::rethrow_exception(std::exchange(error, nullptr));
+        if (failed.exchange(false, std::memory_order_relaxed))
+            std::rethrow_exception(std::exchange(error, nullptr));
     }
 
     // Every share of the stage that nobody has begun, this thread's own first.
@@ -121,8 +135,11 @@ struct ThreadPool::Team {
         for (size_t i = 0; i < begun.size(); i++) {
             const size_t share = own + i < begun.size() ? own + i : own + i - begun.size();
             uint64_t before = begun[share].stage.load(std::memory_order_relaxed);
-            if (before >= stage || !begun[share].stage.compare_exchange_strong(before, stage, std::memory_order_relaxed)) continue;
-            perform(stage - first, share);  // until it is done the run is on, and its variables are what they were
+            if (before >= stage || !begun[share].stage.compare_exchange_strong(
+                                       before, stage, std::memory_order_relaxed))
+                continue;
+            perform(stage - first,
+                    share);  // until it is done the run is on, and its variables are what they were
             if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < begun.size()) continue;
             done.store(0, std::memory_order_relaxed);
             gate.open(stage + 1, stage + 1 == last);
@@ -154,12 +171,14 @@ struct ThreadPool::Team {
 };
 
 ThreadPool::ThreadPool(size_t threads) : size_(threads), process_(static_cast<int>(getpid())) {
-    if (threads < 1 || threads > kMaxThreads) throw std::invalid_argument("a pool has 1 to 256 threads");
+    if (threads < 1 || threads > kMaxThreads)
+        throw std::invalid_argument("a pool has 1 to 256 threads");
     team_ = std::make_unique<Team>(threads);
 }
 
 ThreadPool::~ThreadPool() {
-    if (process_ != static_cast<int>(getpid())) static_cast<void>(team_.release());  // its threads are another process's
+    if (process_ != static_cast<int>(getpid()))
+        static_cast<void>(team_.release());  // its threads are another process's
 }
 
 ThreadPool::Team &ThreadPool::team() {
@@ -176,7 +195,8 @@ ThreadPool::Team &ThreadPool::team() {
     return *team_;
 }
 
-void ThreadPool::run(const std::function<size_t()> &prepare, const std::function<void(size_t, size_t)> &work) {
+void ThreadPool::run(const std::function<size_t()> &prepare,
+                     const std::function<void(size_t, size_t)> &work) {
     Team &own = team();
     const std::lock_guard lock(own.turn);
     if (const size_t stages = prepare(); stages > 0) own.run(stages, work);

@@ -1,20 +1,25 @@
-// The layout of quantized weights in memory: tiles of 16 output rows by 32 inputs, made for "4 bytes times 4 bytes, summed" instructions.
+// The layout of quantized weights in memory: tiles of 16 output rows by 32 inputs, made for "4
+// bytes times 4 bytes, summed" instructions.
 //
-// One idea: every format is codes, and how to scale them. A tile's codes are 8 quads; quad q is 64 bytes, in which byte 4·r + i is the code
-// of row r and input 4·q + i. So one load feeds 16 rows, and the matching 4 bytes of the activation are the same for all of them. Codes of
-// fewer than 8 bits are split into planes that keep this order:
+// One idea: every format is codes, and how to scale them. A tile's codes are 8 quads; quad q is 64
+// bytes, in which byte 4·r + i is the code of row r and input 4·q + i. So one load feeds 16 rows,
+// and the matching 4 bytes of the activation are the same for all of them. Codes of fewer than 8
+// bits are split into planes that keep this order:
 //
 //     4 bits   4 vectors: low nibble quad t, high nibble quad t + 4
 //     2 bits   2 vectors: bits 2·j … 2·j+1 of vector v hold quad 4·v + j
 //     1 bit    1 vector:  bit t holds quad t
 //
-// 5 bits are 4 + 1, 6 are 4 + 2, 3 are 2 + 1: the same number of bits as in the file, so that decoding streams no byte more.
+// 5 bits are 4 + 1, 6 are 4 + 2, 3 are 2 + 1: the same number of bits as in the file, so that
+// decoding streams no byte more.
 //
-//     one tile = codes | scales of the 16 rows | minima of the 16 rows        (per 32 inputs, or two of each, per 16 inputs)
+//     one tile = codes | scales of the 16 rows | minima of the 16 rows        (per 32 inputs, or
+//     two of each, per 16 inputs)
 //
-// Formats whose scales are themselves quantized (k-quants: a super-block of 256 inputs) have a header before every 8 tiles: float16 d[16],
-// and d_min[16] where there are minima. A row tile is its K / 32 tiles one after another; a matrix is its row tiles one after another, the
-// last filled up with zeros.  value = scale · (code - offset) [- min]
+// Formats whose scales are themselves quantized (k-quants: a super-block of 256 inputs) have a
+// header before every 8 tiles: float16 d[16], and d_min[16] where there are minima. A row tile is
+// its K / 32 tiles one after another; a matrix is its row tiles one after another, the last filled
+// up with zeros.  value = scale · (code - offset) [- min]
 #pragma once
 
 #include <cstddef>
@@ -65,7 +70,9 @@ struct TileFormat {
     constexpr int code_bytes() const { return kTileRows * kTileInputs * bits / 8; }
     constexpr int scale_bytes() const { return groups * kTileRows * (scale == Scale::F16 ? 2 : 1); }
     constexpr int tile_bytes() const { return code_bytes() + scale_bytes() * (has_min ? 2 : 1); }
-    constexpr int header_bytes() const { return scale == Scale::F16 ? 0 : kTileRows * 2 * (has_min ? 2 : 1); }
+    constexpr int header_bytes() const {
+        return scale == Scale::F16 ? 0 : kTileRows * 2 * (has_min ? 2 : 1);
+    }
     constexpr size_t row_tile_bytes(size_t inputs) const {
         size_t tiles = inputs / kTileInputs;
         return tiles * tile_bytes() + tiles / kTilesPerHeader * header_bytes();
@@ -74,12 +81,18 @@ struct TileFormat {
 
 // format, bits, offset, groups, scale, has_min, nonlinear, file_inputs, file_bytes
 constexpr TileFormat kTileFormats[] = {
-    {Format::Q4_0, 4, 8, 1, Scale::F16, false, false, 32, 18},    {Format::Q4_1, 4, 0, 1, Scale::F16, true, false, 32, 20},
-    {Format::Q5_0, 5, 16, 1, Scale::F16, false, false, 32, 22},   {Format::Q5_1, 5, 0, 1, Scale::F16, true, false, 32, 24},
-    {Format::Q8_0, 8, 128, 1, Scale::F16, false, false, 32, 34},  {Format::Q2_K, 2, 0, 2, Scale::U8, true, false, 256, 84},
-    {Format::Q3_K, 3, 4, 2, Scale::S8, false, false, 256, 110},   {Format::Q4_K, 4, 0, 1, Scale::U8, true, false, 256, 144},
-    {Format::Q5_K, 5, 0, 1, Scale::U8, true, false, 256, 176},    {Format::Q6_K, 6, 32, 2, Scale::S8, false, false, 256, 210},
-    {Format::IQ4_NL, 4, 128, 1, Scale::F16, false, true, 32, 18}, {Format::IQ4_XS, 4, 128, 1, Scale::S8, false, true, 256, 136},
+    {Format::Q4_0, 4, 8, 1, Scale::F16, false, false, 32, 18},
+    {Format::Q4_1, 4, 0, 1, Scale::F16, true, false, 32, 20},
+    {Format::Q5_0, 5, 16, 1, Scale::F16, false, false, 32, 22},
+    {Format::Q5_1, 5, 0, 1, Scale::F16, true, false, 32, 24},
+    {Format::Q8_0, 8, 128, 1, Scale::F16, false, false, 32, 34},
+    {Format::Q2_K, 2, 0, 2, Scale::U8, true, false, 256, 84},
+    {Format::Q3_K, 3, 4, 2, Scale::S8, false, false, 256, 110},
+    {Format::Q4_K, 4, 0, 1, Scale::U8, true, false, 256, 144},
+    {Format::Q5_K, 5, 0, 1, Scale::U8, true, false, 256, 176},
+    {Format::Q6_K, 6, 32, 2, Scale::S8, false, false, 256, 210},
+    {Format::IQ4_NL, 4, 128, 1, Scale::F16, false, true, 32, 18},
+    {Format::IQ4_XS, 4, 128, 1, Scale::S8, false, true, 256, 136},
 };
 
 constexpr TileFormat tile_format(Format format) {
@@ -88,17 +101,24 @@ constexpr TileFormat tile_format(Format format) {
     return {};  // bits = 0: not a format of blocks
 }
 
-// What an IQ4 code stands for, plus 128: so that it is an unsigned byte with offset 128, as Q8_0's codes are.
-constexpr uint8_t kIq4Values[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+// What an IQ4 code stands for, plus 128: so that it is an unsigned byte with offset 128, as Q8_0's
+// codes are.
+constexpr uint8_t kIq4Values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                    129, 141, 153, 166, 181, 197, 217, 241};
 
-// Put rows of a file's quant_blocks into tiles. `rows` rows of `inputs` inputs lie at `file`, one after another; row tiles first … last - 1
-// are written to `tiles` (each at its own place). Rows beyond the matrix become zeros.
-void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles, size_t first, size_t last);
+// Put rows of a file's quant_blocks into tiles. `rows` rows of `inputs` inputs lie at `file`, one
+// after another; row tiles first … last - 1 are written to `tiles` (each at its own place). Rows
+// beyond the matrix become zeros.
+void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
+            size_t first, size_t last);
 
-// F32, F16 and BF16: a row tile is [inputs][16] elements. Bytes per element of the tile are those of the file.
-void repack_dense(int element_bytes, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles, size_t first, size_t last);
+// F32, F16 and BF16: a row tile is [inputs][16] elements. Bytes per element of the tile are those
+// of the file.
+void repack_dense(int element_bytes, const uint8_t *file, size_t rows, size_t inputs,
+                  uint8_t *tiles, size_t first, size_t last);
 
 // One row of a tiled matrix in float32, times `factor`: an embedding.
-void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, float factor, float *out);
+void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, float factor,
+                float *out);
 
 }  // namespace pellucid

@@ -1,8 +1,10 @@
 """Speed far into a context: scripts/bench context MODEL.gguf [--threads 2] [--isa ISA]
 
-For contexts of 512 to 32,768 tokens (no more than the model was made for): decode of one token, and a chunk of 512 tokens of a prompt, both
-behind such a context; tokens per second, and what share of the machine's roof that is (pellucid/measure/machine.py), measured just before.
-A share that falls with the context says that attention is worse than the rest. The cache holds zeros, which are read as fast as anything.
+For contexts of 512 to 32,768 tokens (no more than the model was made for): decode of one token, and
+a chunk of 512 tokens of a prompt, both behind such a context; tokens per second, and what share of
+the machine's roof that is (pellucid/measure/machine.py), measured just before. A share that falls
+with the context says that attention is worse than the rest. The cache holds zeros, which are read
+as fast as anything.
 
 The last line is JSON.
 """
@@ -20,7 +22,9 @@ STEPS = {1: 7, CHUNK: 2}  # of so many tokens: the median counts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa")
@@ -36,7 +40,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         return tokens / statistics.median(seconds[1:])
 
-    print(f"{'context':>8} {'decode tok/s':>13} {'of roof':>8} {'prefill tok/s':>14} {'of roof':>8}")
+    print(
+        f"{'context':>8} {'decode tok/s':>13} {'of roof':>8} {'prefill tok/s':>14} {'of roof':>8}"
+    )
     results = []
     for context in (n for n in CONTEXTS if n <= limit):
         row: dict[str, float] = {"context": context}
@@ -49,7 +55,16 @@ def main() -> None:
             f"{context:>8} {row['decode']:>13.1f} {row['decode_of_roof']:>8.0%} {row['prefill']:>14.0f} {row['prefill_of_roof']:>8.0%}",
             flush=True,
         )
-    print(json.dumps({"bench": "context", "model": args.model.name, "threads": args.threads, "results": results}))
+    print(
+        json.dumps(
+            {
+                "bench": "context",
+                "model": args.model.name,
+                "threads": args.threads,
+                "results": results,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

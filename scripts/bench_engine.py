@@ -1,12 +1,15 @@
-"""The whole engine under load: scripts/bench engine MODEL.gguf [--only NAME …] [--llama-batched-bench PATH].
+"""The whole engine under load: scripts/bench engine MODEL.gguf [--only NAME …]
+[--llama-batched-bench PATH].
 
     overhead    decode of 1, 8 and 32 sequences: tokens/s, and the share of the time that the bare backend had, in the same steps
     batching    64 requests (prompts of 32–512, outputs of 16–256 tokens): static, dynamic and continuous, and static with padding to the
-                longest, of which the useful tokens are counted; beside llama-batched-bench at the mean lengths, with as many at once
+                longest, of which the useful tokens are counted; beside llama-batched-bench at the
+                mean lengths, with as many at once
     prefix      200 requests that share a system prompt of 1,000 tokens: with the radix tree and without
     preemption  the requests of `batching` in a cache of a quarter of what they need: recompute and swap; the tokens must be the same
 
-Load is drawn from a seed. All requests come at once, and ignore ends of sequence, so that the work is the same whatever the model says.
+Load is drawn from a seed. All requests come at once, and ignore ends of sequence, so that the work
+is the same whatever the model says.
 """
 
 import argparse
@@ -56,7 +59,9 @@ class Run:
 
     @property
     def ttft(self) -> float:
-        waited: list[float] = [o.metrics["first_token_time"] - o.metrics["arrival_time"] for o in self.outputs]
+        waited: list[float] = [
+            o.metrics["first_token_time"] - o.metrics["arrival_time"] for o in self.outputs
+        ]
         return statistics.median(waited)
 
 
@@ -67,7 +72,9 @@ def mixed_load(vocab: int, requests: int) -> Load:
 
 
 def padded_load(load: Load, vocab: int) -> Load:
-    """What a batch of request-level batching computes (Yu et al., Orca, OSDI 2022, §3): all as long as its longest prompt and answer."""
+    """What a batch of request-level batching computes (Yu et al., Orca, OSDI 2022, §3): all as long
+    as its longest prompt and answer.
+    """
     rng = random.Random(4)
     prompts, outputs = [], []
     for first in range(0, len(load.prompts), NUM_SEQS):
@@ -81,7 +88,10 @@ def padded_load(load: Load, vocab: int) -> Load:
 def shared_load(vocab: int, requests: int) -> Load:
     rng = random.Random(2)
     system = _tokens(rng, vocab, SYSTEM_PROMPT)
-    return Load([system + _tokens(rng, vocab, rng.randint(*QUESTION)) for _ in range(requests)], [ANSWER] * requests)
+    return Load(
+        [system + _tokens(rng, vocab, rng.randint(*QUESTION)) for _ in range(requests)],
+        [ANSWER] * requests,
+    )
 
 
 def _tokens(rng: random.Random, vocab: int, count: int) -> list[int]:
@@ -102,12 +112,19 @@ def run(path: Path, load: Load, **options: Any) -> Run:
 
     core._runner._forward = timed
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in load.outputs]
-    llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)  # memory is touched once
+    # memory is touched once
+    llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
     spent, start = 0.0, time.perf_counter()
     outputs = llm.generate(load.prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - start
     scheduler = core.scheduler
-    return Run(seconds, outputs, spent, scheduler.num_preemptions, scheduler.num_cached_tokens / scheduler.num_prompt_tokens)
+    return Run(
+        seconds,
+        outputs,
+        spent,
+        scheduler.num_preemptions,
+        scheduler.num_cached_tokens / scheduler.num_prompt_tokens,
+    )
 
 
 def overhead(path: Path, vocab: int) -> dict[str, Any]:
@@ -118,16 +135,31 @@ def overhead(path: Path, vocab: int) -> dict[str, Any]:
         r = run(path, load)
         speed, share = sum(load.outputs) / r.seconds, r.forward_seconds / r.seconds
         result[str(sequences)] = {"tokens_per_second": speed, "share_of_backend": share}
-        print(f"decode, {sequences:2} sequences: {speed:7.0f} tok/s, {share:6.1%} of the time in the backend")
+        print(
+            f"decode, {sequences:2} sequences: {speed:7.0f} tok/s, {share:6.1%} of the time in "
+            "the backend"
+        )
     return result
 
 
 def batching(path: Path, load: Load, vocab: int, llama: Path | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for way in ("padded", "static", "dynamic", "continuous"):  # padded: the useful tokens alone are counted
-        r = run(path, padded_load(load, vocab), batching="static") if way == "padded" else run(path, load, batching=way)
-        result[way] = {"seconds": r.seconds, "tokens_per_second": load.num_tokens / r.seconds, "ttft": r.ttft}
-        print(f"{way:10} {r.seconds:7.1f} s  {load.num_tokens / r.seconds:7.0f} tok/s (prompt and output)  median TTFT {r.ttft:6.2f} s")
+    # padded: the useful tokens alone are counted
+    for way in ("padded", "static", "dynamic", "continuous"):
+        r = (
+            run(path, padded_load(load, vocab), batching="static")
+            if way == "padded"
+            else run(path, load, batching=way)
+        )
+        result[way] = {
+            "seconds": r.seconds,
+            "tokens_per_second": load.num_tokens / r.seconds,
+            "ttft": r.ttft,
+        }
+        print(
+            f"{way:10} {r.seconds:7.1f} s  {load.num_tokens / r.seconds:7.0f} tok/s (prompt and "
+            f"output)  median TTFT {r.ttft:6.2f} s"
+        )
     result["ratio_to_static"] = result["static"]["seconds"] / result["continuous"]["seconds"]
     result["ratio_to_padded"] = result["padded"]["seconds"] / result["continuous"]["seconds"]
     for way in ("static", "padded"):
@@ -136,7 +168,9 @@ def batching(path: Path, load: Load, vocab: int, llama: Path | None) -> dict[str
         speed = llama_speed(llama, path, load)
         result["llama_tokens_per_second"] = speed
         ratio = result["continuous"]["tokens_per_second"] / speed
-        print(f"llama.cpp  {speed:7.0f} tok/s at the mean lengths; ours is {ratio:.2f} times as fast")
+        print(
+            f"llama.cpp  {speed:7.0f} tok/s at the mean lengths; ours is {ratio:.2f} times as fast"
+        )
     return result
 
 
@@ -145,7 +179,21 @@ def llama_speed(program: Path, path: Path, load: Load) -> float:
     prompt, output = (round(statistics.mean(x)) for x in (map(len, load.prompts), load.outputs))
     best = 0.0
     for flash in ("on", "off"):
-        command = [str(program), "-m", str(path), "-t", "2", "-tb", "2", "-fa", flash, "-npp", str(prompt), "-ntg", str(output)]
+        command = [
+            str(program),
+            "-m",
+            str(path),
+            "-t",
+            "2",
+            "-tb",
+            "2",
+            "-fa",
+            flash,
+            "-npp",
+            str(prompt),
+            "-ntg",
+            str(output),
+        ]
         command += [
             "-npl",
             str(NUM_SEQS),
@@ -158,49 +206,85 @@ def llama_speed(program: Path, path: Path, load: Load) -> float:
             "--output-format",
             "jsonl",
         ]
-        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+        text = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=600
+        ).stdout
         best = max([best, *(float(s) for s in re.findall(r'"speed":\s*([0-9.]+)', text))])
     return best
 
 
 def prefix(path: Path, load: Load) -> dict[str, Any]:
-    runs = {name: run(path, load, enable_prefix_caching=on) for name, on in (("without", False), ("with", True))}
+    runs = {
+        name: run(path, load, enable_prefix_caching=on)
+        for name, on in (("without", False), ("with", True))
+    }
     for name, r in runs.items():
-        print(f"{name:8} the radix tree: {r.seconds:7.1f} s, median TTFT {r.ttft:7.2f} s, {r.cached_share:6.1%} of the prompts' tokens hit")
-    ttft, total = (getattr(runs["without"], x) / getattr(runs["with"], x) for x in ("ttft", "seconds"))
+        print(
+            f"{name:8} the radix tree: {r.seconds:7.1f} s, median TTFT {r.ttft:7.2f} s, "
+            f"{r.cached_share:6.1%} of the prompts' tokens hit"
+        )
+    ttft, total = (
+        getattr(runs["without"], x) / getattr(runs["with"], x) for x in ("ttft", "seconds")
+    )
     same = runs["with"].token_ids == runs["without"].token_ids
-    print(f"TTFT {ttft:.1f} times lower, total {total:.1f} times lower, tokens {'identical' if same else 'DIFFERENT'}")
-    return {"ttft_ratio": ttft, "total_ratio": total, "hit_rate": runs["with"].cached_share, "identical": same}
+    print(
+        f"TTFT {ttft:.1f} times lower, total {total:.1f} times lower, tokens "
+        f"{'identical' if same else 'DIFFERENT'}"
+    )
+    return {
+        "ttft_ratio": ttft,
+        "total_ratio": total,
+        "hit_rate": runs["with"].cached_share,
+        "identical": same,
+    }
 
 
 def preemption(path: Path, load: Load) -> dict[str, Any]:
     whole = run(path, load)
-    blocks = sorted((-(-(len(p) + n) // 16) for p, n in zip(load.prompts, load.outputs, strict=True)), reverse=True)
+    blocks = sorted(
+        (-(-(len(p) + n) // 16) for p, n in zip(load.prompts, load.outputs, strict=True)),
+        reverse=True,
+    )
     layout = LLM(path, max_model_len=64)._core.scheduler.kv.layout
-    memory = max(sum(blocks[:NUM_SEQS]) // 4, blocks[0] + 1) * len(layout.groups) * layout.bytes_per_block
+    memory = (
+        max(sum(blocks[:NUM_SEQS]) // 4, blocks[0] + 1)
+        * len(layout.groups)
+        * layout.bytes_per_block
+    )
     result: dict[str, Any] = {"whole_seconds": whole.seconds}
-    print(f"enough memory: {whole.seconds:6.1f} s; now {memory / 2**20:.0f} MiB, a quarter of what {NUM_SEQS} of these requests hold")
+    print(
+        f"enough memory: {whole.seconds:6.1f} s; now {memory / 2**20:.0f} MiB, a quarter of what "
+        f"{NUM_SEQS} of these requests hold"
+    )
     for way in ("recompute", "swap"):
         r = run(path, load, preemption=way, kv_cache_memory=memory)
         same = r.token_ids == whole.token_ids
         cost = (r.seconds - whole.seconds) / max(1, r.num_preemptions)
         result[way] = {"seconds": r.seconds, "preemptions": r.num_preemptions, "identical": same}
         print(
-            f"{way:10} {r.seconds:7.1f} s, {r.num_preemptions} preemptions, {cost * 1e3:6.0f} ms more for each, "
+            f"{way:10} {r.seconds:7.1f} s, {r.num_preemptions} preemptions, {cost * 1e3:6.0f} ms "
+            "more for each, "
             f"tokens {'identical' if same else 'DIFFERENT'}"
         )
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
-    parser.add_argument("--only", nargs="*", default=["overhead", "batching", "prefix", "preemption"])
+    parser.add_argument(
+        "--only", nargs="*", default=["overhead", "batching", "prefix", "preemption"]
+    )
     parser.add_argument("--requests", type=int, help="of each load, instead of its own number")
     parser.add_argument("--llama-batched-bench", type=Path)
     args = parser.parse_args()
     vocab = LLM(args.model, max_model_len=64).model_config.vocab_size
-    mixed, shared = mixed_load(vocab, args.requests or MIXED), shared_load(vocab, args.requests or SHARED)
+    mixed, shared = (
+        mixed_load(vocab, args.requests or MIXED),
+        shared_load(vocab, args.requests or SHARED),
+    )
     parts = {
         "overhead": lambda: overhead(args.model, vocab),
         "batching": lambda: batching(args.model, mixed, vocab, args.llama_batched_bench),

@@ -1,23 +1,30 @@
-"""The native backend beside llama.cpp, on the same file, in one run: decode, decode far into a context, prefill, decode of many sequences.
+"""The native backend beside llama.cpp, on the same file, in one run: decode, decode far into a
+context, prefill, decode of many sequences.
 
-    scripts/bench peers MODEL.gguf … [--llama-bench PATH] [--llama-batched-bench PATH] [--vllm-python PATH] [--openvino-python PATH]
+    scripts/bench peers MODEL.gguf … [--llama-bench PATH] [--llama-batched-bench PATH]
+    [--vllm-python PATH] [--openvino-python PATH]
                         [--only SHAPE …] [--runs 3] [--threads 2] [--isa ISA]
 
-Each shape is measured A B A B: ours, llama.cpp, ours, …; each pair gives a ratio, and the median ratio stands with the least and the
-largest. llama.cpp runs with flash attention on and off in the first round; the better of the two is counted, and runs alone in the others.
-Both sides compute logits and choose no token, keep the cache in float16, and take prompts in chunks of 512 tokens. The decoding of many
-sequences is that of llama-batched-bench: prompts of 64 tokens, then 32 steps. Ours drives the backend with such batches directly.
-A peer that is not named is left out; with none, ours is measured alone. `--only` takes shapes by parts of their names.
+Each shape is measured A B A B: ours, llama.cpp, ours, …; each pair gives a ratio, and the median
+ratio stands with the least and the largest. llama.cpp runs with flash attention on and off in the
+first round; the better of the two is counted, and runs alone in the others. Both sides compute
+logits and choose no token, keep the cache in float16, and take prompts in chunks of 512 tokens. The
+decoding of many sequences is that of llama-batched-bench: prompts of 64 tokens, then 32 steps. Ours
+drives the backend with such batches directly. A peer that is not named is left out; with none, ours
+is measured alone. `--only` takes shapes by parts of their names.
 
-"of roof" is the time that the machine allows over the time that was taken: the step's bytes at the read bandwidth measured just before,
-or its FLOPs at the peaks of multiplying bytes and float32, whichever is longer (pellucid/measure/machine.py). "most" is the ratio that a
-backend at that roof would have had.
+"of roof" is the time that the machine allows over the time that was taken: the step's bytes at the
+read bandwidth measured just before, or its FLOPs at the peaks of multiplying bytes and float32,
+whichever is longer (pellucid/measure/machine.py). "most" is the ratio that a backend at that roof
+would have had.
 
-vLLM and OpenVINO GenAI run after that, by `peers_python.py` in the environments of the interpreters named: OpenVINO on the same file,
-vLLM on a model of the same shape with random weights in bfloat16. They choose tokens greedily; ours runs once more after each of them.
+vLLM and OpenVINO GenAI run after that, by `peers_python.py` in the environments of the interpreters
+named: OpenVINO on the same file, vLLM on a model of the same shape with random weights in bfloat16.
+They choose tokens greedily; ours runs once more after each of them.
 
-Where anything else runs on the machine, put it behind with `chrt -r 10 scripts/bench peers …` (real-time priority, which llama.cpp
-inherits); then use no more threads than there are cores. The last line is JSON.
+Where anything else runs on the machine, put it behind with `chrt -r 10 scripts/bench peers …`
+(real-time priority, which llama.cpp inherits); then use no more threads than there are cores. The
+last line is JSON.
 """
 
 import argparse
@@ -51,32 +58,53 @@ DECODE, DEEP_DECODE = 64, 32  # tokens decoded from an empty context, and behind
 DEPTH = 2048
 PROMPTS = (512, 2048)
 SEQUENCES, SEQUENCE_PROMPT, SEQUENCE_OUTPUT = (8, 32), 64, 32
-LONGEST = max(DEPTH + DEEP_DECODE, max(SEQUENCES) * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT))  # tokens in the cache, of all sequences
+# tokens in the cache, of all sequences
+LONGEST = max(DEPTH + DEEP_DECODE, max(SEQUENCES) * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT))
 
 
 class Ours:
-    """A model on the native backend; requests of equal length, each with its own part of a cache of `longest` tokens."""
+    """A model on the native backend; requests of equal length, each with its own part of a cache of
+    `longest` tokens.
+    """
 
     def __init__(self, path: Path, threads: int, isa: str | None, longest: int = LONGEST) -> None:
         backend = NativeBackend(isa, threads)
         with open_checkpoint(path) as checkpoint:
             self.config = checkpoint.config
-            weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
-            self._weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
+            weights = {
+                name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()
+            }
+            self._weight_bytes = sum(
+                backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters()
+            )
         self.num_blocks = -(-longest // BLOCK_SIZE) + max(SEQUENCES)
-        layout = build_layout(self.config, BLOCK_SIZE, backend.kv_token_bytes(self.config.num_kv_heads, self.config.head_dim))
+        layout = build_layout(
+            self.config,
+            BLOCK_SIZE,
+            backend.kv_token_bytes(self.config.num_kv_heads, self.config.head_dim),
+        )
         self._groups = len(layout.groups)
         storage = KVStorage(backend, layout, self.num_blocks * self._groups)
         forward = get_architecture(self.config.architecture).forward
-        self._run = backend.build_forward(lambda ops, batch: forward(ops, self.config, weights, batch, storage.layers))
-        self._measure = partial(measure_ceilings, backend.isa, backend.threads, working_sets=[self._weight_bytes], seconds=0.2)
+        self._run = backend.build_forward(
+            lambda ops, batch: forward(ops, self.config, weights, batch, storage.layers)
+        )
+        self._measure = partial(
+            measure_ceilings,
+            backend.isa,
+            backend.threads,
+            working_sets=[self._weight_bytes],
+            seconds=0.2,
+        )
 
     def ceilings(self) -> Ceilings:
         """What the machine reaches now, with all weights as the working set."""
         return self._measure()
 
     def roof(self, requests: int, start: int, end: int, chunk: int, ceilings: Ceilings) -> float:
-        """Tokens per second at most, of positions start … end - 1 of each request in steps of `chunk` tokens."""
+        """Tokens per second at most, of positions start … end - 1 of each request in steps of
+        `chunk` tokens.
+        """
         least = 0.0
         for first in range(start, end, chunk):
             last = min(first + chunk, end)
@@ -88,18 +116,24 @@ class Ours:
     def step(self, requests: int, start: int, tokens: int) -> None:
         """Positions start … start + tokens - 1 of each request."""
         width = self.num_blocks // requests
-        blocks = np.arange(self._groups * self.num_blocks, dtype=np.int32).reshape(self._groups, -1)  # each group its own
-        tables = np.ascontiguousarray(blocks[:, : requests * width]).reshape(-1, requests, width)  # [G, R, M]
+        # each group its own
+        blocks = np.arange(self._groups * self.num_blocks, dtype=np.int32).reshape(self._groups, -1)
+        # [G, R, M]
+        tables = np.ascontiguousarray(blocks[:, : requests * width]).reshape(-1, requests, width)
         positions = np.tile(np.arange(start, start + tokens, dtype=np.int32), requests)  # [T]
         owner = np.repeat(np.arange(requests), tokens)
         metadata = AttentionMetadata(
             cu_seqlens_q=np.arange(requests + 1, dtype=np.int32) * np.int32(tokens),
             seq_lens=np.full(requests, start + tokens, np.int32),
             block_tables=tables,
-            slot_mapping=(tables[:, owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE).astype(np.int32),
+            slot_mapping=(
+                tables[:, owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+            ).astype(np.int32),
             block_size=BLOCK_SIZE,
         )
-        input_ids = ((positions * 7919 + owner * 104729 + 13) % self.config.vocab_size).astype(np.int32)
+        input_ids = ((positions * 7919 + owner * 104729 + 13) % self.config.vocab_size).astype(
+            np.int32
+        )
         last = np.arange(1, requests + 1, dtype=np.int32) * np.int32(tokens) - np.int32(1)
         self._run(ForwardBatch(input_ids, positions, last, metadata))
 
@@ -112,7 +146,9 @@ class Ours:
         return requests * prompt / (time.perf_counter() - start)
 
     def decode(self, requests: int, depth: int, output: int) -> float:
-        """Tokens per second of all requests together, behind `depth` tokens that are computed before, untimed."""
+        """Tokens per second of all requests together, behind `depth` tokens that are computed
+        before, untimed.
+        """
         if depth:
             self.prefill(requests, depth)
         self.step(requests, depth, 1)  # wakes the threads, and warms what the first step finds cold
@@ -132,7 +168,8 @@ class LlamaCpp:
     threads: int
 
     def prefill(self, prompt: int, flash: str) -> float:
-        cold = ["--no-warmup"] if prompt > CHUNK else []  # which would run the whole prompt once more
+        # which would run the whole prompt once more
+        cold = ["--no-warmup"] if prompt > CHUNK else []
         return self._bench("-p", prompt, "-n", 0, "-fa", flash, *cold)
 
     def decode(self, depth: int, output: int, flash: str) -> float:
@@ -140,24 +177,72 @@ class LlamaCpp:
 
     def decode_many(self, sequences: int, flash: str) -> float:
         context = sequences * (SEQUENCE_PROMPT + SEQUENCE_OUTPUT)
-        lengths = ["-npp", SEQUENCE_PROMPT, "-ntg", SEQUENCE_OUTPUT, "-npl", sequences, "-c", context, "-b", 2048, "-ub", CHUNK]
-        out = _output([self.batched, "-m", self.model, "-t", self.threads, "-fa", flash, "--output-format", "jsonl", *lengths])
+        lengths = [
+            "-npp",
+            SEQUENCE_PROMPT,
+            "-ntg",
+            SEQUENCE_OUTPUT,
+            "-npl",
+            sequences,
+            "-c",
+            context,
+            "-b",
+            2048,
+            "-ub",
+            CHUNK,
+        ]
+        out = _output(
+            [
+                self.batched,
+                "-m",
+                self.model,
+                "-t",
+                self.threads,
+                "-fa",
+                flash,
+                "--output-format",
+                "jsonl",
+                *lengths,
+            ]
+        )
         rows = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
         return float(rows[-1]["speed_tg"])
 
     def _bench(self, *shape: str | int) -> float:
-        out = _output([self.bench, "-m", self.model, "-t", self.threads, "-r", 1, "-ub", CHUNK, "-o", "json", *shape])
+        out = _output(
+            [
+                self.bench,
+                "-m",
+                self.model,
+                "-t",
+                self.threads,
+                "-r",
+                1,
+                "-ub",
+                CHUNK,
+                "-o",
+                "json",
+                *shape,
+            ]
+        )
         (run,) = json.loads(out)
         return float(run["avg_ts"])
 
 
-VLLM_NAMES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+VLLM_NAMES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
 
 
 def vllm_config(config: ModelConfig) -> dict[str, Any]:
     """config.json of a model of the same shape."""
     if config.rope is None or config.architecture not in VLLM_NAMES:
-        raise ValueError(f"architecture is {config.architecture!r}; vLLM is measured on one of {sorted(VLLM_NAMES)}")
+        raise ValueError(
+            f"architecture is {config.architecture!r}; vLLM is measured on one of "
+            f"{sorted(VLLM_NAMES)}"
+        )
     gemma = config.architecture == "gemma3"
     found = {
         "architectures": [VLLM_NAMES[config.architecture]],
@@ -180,17 +265,24 @@ def vllm_config(config: ModelConfig) -> dict[str, Any]:
         found |= {
             "hidden_activation": "gelu_pytorch_tanh",
             "sliding_window": next(window for window in config.windows if window is not None),
-            "layer_types": ["full_attention" if window is None else "sliding_attention" for window in config.windows],
+            "layer_types": [
+                "full_attention" if window is None else "sliding_attention"
+                for window in config.windows
+            ],
             "query_pre_attn_scalar": config.head_dim,
         }
     return found
 
 
 def python_peer(name: str, python: str, path: Path, threads: int) -> dict[str, float]:
-    """Tokens per second by shape, of one of peers_python's peers; of none, where it cannot run this model, and it is printed why."""
+    """Tokens per second by shape, of one of peers_python's peers; of none, where it cannot run this
+    model, and it is printed why.
+    """
     script = Path(__file__).with_name("peers_python.py")
     try:
-        found: dict[str, float] = json.loads(_output([python, script, name, path, threads]).splitlines()[-1])
+        found: dict[str, float] = json.loads(
+            _output([python, script, name, path, threads]).splitlines()[-1]
+        )
     except RuntimeError as error:
         print(f"{name} cannot run {path.name}: {error}", flush=True)
         return {}
@@ -200,36 +292,68 @@ def python_peer(name: str, python: str, path: Path, threads: int) -> dict[str, f
 def _output(command: list[Any]) -> str:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {' '.join(done.stderr.strip().splitlines()[-3:])}")
+        raise RuntimeError(
+            f"{command[0]} ended with {done.returncode}: "
+            f"{' '.join(done.stderr.strip().splitlines()[-3:])}"
+        )
     return done.stdout
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One row of the table: tokens per second of either side, and the most that the machine allows."""
+    """One row of the table: tokens per second of either side, and the most that the machine
+    allows.
+    """
 
     name: str
     ours: Callable[[], float]
     roof: Callable[[Ceilings], float]
-    theirs: Callable[[str], float] | None  # by whether flash attention is on; None: that program is left out
+    # by whether flash attention is on; None: that program is left out
+    theirs: Callable[[str], float] | None
 
 
 def shapes(ours: Ours, theirs: LlamaCpp) -> list[Shape]:
-    def decode(name: str, requests: int, depth: int, output: int, peer: Callable[[str], float] | None) -> Shape:
-        run, roof = partial(ours.decode, requests, depth, output), partial(ours.roof, requests, depth, depth + output, 1)
+    def decode(
+        name: str, requests: int, depth: int, output: int, peer: Callable[[str], float] | None
+    ) -> Shape:
+        run, roof = (
+            partial(ours.decode, requests, depth, output),
+            partial(ours.roof, requests, depth, depth + output, 1),
+        )
         return Shape(name, run, roof, peer)
 
     one, many = theirs.bench is not None, theirs.batched is not None
     found = [
-        decode("decode, 1 sequence", 1, 0, DECODE, partial(theirs.decode, 0, DECODE) if one else None),
-        decode(f"decode at {DEPTH}", 1, DEPTH, DEEP_DECODE, partial(theirs.decode, DEPTH, DEEP_DECODE) if one else None),
+        decode(
+            "decode, 1 sequence", 1, 0, DECODE, partial(theirs.decode, 0, DECODE) if one else None
+        ),
+        decode(
+            f"decode at {DEPTH}",
+            1,
+            DEPTH,
+            DEEP_DECODE,
+            partial(theirs.decode, DEPTH, DEEP_DECODE) if one else None,
+        ),
     ]
     for n in PROMPTS:
         peer = partial(theirs.prefill, n) if one else None
-        found.append(Shape(f"prefill {n}", partial(ours.prefill, 1, n), partial(ours.roof, 1, 0, n, CHUNK), peer))
+        found.append(
+            Shape(
+                f"prefill {n}",
+                partial(ours.prefill, 1, n),
+                partial(ours.roof, 1, 0, n, CHUNK),
+                peer,
+            )
+        )
     for n in SEQUENCES:
         found.append(
-            decode(f"decode, {n} sequences", n, SEQUENCE_PROMPT, SEQUENCE_OUTPUT, partial(theirs.decode_many, n) if many else None)
+            decode(
+                f"decode, {n} sequences",
+                n,
+                SEQUENCE_PROMPT,
+                SEQUENCE_OUTPUT,
+                partial(theirs.decode_many, n) if many else None,
+            )
         )
     return found
 
@@ -265,7 +389,9 @@ def line(row: dict[str, Any]) -> str:
     return f"{mine} {peer:>10.1f} {row['flash_attention']:>4} {most:>6.2f}   {ratio:>5.2f} {spread}"
 
 
-def beside_python_peer(name: str, speeds: dict[str, float], found: list[Shape], runs: int) -> list[dict[str, Any]]:
+def beside_python_peer(
+    name: str, speeds: dict[str, float], found: list[Shape], runs: int
+) -> list[dict[str, Any]]:
     """Ours again on the shapes that the peer was measured on, right after it; printed."""
     rows = []
     for shape in found:
@@ -274,18 +400,39 @@ def beside_python_peer(name: str, speeds: dict[str, float], found: list[Shape], 
             row = {"shape": shape.name, "pellucid": mine, name: speeds[shape.name]}
             rows.append(row)
             speed = statistics.median(mine)
-            print(f"{shape.name:<22} {speed:>9.1f} {name:>19} {speeds[shape.name]:>8.1f}   {speed / speeds[shape.name]:>5.2f}", flush=True)
+            print(
+                f"{shape.name:<22} {speed:>9.1f} {name:>19} {speeds[shape.name]:>8.1f}   {speed / speeds[shape.name]:>5.2f}",
+                flush=True,
+            )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.gguf")
-    parser.add_argument("--llama-bench", metavar="PATH", help="without it, ours alone for one sequence")
-    parser.add_argument("--llama-batched-bench", metavar="PATH", help="without it, ours alone for many")
-    parser.add_argument("--vllm-python", metavar="PATH", help="the interpreter of an environment with vLLM for CPUs")
-    parser.add_argument("--openvino-python", metavar="PATH", help="the interpreter of an environment with OpenVINO GenAI")
-    parser.add_argument("--only", nargs="+", metavar="SHAPE", default=[""], help="parts of the names of shapes  [default: all]")
+    parser.add_argument(
+        "--llama-bench", metavar="PATH", help="without it, ours alone for one sequence"
+    )
+    parser.add_argument(
+        "--llama-batched-bench", metavar="PATH", help="without it, ours alone for many"
+    )
+    parser.add_argument(
+        "--vllm-python", metavar="PATH", help="the interpreter of an environment with vLLM for CPUs"
+    )
+    parser.add_argument(
+        "--openvino-python",
+        metavar="PATH",
+        help="the interpreter of an environment with OpenVINO GenAI",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="SHAPE",
+        default=[""],
+        help="parts of the names of shapes  [default: all]",
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", help="of ours  [default: the best]")
@@ -296,7 +443,10 @@ def main() -> None:
         ours = Ours(path, args.threads, args.isa)
         ours.prefill(1, CHUNK)  # the first run pays for memory that is touched for the first time
         theirs = LlamaCpp(args.llama_bench, args.llama_batched_bench, path, args.threads)
-        print(f"\n{path.name}, {args.threads} threads; tokens/s, medians of {args.runs}\n{HEADER}", flush=True)
+        print(
+            f"\n{path.name}, {args.threads} threads; tokens/s, medians of {args.runs}\n{HEADER}",
+            flush=True,
+        )
         found = shapes(ours, theirs)
         for shape in found:
             if any(part in shape.name for part in args.only):
@@ -305,13 +455,23 @@ def main() -> None:
                 results.append({"model": path.name, **row})
         if args.openvino_python is not None:
             speeds = python_peer("openvino", args.openvino_python, path, args.threads)
-            results += [{"model": path.name, **row} for row in beside_python_peer("openvino", speeds, found, args.runs)]
+            results += [
+                {"model": path.name, **row}
+                for row in beside_python_peer("openvino", speeds, found, args.runs)
+            ]
         if args.vllm_python is not None:
             with tempfile.TemporaryDirectory() as folder:
                 Path(folder, "config.json").write_text(json.dumps(vllm_config(ours.config)))
                 speeds = python_peer("vllm", args.vllm_python, Path(folder), args.threads)
-            results += [{"model": path.name, **row} for row in beside_python_peer("vllm", speeds, found, args.runs)]
-    print(json.dumps({"bench": "peers", "threads": args.threads, "runs": args.runs, "results": results}))
+            results += [
+                {"model": path.name, **row}
+                for row in beside_python_peer("vllm", speeds, found, args.runs)
+            ]
+    print(
+        json.dumps(
+            {"bench": "peers", "threads": args.threads, "runs": args.runs, "results": results}
+        )
+    )
 
 
 if __name__ == "__main__":

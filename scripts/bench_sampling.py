@@ -2,9 +2,10 @@
 
     scripts/bench sampling [--rows 1 8 32] [--vocab 49152 151936 262144] [--runs 9] [--step MS]
 
-With --step, the time of a decode step, each figure is followed by its share of that. Logits are random, shaped as those of language models
-are: a normal bulk, and a head of a few thousand tokens that falls off as a power of the rank, with e^1 times the likeliest's weight in all.
-Medians are shown. The last line is JSON.
+With --step, the time of a decode step, each figure is followed by its share of that. Logits are
+random, shaped as those of language models are: a normal bulk, and a head of a few thousand tokens
+that falls off as a power of the rank, with e^1 times the likeliest's weight in all. Medians are
+shown. The last line is JSON.
 """
 
 import argparse
@@ -24,7 +25,8 @@ PARAMS = {
     "temperature": SamplingParams(temperature=0.8),
     "top_k": SamplingParams(top_k=40),
     "top_p": SamplingParams(top_p=0.9),
-    "top_p, hot": SamplingParams(top_p=0.95, temperature=1.5),  # it keeps tens of thousands of tokens
+    # it keeps tens of thousands of tokens
+    "top_p, hot": SamplingParams(top_p=0.95, temperature=1.5),
     "top_k, top_p": SamplingParams(top_k=40, top_p=0.9),
     "penalties": SamplingParams(temperature=0, repetition_penalty=1.1, presence_penalty=0.5),
 }
@@ -50,7 +52,9 @@ def milliseconds(call: Callable[[], object], runs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--vocab", type=int, nargs="+", default=[49152, 151936, 262144])
     parser.add_argument("--runs", type=int, default=9)
@@ -58,7 +62,11 @@ def main() -> None:
     args = parser.parse_args()
 
     names = [*PARAMS, "logprobs=5"]
-    print(f"{'vocabulary':>10} {'rows':>5}" + "".join(f"{name:>15}" for name in names) + "   ms, median")
+    print(
+        f"{'vocabulary':>10} {'rows':>5}"
+        + "".join(f"{name:>15}" for name in names)
+        + "   ms, median"
+    )
     report: dict[str, float] = {}
     for vocab_size in args.vocab:
         for num_rows in args.rows:
@@ -68,15 +76,28 @@ def main() -> None:
                 if name in PARAMS:
                     rows = [
                         SamplingRow(
-                            params=PARAMS[name], seed=i, position=300, prompt_token_ids=range(200), output_token_ids=range(500, 600)
+                            params=PARAMS[name],
+                            seed=i,
+                            position=300,
+                            prompt_token_ids=range(200),
+                            output_token_ids=range(500, 600),
                         )
                         for i in range(num_rows)
                     ]
-                    ms = milliseconds(lambda logits=logits, rows=rows: sample(logits, rows), args.runs)  # type: ignore[misc]
+                    ms = milliseconds(
+                        lambda logits=logits, rows=rows: sample(logits, rows), args.runs
+                    )  # type: ignore[misc]
                 else:
-                    ms = milliseconds(lambda logits=logits, n=num_rows: top_logprobs(logits, [7] * n, [5] * n), args.runs)  # type: ignore[misc]
+                    ms = milliseconds(
+                        lambda logits=logits, n=num_rows: top_logprobs(logits, [7] * n, [5] * n),
+                        args.runs,
+                    )  # type: ignore[misc]
                 report[f"{vocab_size}_{num_rows}_{name}"] = round(ms, 3)
-                line += f"{ms:>15.2f}" if args.step is None else f"{f'{ms:.2f} ({100 * ms / args.step:.1f} %)':>15}"
+                line += (
+                    f"{ms:>15.2f}"
+                    if args.step is None
+                    else f"{f'{ms:.2f} ({100 * ms / args.step:.1f} %)':>15}"
+                )
             print(line)
     print(json.dumps(report))
 

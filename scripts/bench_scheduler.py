@@ -1,8 +1,10 @@
-"""scripts/bench scheduler: what one decode step costs the scheduler, in µs of `schedule` and of `update`. No model is run.
+"""scripts/bench scheduler: what one decode step costs the scheduler, in µs of `schedule` and of
+`update`. No model is run.
 
-Every request has its prompt behind it and draws one token per step. Blocks hold 16 tokens, and the prompts' lengths differ, so that each
-step brings one request in 16 to the end of a block, where it needs a new one and publishes the old. Mean: of 64 steps, four blocks of each
-request. One JSON line at the end.
+Every request has its prompt behind it and draws one token per step. Blocks hold 16 tokens, and the
+prompts' lengths differ, so that each step brings one request in 16 to the end of a block, where it
+needs a new one and publishes the old. Mean: of 64 steps, four blocks of each request. One JSON line
+at the end.
 """
 
 import json
@@ -16,7 +18,8 @@ from pellucid.request import Request, SamplingParams
 from pellucid.scheduler import Scheduler
 
 PROMPT, STEPS, BLOCK = 32, 64, 16
-OUTPUT = 2 * STEPS + BLOCK  # tokens: more than are drawn until the last prompt is computed and STEPS are measured
+# tokens: more than are drawn until the last prompt is computed and STEPS are measured
+OUTPUT = 2 * STEPS + BLOCK
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,19 @@ class Cost:
 
 def measure(running: int, enable_prefix_caching: bool) -> Cost:
     """The cost with so many requests that decode."""
-    layout = KVLayout((LayerGroup((0,), None),), num_kv_heads=1, head_dim=64, block_size=BLOCK, token_bytes=256)
+    layout = KVLayout(
+        (LayerGroup((0,), None),), num_kv_heads=1, head_dim=64, block_size=BLOCK, token_bytes=256
+    )
     kv = KVCacheManager(layout, 20 * running, enable_prefix_caching=enable_prefix_caching)
     scheduler = Scheduler(kv, max_model_len=300, max_num_batched_tokens=512, max_num_seqs=running)
     params = SamplingParams(max_tokens=OUTPUT, ignore_eos=True)
     for i in range(running):
         tokens = [i, *range(1, PROMPT + i % BLOCK)]
-        scheduler.add(Request(request_id=str(i), prompt_token_ids=tokens, params=params, seed=0, max_tokens=OUTPUT))
+        scheduler.add(
+            Request(
+                request_id=str(i), prompt_token_ids=tokens, params=params, seed=0, max_tokens=OUTPUT
+            )
+        )
     plans: list[float] = []
     books: list[float] = []
     while len(plans) < STEPS:
@@ -48,7 +57,9 @@ def measure(running: int, enable_prefix_caching: bool) -> Cost:
         sampled = {r.request_id: 1 for r in step.requests if r.samples}
         ran = time.perf_counter()
         scheduler.update(step, sampled)
-        if len(step.requests) == running and all(r.num_scheduled_tokens == 1 for r in step.requests):
+        if len(step.requests) == running and all(
+            r.num_scheduled_tokens == 1 for r in step.requests
+        ):
             plans.append((planned - start) * 1e6)
             books.append((time.perf_counter() - ran) * 1e6)
     steps = [plan + book for plan, book in zip(plans, books, strict=True)]
@@ -58,11 +69,20 @@ def measure(running: int, enable_prefix_caching: bool) -> Cost:
 
 def main() -> None:
     found = []
-    print(f"{'running':>8}{'prefix cache':>14}{'schedule, µs':>14}{'update, µs':>12}{'step, µs':>10}{'mean':>8}{'longest':>9}")
+    print(
+        f"{'running':>8}{'prefix cache':>14}{'schedule, µs':>14}{'update, µs':>12}{'step, µs':>10}{'mean':>8}{'longest':>9}"
+    )
     for running in (1, 8, 64, 256):
         for caching in (True, False):
             cost = measure(running, caching)
-            found.append({"running": running, "prefix_caching": caching, "step_us": round(cost.step, 1), "mean_us": round(cost.mean, 1)})
+            found.append(
+                {
+                    "running": running,
+                    "prefix_caching": caching,
+                    "step_us": round(cost.step, 1),
+                    "mean_us": round(cost.mean, 1),
+                }
+            )
             columns = f"{cost.schedule:>14.1f}{cost.update:>12.1f}{cost.step:>10.1f}{cost.mean:>8.1f}{cost.longest:>9.1f}"
             print(f"{running:>8}{'on' if caching else 'off':>14}{columns}")
     print(json.dumps({"benchmark": "scheduler", "found": found}))

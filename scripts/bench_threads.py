@@ -1,15 +1,19 @@
-"""Decode while cores are scarce: more threads than cores, and neighbours that never rest, against the fair share of the machine.
+"""Decode while cores are scarce: more threads than cores, and neighbours that never rest, against
+the fair share of the machine.
 
     scripts/bench threads MODEL.gguf [--threads 2] [--steps 120] [--runs 5]
 
-The cases are taken in turn, in processes of their own: alone with THREADS threads; with twice and with four times as many, on the cores of
-THREADS; beside one process that keeps a core busy, and beside two; two engines at once. The fair share is what a scheduler that loses
-nothing would leave: all of the lone speed, since threads that take turns do the same work; beside B busy threads of others,
-threads / (threads + B) of it; half. "×" is the fair share over what was reached, median and worst: 1 loses nothing.
+The cases are taken in turn, in processes of their own: alone with THREADS threads; with twice and
+with four times as many, on the cores of THREADS; beside one process that keeps a core busy, and
+beside two; two engines at once. The fair share is what a scheduler that loses nothing would leave:
+all of the lone speed, since threads that take turns do the same work; beside B busy threads of
+others, threads / (threads + B) of it; half. "×" is the fair share over what was reached, median and
+worst: 1 loses nothing.
 
-"neighbours" is the cores that the busy processes got while ours decoded, "strangers" those that went to anything else on the machine: a
-figure with strangers beside it is theirs as well. Run it at ordinary priority (sharing is what it measures) with nothing else to do. Linux
-only. The last line is JSON.
+"neighbours" is the cores that the busy processes got while ours decoded, "strangers" those that
+went to anything else on the machine: a figure with strangers beside it is theirs as well. Run it at
+ordinary priority (sharing is what it measures) with nothing else to do. Linux only. The last line
+is JSON.
 """
 
 import argparse
@@ -24,7 +28,8 @@ from pathlib import Path
 
 from pellucid import LLM, SamplingParams
 
-BUSY = "import signal\nsignal.alarm(120)\nprint(flush=True)\nwhile True: pass"  # the alarm ends it where nobody else does
+# the alarm ends it where nobody else does
+BUSY = "import signal\nsignal.alarm(120)\nprint(flush=True)\nwhile True: pass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,9 @@ class Run:
 
 def start(command: list[str]) -> subprocess.Popen[str]:
     """A process that has said on standard output that it is ready."""
-    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     process.stdout.readline()
     return process
@@ -62,22 +69,40 @@ def machine_seconds() -> float:
 
 
 def measure(path: Path, case: Case, steps: int) -> Run:
-    command = [__file__, str(path), "--threads", str(case.threads), "--steps", str(steps), "--alone"]
+    command = [
+        __file__,
+        str(path),
+        "--threads",
+        str(case.threads),
+        "--steps",
+        str(steps),
+        "--alone",
+    ]
     engines: list[subprocess.Popen[str]] = []
     neighbours: list[subprocess.Popen[str]] = []
     try:
         engines += [start(command) for _ in range(case.engines)]
         neighbours += [start(["-c", BUSY]) for _ in range(case.busy)]
         time.sleep(0.2)  # the scheduler finds the neighbours a place
-        before, machine, theirs = time.perf_counter(), machine_seconds(), sum(map(cpu_seconds, neighbours))
+        before, machine, theirs = (
+            time.perf_counter(),
+            machine_seconds(),
+            sum(map(cpu_seconds, neighbours)),
+        )
         for process in engines:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        answers = [json.loads(process.stdout.readline()) for process in engines if process.stdout is not None]
+        answers = [
+            json.loads(process.stdout.readline())
+            for process in engines
+            if process.stdout is not None
+        ]
         wall, theirs = time.perf_counter() - before, sum(map(cpu_seconds, neighbours)) - theirs
         others = machine_seconds() - machine - theirs - sum(a["cpu"] for a in answers)
-        return Run(statistics.mean(a["speed"] for a in answers), theirs / wall, max(0.0, others / wall))
+        return Run(
+            statistics.mean(a["speed"] for a in answers), theirs / wall, max(0.0, others / wall)
+        )
     finally:
         for process in [*neighbours, *engines]:
             process.kill()
@@ -85,25 +110,38 @@ def measure(path: Path, case: Case, steps: int) -> Run:
 
 
 def alone_with(path: Path, threads: int, steps: int) -> None:
-    """Load, say so, wait for a line, decode, and print tokens per second and the CPU time that it took."""
+    """Load, say so, wait for a line, decode, and print tokens per second and the CPU time that it
+    took.
+    """
     llm = LLM(path, threads=threads, max_model_len=steps + 16)
     llm.generate([[1]], SamplingParams(max_tokens=8, ignore_eos=True), use_tqdm=False)
     print("loaded", flush=True)
     sys.stdin.readline()
     cpu = time.process_time()
-    metrics = llm.generate([[1]], SamplingParams(max_tokens=steps, ignore_eos=True), use_tqdm=False)[0].metrics
+    metrics = llm.generate(
+        [[1]], SamplingParams(max_tokens=steps, ignore_eos=True), use_tqdm=False
+    )[0].metrics
     speed = (steps - 1) / (metrics["finished_time"] - metrics["first_token_time"])
     print(json.dumps({"speed": speed, "cpu": time.process_time() - cpu}), flush=True)
     sys.stdin.readline()  # until it is killed: ending is not measured
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, metavar="MODEL.gguf")
-    parser.add_argument("--threads", type=int, default=2, help="and cores: the first so many that this process may use")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="and cores: the first so many that this process may use",
+    )
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--alone", action="store_true", help="one engine, which waits for a line on standard input")
+    parser.add_argument(
+        "--alone", action="store_true", help="one engine, which waits for a line on standard input"
+    )
     args = parser.parse_args()
     if args.alone:
         alone_with(args.model, args.threads, args.steps)
@@ -124,13 +162,29 @@ def main() -> None:
         for case in cases:
             found[case.name].append(measure(args.model, case, args.steps))
     alone = statistics.median(run.speed for run in found[cases[0].name])
-    print(f"{args.model.name:<38} {'tokens/s':>9} {'worst':>7} {'fair':>7} {'×':>5} {'worst':>6} {'neighbours':>11} {'strangers':>10}")
+    print(
+        f"{args.model.name:<38} {'tokens/s':>9} {'worst':>7} {'fair':>7} {'×':>5} {'worst':>6} {'neighbours':>11} {'strangers':>10}"
+    )
     for case in cases:
         runs = found[case.name]
-        speed, worst, fair = statistics.median(r.speed for r in runs), min(r.speed for r in runs), alone * case.fair
+        speed, worst, fair = (
+            statistics.median(r.speed for r in runs),
+            min(r.speed for r in runs),
+            alone * case.fair,
+        )
         cores = f"{statistics.median(r.neighbours for r in runs):>11.2f} {statistics.median(r.strangers for r in runs):>10.2f}"
-        print(f"{case.name:<38} {speed:>9.1f} {worst:>7.1f} {fair:>7.1f} {fair / speed:>5.2f} {fair / worst:>6.2f} {cores}")
-    print(json.dumps({"bench": "threads", "model": args.model.name, "runs": {n: [asdict(r) for r in rs] for n, rs in found.items()}}))
+        print(
+            f"{case.name:<38} {speed:>9.1f} {worst:>7.1f} {fair:>7.1f} {fair / speed:>5.2f} {fair / worst:>6.2f} {cores}"
+        )
+    print(
+        json.dumps(
+            {
+                "bench": "threads",
+                "model": args.model.name,
+                "runs": {n: [asdict(r) for r in rs] for n, rs in found.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

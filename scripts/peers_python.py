@@ -1,11 +1,13 @@
-"""The peers that are Python packages, on the shapes of bench_peers: run by it, in an environment that holds the peer and not Pellucid.
+"""The peers that are Python packages, on the shapes of bench_peers: run by it, in an environment
+that holds the peer and not Pellucid.
 
     PYTHON scripts/peers_python.py vllm FOLDER THREADS         (config.json alone: weights are random, in bfloat16)
     PYTHON scripts/peers_python.py openvino FILE.gguf THREADS
 
-Prompts are token ids. Prefill: a prompt of 512 and one token. Decode of n sequences: the time of n prompts of 64 with 1 + 32 tokens each,
-less the time of the same with 1 each. Every figure is the median of three, after one run that is thrown away; no run shares a prefix with
-another. The last line is JSON: tokens per second by shape.
+Prompts are token ids. Prefill: a prompt of 512 and one token. Decode of n sequences: the time of n
+prompts of 64 with 1 + 32 tokens each, less the time of the same with 1 each. Every figure is the
+median of three, after one run that is thrown away; no run shares a prefix with another. The last
+line is JSON: tokens per second by shape.
 """
 
 import json
@@ -28,11 +30,22 @@ def vllm(folder: str, threads: int) -> Generate:
     }
     from vllm import LLM, SamplingParams
 
-    engine = LLM(folder, load_format="dummy", dtype="bfloat16", skip_tokenizer_init=True, max_model_len=1024, enable_prefix_caching=False)
+    engine = LLM(
+        folder,
+        load_format="dummy",
+        dtype="bfloat16",
+        skip_tokenizer_init=True,
+        max_model_len=1024,
+        enable_prefix_caching=False,
+    )
 
     def generate(prompts: list[list[int]], tokens: int) -> Any:
-        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        return engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+        params = SamplingParams(
+            temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False
+        )
+        return engine.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False
+        )
 
     return generate
 
@@ -44,7 +57,9 @@ def openvino(path: str, threads: int) -> Generate:
 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.enable_prefix_caching, scheduler.cache_size = False, 1  # GB
-    engine = openvino_genai.LLMPipeline(path, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads)
+    engine = openvino_genai.LLMPipeline(
+        path, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads
+    )
 
     def generate(prompts: list[list[int]], tokens: int) -> Any:
         ids = np.array(prompts, np.int64)
@@ -62,17 +77,24 @@ def main() -> None:
     def seconds(requests: int, length: int, tokens: int) -> float:
         nonlocal drawn
         drawn += 1
-        prompts = [[(p * 7919 + r * 104729 + drawn * 1299709) % 32000 + 100 for p in range(length)] for r in range(requests)]
+        prompts = [
+            [(p * 7919 + r * 104729 + drawn * 1299709) % 32000 + 100 for p in range(length)]
+            for r in range(requests)
+        ]
         start = time.perf_counter()
         generate(prompts, tokens)
         return time.perf_counter() - start
 
     found = {}
     seconds(1, PREFILL, 1)
-    found[f"prefill {PREFILL}"] = PREFILL / statistics.median(seconds(1, PREFILL, 1) for _ in range(RUNS))
+    found[f"prefill {PREFILL}"] = PREFILL / statistics.median(
+        seconds(1, PREFILL, 1) for _ in range(RUNS)
+    )
     for n in SEQUENCES:
         seconds(n, PROMPT, 1 + OUTPUT)
-        spent = statistics.median(seconds(n, PROMPT, 1 + OUTPUT) - seconds(n, PROMPT, 1) for _ in range(RUNS))
+        spent = statistics.median(
+            seconds(n, PROMPT, 1 + OUTPUT) - seconds(n, PROMPT, 1) for _ in range(RUNS)
+        )
         found[f"decode, {n} sequence" + "s" * (n > 1)] = n * OUTPUT / spent
     print(json.dumps(found))
 

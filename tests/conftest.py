@@ -1,4 +1,5 @@
-"""Fixtures for what a test may need and a machine may lack. A test that lacks it is skipped, and its reason says how to bring it.
+"""Fixtures for what a test may need and a machine may lack. A test that lacks it is skipped, and
+its reason says how to bring it.
 
 PELLUCID_MODELS names a folder of .gguf files, PELLUCID_DATA a folder that holds wikitext-2/.
 """
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-# A runner that was put into the background ignores Ctrl-C, and so would every program that a test starts and interrupts.
+# A runner that was put into the background ignores Ctrl-C, and so would every program that a test
+# starts and interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,8 +1,10 @@
-// The kernels of AVX-512, with linear layers for many tokens on AMX. They have run on no hardware yet, only on a model of the registers
-// (tests/amx_model.cpp): so they run where they are asked for, and not by default (docs/decisions.md).
+// The kernels of AVX-512, with linear layers for many tokens on AMX. They have run on no hardware
+// yet, only on a model of the registers (tests/amx_model.cpp): so they run where they are asked
+// for, and not by default (docs/decisions.md).
 //
-// Tiles are touched by inline assembly, in order and with memory clobbered: the intrinsics of gcc 12 do not tell the compiler which memory
-// they read, and it drops the stores to it. Tile data must be asked for once per process (Linux Documentation/arch/x86/xstate.rst).
+// Tiles are touched by inline assembly, in order and with memory clobbered: the intrinsics of gcc
+// 12 do not tell the compiler which memory they read, and it drops the stores to it. Tile data must
+// be asked for once per process (Linux Documentation/arch/x86/xstate.rst).
 #include <algorithm>
 #include <iterator>
 #include <utility>
@@ -28,7 +30,8 @@ namespace {
 // clang-format on
 
 struct Tiles {
-    // Registers 0–3 are 16 × 16 int32, 4 and 5 are 16 tokens × `quads` quads, 6 and 7 `quads` quads × 16 rows.
+    // Registers 0–3 are 16 × 16 int32, 4 and 5 are 16 tokens × `quads` quads, 6 and 7 `quads` quads
+    // × 16 rows.
     static void configure(int quads) {
         struct {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -48,11 +51,17 @@ struct Tiles {
     }
     template <int t>
     static void load(const void *p, size_t stride) {
-        __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "n"(t) : "memory");
+        __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
+                         :
+                         : "r"(p), "r"(stride), "n"(t)
+                         : "memory");
     }
     template <int t>
     static void store(void *p, size_t stride) {
-        __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "n"(t) : "memory");
+        __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)"
+                         :
+                         : "r"(p), "r"(stride), "n"(t)
+                         : "memory");
     }
     // Register `sums` += `x` (signed) · `codes` (unsigned).
     template <int sums, int x, int codes>

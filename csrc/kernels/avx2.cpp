@@ -1,5 +1,6 @@
-// The kernels compiled for one instruction set; CMakeLists.txt gives this file the flags that it needs. Everything that they define has
-// internal linkage: a function compiled for this set must not be the copy that the linker keeps for another file.
+// The kernels compiled for one instruction set; CMakeLists.txt gives this file the flags that it
+// needs. Everything that they define has internal linkage: a function compiled for this set must
+// not be the copy that the linker keeps for another file.
 #include "../simd/avx2.h"
 
 #include <algorithm>

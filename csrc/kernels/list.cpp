@@ -1,4 +1,5 @@
-// Which tables this build has: those of its architecture, the best first. What the CPU at hand can run of them is asked elsewhere.
+// Which tables this build has: those of its architecture, the best first. What the CPU at hand can
+// run of them is asked elsewhere.
 #include "../kernels.h"
 
 namespace pellucid {

@@ -1,4 +1,5 @@
-// Vectors of 8 float32 or int32 lanes, or of 32 bytes, on AVX2 with FMA and F16C (Haswell, Zen and later). The names of simd/avx512.h.
+// Vectors of 8 float32 or int32 lanes, or of 32 bytes, on AVX2 with FMA and F16C (Haswell, Zen and
+// later). The names of simd/avx512.h.
 #pragma once
 
 #include <immintrin.h>
@@ -10,7 +11,8 @@ namespace pellucid::avx2 {
 
 constexpr int kLanes = 8;
 constexpr bool kSignedDot = true;  // dot4 of codes of 8 bits takes them as code - 128
-constexpr int kRowsAtOnce = 4;     // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
+constexpr int kRowsAtOnce =
+    4;  // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
 constexpr int kSumsAtOnce = 1;
 
 using F32 = __m256;
@@ -27,7 +29,9 @@ inline F32 f32_mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 f32_div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
 inline F32 f32_max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 inline F32 f32_min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
-inline F32 f32_if_less(F32 a, F32 b, F32 then, F32 otherwise) { return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
+inline F32 f32_if_less(F32 a, F32 b, F32 then, F32 otherwise) {
+    return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 inline F32 f32_abs(F32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 inline F32 f32_fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 inline float f32_largest(F32 a) {
@@ -35,7 +39,9 @@ inline float f32_largest(F32 a) {
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
-inline F32 f32_round(F32 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F32 f32_round(F32 a) {
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 inline F32 f32_from_i32(I32 a) { return _mm256_cvtepi32_ps(a); }
 inline I32 i32_from_f32(F32 a) { return _mm256_cvtps_epi32(a); }
 
@@ -45,19 +51,24 @@ inline F32 f32_scale2(F32 a, F32 n) {
     __m256i rest = _mm256_sub_epi32(_mm256_cvtps_epi32(n), half);
     const __m256i bias = _mm256_set1_epi32(127);
     a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
-    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+    return _mm256_mul_ps(a,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
 
-inline F32 f32_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
+inline F32 f32_load_f16(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+}
 inline F32 f32_load_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 inline F32 f32_load_u8(const uint8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
 }
 inline F32 f32_load_s8(const uint8_t *p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
 }
 inline void store_s8(int8_t *p, I32 a) {
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
@@ -72,9 +83,15 @@ inline int32_t i32_sum(I32 a) {
 inline I32 i32_set(int32_t x) { return _mm256_set1_epi32(x); }
 inline I32 i32_add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 
-inline Bytes bytes_load(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)); }
-inline void bytes_store(uint8_t *p, Bytes a) { _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a); }
-inline Bytes bytes_and(Bytes a, uint8_t mask) { return _mm256_and_si256(a, _mm256_set1_epi8(static_cast<char>(mask))); }
+inline Bytes bytes_load(const uint8_t *p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+}
+inline void bytes_store(uint8_t *p, Bytes a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), a);
+}
+inline Bytes bytes_and(Bytes a, uint8_t mask) {
+    return _mm256_and_si256(a, _mm256_set1_epi8(static_cast<char>(mask)));
+}
 inline Bytes bytes_or(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
 template <int N>
 inline Bytes bytes_shift_right(Bytes a) {
@@ -89,8 +106,9 @@ inline Bytes bytes_lookup(const uint8_t *table16, Bytes index) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), index);
 }
 
-// vpmaddubsw adds two products of unsigned and signed bytes in 16 bits, and saturates. Codes of up to 6 bits cannot reach that
-// (2 · 63 · 127 = 16,002). Codes of 8 bits are made signed, and their sign is given to x: 2 · 128 · 127 = 32,512 still fits.
+// vpmaddubsw adds two products of unsigned and signed bytes in 16 bits, and saturates. Codes of up
+// to 6 bits cannot reach that (2 · 63 · 127 = 16,002). Codes of 8 bits are made signed, and their
+// sign is given to x: 2 · 128 · 127 = 32,512 still fits.
 template <bool Full>
 inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     int32_t four;
@@ -105,7 +123,8 @@ inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-// Into L2: one that fills L1 takes the place of a load that waits for memory (on Zen 4 that costs up to a third of the bandwidth).
+// Into L2: one that fills L1 takes the place of a load that waits for memory (on Zen 4 that costs
+// up to a third of the bandwidth).
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
 }  // namespace pellucid::avx2

@@ -1,5 +1,6 @@
-// Vectors of 16 lanes in plain C++: what runs where nothing better is known, and the plainest statement of what the others do.
-// The names of simd/avx512.h. The loops are short and regular, so that a compiler may turn them into whatever the baseline has.
+// Vectors of 16 lanes in plain C++: what runs where nothing better is known, and the plainest
+// statement of what the others do. The names of simd/avx512.h. The loops are short and regular, so
+// that a compiler may turn them into whatever the baseline has.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,5 @@
-// A model of AMX's tile registers in plain C++, under the same kernel: so that a machine without AMX holds its code to AVX-512's bits.
+// A model of AMX's tile registers in plain C++, under the same kernel: so that a machine without
+// AMX holds its code to AVX-512's bits.
 //
 // Reference: the pseudocode of LDTILECFG, TILELOADD and TDPBSUD in Intel SDM vol. 2.
 #include <algorithm>
@@ -29,7 +30,8 @@ struct TileModel {
     static inline Register tile[8];
 
     static void configure(int quads) {
-        for (int t = 0; t < 8; t++) tile[t] = {t < 6 ? 16 : quads, t == 4 || t == 5 ? 4 * quads : 64, {}};
+        for (int t = 0; t < 8; t++)
+            tile[t] = {t < 6 ? 16 : quads, t == 4 || t == 5 ? 4 * quads : 64, {}};
     }
     static void release() {
         for (Register &r : tile) r = {};  // of no size: whoever uses it now gets zeros
@@ -42,11 +44,14 @@ struct TileModel {
     static void load(const void *p, size_t stride) {
         zero<t>();
         for (int r = 0; r < tile[t].rows; r++)
-            std::memcpy(tile[t].bytes[r], static_cast<const uint8_t *>(p) + r * stride, tile[t].row_bytes);
+            std::memcpy(tile[t].bytes[r], static_cast<const uint8_t *>(p) + r * stride,
+                        tile[t].row_bytes);
     }
     template <int t>
     static void store(void *p, size_t stride) {
-        for (int r = 0; r < tile[t].rows; r++) std::memcpy(static_cast<uint8_t *>(p) + r * stride, tile[t].bytes[r], tile[t].row_bytes);
+        for (int r = 0; r < tile[t].rows; r++)
+            std::memcpy(static_cast<uint8_t *>(p) + r * stride, tile[t].bytes[r],
+                        tile[t].row_bytes);
     }
     template <int sums, int x, int codes>
     static void multiply() {
@@ -55,7 +60,9 @@ struct TileModel {
                 int32_t sum;
                 std::memcpy(&sum, tile[sums].bytes[m] + 4 * n, 4);
                 for (int k = 0; k < tile[x].row_bytes / 4 && k < tile[codes].rows; k++)
-                    for (int i = 0; i < 4; i++) sum += static_cast<int8_t>(tile[x].bytes[m][4 * k + i]) * tile[codes].bytes[k][4 * n + i];
+                    for (int i = 0; i < 4; i++)
+                        sum += static_cast<int8_t>(tile[x].bytes[m][4 * k + i]) *
+                               tile[codes].bytes[k][4 * n + i];
                 std::memcpy(tile[sums].bytes[m] + 4 * n, &sum, 4);
             }
     }
@@ -65,7 +72,8 @@ struct TileModel {
 }  // namespace avx512
 
 const Kernels *kernels_amx_model() {
-    static const Kernels table = avx512::with_tiles<avx512::TileModel>("AMX's kernels on a model of its registers");
+    static const Kernels table =
+        avx512::with_tiles<avx512::TileModel>("AMX's kernels on a model of its registers");
     return &table;
 }
 

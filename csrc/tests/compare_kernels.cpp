@@ -1,11 +1,13 @@
-// Compares every table of kernels that this build has, and this CPU can run, with the plainest statement there is of each.
+// Compares every table of kernels that this build has, and this CPU can run, with the plainest
+// statement there is of each.
 //
-//     linear        against decode_row in double; with scales that are powers of two, against the portable kernels bit for bit
-//     the rest      against the portable kernels: within a few roundings, and bit for bit where nothing is rounded differently
-//     all of them   a token alone against the same token among others, and any division of the work: bit for bit
+//     linear        against decode_row in double; with scales that are powers of two, against the
+//     portable kernels bit for bit the rest      against the portable kernels: within a few
+//     roundings, and bit for bit where nothing is rounded differently all of them   a token alone
+//     against the same token among others, and any division of the work: bit for bit
 //
-// Arrays are of the exact size, and what a kernel must not use is NaN: so a sanitizer, or any NaN in a result, tells of a read too far.
-// Random numbers are drawn from a fixed seed.
+// Arrays are of the exact size, and what a kernel must not use is NaN: so a sanitizer, or any NaN
+// in a result, tells of a read too far. Random numbers are drawn from a fixed seed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -31,16 +33,22 @@ Floats random_floats(size_t count, float size = 3.0f) {
     return out;
 }
 
-bool same(const float *a, const float *b, size_t count) { return std::memcmp(a, b, count * sizeof(float)) == 0; }
-bool same(const Floats &a, const Floats &b) { return a.size() == b.size() && same(a.data(), b.data(), a.size()); }
+bool same(const float *a, const float *b, size_t count) {
+    return std::memcmp(a, b, count * sizeof(float)) == 0;
+}
+bool same(const Floats &a, const Floats &b) {
+    return a.size() == b.size() && same(a.data(), b.data(), a.size());
+}
 
-// |a - b| within 1e-5 of b, or within `floor` of the largest b: what a sum that cancels cannot avoid. 2e-7 are some three roundings.
+// |a - b| within 1e-5 of b, or within `floor` of the largest b: what a sum that cancels cannot
+// avoid. 2e-7 are some three roundings.
 bool near(const Floats &a, const Floats &b, double floor = 2e-7) {
     double largest = 0.0;
     for (float x : b) largest = std::max(largest, std::fabs(static_cast<double>(x)));
     for (size_t i = 0; i < b.size(); i++) {
         const double y = static_cast<double>(b[i]);
-        if (!(std::fabs(static_cast<double>(a[i]) - y) <= 1e-5 * std::fabs(y) + floor * largest)) return false;  // NaN is not near
+        if (!(std::fabs(static_cast<double>(a[i]) - y) <= 1e-5 * std::fabs(y) + floor * largest))
+            return false;  // NaN is not near
     }
     return true;
 }
@@ -84,12 +92,14 @@ Matrix random_matrix(Format format, size_t outputs, size_t inputs, bool exact) {
         if (f.header_bytes() && tile % kTilesPerHeader == 0)
             for (int i = 0; i < f.header_bytes(); i += 2, p += 2) put_f16(p, scale());
         for (int i = 0; i < f.code_bytes(); i++) *p++ = static_cast<uint8_t>(random_bits());
-        for (int i = 0; i < f.scale_bytes() * (f.has_min ? 2 : 1); i += f.scale == Scale::F16 ? 2 : 1) {
+        for (int i = 0; i < f.scale_bytes() * (f.has_min ? 2 : 1);
+             i += f.scale == Scale::F16 ? 2 : 1) {
             if (f.scale == Scale::F16) {
                 put_f16(p, scale());
                 p += 2;
             } else {
-                *p++ = exact ? static_cast<uint8_t>(1 << random_int(0, 1)) : static_cast<uint8_t>(random_bits());
+                *p++ = exact ? static_cast<uint8_t>(1 << random_int(0, 1))
+                             : static_cast<uint8_t>(random_bits());
             }
         }
     }
@@ -103,15 +113,22 @@ struct Activations {
     std::vector<int8_t> q;
     Quantized view(size_t token) {
         const size_t block = token * inputs / kTileInputs;
-        return {q.data() + token * inputs, scales.data() + block, sums32.data() + block, sums16.data() + 2 * block};
+        return {q.data() + token * inputs, scales.data() + block, sums32.data() + block,
+                sums16.data() + 2 * block};
     }
 };
 
 Activations random_activations(size_t tokens, size_t inputs, bool exact) {
     const size_t blocks = tokens * (inputs / kTileInputs);
-    Activations a{
-        tokens, inputs, random_floats(tokens * inputs), Floats(blocks), std::vector<int32_t>(blocks), std::vector<int32_t>(2 * blocks), {}};
-    for (size_t i = 0; i < tokens * inputs; i++) a.q.push_back(static_cast<int8_t>(random_int(-127, 127)));
+    Activations a{tokens,
+                  inputs,
+                  random_floats(tokens * inputs),
+                  Floats(blocks),
+                  std::vector<int32_t>(blocks),
+                  std::vector<int32_t>(2 * blocks),
+                  {}};
+    for (size_t i = 0; i < tokens * inputs; i++)
+        a.q.push_back(static_cast<int8_t>(random_int(-127, 127)));
     for (size_t b = 0; b < blocks; b++) {
         a.scales[b] = exact ? std::ldexp(1.0f, random_int(-1, 0)) : random_float(0.02f);
         for (size_t i = 0; i < kTileInputs; i++) {
@@ -123,11 +140,14 @@ Activations random_activations(size_t tokens, size_t inputs, bool exact) {
 }
 
 // Tokens `first` …, computed together.
-Floats linear(const Kernels &k, const Matrix &m, Activations &a, size_t first, size_t tokens, const float *bias) {
+Floats linear(const Kernels &k, const Matrix &m, Activations &a, size_t first, size_t tokens,
+              const float *bias) {
     Floats y(tokens * m.outputs, NAN);
     std::vector<uint8_t> scratch(scratch_bytes(m.inputs));
-    const LinearArgs args{m.format,      m.tiles.data(), m.outputs, m.inputs,       bias,   a.x.data() + first * a.inputs,
-                          a.view(first), tokens,         y.data(),  scratch.data(), nullptr};
+    const LinearArgs args{m.format,       m.tiles.data(), m.outputs,
+                          m.inputs,       bias,           a.x.data() + first * a.inputs,
+                          a.view(first),  tokens,         y.data(),
+                          scratch.data(), nullptr};
     const size_t row_tiles = (m.outputs + kTileRows - 1) / kTileRows;
     for (size_t t = 0; t < row_tiles; t += 2) k.linear(args, t, std::min(t + 2, row_tiles));
     return y;
@@ -143,11 +163,13 @@ bool close_to_decoded(const Matrix &m, const Activations &a, const Floats &bias,
             double sum = static_cast<double>(bias[n]), size = std::fabs(sum);
             for (size_t k = 0; k < m.inputs; k++) {
                 const size_t i = t * m.inputs + k;
-                const double x = dense ? static_cast<double>(a.x[i]) : static_cast<double>(a.scales[i / kTileInputs]) * a.q[i];
+                const double x = dense ? static_cast<double>(a.x[i])
+                                       : static_cast<double>(a.scales[i / kTileInputs]) * a.q[i];
                 sum += static_cast<double>(weight[k]) * x;
                 size += std::fabs(static_cast<double>(weight[k]) * x);
             }
-            if (!(std::fabs(static_cast<double>(y[t * m.outputs + n]) - sum) <= 2e-6 * size)) return false;
+            if (!(std::fabs(static_cast<double>(y[t * m.outputs + n]) - sum) <= 2e-6 * size))
+                return false;
         }
     }
     return true;
@@ -159,7 +181,11 @@ void compare_linear(const Kernels &k) {
     for (Format format : formats) {
         const std::string name = "linear, ggml type " + std::to_string(static_cast<int>(format));
         const bool dense = tile_format(format).bits == 0;
-        const size_t outputs = 43, inputs = dense ? 75 : tile_format(format).file_inputs == 32 ? 544 : 512, most = 71;
+        const size_t outputs = 43,
+                     inputs = dense                                   ? 75
+                              : tile_format(format).file_inputs == 32 ? 544
+                                                                      : 512,
+                     most = 71;
         const Floats bias = random_floats(outputs);
         for (bool exact : {false, true}) {
             const Matrix m = random_matrix(format, outputs, inputs, exact);
@@ -167,12 +193,15 @@ void compare_linear(const Kernels &k) {
             const Floats all = linear(k, m, a, 0, most, bias.data());
             check(close_to_decoded(m, a, bias, all), name + ": far from what decode_row gives");
             if (exact && !dense)
-                check(same(linear(k, m, a, 0, most, nullptr), linear(*kernels_portable(), m, a, 0, most, nullptr)),
+                check(same(linear(k, m, a, 0, most, nullptr),
+                           linear(*kernels_portable(), m, a, 0, most, nullptr)),
                       name + ": other bits than the portable kernels, where nothing is rounded");
             for (size_t tokens : {1, 2, 3, 4, 5, 7, 8, 12, 17, 64, 65}) {
                 const size_t first = most - tokens;
-                check(same(linear(k, m, a, first, tokens, bias.data()).data(), all.data() + first * outputs, tokens * outputs),
-                      name + ": other bits with " + std::to_string(tokens) + " tokens than with " + std::to_string(most));
+                check(same(linear(k, m, a, first, tokens, bias.data()).data(),
+                           all.data() + first * outputs, tokens * outputs),
+                      name + ": other bits with " + std::to_string(tokens) + " tokens than with " +
+                          std::to_string(most));
             }
         }
     }
@@ -183,17 +212,21 @@ void compare_quantize(const Kernels &k) {
     Floats x = random_floats(tokens * inputs);
     std::fill_n(x.begin(), 32, 0.0f);
     for (size_t i = 32; i < 64; i++) x[i] *= 1e-6f;
-    Activations one = random_activations(tokens, inputs, false), two = random_activations(tokens, inputs, false);
+    Activations one = random_activations(tokens, inputs, false),
+                two = random_activations(tokens, inputs, false);
     k.quantize(x.data(), inputs, one.view(0), 0, 2);
     k.quantize(x.data(), inputs, one.view(0), 2, tokens);
     kernels_portable()->quantize(x.data(), inputs, two.view(0), 0, tokens);
-    check(one.q == two.q && same(one.scales, two.scales) && one.sums32 == two.sums32 && one.sums16 == two.sums16, "quantize");
+    check(one.q == two.q && same(one.scales, two.scales) && one.sums32 == two.sums32 &&
+              one.sums16 == two.sums16,
+          "quantize");
 }
 
 // ---- what is done to each token on its own
 
 // Run `f(kernels, out)` with both tables.
-bool agree(const Kernels &k, size_t count, const std::function<void(const Kernels &, float *)> &f, bool exactly) {
+bool agree(const Kernels &k, size_t count, const std::function<void(const Kernels &, float *)> &f,
+           bool exactly) {
     Floats one(count, NAN), two(count, NAN);
     f(k, one.data());
     f(*kernels_portable(), two.data());
@@ -204,7 +237,8 @@ void compare_elementwise(const Kernels &k) {
     for (size_t width : {1, 7, 8, 15, 16, 37, 100}) {
         const std::string of = " of width " + std::to_string(width);
         const size_t tokens = 3, count = tokens * width;
-        const Floats x = random_floats(count, 20.0f), y = random_floats(count), weight = random_floats(width), bias = random_floats(width);
+        const Floats x = random_floats(count, 20.0f), y = random_floats(count),
+                     weight = random_floats(width), bias = random_floats(width);
         auto in_two = [&](auto f) {  // as two threads would
             f(0, 1);
             f(1, tokens);
@@ -212,31 +246,48 @@ void compare_elementwise(const Kernels &k) {
         check(agree(
                   k, count,
                   [&](const Kernels &t, float *out) {
-                      in_two([&](size_t a, size_t b) { t.rms_norm(x.data(), weight.data(), 1e-5f, width, out, a, b); });
+                      in_two([&](size_t a, size_t b) {
+                          t.rms_norm(x.data(), weight.data(), 1e-5f, width, out, a, b);
+                      });
                   },
                   false),
               "rms_norm" + of);
         check(agree(
                   k, count,
                   [&](const Kernels &t, float *out) {
-                      in_two([&](size_t a, size_t b) { t.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, width, out, a, b); });
+                      in_two([&](size_t a, size_t b) {
+                          t.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, width, out, a,
+                                       b);
+                      });
                   },
                   false),
               "layer_norm" + of);
-        auto both = [&](const char *name, bool exactly, auto f) { check(agree(k, count, f, exactly), name + of); };
-        both("add", true, [&](const Kernels &t, float *out) { t.add(x.data(), y.data(), out, count); });
-        both("silu_mul", false, [&](const Kernels &t, float *out) { t.silu_mul(x.data(), y.data(), out, count); });
-        both("gelu_mul", false, [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), y.data(), out, count); });
-        both("gelu", false, [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), nullptr, out, count); });
-        both("softcap", false, [&](const Kernels &t, float *out) { t.softcap(x.data(), 5.0f, out, count); });
+        auto both = [&](const char *name, bool exactly, auto f) {
+            check(agree(k, count, f, exactly), name + of);
+        };
+        both("add", true,
+             [&](const Kernels &t, float *out) { t.add(x.data(), y.data(), out, count); });
+        both("silu_mul", false,
+             [&](const Kernels &t, float *out) { t.silu_mul(x.data(), y.data(), out, count); });
+        both("gelu_mul", false,
+             [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), y.data(), out, count); });
+        both("gelu", false,
+             [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), nullptr, out, count); });
+        both("softcap", false,
+             [&](const Kernels &t, float *out) { t.softcap(x.data(), 5.0f, out, count); });
     }
     for (int rotary : {6, 32, 40}) {
         const int heads = 3, dim = 40;
         const size_t tokens = 4, count = tokens * heads * dim;
-        const Floats x = random_floats(count), angles = random_floats(tokens * static_cast<size_t>(rotary));
+        const Floats x = random_floats(count),
+                     angles = random_floats(tokens * static_cast<size_t>(rotary));
         const float *cos = angles.data(), *sin = cos + angles.size() / 2;
         check(agree(
-                  k, count, [&](const Kernels &t, float *out) { t.rope(x.data(), cos, sin, heads, dim, rotary, out, 0, tokens); }, true),
+                  k, count,
+                  [&](const Kernels &t, float *out) {
+                      t.rope(x.data(), cos, sin, heads, dim, rotary, out, 0, tokens);
+                  },
+                  true),
               "rope of " + std::to_string(rotary) + " dimensions");
     }
 }
@@ -249,66 +300,91 @@ struct Attention {
     KvType k_type = KvType::F16, v_type = KvType::F16;
 };
 
-// Requests with a context before them and a few new tokens each, in a cache whose other places hold NaN.
+// Requests with a context before them and a few new tokens each, in a cache whose other places hold
+// NaN.
 void compare_attention(const Kernels &k, const Attention &c) {
     char name[120];
-    std::snprintf(name, sizeof(name), "attention, heads %d/%d, head_dim %d, window %d, softcap %g, types %d %d", c.heads, c.kv_heads, c.dim,
-                  c.window, static_cast<double>(c.softcap), static_cast<int>(c.k_type), static_cast<int>(c.v_type));
+    std::snprintf(name, sizeof(name),
+                  "attention, heads %d/%d, head_dim %d, window %d, softcap %g, types %d %d",
+                  c.heads, c.kv_heads, c.dim, c.window, static_cast<double>(c.softcap),
+                  static_cast<int>(c.k_type), static_cast<int>(c.v_type));
     const std::vector<int32_t> lengths{1, 16, 530, 37, 700}, queries{1, 16, 3, 9, 1};
-    const size_t requests = lengths.size(), block_size = static_cast<size_t>(c.chunks_per_block) * kChunk;
+    const size_t requests = lengths.size(),
+                 block_size = static_cast<size_t>(c.chunks_per_block) * kChunk;
     const size_t width = (700 + block_size - 1) / block_size, blocks = requests * width;
     std::vector<int32_t> table(blocks), starts{0};
     for (size_t i = 0; i < blocks; i++) table[i] = static_cast<int32_t>(i);
-    for (size_t i = blocks - 1; i > 0; i--) std::swap(table[i], table[static_cast<size_t>(random_int(0, static_cast<int>(i)))]);
+    for (size_t i = blocks - 1; i > 0; i--)
+        std::swap(table[i], table[static_cast<size_t>(random_int(0, static_cast<int>(i)))]);
     for (int32_t n : queries) starts.push_back(starts.back() + n);
 
     // Write the keys and values of each request, by both kernels: they must be the same bits.
     const size_t row = static_cast<size_t>(c.kv_heads * c.dim);
-    const size_t heads = blocks * static_cast<size_t>(c.chunks_per_block) * static_cast<size_t>(c.kv_heads);
-    std::vector<uint8_t> kc(heads * kv_chunk_bytes(c.k_type, c.dim), 0xff), vc(heads * kv_chunk_bytes(c.v_type, c.dim), 0xff);
+    const size_t heads =
+        blocks * static_cast<size_t>(c.chunks_per_block) * static_cast<size_t>(c.kv_heads);
+    std::vector<uint8_t> kc(heads * kv_chunk_bytes(c.k_type, c.dim), 0xff),
+        vc(heads * kv_chunk_bytes(c.v_type, c.dim), 0xff);
     std::vector<uint8_t> kp = kc, vp = vc;
     for (size_t r = 0; r < requests; r++) {
         const size_t n = static_cast<size_t>(lengths[r]);
         const Floats keys = random_floats(n * row), values = random_floats(n * row);
         std::vector<int32_t> slots;
         for (size_t i = 0; i < n; i++)
-            slots.push_back(table[r * width + i / block_size] * static_cast<int32_t>(block_size) + static_cast<int32_t>(i % block_size));
+            slots.push_back(table[r * width + i / block_size] * static_cast<int32_t>(block_size) +
+                            static_cast<int32_t>(i % block_size));
         for (const bool own : {true, false}) {
             const Kernels &writer = own ? k : *kernels_portable();
-            writer.kv_write({keys.data(), slots.data(), c.kv_heads, c.dim, c.k_type, true, own ? kc.data() : kp.data()}, 0, n);
-            writer.kv_write({values.data(), slots.data(), c.kv_heads, c.dim, c.v_type, false, own ? vc.data() : vp.data()}, 0, n);
+            writer.kv_write({keys.data(), slots.data(), c.kv_heads, c.dim, c.k_type, true,
+                             own ? kc.data() : kp.data()},
+                            0, n);
+            writer.kv_write({values.data(), slots.data(), c.kv_heads, c.dim, c.v_type, false,
+                             own ? vc.data() : vp.data()},
+                            0, n);
         }
     }
     check(kc == kp && vc == vp, std::string(name) + ": kv_write");
 
-    const size_t tokens = static_cast<size_t>(starts.back()), per_token = static_cast<size_t>(c.heads * c.dim), count = tokens * per_token;
+    const size_t tokens = static_cast<size_t>(starts.back()),
+                 per_token = static_cast<size_t>(c.heads * c.dim), count = tokens * per_token;
     const Floats q = random_floats(count);
     AttentionArgs args{};
-    args.q = q.data(), args.k = kc.data(), args.v = vc.data(), args.k_type = c.k_type, args.v_type = c.v_type;
-    args.cu_seqlens_q = starts.data(), args.seq_lens = lengths.data(), args.block_tables = table.data();
+    args.q = q.data(), args.k = kc.data(), args.v = vc.data(), args.k_type = c.k_type,
+    args.v_type = c.v_type;
+    args.cu_seqlens_q = starts.data(), args.seq_lens = lengths.data(),
+    args.block_tables = table.data();
     args.requests = requests, args.table_width = width;
-    args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.dim, args.chunks_per_block = c.chunks_per_block;
-    args.scale = 1.0f / std::sqrt(static_cast<float>(c.dim)), args.softcap = c.softcap, args.window = c.window;
+    args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.dim,
+    args.chunks_per_block = c.chunks_per_block;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(c.dim)), args.softcap = c.softcap,
+    args.window = c.window;
 
     auto attend = [&](const Kernels &t, AttentionArgs a, size_t n, size_t threads) {
         Floats out(n * per_token, NAN), scratch(t.attention_scratch(c.kv_heads, c.dim));
         a.out = out.data();
-        for (size_t thread = 0; thread < threads; thread++) t.attention(a, scratch.data(), thread, threads);
+        for (size_t thread = 0; thread < threads; thread++)
+            t.attention(a, scratch.data(), thread, threads);
         return out;
     };
     const Floats all = attend(k, args, tokens, 1);
-    // Scores of up to some 15 are sums of dim products, each rounded: their error, a few 1e-6, is that of the weights.
-    check(near(all, attend(*kernels_portable(), args, tokens, 1), 4e-6), std::string(name) + ": far from the portable kernels");
-    check(same(all, attend(k, args, tokens, 3)), std::string(name) + ": other bits when three threads share the work");
+    // Scores of up to some 15 are sums of dim products, each rounded: their error, a few 1e-6, is
+    // that of the weights.
+    check(near(all, attend(*kernels_portable(), args, tokens, 1), 4e-6),
+          std::string(name) + ": far from the portable kernels");
+    check(same(all, attend(k, args, tokens, 3)),
+          std::string(name) + ": other bits when three threads share the work");
 
     // In two steps, with a barrier between them.
-    Floats merged(count, NAN), scratch(k.attention_scratch(c.kv_heads, c.dim)), partials(k.attention_partials_size(args, tokens, 64));
-    const size_t splits = partials.size() / (tokens * static_cast<size_t>(c.heads) * static_cast<size_t>(c.dim + 2));
+    Floats merged(count, NAN), scratch(k.attention_scratch(c.kv_heads, c.dim)),
+        partials(k.attention_partials_size(args, tokens, 64));
+    const size_t splits =
+        partials.size() / (tokens * static_cast<size_t>(c.heads) * static_cast<size_t>(c.dim + 2));
     check(splits > 1, std::string(name) + ": a long context is not divided");
     AttentionArgs parts = args;
     parts.out = merged.data(), parts.partials = partials.data();
-    for (size_t thread = 0; thread < 3; thread++) k.attention_partials(parts, scratch.data(), splits, thread, 3);
-    for (size_t thread = 0; thread < 3; thread++) k.attention_merge(parts, scratch.data(), splits, thread, 3);
+    for (size_t thread = 0; thread < 3; thread++)
+        k.attention_partials(parts, scratch.data(), splits, thread, 3);
+    for (size_t thread = 0; thread < 3; thread++)
+        k.attention_merge(parts, scratch.data(), splits, thread, 3);
     check(same(all, merged), std::string(name) + ": other bits when divided by splits");
 
     // The last token of each request, alone.
@@ -327,7 +403,9 @@ void compare_attention(const Kernels &k, const Attention &c) {
 
 int main() {
 #if defined(__x86_64__)
-    if (usable("avx512")) compare_linear(*kernels_amx_model());  // for fewer than 16 tokens it is AVX-512: so the bits are the same
+    if (usable("avx512"))
+        compare_linear(*kernels_amx_model());  // for fewer than 16 tokens it is AVX-512: so the
+                                               // bits are the same
 #endif
     return for_usable_kernels([](const Kernels *k) {
         compare_quantize(*k);

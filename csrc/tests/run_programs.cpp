@@ -1,13 +1,18 @@
-// Runs programs as the engine does, without Python: one layer of a model on several threads, wrong programs, wrong batches, pools.
+// Runs programs as the engine does, without Python: one layer of a model on several threads, wrong
+// programs, wrong batches, pools.
 //
-//     tiles      every format put into tiles and read back row by row, from and to arrays of the exact size
-//     bits       the same on 1, 2 and 4 threads, in one step and token by token, with a context that is divided by splits and without
-//     wrong      every entry and every batch that does not fit is an exception, and what ran before runs after
-//     stages     every share of a stage is worked on once, and none before the stage before it is done, however few the cores and late the
+//     tiles      every format put into tiles and read back row by row, from and to arrays of the
+//     exact size bits       the same on 1, 2 and 4 threads, in one step and token by token, with a
+//     context that is divided by splits and without wrong      every entry and every batch that
+//     does not fit is an exception, and what ran before runs after stages     every share of a
+//     stage is worked on once, and none before the stage before it is done, however few the cores
+//     and late the
 //                threads
-//     pools      two threads that use one pool take turns; what is thrown reaches the caller; a child after fork() makes a team of its own
+//     pools      two threads that use one pool take turns; what is thrown reaches the caller; a
+//     child after fork() makes a team of its own
 //
-// Built with sanitizers by scripts/sanitize: a data race, a read too far or undefined behaviour ends it.
+// Built with sanitizers by scripts/sanitize: a data race, a read too far or undefined behaviour
+// ends it.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -35,11 +40,27 @@ namespace {
 
 constexpr size_t kWidth = 64, kKvWidth = 32, kWords = 48, kTokens = 700;
 constexpr int kHeads = 4, kKvHeads = 2, kHeadDim = 16;
-enum : int { X, NORMED, PACKED, Q, K, V, ANGLES, TURNED_Q, TURNED_K, SEEN, TAKEN, PACKED_TAKEN, LOGITS };
+enum : int {
+    X,
+    NORMED,
+    PACKED,
+    Q,
+    K,
+    V,
+    ANGLES,
+    TURNED_Q,
+    TURNED_K,
+    SEEN,
+    TAKEN,
+    PACKED_TAKEN,
+    LOGITS
+};
 
-std::shared_ptr<Weight> random_weight(ThreadPool &pool, Format format, size_t outputs, size_t inputs) {
+std::shared_ptr<Weight> random_weight(ThreadPool &pool, Format format, size_t outputs,
+                                      size_t inputs) {
     const TileFormat f = tile_format(format);
-    const size_t row_tiles = (outputs + kTileRows - 1) / kTileRows, row = f.bits ? inputs / f.file_inputs * f.file_bytes : inputs * 4;
+    const size_t row_tiles = (outputs + kTileRows - 1) / kTileRows,
+                 row = f.bits ? inputs / f.file_inputs * f.file_bytes : inputs * 4;
     std::vector<uint8_t> file(outputs * row);
     for (size_t i = 0; i < file.size(); i++) file[i] = static_cast<uint8_t>(random_bits());
     if (f.bits)  // the first float16 of each block is its scale
@@ -59,7 +80,8 @@ std::shared_ptr<Weight> random_weight(ThreadPool &pool, Format format, size_t ou
         return size_t{1};
     };
     pool.run(prepare, [&](size_t, size_t share) {
-        const size_t first = row_tiles * share / pool.size(), last = row_tiles * (share + 1) / pool.size();
+        const size_t first = row_tiles * share / pool.size(),
+                     last = row_tiles * (share + 1) / pool.size();
         if (f.bits)
             repack(format, file.data(), outputs, inputs, weight->tiles.get(), first, last);
         else
@@ -92,7 +114,9 @@ struct Layer {
         };
         for (size_t width : {kWidth, kWidth}) place(width, false, false);
         place(kWidth, true, false);
-        for (size_t width : {kWidth, kKvWidth, kKvWidth, size_t{kHeadDim}, kWidth, kKvWidth, kWidth}) place(width, false, false);
+        for (size_t width :
+             {kWidth, kKvWidth, kKvWidth, size_t{kHeadDim}, kWidth, kKvWidth, kWidth})
+            place(width, false, false);
         place(kWidth, false, true);
         place(kWidth, true, true);
         out.push_back({0, kWords, false, true});
@@ -112,9 +136,25 @@ struct Layer {
             {Op::Linear, {PACKED}, V, v, {}, nullptr, {}, {}, false},
             {Op::RopeAngles, {}, ANGLES, nullptr, {}, nullptr, {}, angles, true},
             {Op::Rope, {Q, ANGLES}, TURNED_Q, nullptr, {}, nullptr, {kHeads, kHeadDim}, {}, false},
-            {Op::Rope, {K, ANGLES}, TURNED_K, nullptr, {}, nullptr, {kKvHeads, kHeadDim}, {}, false},
+            {Op::Rope,
+             {K, ANGLES},
+             TURNED_K,
+             nullptr,
+             {},
+             nullptr,
+             {kKvHeads, kHeadDim},
+             {},
+             false},
             {Op::KvWrite, {TURNED_K, V}, -1, nullptr, {}, kv, {0}, {}, false},
-            {Op::Attention, {TURNED_Q}, SEEN, nullptr, {}, kv, {kHeads, kHeadDim, window, 0}, {0.25, 30.0}, true},
+            {Op::Attention,
+             {TURNED_Q},
+             SEEN,
+             nullptr,
+             {},
+             kv,
+             {kHeads, kHeadDim, window, 0},
+             {0.25, 30.0},
+             true},
             {Op::TakeRows, {SEEN}, TAKEN, nullptr, {}, nullptr, {}, {}, true},
             {Op::Quantize, {TAKEN}, PACKED_TAKEN, nullptr, {}, nullptr, {}, {}, false},
             {Op::Linear, {PACKED_TAKEN}, LOGITS, head, {bias}, nullptr, {}, {}, true},
@@ -124,23 +164,29 @@ struct Layer {
 };
 
 std::shared_ptr<KVStore> new_cache() {  // blocks of 32 tokens, one more than are needed
-    const size_t chunks = kTokens / kChunk + 4, bytes = chunks * kKvHeads * kHeadDim * kChunk * sizeof(uint16_t);
-    return std::make_shared<KVStore>(KVStore{chunks, kKvHeads, kHeadDim, 2, KvType::F16, KvType::F16, allocate(bytes), allocate(bytes)});
+    const size_t chunks = kTokens / kChunk + 4,
+                 bytes = chunks * kKvHeads * kHeadDim * kChunk * sizeof(uint16_t);
+    return std::make_shared<KVStore>(KVStore{chunks, kKvHeads, kHeadDim, 2, KvType::F16,
+                                             KvType::F16, allocate(bytes), allocate(bytes)});
 }
 
-Program new_program(const Kernels *kernels, const std::shared_ptr<ThreadPool> &pool, const Layer &layer) {
+Program new_program(const Kernels *kernels, const std::shared_ptr<ThreadPool> &pool,
+                    const Layer &layer) {
     Program program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), LOGITS);
     for (Entry &e : layer.entries(new_cache())) program.add(std::move(e));
     return program;
 }
 
-// Tokens first … last - 1 of one request, whose blocks lie backwards; logits of every token. Arrays of the exact size.
+// Tokens first … last - 1 of one request, whose blocks lie backwards; logits of every token. Arrays
+// of the exact size.
 struct Step {
     std::vector<int32_t> ids, positions, logits, cu, lens, table, slots;
     std::vector<float> out;
 
-    Step(size_t first, size_t last) : cu{0, static_cast<int32_t>(last - first)}, lens{static_cast<int32_t>(last)} {
-        for (size_t b = 0; b * 32 < last; b++) table.push_back(static_cast<int32_t>(kTokens / 32 - b));
+    Step(size_t first, size_t last)
+        : cu{0, static_cast<int32_t>(last - first)}, lens{static_cast<int32_t>(last)} {
+        for (size_t b = 0; b * 32 < last; b++)
+            table.push_back(static_cast<int32_t>(kTokens / 32 - b));
         for (size_t t = first; t < last; t++) {
             ids.push_back(static_cast<int32_t>(t * 17 % kTokens));
             positions.push_back(static_cast<int32_t>(t));
@@ -150,8 +196,9 @@ struct Step {
         out.resize(logits.size() * kWords);
     }
     Batch batch() const {
-        return {ids.data(),   positions.data(), logits.data(), cu.data(),   lens.data(),  table.data(),
-                slots.data(), ids.size(),       logits.size(), lens.size(), table.size(), 1};
+        return {ids.data(),    positions.data(), logits.data(), cu.data(),
+                lens.data(),   table.data(),     slots.data(),  ids.size(),
+                logits.size(), lens.size(),      table.size(),  1};
     }
     const std::vector<float> &run(Program &program, double *seconds = nullptr) {
         program.run(batch(), out.data(), seconds);
@@ -170,13 +217,16 @@ void check_bits(const Kernels *kernels) {
             Program program = new_program(kernels, pool, layer);
             std::vector<float> parts;
             std::vector<double> seconds(program.size());
-            for (size_t first = 0, size = 1; first < kTokens; first += size, size = first > 600 ? 1 : 1 + first % 67) {
+            for (size_t first = 0, size = 1; first < kTokens;
+                 first += size, size = first > 600 ? 1 : 1 + first % 67) {
                 Step step(first, std::min(first + size, kTokens));
                 const auto &out = step.run(program, first % 2 ? seconds.data() : nullptr);
                 parts.insert(parts.end(), out.begin(), out.end());
             }
-            check(parts.size() == whole.size() && std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)) == 0,
-                  std::string(kernels->name) + ": in parts on " + std::to_string(threads) + " threads, window " + std::to_string(window));
+            check(parts.size() == whole.size() &&
+                      std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)) == 0,
+                  std::string(kernels->name) + ": in parts on " + std::to_string(threads) +
+                      " threads, window " + std::to_string(window));
         }
     }
 }
@@ -200,26 +250,34 @@ void check_refusals(const Kernels *kernels) {
             Program program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), LOGITS);
             Entry e = entries[i];
             change(e);
-            throws<std::invalid_argument>("entry " + std::to_string(i) + " with " + what, [&] { program.add(e); });
+            throws<std::invalid_argument>("entry " + std::to_string(i) + " with " + what,
+                                          [&] { program.add(e); });
         };
         refused("an input too many", [](Entry &e) { e.in.push_back(X), e.in.push_back(X); });
         refused("an input that is no buffer", [](Entry &e) { e.in = {99, -1}; });
         refused("an output that is no buffer", [](Entry &e) { e.out = e.out < 0 ? 0 : 99; });
         refused("a parameter too many", [](Entry &e) { e.ints.resize(7); });
         refused("a number too many", [](Entry &e) { e.floats.resize(77); });
-        refused("vectors of no size", [](Entry &e) { e.vectors.assign(3, std::make_shared<Vector>()); });
+        refused("vectors of no size",
+                [](Entry &e) { e.vectors.assign(3, std::make_shared<Vector>()); });
         if (entries[i].weight) refused("no weight", [](Entry &e) { e.weight = nullptr; });
         if (entries[i].kv) refused("no cache", [](Entry &e) { e.kv = nullptr; });
         if (entries[i].out >= 0)
-            refused("an output of another width", [](Entry &e) { e.out = e.out == K || e.out == V || e.out == TURNED_K ? Q : K; });
+            refused("an output of another width", [](Entry &e) {
+                e.out = e.out == K || e.out == V || e.out == TURNED_K ? Q : K;
+            });
         for (size_t j = 0; j < entries[i].in.size(); j++)
-            refused("an input of another kind", [&](Entry &e) { e.in[j] = e.in[j] == PACKED ? X : PACKED; });
+            refused("an input of another kind",
+                    [&](Entry &e) { e.in[j] = e.in[j] == PACKED ? X : PACKED; });
     }
-    throws<std::invalid_argument>("a buffer beyond the arena", [&] { Program(kernels, pool, Layer::buffers(), 100, LOGITS); });
-    throws<std::invalid_argument>("a quantized output",
-                                  [&] { Program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), PACKED); });
-    throws<std::invalid_argument>("an output that is none",
-                                  [&] { Program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), 99); });
+    throws<std::invalid_argument>("a buffer beyond the arena",
+                                  [&] { Program(kernels, pool, Layer::buffers(), 100, LOGITS); });
+    throws<std::invalid_argument>("a quantized output", [&] {
+        Program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), PACKED);
+    });
+    throws<std::invalid_argument>("an output that is none", [&] {
+        Program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), 99);
+    });
 
     Program program = new_program(kernels, pool, layer);
     const std::vector<float> before = Step(0, 70).run(program);
@@ -228,7 +286,8 @@ void check_refusals(const Kernels *kernels) {
         change(step);
         throws<std::out_of_range>(what, [&] { step.run(program); });
     };
-    constexpr int32_t kMost = std::numeric_limits<int32_t>::max(), kLeast = std::numeric_limits<int32_t>::min();
+    constexpr int32_t kMost = std::numeric_limits<int32_t>::max(),
+                      kLeast = std::numeric_limits<int32_t>::min();
     for (int32_t bad : {-1, kMost, kLeast}) {
         refused("a token id", [&](Step &s) { s.ids[29] = bad; });
         refused("a slot", [&](Step &s) { s.slots[0] = bad; });
@@ -239,12 +298,16 @@ void check_refusals(const Kernels *kernels) {
         refused("the last of cu_seqlens_q", [&](Step &s) { s.cu[1] = bad; });
     }
     refused("a token id that is one too high", [](Step &s) { s.ids[0] = kTokens; });
-    refused("a slot that is one too high", [](Step &s) { s.slots[0] = (kTokens / kChunk + 4) * kChunk; });
-    refused("a block that is one too high", [](Step &s) { s.table[0] = (kTokens / kChunk + 4) / 2; });
+    refused("a slot that is one too high",
+            [](Step &s) { s.slots[0] = (kTokens / kChunk + 4) * kChunk; });
+    refused("a block that is one too high",
+            [](Step &s) { s.table[0] = (kTokens / kChunk + 4) / 2; });
     refused("a logits index that is one too high", [](Step &s) { s.logits[0] = 30; });
     refused("a length with a block too many", [](Step &s) { s.lens[0] = 97; });
-    refused("more logits than tokens", [](Step &s) { s.logits.resize(31), s.out.resize(31 * kWords); });
-    refused("a request of negative length", [](Step &s) { s.cu = {0, 31, 30}, s.lens = {70, 70}, s.table.resize(6); });
+    refused("more logits than tokens",
+            [](Step &s) { s.logits.resize(31), s.out.resize(31 * kWords); });
+    refused("a request of negative length",
+            [](Step &s) { s.cu = {0, 31, 30}, s.lens = {70, 70}, s.table.resize(6); });
     check(Step(0, 70).run(program) == before, "a batch after those that were refused");
 }
 
@@ -252,21 +315,26 @@ void check_refusals(const Kernels *kernels) {
 
 void check_tiles() {
     for (const TileFormat &f : kTileFormats) {
-        const size_t inputs = 2 * static_cast<size_t>(f.file_inputs), row = 2 * static_cast<size_t>(f.file_bytes);
+        const size_t inputs = 2 * static_cast<size_t>(f.file_inputs),
+                     row = 2 * static_cast<size_t>(f.file_bytes);
         for (size_t rows : {1, 16, 37}) {
             const size_t row_tiles = (rows + kTileRows - 1) / kTileRows;
-            std::vector<uint8_t> file(rows * row), tiles(row_tiles * f.row_tile_bytes(inputs)), shares(tiles.size());
+            std::vector<uint8_t> file(rows * row), tiles(row_tiles * f.row_tile_bytes(inputs)),
+                shares(tiles.size());
             for (uint8_t &x : file) x = static_cast<uint8_t>(random_bits());
             repack(f.format, file.data(), rows, inputs, tiles.data(), 0, row_tiles);
-            for (size_t t = row_tiles; t-- > 0;) repack(f.format, file.data(), rows, inputs, shares.data(), t, t + 1);
-            check(tiles == shares, "tiles of format " + std::to_string(static_cast<int>(f.format)) + " share by share");
+            for (size_t t = row_tiles; t-- > 0;)
+                repack(f.format, file.data(), rows, inputs, shares.data(), t, t + 1);
+            check(tiles == shares, "tiles of format " + std::to_string(static_cast<int>(f.format)) +
+                                       " share by share");
             std::vector<float> values(inputs), again(inputs);
             for (size_t r = 0; r < rows; r++) {  // a row's values do not depend on where it lies
                 decode_row(f.format, tiles.data(), r, inputs, 1.0f, values.data());
                 std::vector<uint8_t> alone(f.row_tile_bytes(inputs));
                 repack(f.format, file.data() + r * row, 1, inputs, alone.data(), 0, 1);
                 decode_row(f.format, alone.data(), 0, inputs, 1.0f, again.data());
-                check(std::memcmp(values.data(), again.data(), inputs * sizeof(float)) == 0, "row " + std::to_string(r) + " of tiles");
+                check(std::memcmp(values.data(), again.data(), inputs * sizeof(float)) == 0,
+                      "row " + std::to_string(r) + " of tiles");
             }
         }
     }
@@ -278,12 +346,15 @@ void check_stages() {
     constexpr size_t kStages = 300;
     for (size_t threads : {1, 2, 3, 16}) {
         ThreadPool pool(threads);
-        std::vector<int> times(kStages * threads);  // plain memory: a second thread at one share, or a stage too early, is a race
+        std::vector<int> times(kStages * threads);  // plain memory: a second thread at one share,
+                                                    // or a stage too early, is a race
         for (int run = 0; run < 20; run++) {
             const auto work = [&](size_t stage, size_t share) {
                 for (size_t i = 0; stage > 0 && i < threads; i++)
-                    if (times[(stage - 1) * threads + i] != run + 1) throw std::logic_error("a stage began too early");
-                if ((stage * 7 + share * 3 + static_cast<size_t>(run)) % 97 == 0)  // long enough that the others sleep
+                    if (times[(stage - 1) * threads + i] != run + 1)
+                        throw std::logic_error("a stage began too early");
+                if ((stage * 7 + share * 3 + static_cast<size_t>(run)) % 97 ==
+                    0)  // long enough that the others sleep
                     std::this_thread::sleep_for(std::chrono::microseconds(200));
                 times[stage * threads + share]++;
             };
@@ -314,7 +385,8 @@ void check_stages() {
 
 void check_pools(const Kernels *kernels) {
     throws<std::invalid_argument>("a pool of no threads", [] { ThreadPool pool(0); });
-    throws<std::invalid_argument>("a pool of too many threads", [] { ThreadPool pool(ThreadPool::kMaxThreads + 1); });
+    throws<std::invalid_argument>("a pool of too many threads",
+                                  [] { ThreadPool pool(ThreadPool::kMaxThreads + 1); });
 
     auto pool = std::make_shared<ThreadPool>(3);
     const Layer layer(*pool, 0);
@@ -328,8 +400,9 @@ void check_pools(const Kernels *kernels) {
     use(first, same[0]);
     other.join();
     check(same[0] && same[1], "two threads of the process on one pool");
-    throws<std::bad_alloc>("what cannot be prepared",
-                           [&] { pool->run([]() -> size_t { throw std::bad_alloc(); }, [](size_t, size_t) { std::abort(); }); });
+    throws<std::bad_alloc>("what cannot be prepared", [&] {
+        pool->run([]() -> size_t { throw std::bad_alloc(); }, [](size_t, size_t) { std::abort(); });
+    });
     check(Step(0, 50).run(first) == measure, "a run after one that could not be prepared");
 
 #ifndef __SANITIZE_THREAD__  // which cannot follow a child's new threads

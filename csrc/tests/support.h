@@ -1,4 +1,5 @@
-// What the checks in this folder share: a count of failures, random numbers from a fixed seed, and the kernels that this CPU can run.
+// What the checks in this folder share: a count of failures, random numbers from a fixed seed, and
+// the kernels that this CPU can run.
 #pragma once
 
 #include <algorithm>
@@ -29,20 +30,28 @@ inline uint32_t random_bits() {  // splitmix64
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
     return static_cast<uint32_t>(z >> 32);
 }
-inline int random_int(int low, int high) { return low + static_cast<int>(random_bits() % static_cast<uint32_t>(high - low + 1)); }
-inline float random_float(float size) { return (static_cast<float>(random_bits()) * 0x1p-31f - 1.0f) * size; }
+inline int random_int(int low, int high) {
+    return low + static_cast<int>(random_bits() % static_cast<uint32_t>(high - low + 1));
+}
+inline float random_float(float size) {
+    return (static_cast<float>(random_bits()) * 0x1p-31f - 1.0f) * size;
+}
 
 // What each table is compiled for: as ISAS in src/pellucid/backends/native/backend.py.
 inline bool usable(const std::string &name) {
     std::vector<std::string> needs;
     if (name == "avx2") needs = {"avx2", "fma", "f16c"};
-    if (name == "avx512") needs = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
+    if (name == "avx512")
+        needs = {"avx2",     "fma",      "f16c",     "avx512f",
+                 "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
     if (name == "neon") needs = {"neon", "fp16", "dotprod"};
     if (name == "amx")
-        needs = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "amx_tile", "amx_int8"};
+        needs = {"avx2",     "fma",      "f16c",        "avx512f",  "avx512bw",
+                 "avx512vl", "avx512dq", "avx512_vnni", "amx_tile", "amx_int8"};
     const std::vector<CpuFeature> features = detect_cpu_features();
     return std::all_of(needs.begin(), needs.end(), [&](const std::string &need) {
-        return std::any_of(features.begin(), features.end(), [&](const CpuFeature &f) { return f.usable && f.name == need; });
+        return std::any_of(features.begin(), features.end(),
+                           [&](const CpuFeature &f) { return f.usable && f.name == need; });
     });
 }
 

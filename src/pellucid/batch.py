@@ -1,12 +1,15 @@
-"""One step's work for the model, as flat ragged arrays: what `engine/model_runner.py` builds and models, ops and kernels read.
+"""One step's work for the model, as flat ragged arrays: what `engine/model_runner.py` builds and
+models, ops and kernels read.
 
-Several requests lie end to end in one batch of T tokens; there is no padding and no phase. A request in prefill gives many tokens, one in
-decode gives one, and `cu_seqlens_q` says where each begins. Keys and values are read through block tables (paged attention, Kwon et al.,
-arXiv:2309.06180), so that "which tokens this request sees" and "where they lie in memory" are separate facts. Layers that keep the same
-tokens form a group and share a block table; layers with a sliding window may forget blocks that others still need, and form another.
+Several requests lie end to end in one batch of T tokens; there is no padding and no phase. A
+request in prefill gives many tokens, one in decode gives one, and `cu_seqlens_q` says where each
+begins. Keys and values are read through block tables (paged attention, Kwon et al.,
+arXiv:2309.06180), so that "which tokens this request sees" and "where they lie in memory" are
+separate facts. Layers that keep the same tokens form a group and share a block table; layers with a
+sliding window may forget blocks that others still need, and form another.
 
-Arrays are int32 buffers of whatever library the backend speaks (NumPy on a CPU); this module imports none of them.
-Letters: T tokens in the batch, R requests, G groups of layers, B block_size.
+Arrays are int32 buffers of whatever library the backend speaks (NumPy on a CPU); this module
+imports none of them. Letters: T tokens in the batch, R requests, G groups of layers, B block_size.
 """
 
 from dataclasses import dataclass
@@ -14,23 +17,33 @@ from typing import Any, NamedTuple, TypeAlias
 
 __all__ = ["AttentionMetadata", "BlockOp", "ForwardBatch", "IntArray"]
 
-IntArray: TypeAlias = Any  # an int32 array: numpy.ndarray, torch.Tensor, or anything that they can view without a copy
+# an int32 array: numpy.ndarray, torch.Tensor, or anything that they can view without a copy
+IntArray: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """Who attends to what, and where it lies. Query token t of request r sits at position `seq_lens[r] - (cu_seqlens_q[r+1] - t)`."""
+    """Who attends to what, and where it lies. Query token t of request r sits at position
+    `seq_lens[r] - (cu_seqlens_q[r+1] - t)`.
+    """
 
-    cu_seqlens_q: IntArray  # [R + 1]  request r owns batch tokens cu_seqlens_q[r] … cu_seqlens_q[r+1] - 1
-    seq_lens: IntArray  # [R]      tokens of request r whose KV is in the cache once this step has written: what its last token sees
-    block_tables: IntArray  # [G, R, M]  the KV blocks of request r in order, padded with 0; position i lies in block [g, r, i // B]
+    # [R + 1]  request r owns batch tokens cu_seqlens_q[r] … cu_seqlens_q[r+1] - 1
+    cu_seqlens_q: IntArray
+    # [R]      tokens of request r whose KV is in the cache once this step has written: what its
+    # last token sees
+    seq_lens: IntArray
+    # [G, R, M]  the KV blocks of request r in order, padded with 0; position i lies in block [g, r,
+    # i // B]
+    block_tables: IntArray
     slot_mapping: IntArray  # [G, T]     where this step's keys and values go: block · B + offset
     block_size: int  # B
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """The whole input of a forward pass. `logits_indices` names the rows whose logits somebody reads; the others skip the lm_head."""
+    """The whole input of a forward pass. `logits_indices` names the rows whose logits somebody
+    reads; the others skip the lm_head.
+    """
 
     input_ids: IntArray  # [T]
     positions: IntArray  # [T]  position of each token in its own request
@@ -39,7 +52,9 @@ class ForwardBatch:
 
 
 class BlockOp(NamedTuple):
-    """Something to be done with the bytes of one block before the step runs. The order of ops is that of their plans."""
+    """Something to be done with the bytes of one block before the step runs. The order of ops is
+    that of their plans.
+    """
 
     kind: str  # "copy" block -> block, "save" block -> slot, "load" slot -> block
     source: int

@@ -1,10 +1,13 @@
-"""What this CPU can do: the instruction sets that kernels are chosen by, at run time, in one wheel that runs on every machine.
+"""What this CPU can do: the instruction sets that kernels are chosen by, at run time, in one wheel
+that runs on every machine.
 
-One idea: a feature counts only if the CPU has it *and* the operating system saves its registers (XCR0 on x86, the auxiliary vector on
-Arm). The reading is done in C++ (csrc/cpu_features*.cpp), compiled for the baseline of the architecture. AMX's tiles must also be asked
-for by the process that uses them; this module asks for nothing and changes nothing.
+One idea: a feature counts only if the CPU has it *and* the operating system saves its registers
+(XCR0 on x86, the auxiliary vector on Arm). The reading is done in C++ (csrc/cpu_features*.cpp),
+compiled for the baseline of the architecture. AMX's tiles must also be asked for by the process
+that uses them; this module asks for nothing and changes nothing.
 
-Names of features are Linux's on x86 ("avx2", "avx512_vnni", "amx_int8"), and the usual short words on Arm ("neon", "dotprod", "i8mm").
+Names of features are Linux's on x86 ("avx2", "avx512_vnni", "amx_int8"), and the usual short words
+on Arm ("neon", "dotprod", "i8mm").
 """
 
 from dataclasses import dataclass

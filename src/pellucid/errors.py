@@ -11,8 +11,9 @@
     └── EngineError        a step crashed, and its requests are lost               (also a RuntimeError)
         └── EngineDeadError    the engine has ended: closed, or past trusting
 
-The rule for a message: one sentence that names the field, the value it had and what is allowed. The command line prints that
-sentence and nothing else; a traceback is shown only with `--debug`. Anything that is not a `PellucidError` is a bug.
+The rule for a message: one sentence that names the field, the value it had and what is allowed. The
+command line prints that sentence and nothing else; a traceback is shown only with `--debug`.
+Anything that is not a `PellucidError` is a bug.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ class ConfigError(PellucidError, ValueError):
 
 
 class RequestError(PellucidError, ValueError):
-    """A request cannot be served as it was asked: its prompt is too long, its messages do not fit the chat template."""
+    """A request cannot be served as it was asked: its prompt is too long, its messages do not fit
+    the chat template.
+    """
 
 
 class FormatError(PellucidError, ValueError):
@@ -48,11 +51,15 @@ class FormatError(PellucidError, ValueError):
 
 
 class UnsupportedError(PellucidError, ValueError):
-    """A sound file asks for something that Pellucid does not do: an unknown architecture, tokenizer or block format."""
+    """A sound file asks for something that Pellucid does not do: an unknown architecture, tokenizer
+    or block format.
+    """
 
 
 class CapacityError(PellucidError, MemoryError):
-    """Weights or KV cache do not fit in the memory that there is; the message carries the arithmetic."""
+    """Weights or KV cache do not fit in the memory that there is; the message carries the
+    arithmetic.
+    """
 
 
 class DownloadError(PellucidError, OSError):
@@ -64,7 +71,9 @@ class QueueFullError(PellucidError, RuntimeError):
 
 
 class EngineError(PellucidError, RuntimeError):
-    """A step crashed, and the requests that it computed are lost; `__cause__` is what happened. The engine serves the others."""
+    """A step crashed, and the requests that it computed are lost; `__cause__` is what happened. The
+    engine serves the others.
+    """
 
     def __init__(self, message: str, request_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -72,4 +81,6 @@ class EngineError(PellucidError, RuntimeError):
 
 
 class EngineDeadError(EngineError):
-    """The engine has ended, because it was closed or because a crash left a state that cannot be trusted."""
+    """The engine has ended, because it was closed or because a crash left a state that cannot be
+    trusted.
+    """

@@ -1,8 +1,10 @@
-"""A request: what is asked (`SamplingParams`), how far it has come (`Request`), and what is answered (`RequestOutput`).
+"""A request: what is asked (`SamplingParams`), how far it has come (`Request`), and what is
+answered (`RequestOutput`).
 
-One idea: a request has two counters. `num_tokens` is how many token ids are known (prompt and output), `num_computed_tokens` how many of
-them have their keys and values in the cache. A step computes some of the difference. Prefill, decode, chunked prefill, a prefix hit and
-recomputation after preemption are all that one subtraction; there are no phases.
+One idea: a request has two counters. `num_tokens` is how many token ids are known (prompt and
+output), `num_computed_tokens` how many of them have their keys and values in the cache. A step
+computes some of the difference. Prefill, decode, chunked prefill, a prefix hit and recomputation
+after preemption are all that one subtraction; there are no phases.
 
 Names, defaults and shapes of `SamplingParams`, `RequestOutput` and `CompletionOutput` are vLLM's.
 """
@@ -37,7 +39,8 @@ MAX_LOGIT_BIAS = 4096  # entries
 MAX_STOP_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 1024
 MAX_STRING = 1024  # characters of one stop string or bad word
-MAX_TOKEN_ID = (1 << 24) - 1  # the largest that any vocabulary holds (ModelConfig); the engine checks against the model's own
+# the largest that any vocabulary holds (ModelConfig); the engine checks against the model's own
+MAX_TOKEN_ID = (1 << 24) - 1
 MAX_SCALE = 1e6  # of temperature and repetition_penalty: what lies beyond is a mistake
 MAX_INT = (1 << 63) - 1
 
@@ -55,9 +58,10 @@ class RequestStatus(enum.Enum):
 class SamplingParams:
     """How the next token is chosen, and when to stop.
 
-    The order in which they act on a row of logits: logit_bias, allowed and banned tokens, penalties, temperature, top_k, typical_p,
-    top_p, min_p, then one draw (`sampling/sampler.py`). `temperature=0` is greedy: the largest logit after bias, bans and penalties.
-    Ties go to the lower token id. Impossible values are refused when it is built (`check`), never clamped.
+    The order in which they act on a row of logits: logit_bias, allowed and banned tokens,
+    penalties, temperature, top_k, typical_p, top_p, min_p, then one draw (`sampling/sampler.py`).
+    `temperature=0` is greedy: the largest logit after bias, bans and penalties. Ties go to the
+    lower token id. Impossible values are refused when it is built (`check`), never clamped.
     """
 
     n: int = 1  # completions per prompt
@@ -65,21 +69,27 @@ class SamplingParams:
     top_k: int = 0  # keep the k likeliest tokens; 0 or -1: all
     top_p: float = 1.0  # keep the fewest likeliest tokens that hold this much probability
     min_p: float = 0.0  # keep tokens at least this likely, relative to the likeliest that is left
-    typical_p: float = 1.0  # keep the tokens whose surprise is nearest the entropy, this much probability of them (arXiv:2202.00666)
-    repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens in prompt or output (arXiv:1909.05858)
+    # keep the tokens whose surprise is nearest the entropy, this much probability of them
+    # (arXiv:2202.00666)
+    typical_p: float = 1.0
+    # divides positive and multiplies negative logits of tokens in prompt or output
+    # (arXiv:1909.05858)
+    repetition_penalty: float = 1.0
     presence_penalty: float = 0.0  # -2 … 2; subtracted once from each token that the output holds
     frequency_penalty: float = 0.0  # -2 … 2; subtracted once per occurrence in the output
     logit_bias: Mapping[int, float] | None = None  # token id -> -100 … 100, added to its logit
     allowed_token_ids: Sequence[int] | None = None  # nothing else may be drawn
     bad_words: Sequence[str] | None = None  # strings that may not be completed
     seed: int | None = None  # a request with a seed gives the same text whatever else runs
-    stop: str | Sequence[str] | None = None  # the text ends before the first of these; kept as a list
+    # the text ends before the first of these; kept as a list
+    stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None  # beside the model's own ends of sequence
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False  # an end of sequence is a token like any other
     max_tokens: int | None = 16  # None: as many as the context holds
     min_tokens: int = 0  # no end of sequence or stop before so many
-    logprobs: int | None = None  # so many likeliest tokens per output position, beside the chosen one; -1: the whole vocabulary
+    # so many likeliest tokens per output position, beside the chosen one; -1: the whole vocabulary
+    logprobs: int | None = None
     prompt_logprobs: int | None = None  # the same for the prompt's positions
     skip_special_tokens: bool = True
     detokenize: bool = True
@@ -91,9 +101,11 @@ class SamplingParams:
         self.stop = list(self.stop)
 
     def check(self) -> None:
-        """Raise ConfigError, naming the field, its value and what is allowed, where a value is impossible.
+        """Raise ConfigError, naming the field, its value and what is allowed, where a value is
+        impossible.
 
-        What only the model can tell (token ids beyond its vocabulary, prompts beyond its context) is checked by the engine.
+        What only the model can tell (token ids beyond its vocabulary, prompts beyond its context)
+        is checked by the engine.
         """
         _check_int("n", self.n, 1, MAX_N)
         _check_real("temperature", self.temperature, 0.0, MAX_SCALE)
@@ -116,19 +128,32 @@ class SamplingParams:
             _check_strings("stop", self.stop, MAX_STOP_STRINGS)
         if self.stop_token_ids is not None:
             _check_token_ids("stop_token_ids", self.stop_token_ids, 0, MAX_STOP_TOKEN_IDS)
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "detokenize"):
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "skip_special_tokens",
+            "detokenize",
+        ):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {_show(getattr(self, name))}; it must be True or False")
+                raise ConfigError(
+                    f"{name} is {_show(getattr(self, name))}; it must be True or False"
+                )
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, MAX_INT)
         _check_int("min_tokens", self.min_tokens, 0, MAX_INT)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ConfigError(f"min_tokens is {self.min_tokens}; it must be at most max_tokens, which is {self.max_tokens}")
+            raise ConfigError(
+                f"min_tokens is {self.min_tokens}; it must be at most max_tokens, which is "
+                f"{self.max_tokens}"
+            )
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), -1, MAX_LOGPROBS)
         if self.stop and not self.detokenize:
-            raise ConfigError(f"stop is {_show(self.stop)}; stop strings are found in text, so detokenize must be True")
+            raise ConfigError(
+                f"stop is {_show(self.stop)}; stop strings are found in text, so detokenize must "
+                "be True"
+            )
 
 
 def _show(value: object) -> str:
@@ -140,14 +165,19 @@ def _show(value: object) -> str:
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"{name} is {_show(value)}; it must be an integer between {low} and {high}")
+        raise ConfigError(
+            f"{name} is {_show(value)}; it must be an integer between {low} and {high}"
+        )
 
 
 def _check_real(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
     """`above`: the lower end itself is not allowed."""
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high  # a NaN is not
+    # a NaN is not
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not sound or (above and value == low):
-        allowed = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+        allowed = (
+            f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+        )
         raise ConfigError(f"{name} is {_show(value)}; it must be a number {allowed}")
 
 
@@ -167,14 +197,18 @@ def _check_token_ids(name: str, value: object, low: int, high: int) -> None:
 def _check_strings(name: str, value: object, high: int) -> None:
     for i, text in enumerate(_check_list(name, value, 0, high, "strings")):
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STRING:
-            raise ConfigError(f"{name}[{i}] is {_show(text)}; it must be a string of 1 to {MAX_STRING} characters")
+            raise ConfigError(
+                f"{name}[{i}] is {_show(text)}; it must be a string of 1 to {MAX_STRING} characters"
+            )
 
 
 def _check_logit_bias(value: object) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"logit_bias is {_show(value)}; it must map token ids to numbers")
     if len(value) > MAX_LOGIT_BIAS:
-        raise ConfigError(f"logit_bias has {len(value)} entries; it must have at most {MAX_LOGIT_BIAS}")
+        raise ConfigError(
+            f"logit_bias has {len(value)} entries; it must have at most {MAX_LOGIT_BIAS}"
+        )
     for token_id, bias in value.items():
         _check_int("a token id of logit_bias", token_id, 0, MAX_TOKEN_ID)
         _check_real(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
@@ -182,7 +216,9 @@ def _check_logit_bias(value: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """One candidate at one position, by the model's own distribution: before bias, penalties and temperature (as vLLM's raw_logprobs)."""
+    """One candidate at one position, by the model's own distribution: before bias, penalties and
+    temperature (as vLLM's raw_logprobs).
+    """
 
     logprob: float
     rank: int  # 1 = the likeliest
@@ -210,16 +246,25 @@ class Request:
     queued_step: int = 0  # the step at which it began to wait
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None  # the stop token or string that ended it, or what went wrong; None for end of sequence
+    # the stop token or string that ended it, or what went wrong; None for end of sequence
+    stop_reason: int | str | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    num_scheduled_tokens: int = 0  # this step computes positions num_computed_tokens … num_computed_tokens + num_scheduled_tokens - 1
+    # this step computes positions num_computed_tokens … num_computed_tokens + num_scheduled_tokens
+    # - 1
+    num_scheduled_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt: found in the cache when the request started
-    block_tables: list[list[int]] = field(default_factory=list)  # per layer group, while it runs; kept by the KV manager
-    kv_border: int = 0  # while it runs: up to so many computed tokens the KV manager has nothing to do for it, and need not be asked
-    logprobs: list[LogprobsOnePosition] = field(default_factory=list)  # one per output token, where asked for
-    prompt_logprobs: list[LogprobsOnePosition | None] = field(default_factory=list)  # one per prompt token, the first None
-    stopping_token_ids: frozenset[int] = field(init=False)  # an output may end with these: ends of sequence, and stop_token_ids
+    # per layer group, while it runs; kept by the KV manager
+    block_tables: list[list[int]] = field(default_factory=list)
+    # while it runs: up to so many computed tokens the KV manager has nothing to do for it, and need
+    # not be asked
+    kv_border: int = 0
+    # one per output token, where asked for
+    logprobs: list[LogprobsOnePosition] = field(default_factory=list)
+    # one per prompt token, the first None
+    prompt_logprobs: list[LogprobsOnePosition | None] = field(default_factory=list)
+    # an output may end with these: ends of sequence, and stop_token_ids
+    stopping_token_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         ends = frozenset() if self.params.ignore_eos else self.eos_token_ids
@@ -245,7 +290,10 @@ class Request:
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Known token ids at positions start … stop - 1, across the border of prompt and output."""
         p = len(self.prompt_token_ids)
-        return self.prompt_token_ids[start:stop] + self.output_token_ids[max(0, start - p) : max(0, stop - p)]
+        return (
+            self.prompt_token_ids[start:stop]
+            + self.output_token_ids[max(0, start - p) : max(0, stop - p)]
+        )
 
 
 @dataclass(slots=True)
@@ -276,4 +324,5 @@ class RequestOutput:
     finished: bool
     prompt_logprobs: list[LogprobsOnePosition | None] | None = None
     num_cached_tokens: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)  # arrival, first_token and finished times in seconds of a monotonic clock
+    # arrival, first_token and finished times in seconds of a monotonic clock
+    metrics: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """What the conformance tests share: one case held to the formula, on any backend.
 
-The formula is evaluated in plain Python loops (oracle.py), which takes longer than any kernel: so its values are kept, and each set of
-kernels is compared with the same ones.
+The formula is evaluated in plain Python loops (oracle.py), which takes longer than any kernel: so
+its values are kept, and each set of kernels is compared with the same ones.
 """
 
 import functools
@@ -24,10 +24,14 @@ __all__ = ["check_case"]
 
 
 def check_case(backend: Backend, case: Case, *, float32_activations: bool) -> None:
-    """Assert that a backend computes a case within its budget; with float32_activations that of dense products holds for all weights."""
+    """Assert that a backend computes a case within its budget; with float32_activations that of
+    dense products holds for all weights.
+    """
     assert isinstance(case, Hashable)  # frozen, as all cases are
     inputs = case.build_inputs()
-    dtypes = (case.kv_dtypes or (backend.kv_dtypes[0],) * 2) if isinstance(case, AttentionCase) else None
+    dtypes = (
+        (case.kv_dtypes or (backend.kv_dtypes[0],) * 2) if isinstance(case, AttentionCase) else None
+    )
     actual = build_case(backend, case, inputs)()
     exact = _formula(case, dtypes, np.float64)
     assert actual.dtype == np.float32
@@ -36,20 +40,30 @@ def check_case(backend: Backend, case: Case, *, float32_activations: bool) -> No
         verdict = check_int8_activations(actual, exact)
         assert verdict.ok, f"NMSE: {verdict}"
     if not quantized or float32_activations:
-        condition = max(1.0, case.magnitude) if isinstance(case, AttentionCase) else 1.0  # large scores
-        verdict = check_dense(actual, exact, _formula(case, dtypes, np.float32), condition=condition)
+        # large scores
+        condition = max(1.0, case.magnitude) if isinstance(case, AttentionCase) else 1.0
+        verdict = check_dense(
+            actual, exact, _formula(case, dtypes, np.float32), condition=condition
+        )
         assert verdict.ok, str(verdict)
 
 
 @functools.cache
 def _formula(case: Case, dtypes: tuple[str, str] | None, dtype: type[np.floating[Any]]) -> Any:
     inputs = case.build_inputs()
-    if isinstance(case, AttentionCase) and dtypes is not None:  # the formula over what the cache holds
-        inputs = replace(inputs, activations=_kept(inputs.activations, case, dtypes), history=_kept(inputs.history, case, dtypes))
+    # the formula over what the cache holds
+    if isinstance(case, AttentionCase) and dtypes is not None:
+        inputs = replace(
+            inputs,
+            activations=_kept(inputs.activations, case, dtypes),
+            history=_kept(inputs.history, case, dtypes),
+        )
     return evaluate(case, inputs, dtype)
 
 
-def _kept(arrays: Mapping[str, NDArray[np.float32]], case: AttentionCase, dtypes: tuple[str, str]) -> dict[str, NDArray[np.float32]]:
+def _kept(
+    arrays: Mapping[str, NDArray[np.float32]], case: AttentionCase, dtypes: tuple[str, str]
+) -> dict[str, NDArray[np.float32]]:
     kept = dict(arrays)
     for name, dtype in zip(("k", "v"), dtypes, strict=True):
         if name in kept:

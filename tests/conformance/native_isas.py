@@ -6,4 +6,8 @@ from pellucid.cpu import detect_cpu
 
 __all__ = ["USABLE"]
 
-USABLE = [isa for isa, needs in ISAS.items() if isa in _native.kernel_names() and needs <= set(detect_cpu().features)]
+USABLE = [
+    isa
+    for isa, needs in ISAS.items()
+    if isa in _native.kernel_names() and needs <= set(detect_cpu().features)
+]

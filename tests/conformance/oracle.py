@@ -1,7 +1,9 @@
-"""What every op means, told once more, from its formula and in the plainest way: loops over tokens, heads and keys.
+"""What every op means, told once more, from its formula and in the plainest way: loops over tokens,
+heads and keys.
 
-It shares no code with any backend. Evaluated in float64 it is taken as exact; in float32 it is the naive evaluation from which the error
-budgets come (`pellucid/ops/budget.py`). Rotary angles are computed in float64 in both: they belong to the position, not to the activations.
+It shares no code with any backend. Evaluated in float64 it is taken as exact; in float32 it is the
+naive evaluation from which the error budgets come (`pellucid/ops/budget.py`). Rotary angles are
+computed in float64 in both: they belong to the position, not to the activations.
 """
 
 from collections.abc import Mapping
@@ -10,7 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pellucid.formats import dequantize
-from pellucid.ops.cases import AttentionCase, Case, ElementwiseCase, EmbeddingCase, Inputs, LinearCase, NormCase, RopeCase, TakeRowsCase
+from pellucid.ops.cases import (
+    AttentionCase,
+    Case,
+    ElementwiseCase,
+    EmbeddingCase,
+    Inputs,
+    LinearCase,
+    NormCase,
+    RopeCase,
+    TakeRowsCase,
+)
 
 __all__ = ["Array", "attention", "evaluate", "request_rows"]
 
@@ -21,10 +33,13 @@ def evaluate(case: Case, inputs: Inputs, dtype: type[np.floating[Any]]) -> Array
     """The result of a case, [rows, numbers], computed in dtype."""
     weights = {name: dequantize(tensor).astype(dtype) for name, tensor in inputs.weights.items()}
     x = {name: rows.astype(dtype) for name, rows in inputs.activations.items()}
-    with np.errstate(over="ignore"):  # exp and cubes of large numbers: infinite here, and right in the end
+    # exp and cubes of large numbers: infinite here, and right in the end
+    with np.errstate(over="ignore"):
         match case:
             case EmbeddingCase():
-                return np.array([weights["table"][i] * dtype(case.scale) for i in inputs.batch.input_ids])
+                return np.array(
+                    [weights["table"][i] * dtype(case.scale) for i in inputs.batch.input_ids]
+                )
             case LinearCase():
                 rows = x["x"] if case.logits_indices is None else _take(x["x"], case.logits_indices)
                 return linear(rows, weights["weight"], weights.get("bias"))
@@ -55,7 +70,9 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return out
 
 
-def norm(case: NormCase, row: Array, weights: Mapping[str, Array], dtype: type[np.floating[Any]]) -> Array:
+def norm(
+    case: NormCase, row: Array, weights: Mapping[str, Array], dtype: type[np.floating[Any]]
+) -> Array:
     n, eps = dtype(len(row)), dtype(case.eps)
     if case.op == "rms_norm":
         return row / np.sqrt(np.sum(row**2) / n + eps) * weights["weight"]
@@ -64,7 +81,9 @@ def norm(case: NormCase, row: Array, weights: Mapping[str, Array], dtype: type[n
     return (row - mean) / np.sqrt(variance + eps) * weights["weight"] + weights["bias"]
 
 
-def elementwise(case: ElementwiseCase, x: Mapping[str, Array], dtype: type[np.floating[Any]]) -> Array:
+def elementwise(
+    case: ElementwiseCase, x: Mapping[str, Array], dtype: type[np.floating[Any]]
+) -> Array:
     a = x["x"]
     one, half = dtype(1), dtype(0.5)
     match case.op:
@@ -83,7 +102,9 @@ def elementwise(case: ElementwiseCase, x: Mapping[str, Array], dtype: type[np.fl
 
 
 def rope(case: RopeCase, x: Array, positions: Array, dtype: type[np.floating[Any]]) -> Array:
-    """Pair i of a head is a complex number; a token at position p multiplies it by scale · exp(1j · p · inv_freq[i])."""
+    """Pair i of a head is a complex number; a token at position p multiplies it by scale · exp(1j ·
+    p · inv_freq[i]).
+    """
     pairs = case.rotary_dim // 2
     out = x.reshape(case.tokens, case.num_heads, case.head_dim).copy()
     for t, position in enumerate(positions):
@@ -97,7 +118,9 @@ def rope(case: RopeCase, x: Array, positions: Array, dtype: type[np.floating[Any
 
 
 def request_rows(case: AttentionCase, inputs: Inputs, name: str, request: int) -> Array:
-    """All keys ("k") or values ("v") of a request in order, earlier steps first -> [S, KH, D]. Blocks play no part in it."""
+    """All keys ("k") or values ("v") of a request in order, earlier steps first -> [S, KH, D].
+    Blocks play no part in it.
+    """
     earlier = [s - q for q, s in zip(case.q_lens, case.seq_lens, strict=True)]
     rows = []
     for lens, arrays in ((earlier, inputs.history), (case.q_lens, inputs.activations)):
@@ -107,21 +130,34 @@ def request_rows(case: AttentionCase, inputs: Inputs, name: str, request: int) -
     return np.concatenate(rows).reshape(-1, case.num_kv_heads, case.head_dim)
 
 
-def attention_case(case: AttentionCase, inputs: Inputs, x: Mapping[str, Array], dtype: type[np.floating[Any]]) -> Array:
+def attention_case(
+    case: AttentionCase, inputs: Inputs, x: Mapping[str, Array], dtype: type[np.floating[Any]]
+) -> Array:
     out, begin = [], 0
     for r, q_len in enumerate(case.q_lens):
         q = x["q"][begin : begin + q_len].reshape(q_len, case.num_heads, case.head_dim)
         k, v = (request_rows(case, inputs, name, r).astype(dtype) for name in ("k", "v"))
-        result, _ = attention(q, k, v, scale=case.head_dim**-0.5, window=case.window, softcap=case.softcap)
+        result, _ = attention(
+            q, k, v, scale=case.head_dim**-0.5, window=case.window, softcap=case.softcap
+        )
         out.append(result.reshape(q_len, -1))
         begin += q_len
     return np.concatenate(out)
 
 
 def attention(
-    q: Array, k: Array, v: Array, *, scale: float, q_start: int | None = None, window: int | None = None, softcap: float | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    q_start: int | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> tuple[Array, Array]:
-    """One request, token by token and head by head, in the dtype of q: out [T, H, D] and lse [T, H]. Query i sits at key q_start + i."""
+    """One request, token by token and head by head, in the dtype of q: out [T, H, D] and lse [T,
+    H]. Query i sits at key q_start + i.
+    """
     dtype = q.dtype.type
     tokens, num_heads, _ = q.shape
     group = num_heads // k.shape[1]
@@ -129,7 +165,9 @@ def attention(
     out, lse = np.zeros_like(q), np.full((tokens, num_heads), -np.inf, q.dtype)
     for t in range(tokens):
         position = start + t
-        seen = [j for j in range(len(k)) if j <= position and (window is None or j > position - window)]
+        seen = [
+            j for j in range(len(k)) if j <= position and (window is None or j > position - window)
+        ]
         if not seen:
             continue
         for h in range(num_heads):

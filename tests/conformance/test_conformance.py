@@ -1,4 +1,6 @@
-"""Every backend, on every case, against the formula evaluated in float64: within the budget of `pellucid/ops/budget.py`."""
+"""Every backend, on every case, against the formula evaluated in float64: within the budget of
+`pellucid/ops/budget.py`.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +17,8 @@ from pellucid.ops.protocol import Ops
 
 from .harness import check_case
 
-FLOAT32_ACTIVATIONS = {"reference"}  # backends that multiply quantized weights in float32 are held to the dense budget there too
+# backends that multiply quantized weights in float32 are held to the dense budget there too
+FLOAT32_ACTIVATIONS = {"reference"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -59,7 +62,11 @@ def test_every_op_of_the_vocabulary_is_exercised_by_some_case() -> None:
     plain = backend.build_forward
 
     class Recording:
-        is_batch_invariant, kv_dtypes, kv_token_bytes = backend.is_batch_invariant, backend.kv_dtypes, backend.kv_token_bytes
+        is_batch_invariant, kv_dtypes, kv_token_bytes = (
+            backend.is_batch_invariant,
+            backend.kv_dtypes,
+            backend.kv_token_bytes,
+        )
         name, load_weight, weight_bytes = backend.name, backend.load_weight, backend.weight_bytes
         new_kv_store, kv_block_bytes = backend.new_kv_store, backend.kv_block_bytes
 
@@ -78,14 +85,18 @@ def test_every_format_has_an_embedding_and_a_linear_case() -> None:
 
 def test_a_name_says_all_about_a_case() -> None:
     for case in CASES + SPEED_CASES:
-        assert [other for other in CASES + SPEED_CASES if other.name == case.name and other != case] == []
+        assert [
+            other for other in CASES + SPEED_CASES if other.name == case.name and other != case
+        ] == []
     assert len(set(CASES)) == len(CASES) and len(set(SPEED_CASES)) == len(SPEED_CASES)
 
 
 def test_inputs_come_from_the_name_alone() -> None:
     for case in CASES[:: len(CASES) // 20]:
         a, b = case.build_inputs(), case.build_inputs()
-        assert all(np.array_equal(a.activations[name], b.activations[name]) for name in a.activations)
+        assert all(
+            np.array_equal(a.activations[name], b.activations[name]) for name in a.activations
+        )
         assert all(np.array_equal(a.weights[name].data, b.weights[name].data) for name in a.weights)
 
 

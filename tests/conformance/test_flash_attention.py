@@ -1,4 +1,6 @@
-"""FlashAttention in tiles is attention: within twice the error of the naive float32 evaluation, however it is tiled, split and merged."""
+"""FlashAttention in tiles is attention: within twice the error of the naive float32 evaluation,
+however it is tiled, split and merged.
+"""
 
 import itertools
 import random
@@ -67,7 +69,9 @@ def assert_is_attention(p: Problem, out: Array, lse: Array, *, merges: int = 1) 
     """Within the budget, once for each time that partial results were joined."""
     q, k, v = p.arrays()
     options: dict[str, Any] = {"scale": p.scale, "window": p.window, "softcap": p.softcap}
-    exact_out, exact_lse = attention(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), **options)
+    exact_out, exact_lse = attention(
+        q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), **options
+    )
     naive_out, naive_lse = attention(q, k, v, **options)
     for actual, exact, naive in ((out, exact_out, naive_out), (lse, exact_lse, naive_lse)):
         verdict = check_dense(actual, exact, naive, condition=max(1.0, p.magnitude))
@@ -78,18 +82,31 @@ def assert_is_attention(p: Problem, out: Array, lse: Array, *, merges: int = 1) 
 @given(problems(), st.integers(1, 45), st.integers(1, 45))
 def test_any_tiling_is_within_the_budget(p: Problem, tile_q: int, tile_k: int) -> None:
     q, k, v = p.arrays()
-    out, lse = flash_attention(q, k, v, scale=p.scale, window=p.window, softcap=p.softcap, tile_q=tile_q, tile_k=tile_k)
+    out, lse = flash_attention(
+        q, k, v, scale=p.scale, window=p.window, softcap=p.softcap, tile_q=tile_q, tile_k=tile_k
+    )
     assert_is_attention(p, out, lse)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(problems(), st.lists(st.integers(0, 40), max_size=4), st.randoms(use_true_random=False))
-def test_keys_split_anywhere_and_merged_in_any_order_are_the_whole(p: Problem, cuts: list[int], order: random.Random) -> None:
+def test_keys_split_anywhere_and_merged_in_any_order_are_the_whole(
+    p: Problem, cuts: list[int], order: random.Random
+) -> None:
     q, k, v = p.arrays()
     borders = sorted({0, p.keys, *(min(c, p.keys) for c in cuts)})
     q_start = p.keys - p.tokens
     parts = [
-        flash_attention(q, k[a:b], v[a:b], scale=p.scale, q_start=q_start - a, window=p.window, softcap=p.softcap, tile_k=7)
+        flash_attention(
+            q,
+            k[a:b],
+            v[a:b],
+            scale=p.scale,
+            q_start=q_start - a,
+            window=p.window,
+            softcap=p.softcap,
+            tile_k=7,
+        )
         for a, b in itertools.pairwise(borders)
     ]
     order.shuffle(parts)
@@ -101,10 +118,16 @@ def test_keys_split_anywhere_and_merged_in_any_order_are_the_whole(p: Problem, c
 
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 5, 6])
 @pytest.mark.parametrize("tokens", [1, 2, 6])
-def test_every_small_tiling_sees_exactly_what_the_mask_shows(tokens: int, window: int | None) -> None:
+def test_every_small_tiling_sees_exactly_what_the_mask_shows(
+    tokens: int, window: int | None
+) -> None:
     q, k, v = Problem(tokens, 6, 1, 1, 2, window, None, 1.0, seed=5).arrays()
-    expected, _ = attention(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), scale=1.0, window=window)
-    np.testing.assert_allclose(attend(q, k, v, scale=1.0, window=window), expected, rtol=0, atol=1e-6)
+    expected, _ = attention(
+        q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), scale=1.0, window=window
+    )
+    np.testing.assert_allclose(
+        attend(q, k, v, scale=1.0, window=window), expected, rtol=0, atol=1e-6
+    )
     for tile_q, tile_k in itertools.product((1, 2, 3), (1, 2, 3, 4)):
         out, _ = flash_attention(q, k, v, scale=1.0, window=window, tile_q=tile_q, tile_k=tile_k)
         np.testing.assert_allclose(out, expected, rtol=0, atol=1e-6)
@@ -146,16 +169,25 @@ def test_a_part_that_saw_nothing_changes_nothing() -> None:
 
 
 def test_queries_that_see_no_key_give_zero_and_minus_infinity() -> None:
-    q, k, v = np.ones((3, 2, 4), np.float32), np.ones((5, 1, 4), np.float32), np.ones((5, 1, 4), np.float32)
+    q, k, v = (
+        np.ones((3, 2, 4), np.float32),
+        np.ones((5, 1, 4), np.float32),
+        np.ones((5, 1, 4), np.float32),
+    )
     out, lse = flash_attention(q, k, v, scale=0.5, q_start=-2)
     assert np.array_equal(out[:, 0, 0], [0, 0, 1])
     assert np.array_equal(np.isneginf(lse[:, 0]), [True, True, False])
-    out, lse = flash_attention(q, k, v, scale=0.5, q_start=6, window=2)  # the keys are all too long ago
+    # the keys are all too long ago
+    out, lse = flash_attention(q, k, v, scale=0.5, q_start=6, window=2)
     assert not out.any() and np.isneginf(lse).all()
 
 
 def test_lse_of_equal_scores_is_score_plus_log_of_their_number() -> None:
-    q, k, v = np.ones((1, 1, 4), np.float32), np.ones((10, 1, 4), np.float32), np.ones((10, 1, 4), np.float32)
+    q, k, v = (
+        np.ones((1, 1, 4), np.float32),
+        np.ones((10, 1, 4), np.float32),
+        np.ones((10, 1, 4), np.float32),
+    )
     _, lse = flash_attention(q, k, v, scale=0.25, tile_k=3)
     assert lse[0, 0] == pytest.approx(1 + np.log(10))
 
@@ -170,5 +202,6 @@ def test_the_op_tiles_a_long_prompt_and_its_result_is_exact_attention() -> None:
     metadata = build_attention_batch([tokens], [tokens], tables, block_size).attention
     ops.kv_write(kv, k, v, metadata.slot_mapping)
     tiled = ops.attention(q, kv, metadata, scale=0.3).reshape(q.shape)
-    assert np.array_equal(tiled, flash_attention(q, k, v, scale=0.3)[0])  # not attend's bits: the tiles were used
+    # not attend's bits: the tiles were used
+    assert np.array_equal(tiled, flash_attention(q, k, v, scale=0.3)[0])
     np.testing.assert_allclose(tiled, attend(q, k, v, scale=0.3), rtol=0, atol=2e-6)

@@ -1,7 +1,9 @@
-"""Law 1 on the native backend: a token's results are the same bits alone and among others, in any chunk, on any number of threads.
+"""Law 1 on the native backend: a token's results are the same bits alone and among others, in any
+chunk, on any number of threads.
 
-Each test takes one way of computing as the measure (a row alone on one thread; a whole prompt at once) and compares the others with it by
-`array_equal`. Every set of kernels that the machine can run is held to it.
+Each test takes one way of computing as the measure (a row alone on one thread; a whole prompt at
+once) and compares the others with it by `array_equal`. Every set of kernels that the machine can
+run is held to it.
 """
 
 import functools
@@ -17,7 +19,13 @@ from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import FORMATS, encode_dense
 from pellucid.ops.case_lists import CASES
-from pellucid.ops.cases import AttentionCase, Case, TakeRowsCase, build_attention_batch, random_weight
+from pellucid.ops.cases import (
+    AttentionCase,
+    Case,
+    TakeRowsCase,
+    build_attention_batch,
+    random_weight,
+)
 from pellucid.ops.protocol import KVLayer, Ops, Tensor
 
 from .native_isas import USABLE
@@ -38,7 +46,11 @@ def plain_batch(input_ids: Sequence[int], positions: Sequence[int] | None = None
     """Tokens that do not look at each other."""
     n = len(input_ids)
     batch = build_attention_batch([n], [n], np.zeros((1, 1), np.int32), n)
-    return replace(batch, input_ids=np.array(input_ids, np.int32), positions=np.array(positions or input_ids, np.int32))
+    return replace(
+        batch,
+        input_ids=np.array(input_ids, np.int32),
+        positions=np.array(positions or input_ids, np.int32),
+    )
 
 
 # ---- ops on each token by itself
@@ -47,7 +59,9 @@ def plain_batch(input_ids: Sequence[int], positions: Sequence[int] | None = None
 @isas
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("outputs", [1, 37, 64])
-def test_a_linear_row_is_the_same_bits_in_every_batch_on_every_number_of_threads(isa: str, format: str, outputs: int) -> None:
+def test_a_linear_row_is_the_same_bits_in_every_batch_on_every_number_of_threads(
+    isa: str, format: str, outputs: int
+) -> None:
     rng = np.random.default_rng(outputs)
     columns = 71 if FORMATS[format].block_size == 1 else max(96, 2 * FORMATS[format].block_size)
     matrix = random_weight(rng, (outputs, columns), format)
@@ -57,20 +71,35 @@ def test_a_linear_row_is_the_same_bits_in_every_batch_on_every_number_of_threads
     alone = np.concatenate([runs[0](plain_batch([i])) for i in range(80)])
     assert np.abs(alone).max() > 0
     for threads, run in zip(THREADS, runs, strict=True):
-        for n in (*range(2, 41), 64, 65, 66, 80) if threads == 1 else (1, 2, 3, 5, 8, 13, 17, 31, 40, 65, 80):
+        for n in (
+            (*range(2, 41), 64, 65, 66, 80)
+            if threads == 1
+            else (1, 2, 3, 5, 8, 13, 17, 31, 40, 65, 80)
+        ):
             chosen = rng.permutation(80)[:n]
             assert np.array_equal(run(plain_batch(chosen.tolist())), alone[chosen]), (threads, n)
 
 
 def _linear(native: NativeBackend, matrix: Any, bias: Array, rows: Array) -> Run:
-    weight, vector, table = (native.load_weight(t) for t in (matrix, encode_dense(bias), encode_dense(rows)))
-    return native.build_forward(lambda ops, batch: ops.linear(ops.embedding(table, batch.input_ids), weight, vector))
+    weight, vector, table = (
+        native.load_weight(t) for t in (matrix, encode_dense(bias), encode_dense(rows))
+    )
+    return native.build_forward(
+        lambda ops, batch: ops.linear(ops.embedding(table, batch.input_ids), weight, vector)
+    )
 
 
 @isas
 @pytest.mark.parametrize("threads", THREADS)
-def test_every_op_on_single_tokens_gives_them_the_same_bits_alone_and_together(isa: str, threads: int) -> None:
-    cases = [c for c in CASES if not isinstance(c, AttentionCase | TakeRowsCase) and len(c.build_inputs().batch.logits_indices) == 0]
+def test_every_op_on_single_tokens_gives_them_the_same_bits_alone_and_together(
+    isa: str, threads: int
+) -> None:
+    cases = [
+        c
+        for c in CASES
+        if not isinstance(c, AttentionCase | TakeRowsCase)
+        and len(c.build_inputs().batch.logits_indices) == 0
+    ]
     several = 0
     for case in cases:
         inputs = case.build_inputs()
@@ -88,10 +117,14 @@ def test_every_op_on_single_tokens_gives_them_the_same_bits_alone_and_together(i
 def _single_tokens(native: NativeBackend, case: Case) -> Run:
     inputs = case.build_inputs()
     weights = {name: native.load_weight(tensor) for name, tensor in inputs.weights.items()}
-    tables = {name: native.load_weight(encode_dense(rows)) for name, rows in inputs.activations.items()}
+    tables = {
+        name: native.load_weight(encode_dense(rows)) for name, rows in inputs.activations.items()
+    }
 
     def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
-        x = weights | {name: ops.embedding(table, batch.input_ids) for name, table in tables.items()}
+        x = weights | {
+            name: ops.embedding(table, batch.input_ids) for name, table in tables.items()
+        }
         return case.apply(ops, x, batch, KVLayer(None))
 
     return native.build_forward(forward)
@@ -125,11 +158,15 @@ LENGTHS = (
     257,
     16,
     1,
-)  # of requests: with several splits of 256 positions, with two, with one and a little, one chunk, one token
+    # of requests: with several splits of 256 positions, with two, with one and a little, one chunk,
+    # one token
+)
 
 
 class Requests:
-    """Requests of LENGTHS, their keys and values in scattered blocks, with every query's result of one pass over the whole."""
+    """Requests of LENGTHS, their keys and values in scattered blocks, with every query's result of
+    one pass over the whole.
+    """
 
     def __init__(self, isa: str, shape: Shape) -> None:
         rng = np.random.default_rng(3)
@@ -141,35 +178,63 @@ class Requests:
             table[:count] = order[end - count : end]
         self.starts = np.concatenate([[0], np.cumsum(LENGTHS)])
         total = int(self.starts[-1])
-        widths = {"q": shape.heads * shape.head_dim, "k": shape.kv_heads * shape.head_dim, "v": shape.kv_heads * shape.head_dim}
-        self._arrays = {name: rng.normal(size=(total, width)).astype(np.float32) * 1.5 for name, width in widths.items()}
-        self._kv = KVLayer(backend(isa, 1).new_kv_store(sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim, *shape.kv_dtypes))
+        widths = {
+            "q": shape.heads * shape.head_dim,
+            "k": shape.kv_heads * shape.head_dim,
+            "v": shape.kv_heads * shape.head_dim,
+        }
+        self._arrays = {
+            name: rng.normal(size=(total, width)).astype(np.float32) * 1.5
+            for name, width in widths.items()
+        }
+        self._kv = KVLayer(
+            backend(isa, 1).new_kv_store(
+                sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim, *shape.kv_dtypes
+            )
+        )
         self._runs = [self._build(threads, self._kv) for threads in THREADS]
         self.whole = np.concatenate([self.run(2, [(r, 0, n)]) for r, n in enumerate(LENGTHS)])
 
     def _build(self, threads: int, kv: KVLayer) -> Run:
         native, shape = backend(self._isa, threads), self._shape
-        tables = {name: native.load_weight(encode_dense(rows)) for name, rows in self._arrays.items()}
+        tables = {
+            name: native.load_weight(encode_dense(rows)) for name, rows in self._arrays.items()
+        }
 
         def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
             x = {name: ops.embedding(table, batch.input_ids) for name, table in tables.items()}
             k, v = (ops.split_heads(x[name], shape.kv_heads) for name in ("k", "v"))
             ops.kv_write(kv, k, v, batch.attention.slot_mapping)
             q = ops.split_heads(x["q"], shape.heads)
-            return ops.attention(q, kv, batch.attention, scale=shape.head_dim**-0.5, window=shape.window, softcap=shape.softcap)
+            return ops.attention(
+                q,
+                kv,
+                batch.attention,
+                scale=shape.head_dim**-0.5,
+                window=shape.window,
+                softcap=shape.softcap,
+            )
 
         return native.build_forward(forward)
 
     def run(self, threads: int, chunks: Sequence[tuple[int, int, int]]) -> Array:
-        """Attention of each (request, first position, end), in one batch. Their keys and values are written again, to the same bits."""
+        """Attention of each (request, first position, end), in one batch. Their keys and values are
+        written again, to the same bits.
+        """
         owners = [r for r, _, _ in chunks]
         q_lens, seq_lens = [end - first for _, first, end in chunks], [end for _, _, end in chunks]
-        batch = build_attention_batch(q_lens, seq_lens, self._tables[owners], self._shape.block_size)
-        ids = np.concatenate([np.arange(self.starts[r] + first, self.starts[r] + end) for r, first, end in chunks])
+        batch = build_attention_batch(
+            q_lens, seq_lens, self._tables[owners], self._shape.block_size
+        )
+        ids = np.concatenate(
+            [np.arange(self.starts[r] + first, self.starts[r] + end) for r, first, end in chunks]
+        )
         return self._runs[THREADS.index(threads)](replace(batch, input_ids=ids.astype(np.int32)))
 
     def expected(self, chunks: Sequence[tuple[int, int, int]]) -> Array:
-        return np.concatenate([self.whole[self.starts[r] + first : self.starts[r] + end] for r, first, end in chunks])
+        return np.concatenate(
+            [self.whole[self.starts[r] + first : self.starts[r] + end] for r, first, end in chunks]
+        )
 
 
 @functools.cache
@@ -180,12 +245,16 @@ def requests(isa: str, shape: Shape) -> Requests:
 @isas
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("threads", THREADS)
-def test_attention_of_a_token_is_the_same_bits_alone_in_chunks_and_beside_others(isa: str, shape: Shape, threads: int) -> None:
+def test_attention_of_a_token_is_the_same_bits_alone_in_chunks_and_beside_others(
+    isa: str, shape: Shape, threads: int
+) -> None:
     built = requests(isa, shape)
     assert np.isfinite(built.whole).all() and np.abs(built.whole).max() > 0
     batches: list[list[tuple[int, int, int]]] = [
-        *([(0, p, p + 1)] for p in (0, 1, 15, 16, 255, 256, 257, 511, 512, 1023, 2047, 2048, 2299)),  # decode alone: by splits
-        *([(0, p, p + n)] for p, n in ((0, 3), (250, 13), (1000, 40), (2040, 16), (2200, 100))),  # chunks of a prompt
+        # decode alone: by splits
+        *([(0, p, p + 1)] for p in (0, 1, 15, 16, 255, 256, 257, 511, 512, 1023, 2047, 2048, 2299)),
+        # chunks of a prompt
+        *([(0, p, p + n)] for p, n in ((0, 3), (250, 13), (1000, 40), (2040, 16), (2200, 100))),
         [(1, 699, 700), (2, 256, 257)],  # decode together, each split where it is
         [(0, 2299, 2300), (1, 500, 503), (2, 0, 257), (3, 15, 16), (4, 0, 1)],  # ragged
         [(4, 0, 1), (3, 3, 9), (0, 2290, 2300)],
@@ -198,7 +267,9 @@ def test_attention_of_a_token_is_the_same_bits_alone_in_chunks_and_beside_others
 @isas
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("size", [1, 3, 16, 100])
-def test_a_prompt_in_chunks_of_any_size_gives_the_bits_of_one_pass(isa: str, threads: int, size: int) -> None:
+def test_a_prompt_in_chunks_of_any_size_gives_the_bits_of_one_pass(
+    isa: str, threads: int, size: int
+) -> None:
     built = requests(isa, SHAPES[0])
     chunks = [[(1, first, min(first + size, 700))] for first in range(0, 700, size)]
     found = np.concatenate([built.run(threads, c) for c in chunks])

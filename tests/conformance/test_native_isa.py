@@ -1,6 +1,8 @@
-"""Every set of kernels that this machine can run, and not the best alone, on every case: within the budget.
+"""Every set of kernels that this machine can run, and not the best alone, on every case: within the
+budget.
 
-test_conformance.py runs the best; here are the others. Forcing a set that the CPU lacks is an error that lists those it has.
+test_conformance.py runs the best; here are the others. Forcing a set that the CPU lacks is an error
+that lists those it has.
 """
 
 import functools
@@ -25,7 +27,11 @@ def backend(isa: str) -> NativeBackend:
 
 
 @pytest.mark.parametrize("isa", OTHERS)
-@pytest.mark.parametrize("case", [c for c in CASES if not (isinstance(c, AttentionCase) and c.block_size % 16)], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if not (isinstance(c, AttentionCase) and c.block_size % 16)],
+    ids=lambda case: case.name,
+)
 def test_every_set_of_kernels_computes_the_formula_within_the_budget(isa: str, case: Case) -> None:
     check_case(backend(isa), case, float32_activations=False)
 
@@ -38,7 +44,9 @@ def test_the_best_set_is_taken_unless_another_is_asked_for() -> None:
 
 def test_a_set_that_cannot_be_had_is_refused_with_those_that_can() -> None:
     for isa in ["sse9", "", *sorted(set(ISAS) - set(USABLE))]:
-        with pytest.raises(ConfigError, match=f"isa is {isa!r}.*must be one of: {', '.join(USABLE)}"):
+        with pytest.raises(
+            ConfigError, match=f"isa is {isa!r}.*must be one of: {', '.join(USABLE)}"
+        ):
             NativeBackend(isa)
 
 

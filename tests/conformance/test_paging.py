@@ -1,4 +1,6 @@
-"""Where a request's blocks lie, and what lies in the others, never shows in its attention: bit for bit."""
+"""Where a request's blocks lie, and what lies in the others, never shows in its attention: bit for
+bit.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -15,9 +17,26 @@ from pellucid.ops.protocol import KVLayer
 from .oracle import attention
 
 CASES = (
-    AttentionCase(q_lens=(5, 1, 20), seq_lens=(37, 64, 20), num_heads=6, num_kv_heads=2, head_dim=16, block_size=8),
-    AttentionCase(q_lens=(1, 1), seq_lens=(33, 7), num_heads=4, num_kv_heads=4, head_dim=24, block_size=1),
-    AttentionCase(q_lens=(3, 1), seq_lens=(40, 90), num_heads=4, num_kv_heads=1, head_dim=32, block_size=16, window=11),
+    AttentionCase(
+        q_lens=(5, 1, 20),
+        seq_lens=(37, 64, 20),
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=16,
+        block_size=8,
+    ),
+    AttentionCase(
+        q_lens=(1, 1), seq_lens=(33, 7), num_heads=4, num_kv_heads=4, head_dim=24, block_size=1
+    ),
+    AttentionCase(
+        q_lens=(3, 1),
+        seq_lens=(40, 90),
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=32,
+        block_size=16,
+        window=11,
+    ),
 )
 
 
@@ -30,7 +49,9 @@ def block_tables(case: AttentionCase, order: Any) -> Any:
     return tables
 
 
-def new_kv(num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, filler: float = 0.0) -> KVLayer:
+def new_kv(
+    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, filler: float = 0.0
+) -> KVLayer:
     store = ReferenceBackend().new_kv_store(num_blocks, block_size, num_kv_heads, head_dim)
     store.k[:], store.v[:] = filler, filler
     return KVLayer(store)
@@ -41,7 +62,10 @@ def run(case: AttentionCase, tables: Any, num_blocks: int, filler: float) -> Arr
     rng = np.random.default_rng(7)
     total, tokens = sum(case.seq_lens), sum(case.q_lens)
     kv = new_kv(num_blocks, case.block_size, case.num_kv_heads, case.head_dim, filler)
-    k, v = (rng.normal(size=(total, case.num_kv_heads, case.head_dim)).astype(np.float32) for _ in range(2))
+    k, v = (
+        rng.normal(size=(total, case.num_kv_heads, case.head_dim)).astype(np.float32)
+        for _ in range(2)
+    )
     whole = build_attention_batch(case.seq_lens, case.seq_lens, tables, case.block_size).attention
     ops.kv_write(kv, k, v, whole.slot_mapping)
     q = rng.normal(size=(tokens, case.num_heads, case.head_dim)).astype(np.float32)
@@ -56,17 +80,22 @@ def test_attention_is_bit_equal_under_any_placement_of_blocks(case: AttentionCas
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(num_blocks)
         assert np.array_equal(run(case, block_tables(case, order), num_blocks, 0.0), in_a_row)
-    assert np.array_equal(run(case, block_tables(case, np.arange(num_blocks)[::-1]), num_blocks, 0.0), in_a_row)
+    assert np.array_equal(
+        run(case, block_tables(case, np.arange(num_blocks)[::-1]), num_blocks, 0.0), in_a_row
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("in_a_row", [True, False])
-def test_attention_reads_no_slot_of_another_request_or_of_nobody(case: AttentionCase, in_a_row: bool) -> None:
+def test_attention_reads_no_slot_of_another_request_or_of_nobody(
+    case: AttentionCase, in_a_row: bool
+) -> None:
     num_blocks = 120
     order = np.arange(num_blocks) if in_a_row else np.random.default_rng(3).permutation(num_blocks)
     tables = block_tables(case, order)
     clean = run(case, tables, num_blocks, 0.0)
-    assert np.array_equal(run(case, tables, num_blocks, np.nan), clean)  # unwritten slots, the rest of last blocks among them
+    # unwritten slots, the rest of last blocks among them
+    assert np.array_equal(run(case, tables, num_blocks, np.nan), clean)
     assert np.isfinite(clean).all()
 
 
@@ -74,7 +103,9 @@ def test_each_request_sees_its_own_keys_only() -> None:
     case = CASES[0]
     rng = np.random.default_rng(1)
     tables = block_tables(case, rng.permutation(40))
-    inputs = [[rng.normal(size=(s, n, 16)).astype(np.float32) for n in (6, 2, 2)] for s in case.seq_lens]
+    inputs = [
+        [rng.normal(size=(s, n, 16)).astype(np.float32) for n in (6, 2, 2)] for s in case.seq_lens
+    ]
     whole = build_attention_batch(case.seq_lens, case.seq_lens, tables, case.block_size).attention
     metadata = build_attention_batch(case.q_lens, case.seq_lens, tables, case.block_size).attention
     borders = np.cumsum([0, *case.q_lens])
@@ -98,14 +129,30 @@ def test_with_a_window_older_slots_are_not_read_even_where_the_request_once_owne
     forgotten = tables.copy()
     for table, q_len, seq_len in zip(forgotten, case.q_lens, case.seq_lens, strict=True):
         oldest = seq_len - q_len - 11 + 1
-        table[: oldest // case.block_size] = -1  # blocks wholly before the window have been given away
+        # blocks wholly before the window have been given away
+        table[: oldest // case.block_size] = -1
     rng = np.random.default_rng(7)
     kv = new_kv(20, case.block_size, case.num_kv_heads, case.head_dim)
-    k, v = (rng.normal(size=(sum(case.seq_lens), case.num_kv_heads, case.head_dim)).astype(np.float32) for _ in range(2))
-    ops.kv_write(kv, k, v, build_attention_batch(case.seq_lens, case.seq_lens, tables, case.block_size).attention.slot_mapping)
+    k, v = (
+        rng.normal(size=(sum(case.seq_lens), case.num_kv_heads, case.head_dim)).astype(np.float32)
+        for _ in range(2)
+    )
+    ops.kv_write(
+        kv,
+        k,
+        v,
+        build_attention_batch(
+            case.seq_lens, case.seq_lens, tables, case.block_size
+        ).attention.slot_mapping,
+    )
     q = rng.normal(size=(sum(case.q_lens), case.num_heads, case.head_dim)).astype(np.float32)
     metadata = build_attention_batch(case.q_lens, case.seq_lens, tables, case.block_size).attention
-    assert np.array_equal(ops.attention(q, kv, replace(metadata, block_tables=forgotten[None]), scale=0.25, window=11), clean)
+    assert np.array_equal(
+        ops.attention(
+            q, kv, replace(metadata, block_tables=forgotten[None]), scale=0.25, window=11
+        ),
+        clean,
+    )
 
 
 def test_a_write_touches_its_own_slots_only() -> None:
@@ -113,7 +160,10 @@ def test_a_write_touches_its_own_slots_only() -> None:
     store: PagedKV = kv.store
     store.k[:], store.v[:] = 7.0, 8.0
     slots = np.array([13, 2, 3], np.int32)
-    k, v = np.arange(18, dtype=np.float32).reshape(3, 2, 3), -np.arange(18, dtype=np.float32).reshape(3, 2, 3)
+    k, v = (
+        np.arange(18, dtype=np.float32).reshape(3, 2, 3),
+        -np.arange(18, dtype=np.float32).reshape(3, 2, 3),
+    )
     ops.kv_write(kv, k, v, slots[None])
     assert np.array_equal(store.k[slots], k) and np.array_equal(store.v[slots], v)
     others = np.setdiff1d(np.arange(16), slots)

@@ -1,4 +1,6 @@
-"""What the reference backend promises beyond its numbers: weights are decoded once and never change; no formula overflows in its middle."""
+"""What the reference backend promises beyond its numbers: weights are decoded once and never
+change; no formula overflows in its middle.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_weight_is_decoded_once_into_memory_of_its_own_that_cannot_be_written(format: str) -> None:
+def test_a_weight_is_decoded_once_into_memory_of_its_own_that_cannot_be_written(
+    format: str,
+) -> None:
     host = random_weight(np.random.default_rng(0), (6, 512), format)
     backend = ReferenceBackend()
     weight = backend.load_weight(host)
@@ -66,7 +70,8 @@ def test_rope_is_exact_at_far_positions() -> None:
     x = np.array([[[1.0, 0.0]]], np.float32)
     position = 1_000_003
     turned = ops.rope(x, np.array([position], np.int32), RopeTable((0.1,)))
-    expected = [[[np.float32(np.cos(position * 0.1)), np.float32(np.sin(position * 0.1))]]]  # float32 angles would be off by 0.004
+    # float32 angles would be off by 0.004
+    expected = [[[np.float32(np.cos(position * 0.1)), np.float32(np.sin(position * 0.1))]]]
     assert turned.tolist() == expected
 
 

@@ -1,4 +1,6 @@
-"""A tiny model that the engine tests run whole: a random two-layer Llama with a byte-level vocabulary and a chat template."""
+"""A tiny model that the engine tests run whole: a random two-layer Llama with a byte-level
+vocabulary and a chat template.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,11 @@ TEMPLATE = (
 
 def _byte_tokens() -> list[str]:
     """GPT-2's printable stand-ins for the 256 bytes."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    plain = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     shifted = iter(range(256, 512))
     return [chr(b) if b in plain else chr(next(shifted)) for b in range(256)]
 
@@ -35,7 +41,8 @@ def write_tiny(
 ) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
 
-    `windows`: 0 for a layer that sees all. `ends`: where not, the logits of special tokens are 0, so that no greedy answer ends by itself.
+    `windows`: 0 for a layer that sees all. `ends`: where not, the logits of special tokens are 0,
+    so that no greedy answer ends by itself.
     """
     tokens = [*_byte_tokens(), *SPECIAL, "th"]
     rng = np.random.default_rng(0)
@@ -46,12 +53,22 @@ def write_tiny(
 
     norms = {"attn_norm": HIDDEN, "ffn_norm": HIDDEN}
     if architecture == "gemma3":
-        norms |= {"post_attention_norm": HIDDEN, "post_ffw_norm": HIDDEN, "attn_q_norm": d, "attn_k_norm": d}
-    arrays = {"token_embd.weight": random(len(tokens), HIDDEN), "output_norm.weight": np.ones(HIDDEN, np.float32)}
+        norms |= {
+            "post_attention_norm": HIDDEN,
+            "post_ffw_norm": HIDDEN,
+            "attn_q_norm": d,
+            "attn_k_norm": d,
+        }
+    arrays = {
+        "token_embd.weight": random(len(tokens), HIDDEN),
+        "output_norm.weight": np.ones(HIDDEN, np.float32),
+    }
     if not ends:
         arrays["token_embd.weight"][256 : 256 + len(SPECIAL)] = 0  # it is the lm_head too
     for i in range(len(windows) or LAYERS):
-        arrays |= {f"blk.{i}.{norm}.weight": np.ones(size, np.float32) for norm, size in norms.items()}
+        arrays |= {
+            f"blk.{i}.{norm}.weight": np.ones(size, np.float32) for norm, size in norms.items()
+        }
         arrays |= {
             f"blk.{i}.attn_q.weight": random(HEADS * d, HIDDEN),
             f"blk.{i}.attn_k.weight": random(KV_HEADS * d, HIDDEN),
@@ -76,7 +93,10 @@ def write_tiny(
         "vocab_size": len(tokens),
     }
     if any(windows):
-        shape |= {"attention.sliding_window": max(windows), "attention.sliding_window_pattern": [w > 0 for w in windows]}
+        shape |= {
+            "attention.sliding_window": max(windows),
+            "attention.sliding_window_pattern": [w > 0 for w in windows],
+        }
     metadata = {
         "general.architecture": architecture,
         **{f"{architecture}.{key}": value for key, value in shape.items()},

@@ -1,4 +1,6 @@
-"""`AsyncEngine` on the tiny model: what it streams, what leaving costs, and what a crash does. Every loop runs in asyncio's debug mode."""
+"""`AsyncEngine` on the tiny model: what it streams, what leaving costs, and what a crash does.
+Every loop runs in asyncio's debug mode.
+"""
 
 import asyncio
 import gc
@@ -49,7 +51,9 @@ class Served:
 
 
 class Gate:
-    """Stands before `core.step`: a step waits until it is let through. `held` has what the core held at each."""
+    """Stands before `core.step`: a step waits until it is let through. `held` has what the core
+    held at each.
+    """
 
     def __init__(self, core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
         self._core = core
@@ -82,7 +86,9 @@ class Gate:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run in debug mode, which checks what is called from which thread. How slow a callback may be is not the test's to say."""
+    """asyncio.run in debug mode, which checks what is called from which thread. How slow a callback
+    may be is not the test's to say.
+    """
 
     async def patiently() -> T:
         asyncio.get_running_loop().slow_callback_duration = PATIENCE
@@ -91,7 +97,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(patiently(), debug=True)
 
 
-async def last(engine: AsyncEngine, prompt: Any, params: SamplingParams, request_id: str | None = None) -> RequestOutput:
+async def last(
+    engine: AsyncEngine, prompt: Any, params: SamplingParams, request_id: str | None = None
+) -> RequestOutput:
     outputs = [output async for output in engine.generate(prompt, params, request_id)]
     assert outputs[-1].finished
     return outputs[-1]
@@ -103,22 +111,39 @@ def _clean(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     gc.collect()
-    assert [t.name for t in threading.enumerate() if t not in before and t.name != "tqdm_monitor"] == []
-    assert [r.getMessage() for r in caplog.get_records("call") if r.name == "asyncio" and r.levelno >= logging.WARNING] == []
+    assert [
+        t.name for t in threading.enumerate() if t not in before and t.name != "tqdm_monitor"
+    ] == []
+    assert [
+        r.getMessage()
+        for r in caplog.get_records("call")
+        if r.name == "asyncio" and r.levelno >= logging.WARNING
+    ] == []
 
 
 def test_32_streams_at_once_give_what_each_gives_alone(tiny_path: Path) -> None:
     prompts = [f"{i} of the {'capital ' * (i % 5)}towns" for i in range(32)]
     params = [
-        SamplingParams(temperature=(i % 3) * 0.7, seed=i, max_tokens=3 + i % 17, ignore_eos=i % 2 == 0, logprobs=1, n=1 + i % 2)
+        SamplingParams(
+            temperature=(i % 3) * 0.7,
+            seed=i,
+            max_tokens=3 + i % 17,
+            ignore_eos=i % 2 == 0,
+            logprobs=1,
+            n=1 + i % 2,
+        )
         for i in range(32)
     ]
     llm = LLM(tiny_path)
-    alone = [llm.generate(p, q, use_tqdm=False)[0].outputs for p, q in zip(prompts, params, strict=True)]
+    alone = [
+        llm.generate(p, q, use_tqdm=False)[0].outputs for p, q in zip(prompts, params, strict=True)
+    ]
 
     async def main() -> list[RequestOutput]:
         async with AsyncEngine.load(tiny_path) as engine:
-            return await asyncio.gather(*(last(engine, p, q) for p, q in zip(prompts, params, strict=True)))
+            return await asyncio.gather(
+                *(last(engine, p, q) for p, q in zip(prompts, params, strict=True))
+            )
 
     together = run(main())
     assert [o.outputs for o in together] == alone
@@ -142,7 +167,9 @@ def test_a_stream_grows_to_what_generate_returns(tiny_path: Path, tiny: LLM, bac
         assert after.text.startswith(before.text) and len(after.token_ids) > len(before.token_ids)
 
 
-def test_a_conversation_is_rendered_as_llm_renders_it(tiny_path: Path, tiny: LLM, backend: str) -> None:
+def test_a_conversation_is_rendered_as_llm_renders_it(
+    tiny_path: Path, tiny: LLM, backend: str
+) -> None:
     messages = [{"role": "user", "content": "Hi"}]
 
     async def main() -> list[RequestOutput]:
@@ -151,7 +178,11 @@ def test_a_conversation_is_rendered_as_llm_renders_it(tiny_path: Path, tiny: LLM
 
     (expected,) = tiny.chat(messages, SHORT, use_tqdm=False)
     answer = run(main())[-1]
-    assert (answer.prompt, answer.prompt_token_ids, answer.outputs) == (expected.prompt, expected.prompt_token_ids, expected.outputs)
+    assert (answer.prompt, answer.prompt_token_ids, answer.outputs) == (
+        expected.prompt,
+        expected.prompt_token_ids,
+        expected.outputs,
+    )
 
 
 def test_one_engine_serves_several_event_loops_at_once(tiny_path: Path) -> None:
@@ -186,8 +217,12 @@ def test_no_thread_runs_before_the_first_request(tiny_path: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["submitted", "waiting", "prefill", "decode"])
 @pytest.mark.parametrize("way", ["cancel", "abort"])
-def test_who_leaves_holds_nothing_at_the_next_step(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, way: str) -> None:
-    """The victim's prompt takes 10 steps. The bystander, who was there first, gets what it would have got."""
+def test_who_leaves_holds_nothing_at_the_next_step(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, way: str
+) -> None:
+    """The victim's prompt takes 10 steps. The bystander, who was there first, gets what it would
+    have got.
+    """
 
     async def main() -> None:
         served = Served(tiny_path, max_num_batched_tokens=4)
@@ -214,7 +249,8 @@ def test_who_leaves_holds_nothing_at_the_next_step(tiny_path: Path, monkeypatch:
         if way == "abort":
             output = await victim
             assert output.outputs[0].finish_reason == "abort" and "finished_time" in output.metrics
-            assert len(output.outputs[0].token_ids) == (4 if phase == "decode" else 0)  # the step at the gate still ran
+            # the step at the gate still ran
+            assert len(output.outputs[0].token_ids) == (4 if phase == "decode" else 0)
         if bystander:
             assert (await bystander).outputs == expected.outputs
         await served.settled()
@@ -277,7 +313,9 @@ def test_a_blocked_loop_is_told_once(tiny_path: Path) -> None:
     run(main())
 
 
-def test_what_cannot_be_served_is_refused_in_the_callers_task(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_served_is_refused_in_the_callers_task(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         served = Served(tiny_path)
         engine = served.engine
@@ -291,7 +329,12 @@ def test_what_cannot_be_served_is_refused_in_the_callers_task(tiny_path: Path, m
             ([65] * 200, SHORT, RequestError, r"200 tokens.*at most 95"),
             ([9999], SHORT, RequestError, "token id 9999 is outside"),
             ("", SHORT, RequestError, "empty"),
-            ("x", SamplingParams(logit_bias={5000: 1.0}), ConfigError, "logit_bias holds token id 5000"),
+            (
+                "x",
+                SamplingParams(logit_bias={5000: 1.0}),
+                ConfigError,
+                "logit_bias holds token id 5000",
+            ),
         ]
         for prompt, params, error, message in refused:
             with pytest.raises(error, match=message):
@@ -329,8 +372,12 @@ def test_the_inbox_is_bounded(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_poisoned_request_fails_alone(tiny_path: Path) -> None:
     async def main() -> None:
         served = Served(tiny_path)
-        nothing_left = SamplingParams(temperature=0, allowed_token_ids=[65], bad_words=["A"], max_tokens=4)
-        bad, good = await asyncio.gather(last(served.engine, "x", nothing_left), last(served.engine, "x", SHORT))
+        nothing_left = SamplingParams(
+            temperature=0, allowed_token_ids=[65], bad_words=["A"], max_tokens=4
+        )
+        bad, good = await asyncio.gather(
+            last(served.engine, "x", nothing_left), last(served.engine, "x", SHORT)
+        )
         assert (bad.outputs[0].finish_reason, good.outputs[0].finish_reason) == ("error", "length")
         await served.settled()
         await served.engine.close()
@@ -365,7 +412,8 @@ def test_a_crash_fails_what_the_core_held_and_the_engine_goes_on(
         await asyncio.sleep(0.01)
         gate.let(1)
         await gate.stands_before(2)
-        late = asyncio.create_task(last(served.engine, "x", SHORT))  # in the inbox while the step crashes
+        # in the inbox while the step crashes
+        late = asyncio.create_task(last(served.engine, "x", SHORT))
         await asyncio.sleep(0.01)
         gate.let(1000)
         for error in await asyncio.gather(*held, return_exceptions=True):
@@ -380,7 +428,9 @@ def test_a_crash_fails_what_the_core_held_and_the_engine_goes_on(
     assert "a step of the engine crashed; 3 requests are lost" in caplog.text
 
 
-def test_a_crash_that_leaves_the_books_wrong_ends_the_engine(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_that_leaves_the_books_wrong_ends_the_engine(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         served = Served(tiny_path)
         served.core.scheduler.kv._pool.take()  # which nobody will free
@@ -421,7 +471,8 @@ def test_closing_ends_the_streams_that_are_open(long_path: Path) -> None:
 
 
 def test_a_dropped_engine_ends_its_thread(tiny_path: Path) -> None:
-    run(last(AsyncEngine.load(tiny_path), "x", SHORT))  # that no thread is left is what every test of this file asserts
+    # that no thread is left is what every test of this file asserts
+    run(last(AsyncEngine.load(tiny_path), "x", SHORT))
 
 
 def test_an_interpreter_that_ends_with_work_in_flight_ends(tiny_path: Path) -> None:
@@ -436,6 +487,12 @@ async def main():
 loop = asyncio.new_event_loop()
 loop.run_until_complete(main())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "")
     assert "Fatal" not in done.stderr and "Traceback" not in done.stderr

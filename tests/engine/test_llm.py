@@ -22,17 +22,32 @@ def test_outputs_have_vllms_shape_and_the_order_of_the_prompts(tiny: LLM) -> Non
     outputs = tiny.generate(PROMPTS, GREEDY)
     assert [o.prompt for o in outputs] == PROMPTS
     for output in outputs:
-        assert output.finished and output.prompt_token_ids == tiny.tokenizer.encode(output.prompt or "")
+        assert output.finished and output.prompt_token_ids == tiny.tokenizer.encode(
+            output.prompt or ""
+        )
         (completion,) = output.outputs
-        assert completion.index == 0 and completion.finish_reason == "length" and completion.finished
+        assert (
+            completion.index == 0 and completion.finish_reason == "length" and completion.finished
+        )
         assert len(completion.token_ids) == 12
         assert completion.text == tiny.tokenizer.decode(completion.token_ids)
-        assert output.metrics["arrival_time"] <= output.metrics["first_token_time"] <= output.metrics["finished_time"]
+        assert (
+            output.metrics["arrival_time"]
+            <= output.metrics["first_token_time"]
+            <= output.metrics["finished_time"]
+        )
 
 
 def test_every_form_of_a_prompt_gives_the_same_tokens(tiny: LLM) -> None:
     ids = tiny.tokenizer.encode(PROMPTS[0])
-    forms: list[object] = [PROMPTS[0], ids, {"prompt": PROMPTS[0]}, {"prompt_token_ids": ids}, [PROMPTS[0]], [ids]]
+    forms: list[object] = [
+        PROMPTS[0],
+        ids,
+        {"prompt": PROMPTS[0]},
+        {"prompt_token_ids": ids},
+        [PROMPTS[0]],
+        [ids],
+    ]
     first, *rest = [_tokens(tiny, form, GREEDY) for form in forms]
     assert all(tokens == first for tokens in rest)
     with pytest.raises(RequestError, match="'prompt' or 'prompt_token_ids'"):
@@ -40,23 +55,37 @@ def test_every_form_of_a_prompt_gives_the_same_tokens(tiny: LLM) -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 3, 16])
-def test_cached_equals_uncached_whatever_the_chunks(tiny: LLM, tiny_path: Path, backend: str, budget: int) -> None:
-    """Each token is computed once, from the cache; one pass over the whole text gives the same choices and logprobs.
+def test_cached_equals_uncached_whatever_the_chunks(
+    tiny: LLM, tiny_path: Path, backend: str, budget: int
+) -> None:
+    """Each token is computed once, from the cache; one pass over the whole text gives the same
+    choices and logprobs.
 
-    On the native backend bit for bit; NumPy's BLAS sums in an order that depends on the number of rows.
+    On the native backend bit for bit; NumPy's BLAS sums in an order that depends on the number of
+    rows.
     """
     chunked = LLM(tiny_path, backend=backend, max_num_batched_tokens=budget, block_size=48)
     params = SamplingParams(temperature=0, max_tokens=12, logprobs=0, ignore_eos=True)
     for prompt in PROMPTS:
         ids = tiny.tokenizer.encode(prompt)
         (cached,) = chunked.generate([ids], params)
-        (uncached,) = tiny.generate([ids + cached.outputs[0].token_ids], SamplingParams(max_tokens=1, prompt_logprobs=1))
+        (uncached,) = tiny.generate(
+            [ids + cached.outputs[0].token_ids], SamplingParams(max_tokens=1, prompt_logprobs=1)
+        )
         assert cached.outputs[0].logprobs and uncached.prompt_logprobs
         for token, row, whole in zip(
-            cached.outputs[0].token_ids, cached.outputs[0].logprobs, uncached.prompt_logprobs[len(ids) :], strict=True
+            cached.outputs[0].token_ids,
+            cached.outputs[0].logprobs,
+            uncached.prompt_logprobs[len(ids) :],
+            strict=True,
         ):
             assert whole is not None and whole[token].rank == 1
-            np.testing.assert_allclose(row[token].logprob, whole[token].logprob, rtol=0, atol=0 if backend == "native" else 2e-5)
+            np.testing.assert_allclose(
+                row[token].logprob,
+                whole[token].logprob,
+                rtol=0,
+                atol=0 if backend == "native" else 2e-5,
+            )
 
 
 def test_a_seed_gives_the_same_text_whatever_else_runs(tiny: LLM) -> None:
@@ -65,10 +94,19 @@ def test_a_seed_gives_the_same_text_whatever_else_runs(tiny: LLM) -> None:
     other = SamplingParams(temperature=2.0, max_tokens=5)
     among = _tokens(tiny, [PROMPTS[1], PROMPTS[0], PROMPTS[2]], [other, params, other])
     assert among[1] == alone[0]
-    assert _tokens(tiny, PROMPTS[0], SamplingParams(temperature=1.5, seed=12, max_tokens=16, ignore_eos=True)) != alone
+    assert (
+        _tokens(
+            tiny,
+            PROMPTS[0],
+            SamplingParams(temperature=1.5, seed=12, max_tokens=16, ignore_eos=True),
+        )
+        != alone
+    )
 
 
-def test_requests_without_a_seed_differ_but_an_engine_repeats_itself(tiny_path: Path, backend: str) -> None:
+def test_requests_without_a_seed_differ_but_an_engine_repeats_itself(
+    tiny_path: Path, backend: str
+) -> None:
     params = SamplingParams(temperature=1.5, max_tokens=16, ignore_eos=True)
     first = _tokens(LLM(tiny_path, backend=backend, seed=3), [PROMPTS[0]] * 2, params)
     assert first[0] != first[1]
@@ -85,7 +123,10 @@ def test_n_completions_are_those_of_neighbouring_seeds(tiny: LLM) -> None:
 
 
 def test_logprobs_are_those_of_the_models_own_distribution(tiny: LLM) -> None:
-    (output,) = tiny.generate(PROMPTS[2], SamplingParams(temperature=2.0, seed=1, max_tokens=4, logprobs=-1, prompt_logprobs=3))
+    (output,) = tiny.generate(
+        PROMPTS[2],
+        SamplingParams(temperature=2.0, seed=1, max_tokens=4, logprobs=-1, prompt_logprobs=3),
+    )
     completion = output.outputs[0]
     assert completion.logprobs and output.prompt_logprobs and output.prompt_logprobs[0] is None
     for token, row in zip(completion.token_ids, completion.logprobs, strict=True):
@@ -94,8 +135,12 @@ def test_logprobs_are_those_of_the_models_own_distribution(tiny: LLM) -> None:
         np.testing.assert_allclose(np.exp(values).sum(), 1, rtol=1e-6)
         assert row[token].rank == 1 + (values > row[token].logprob).sum()
         assert row[token].decoded_token == tiny.tokenizer.token_text(token)
-    assert completion.cumulative_logprob == sum(r[t].logprob for t, r in zip(completion.token_ids, completion.logprobs, strict=True))
-    for token, prompt_row in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True):
+    assert completion.cumulative_logprob == sum(
+        r[t].logprob for t, r in zip(completion.token_ids, completion.logprobs, strict=True)
+    )
+    for token, prompt_row in zip(
+        output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True
+    ):
         assert prompt_row is not None and token in prompt_row and 3 <= len(prompt_row) <= 4
 
 
@@ -103,11 +148,24 @@ def test_a_stop_string_ends_the_text_before_it_across_token_borders(tiny: LLM) -
     (free,) = tiny.generate(PROMPTS[0], GREEDY)
     text = free.outputs[0].text
     stop = text[3:6]
-    (stopped,) = tiny.generate(PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop=stop))
+    (stopped,) = tiny.generate(
+        PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop=stop)
+    )
     completion = stopped.outputs[0]
-    assert (completion.text, completion.finish_reason, completion.stop_reason) == (text[: text.index(stop)], "stop", stop)
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == (
+        text[: text.index(stop)],
+        "stop",
+        stop,
+    )
     (kept,) = tiny.generate(
-        PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop=stop, include_stop_str_in_output=True)
+        PROMPTS[0],
+        SamplingParams(
+            temperature=0,
+            max_tokens=12,
+            ignore_eos=True,
+            stop=stop,
+            include_stop_str_in_output=True,
+        ),
     )
     assert kept.outputs[0].text == text[: text.index(stop)] + stop
 
@@ -115,7 +173,10 @@ def test_a_stop_string_ends_the_text_before_it_across_token_borders(tiny: LLM) -
 def test_a_stop_token_counts_as_a_token_but_not_as_text(tiny: LLM) -> None:
     (free,) = tiny.generate(PROMPTS[0], GREEDY)
     token = free.outputs[0].token_ids[2]
-    (stopped,) = tiny.generate(PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=[token]))
+    (stopped,) = tiny.generate(
+        PROMPTS[0],
+        SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=[token]),
+    )
     ids = free.outputs[0].token_ids[: free.outputs[0].token_ids.index(token) + 1]
     assert stopped.outputs[0].token_ids == ids
     assert stopped.outputs[0].stop_reason == token
@@ -126,7 +187,9 @@ def test_streaming_grows_to_what_generate_returns(tiny: LLM) -> None:
     (whole,) = tiny.generate(PROMPTS[0], GREEDY)
     steps = list(tiny.stream(PROMPTS[0], GREEDY))
     assert [len(s.outputs[0].token_ids) for s in steps] == list(range(1, 13))
-    assert all(b.outputs[0].text.startswith(a.outputs[0].text) for a, b in itertools.pairwise(steps))
+    assert all(
+        b.outputs[0].text.startswith(a.outputs[0].text) for a, b in itertools.pairwise(steps)
+    )
     assert steps[-1].outputs == whole.outputs
     assert [s.finished for s in steps] == [False] * 11 + [True]
 
@@ -142,7 +205,9 @@ def test_closing_a_stream_frees_what_it_held(tiny: LLM) -> None:
     assert tiny._core._group_of == {}
 
 
-def test_an_interrupted_generate_leaves_nothing_behind(tiny: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_generate_leaves_nothing_behind(
+    tiny: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(step: object) -> None:
         raise KeyboardInterrupt
 
@@ -164,7 +229,9 @@ def test_chat_renders_the_template_and_reads_its_special_tokens(tiny: LLM) -> No
 
 
 def test_a_poisoned_request_fails_alone(tiny: LLM) -> None:
-    nothing_left = SamplingParams(temperature=0, allowed_token_ids=[65], bad_words=["A"], max_tokens=4)
+    nothing_left = SamplingParams(
+        temperature=0, allowed_token_ids=[65], bad_words=["A"], max_tokens=4
+    )
     outputs = tiny.generate(["x", "x"], [nothing_left, GREEDY])
     assert outputs[0].outputs[0].finish_reason == "error"
     assert isinstance(outputs[0].outputs[0].stop_reason, str)
@@ -174,7 +241,9 @@ def test_a_poisoned_request_fails_alone(tiny: LLM) -> None:
 def test_bad_words_do_not_appear(tiny: LLM) -> None:
     (free,) = tiny.generate(PROMPTS[0], GREEDY)
     word = next(c for c in free.outputs[0].text if c.isascii() and c.isprintable())
-    (output,) = tiny.generate(PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, bad_words=[word]))
+    (output,) = tiny.generate(
+        PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, bad_words=[word])
+    )
     assert word not in output.outputs[0].text
 
 
@@ -191,9 +260,12 @@ def test_what_cannot_be_served_is_refused_and_nothing_runs(tiny: LLM) -> None:
     assert not tiny._core.has_unfinished
 
 
-def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(
+    tiny_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(
-        CapacityError, match=r"holds a request of 32 tokens; max_model_len needs 64 tokens in 4 blocks of 16 · 2 layers · 64 bytes"
+        CapacityError,
+        match=r"holds a request of 32 tokens; max_model_len needs 64 tokens in 4 blocks of 16 · 2 layers · 64 bytes",
     ):
         LLM(tiny_path, max_model_len=64, kv_cache_memory=128 * 32)
     with pytest.raises(ConfigError, match="made for at most 96"):
@@ -203,4 +275,11 @@ def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(tiny_path: P
     llm = LLM(tiny_path, kv_cache_memory=128 * 32)
     assert llm.max_model_len == 32
     assert "max_model_len is lowered from 96 to 32" in caplog.text
-    assert len(llm.generate("x", SamplingParams(max_tokens=None, ignore_eos=True))[0].outputs[0].token_ids) == 31
+    assert (
+        len(
+            llm.generate("x", SamplingParams(max_tokens=None, ignore_eos=True))[0]
+            .outputs[0]
+            .token_ids
+        )
+        == 31
+    )

@@ -1,4 +1,6 @@
-"""The engine on the native backend: the same tokens and the same logprobs, bit for bit, on any number of threads and in any chunks."""
+"""The engine on the native backend: the same tokens and the same logprobs, bit for bit, on any
+number of threads and in any chunks.
+"""
 
 from pathlib import Path
 
@@ -8,11 +10,15 @@ from pellucid import LLM, SamplingParams
 from pellucid.request import RequestOutput
 
 PROMPTS = ["The capital", "A", "of France is a town that one cannot see from here"]
-PARAMS = SamplingParams(temperature=1.3, seed=4, max_tokens=20, logprobs=3, prompt_logprobs=2, ignore_eos=True)
+PARAMS = SamplingParams(
+    temperature=1.3, seed=4, max_tokens=20, logprobs=3, prompt_logprobs=2, ignore_eos=True
+)
 
 
 def facts(output: RequestOutput) -> object:
-    """Everything of an answer that comes from numbers: floats are compared by `==`, so to the bit."""
+    """Everything of an answer that comes from numbers: floats are compared by `==`, so to the
+    bit.
+    """
     completion = output.outputs[0]
     assert completion.logprobs is not None and output.prompt_logprobs is not None
     rows = [*completion.logprobs, *(row for row in output.prompt_logprobs if row is not None)]
@@ -38,5 +44,11 @@ def measure(tiny_path: Path, kv_cache_dtype: str) -> list[object]:
 def test_answers_are_the_same_bits_on_any_number_of_threads_and_in_any_chunks(
     tiny_path: Path, kv_cache_dtype: str, measure: list[object], threads: int, budget: int
 ) -> None:
-    llm = LLM(tiny_path, backend="native", threads=threads, max_num_batched_tokens=budget, kv_cache_dtype=kv_cache_dtype)
+    llm = LLM(
+        tiny_path,
+        backend="native",
+        threads=threads,
+        max_num_batched_tokens=budget,
+        kv_cache_dtype=kv_cache_dtype,
+    )
     assert [facts(output) for output in llm.generate(PROMPTS, PARAMS, use_tqdm=False)] == measure

@@ -19,17 +19,25 @@ def _full_disk(*_: object) -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_auto_computes_again_and_says_so_once(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_computes_again_and_says_so_once(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     expected = [o.outputs[0].token_ids for o in LLM(tiny_path).generate(PROMPTS, PARAMS)]
     monkeypatch.setattr(os, "posix_fallocate", _full_disk)
     llm = LLM(tiny_path, max_model_len=64, kv_cache_memory=MEMORY)
     assert [o.outputs[0].token_ids for o in llm.generate(PROMPTS, PARAMS)] == expected
-    said = [r.message for r in caplog.records if "blocks that are evicted will be computed again" in r.message]
+    said = [
+        r.message
+        for r in caplog.records
+        if "blocks that are evicted will be computed again" in r.message
+    ]
     assert len(said) == 1
     assert "swap_space" in said[0]
 
 
-def test_swap_is_had_or_refused_at_loading(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swap_is_had_or_refused_at_loading(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(CapacityError, match="swap_space is 100 bytes; one block takes"):
         LLM(tiny_path, preemption="swap", swap_space=100)
     monkeypatch.setattr(os, "posix_fallocate", _full_disk)

@@ -1,8 +1,11 @@
-"""A golden Hugging Face checkpoint -> the GGUF file that llama.cpp's converter would write, without a tokenizer.
+"""A golden Hugging Face checkpoint -> the GGUF file that llama.cpp's converter would write, without
+a tokenizer.
 
-Written from the converter's rules on arrays of values, and on purpose not with the package's names and folds, which it is there to test:
-q and k of Llama and Mistral are reordered to the interleaved RoPE layout, Conv1D is transposed, Gemma's norm weights get their 1, and
-llama3's scaling becomes factors. Two keys go beyond the converter, which drops what they say: Mistral's windows and Gemma 3's layer types.
+Written from the converter's rules on arrays of values, and on purpose not with the package's names
+and folds, which it is there to test: q and k of Llama and Mistral are reordered to the interleaved
+RoPE layout, Conv1D is transposed, Gemma's norm weights get their 1, and llama3's scaling becomes
+factors. Two keys go beyond the converter, which drops what they say: Mistral's windows and Gemma
+3's layer types.
 """
 
 import json
@@ -20,7 +23,8 @@ from pellucid.weights.safetensors_file import SafetensorsFile
 
 __all__ = ["convert"]
 
-ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}  # model_type -> GGUF's name, where they differ
+# model_type -> GGUF's name, where they differ
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 NAMES = {  # in the order in which they are tried
     "model.": "",
     "transformer.": "",
@@ -53,17 +57,31 @@ NAMES = {  # in the order in which they are tried
 
 
 def convert(folder: Path, path: Path, weights: str = "F32") -> None:
-    """Write the model in `folder` to the GGUF file `path`, matrices in the format `weights` where their rows are whole blocks of it."""
+    """Write the model in `folder` to the GGUF file `path`, matrices in the format `weights` where
+    their rows are whole blocks of it.
+    """
     config = json.loads((folder / "config.json").read_text())
-    arrays = {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in _read(file).items()}
+    arrays = {
+        name: array
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, array in _read(file).items()
+    }
     tensors = dict(_convert(config, name, array) for name, array in arrays.items())
     if config.get("rope_parameters", {}).get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _llama3_factors(config)
-    write_gguf(path, _metadata(config), ((name, _encode(array, weights)) for name, array in tensors.items()))
+    write_gguf(
+        path,
+        _metadata(config),
+        ((name, _encode(array, weights)) for name, array in tensors.items()),
+    )
 
 
 def _encode(array: NDArray[np.float32], weights: str) -> HostTensor:
-    blocks = weights != "F32" and array.ndim == 2 and array.shape[-1] % get_format(weights).block_size == 0
+    blocks = (
+        weights != "F32"
+        and array.ndim == 2
+        and array.shape[-1] % get_format(weights).block_size == 0
+    )
     return quantize(array, weights) if blocks else encode_dense(array)
 
 
@@ -72,7 +90,9 @@ def _read(file: Path) -> dict[str, NDArray[np.float32]]:
     return {name: dequantize(opened.tensor(name)) for name in opened.shapes}
 
 
-def _convert(config: dict[str, Any], name: str, array: NDArray[np.float32]) -> tuple[str, NDArray[np.float32]]:
+def _convert(
+    config: dict[str, Any], name: str, array: NDArray[np.float32]
+) -> tuple[str, NDArray[np.float32]]:
     family = config["model_type"]
     if family in ("llama", "mistral") and ("q_proj" in name or "k_proj" in name):
         heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
@@ -84,13 +104,20 @@ def _convert(config: dict[str, Any], name: str, array: NDArray[np.float32]) -> t
         array = array + np.float32(1)
     for theirs, gguf in NAMES.items():
         name = name.replace(theirs, gguf)
-    name = name.replace("post_attention_layernorm", "post_attention_norm" if family.startswith("gemma") else "ffn_norm")
+    name = name.replace(
+        "post_attention_layernorm",
+        "post_attention_norm" if family.startswith("gemma") else "ffn_norm",
+    )
     return "output_norm.weight" if name == "norm.weight" else name, array
 
 
 def _llama3_factors(config: dict[str, Any]) -> NDArray[np.float32]:
     rope, dim = config["rope_parameters"], config["head_dim"]
-    low, high, context = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
+    low, high, context = (
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
     factors = []
     for i in range(0, dim, 2):
         wavelength = 2 * math.pi * rope["rope_theta"] ** (i / dim)
@@ -116,7 +143,10 @@ def _metadata(config: dict[str, Any]) -> dict[str, object]:
             "attention.head_count": config["n_head"],
             "attention.layer_norm_epsilon": config["layer_norm_epsilon"],
         }
-        return {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in values.items()}}
+        return {
+            "general.architecture": arch,
+            **{f"{arch}.{key}": value for key, value in values.items()},
+        }
     rope = config["rope_parameters"]
     whole, local = rope.get("full_attention", rope), rope.get("sliding_attention")
     values = {
@@ -130,18 +160,36 @@ def _metadata(config: dict[str, Any]) -> dict[str, object]:
         "rope.freq_base": whole["rope_theta"],
     }
     if "head_dim" in config:
-        values |= {"attention.key_length": config["head_dim"], "attention.value_length": config["head_dim"]}
+        values |= {
+            "attention.key_length": config["head_dim"],
+            "attention.value_length": config["head_dim"],
+        }
     if whole["rope_type"] in ("linear", "yarn"):
         values |= {"rope.scaling.type": whole["rope_type"], "rope.scaling.factor": whole["factor"]}
     if whole["rope_type"] == "yarn":
-        values |= {"rope.scaling.original_context_length": whole["original_max_position_embeddings"]}
-        values |= {"rope.scaling.yarn_beta_fast": whole["beta_fast"], "rope.scaling.yarn_beta_slow": whole["beta_slow"]}
+        values |= {
+            "rope.scaling.original_context_length": whole["original_max_position_embeddings"]
+        }
+        values |= {
+            "rope.scaling.yarn_beta_fast": whole["beta_fast"],
+            "rope.scaling.yarn_beta_slow": whole["beta_slow"],
+        }
     if local is not None:
         values |= {"rope.freq_base_swa": local["rope_theta"]}
     if family in ("mistral", "gemma2", "gemma3_text"):
         values |= {"attention.sliding_window": config["sliding_window"]}
     if family == "gemma3_text":
-        values |= {"attention.sliding_window_pattern": [t == "sliding_attention" for t in config["layer_types"]]}
+        values |= {
+            "attention.sliding_window_pattern": [
+                t == "sliding_attention" for t in config["layer_types"]
+            ]
+        }
     if family == "gemma2":
-        values |= {f"{cap}_softcapping": config[f"{cap}_softcapping"] for cap in ("attn_logit", "final_logit")}
-    return {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in values.items()}}
+        values |= {
+            f"{cap}_softcapping": config[f"{cap}_softcapping"]
+            for cap in ("attn_logit", "final_logit")
+        }
+    return {
+        "general.architecture": arch,
+        **{f"{arch}.{key}": value for key, value in values.items()},
+    }

@@ -1,6 +1,8 @@
-"""What the tests of models share: a checkpoint loaded into a backend, a paged cache with shuffled blocks, and batches built by hand.
+"""What the tests of models share: a checkpoint loaded into a backend, a paged cache with shuffled
+blocks, and batches built by hand.
 
-The engine is left out on purpose: these tests are about models, weights and the cache's layout alone.
+The engine is left out on purpose: these tests are about models, weights and the cache's layout
+alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,17 +35,22 @@ __all__ = [
 ]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-GOLDEN_NAMES = sorted(folder.name for folder in GOLDEN.iterdir() if (folder / "config.json").is_file())
-BLOCK_SIZES = {"reference": 4, "native": 16}  # tokens; the smallest that a backend takes, so that a short prompt crosses many borders
+GOLDEN_NAMES = sorted(
+    folder.name for folder in GOLDEN.iterdir() if (folder / "config.json").is_file()
+)
+# tokens; the smallest that a backend takes, so that a short prompt crosses many borders
+BLOCK_SIZES = {"reference": 4, "native": 16}
 
-# Two float32 evaluations of one model differ by the rounding of both. A tiny model here makes about 30 roundings in a row (3 layers of 10),
-# each of about sqrt(48) · 2^-24 = 4e-7 of its result (sums of up to 48 products): sqrt(30) · 4e-7 = 2e-6 if they are independent, which is
-# what is seen (2.2e-6 at most), and 1.2e-5 for each of the two if they all pull one way.
+# Two float32 evaluations of one model differ by the rounding of both. A tiny model here makes about
+# 30 roundings in a row (3 layers of 10), each of about sqrt(48) · 2^-24 = 4e-7 of its result (sums
+# of up to 48 products): sqrt(30) · 4e-7 = 2e-6 if they are independent, which is what is seen
+# (2.2e-6 at most), and 1.2e-5 for each of the two if they all pull one way.
 RELATIVE_BUDGET = 2e-5  # of the largest logit
 
-# The native backend keeps keys and values in float16, and `round_as_native` does the same to the reference. What is left is float32's
-# rounding again; but where a key lies next to the middle between two float16 numbers, that rounding decides which of them it becomes. One
-# such flip, 2^-11 of one of the D numbers that make a score, is what the largest difference seen (1e-4) comes from.
+# The native backend keeps keys and values in float16, and `round_as_native` does the same to the
+# reference. What is left is float32's rounding again; but where a key lies next to the middle
+# between two float16 numbers, that rounding decides which of them it becomes. One such flip, 2^-11
+# of one of the D numbers that make a score, is what the largest difference seen (1e-4) comes from.
 NATIVE_BUDGET = 4e-4  # of the largest logit
 
 
@@ -58,7 +65,9 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive tokens of one request: `start` of them are cached already. `blocks` hold the request's tokens in order."""
+    """Consecutive tokens of one request: `start` of them are cached already. `blocks` hold the
+    request's tokens in order.
+    """
 
     input_ids: NDArray[np.int32]
     start: int
@@ -68,11 +77,21 @@ class Chunk:
 class Session:
     """A model with a cache of its own, whose blocks are handed out in shuffled order."""
 
-    def __init__(self, loaded: Loaded, num_blocks: int = 64, seed: int = 0, change_ops: Callable[[Any], Any] = lambda ops: ops) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        num_blocks: int = 64,
+        seed: int = 0,
+        change_ops: Callable[[Any], Any] = lambda ops: ops,
+    ) -> None:
         config = loaded.config
         self._block_size = BLOCK_SIZES[loaded.backend.name]
         layers = [
-            KVLayer(loaded.backend.new_kv_store(num_blocks, self._block_size, config.num_kv_heads, config.head_dim))
+            KVLayer(
+                loaded.backend.new_kv_store(
+                    num_blocks, self._block_size, config.num_kv_heads, config.head_dim
+                )
+            )
             for _ in range(config.num_layers)
         ]
         forward = get_architecture(config.architecture).forward
@@ -88,15 +107,22 @@ class Session:
         assert len(taken) == count
         return taken
 
-    def run(self, chunks: Sequence[Chunk], logits_indices: Sequence[int] | None = None) -> NDArray[np.float32]:
+    def run(
+        self, chunks: Sequence[Chunk], logits_indices: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
         """One step: the logits of all rows, or of those asked for."""
         lengths = [len(c.input_ids) for c in chunks]
-        positions = np.concatenate([np.arange(c.start, c.start + n) for c, n in zip(chunks, lengths, strict=True)])
+        positions = np.concatenate(
+            [np.arange(c.start, c.start + n) for c, n in zip(chunks, lengths, strict=True)]
+        )
         tables = np.zeros((len(chunks), max(len(c.blocks) for c in chunks)), np.int32)
         for table, chunk in zip(tables, chunks, strict=True):
             table[: len(chunk.blocks)] = chunk.blocks
         owner = np.repeat(np.arange(len(chunks)), lengths)
-        slots = tables[owner, positions // self._block_size] * self._block_size + positions % self._block_size
+        slots = (
+            tables[owner, positions // self._block_size] * self._block_size
+            + positions % self._block_size
+        )
         rows = range(len(positions)) if logits_indices is None else logits_indices
         batch = ForwardBatch(
             input_ids=np.concatenate([c.input_ids for c in chunks]).astype(np.int32),
@@ -104,7 +130,9 @@ class Session:
             logits_indices=np.array(rows, np.int32),
             attention=AttentionMetadata(
                 cu_seqlens_q=np.cumsum([0, *lengths]).astype(np.int32),
-                seq_lens=np.array([c.start + n for c, n in zip(chunks, lengths, strict=True)], np.int32),
+                seq_lens=np.array(
+                    [c.start + n for c, n in zip(chunks, lengths, strict=True)], np.int32
+                ),
                 block_tables=tables[None],
                 slot_mapping=slots[None].astype(np.int32),
                 block_size=self._block_size,
@@ -120,20 +148,37 @@ class Session:
 def load(path: Path, backend_name: str) -> Loaded:
     backend = get_backend(backend_name)
     with open_checkpoint(path) as checkpoint:
-        return Loaded(checkpoint.config, backend, {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()})
+        return Loaded(
+            checkpoint.config,
+            backend,
+            {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()},
+        )
 
 
 def round_as_native(ops: Any, *, activations: bool = False) -> Any:
-    """The reference's ops with the roundings that the native backend makes on purpose: keys and values to float16, and where `activations`
-    says that the weights are quantized, the inputs of a product to 8 bits in blocks of 32."""
+    """The reference's ops with the roundings that the native backend makes on purpose: keys and
+    values to float16, and where `activations` says that the weights are quantized, the inputs of a
+    product to 8 bits in blocks of 32."""
 
-    def kv_write(kv: Any, k: NDArray[np.float32], v: NDArray[np.float32], slot_mapping: NDArray[np.int32]) -> None:
-        ops.kv_write(kv, k.astype(np.float16).astype(np.float32), v.astype(np.float16).astype(np.float32), slot_mapping)
+    def kv_write(
+        kv: Any, k: NDArray[np.float32], v: NDArray[np.float32], slot_mapping: NDArray[np.int32]
+    ) -> None:
+        ops.kv_write(
+            kv,
+            k.astype(np.float16).astype(np.float32),
+            v.astype(np.float16).astype(np.float32),
+            slot_mapping,
+        )
 
     def linear(x: NDArray[np.float32], weight: Any, bias: Any = None) -> Any:
-        return ops.linear(_round_to_8_bits(x) if activations and x.shape[-1] % 32 == 0 else x, weight, bias)
+        return ops.linear(
+            _round_to_8_bits(x) if activations and x.shape[-1] % 32 == 0 else x, weight, bias
+        )
 
-    return SimpleNamespace(**{name: getattr(ops, name) for name in ops.__all__} | {"kv_write": kv_write, "linear": linear})
+    return SimpleNamespace(
+        **{name: getattr(ops, name) for name in ops.__all__}
+        | {"kv_write": kv_write, "linear": linear}
+    )
 
 
 def _round_to_8_bits(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -144,7 +189,9 @@ def _round_to_8_bits(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded.reshape(x.shape)
 
 
-def check_close(actual: NDArray[np.float32], expected: NDArray[np.float32], budget: float = RELATIVE_BUDGET) -> None:
+def check_close(
+    actual: NDArray[np.float32], expected: NDArray[np.float32], budget: float = RELATIVE_BUDGET
+) -> None:
     """Assert that logits agree within `budget` of the largest."""
     assert actual.shape == expected.shape
     error, limit = float(np.abs(actual - expected).max()), budget * float(np.abs(expected).max())

@@ -1,4 +1,6 @@
-"""The golden models once more, by way of GGUF: the same weights under other names, layouts and folds give the same logits."""
+"""The golden models once more, by way of GGUF: the same weights under other names, layouts and
+folds give the same logits.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -15,12 +17,15 @@ from pellucid.weights.checkpoint import open_checkpoint
 from .convert import convert
 from .harness import GOLDEN, GOLDEN_NAMES, Session, check_close, load
 
-# What GGUF has no key for: scores scaled by something else than head_dim in Gemma, windows in Qwen 2.
+# What GGUF has no key for: scores scaled by something else than head_dim in Gemma, windows in Qwen
+# 2.
 LOST = {"gemma2": ("softmax_scale",), "gemma3": ("softmax_scale",), "qwen2": ("windows",)}
 
 
 @pytest.fixture(scope="module", params=GOLDEN_NAMES)
-def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def converted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     path = tmp_path_factory.mktemp("gguf") / f"{request.param}.gguf"
     convert(GOLDEN / request.param, path)
     return request.param, path
@@ -58,10 +63,16 @@ def test_logits_from_gguf_equal_those_of_transformers(converted: tuple[str, Path
 
 
 def test_parameters_that_need_no_mending_are_views_of_the_file(converted: tuple[str, Path]) -> None:
-    """GGUF needs copies for q and k of Llama and Mistral alone; nothing else is moved, GPT-2's split included."""
+    """GGUF needs copies for q and k of Llama and Mistral alone; nothing else is moved, GPT-2's
+    split included.
+    """
     name, path = converted
     with open_checkpoint(path) as checkpoint:
-        copied = {parameter.split(".")[2] for parameter, tensor in checkpoint.parameters() if not _is_view_of_map(tensor.data)}
+        copied = {
+            parameter.split(".")[2]
+            for parameter, tensor in checkpoint.parameters()
+            if not _is_view_of_map(tensor.data)
+        }
     assert copied == ({"q_proj", "k_proj"} if name.startswith(("llama", "mistral")) else set())
 
 
@@ -69,4 +80,5 @@ def _is_view_of_map(array: NDArray[Any]) -> bool:
     base: object = array
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base
-    return not isinstance(base, np.ndarray)  # the memory map at the bottom; a copy ends in an array that owns its memory
+    # the memory map at the bottom; a copy ends in an array that owns its memory
+    return not isinstance(base, np.ndarray)

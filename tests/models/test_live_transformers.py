@@ -1,4 +1,6 @@
-"""Every family against transformers itself, on fresh random weights: as the golden files, where torch and transformers are installed."""
+"""Every family against transformers itself, on fresh random weights: as the golden files, where
+torch and transformers are installed.
+"""
 
 import json
 from pathlib import Path
@@ -14,8 +16,12 @@ from pellucid.weights.hf_rope import build_rope
 
 from .harness import GOLDEN_NAMES, Session, check_close, load
 
-torch = pytest.importorskip("torch", reason="torch is not installed; it computes what the models are compared with")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed; it is what the models are compared with")
+torch = pytest.importorskip(
+    "torch", reason="torch is not installed; it computes what the models are compared with"
+)
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed; it is what the models are compared with"
+)
 
 from ..golden.models.make_golden import FAMILIES, build_model, compute_logits  # noqa: E402
 
@@ -40,8 +46,20 @@ ROPES: list[dict[str, Any]] = [
     {"rope_type": "linear", "factor": 3.0},
     {"rope_type": "dynamic", "factor": 2.0},
     {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096},
-    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192, "attention_factor": 1.5, "beta_fast": 16.0},
-    {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0},
+    {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "attention_factor": 1.5,
+        "beta_fast": 16.0,
+    },
+    {
+        "rope_type": "yarn",
+        "factor": 40.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    },
     {
         "rope_type": "llama3",
         "factor": 32.0,
@@ -55,7 +73,10 @@ ROPES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: f"{rope['rope_type']}-{rope['factor']:g}")
 def test_rope_frequencies_equal_those_of_transformers(rope: dict[str, Any]) -> None:
     config = transformers.LlamaConfig(
-        hidden_size=512, num_attention_heads=4, max_position_embeddings=32768, rope_parameters={**rope, "rope_theta": 500_000.0}
+        hidden_size=512,
+        num_attention_heads=4,
+        max_position_embeddings=32768,
+        rope_parameters={**rope, "rope_theta": 500_000.0},
     )
     module = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     table = build_rope_table(build_rope(Fields("config.json", config.to_dict()), 128))
@@ -63,7 +84,8 @@ def test_rope_frequencies_equal_those_of_transformers(rope: dict[str, Any]) -> N
     assert table.scale == pytest.approx(module.attention_scaling, rel=1e-6)
 
 
-OLD: dict[str, dict[str, Any]] = {  # config.json as transformers 4 wrote it, with what it left out left out
+# config.json as transformers 4 wrote it, with what it left out left out
+OLD: dict[str, dict[str, Any]] = {
     "llama3": {
         "model_type": "llama",
         "rope_theta": 500000.0,
@@ -75,7 +97,12 @@ OLD: dict[str, dict[str, Any]] = {  # config.json as transformers 4 wrote it, wi
             "original_max_position_embeddings": 8192,
         },
     },
-    "llama2": {"model_type": "llama", "rope_scaling": None, "pretraining_tp": 1, "torch_dtype": "float16"},
+    "llama2": {
+        "model_type": "llama",
+        "rope_scaling": None,
+        "pretraining_tp": 1,
+        "torch_dtype": "float16",
+    },
     "llama-linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
     "mistral": {"model_type": "mistral", "num_key_value_heads": 8, "rope_theta": 1e6},
     "mistral-v3": {"model_type": "mistral", "num_key_value_heads": 8, "sliding_window": None},
@@ -87,16 +114,27 @@ OLD: dict[str, dict[str, Any]] = {  # config.json as transformers 4 wrote it, wi
         "sliding_window": 100,
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
     },
-    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "use_sliding_window": False, "sliding_window": 77},
+    "qwen3": {
+        "model_type": "qwen3",
+        "num_key_value_heads": 2,
+        "use_sliding_window": False,
+        "sliding_window": 77,
+    },
     "gemma2": {"model_type": "gemma2", "sliding_window": 4096},
-    "gemma3": {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 12345},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "rope_local_base_freq": 12345,
+    },
     "gemma3-pattern": {"model_type": "gemma3_text", "sliding_window_pattern": 2, "rope_theta": 5e5},
 }
 
 
 @pytest.mark.parametrize("name", OLD)
 def test_old_config_files_mean_what_transformers_takes_them_for(name: str, tmp_path: Path) -> None:
-    """transformers reads the old file and writes it in its own spelling, with every default filled in; both give one config."""
+    """transformers reads the old file and writes it in its own spelling, with every default filled
+    in; both give one config.
+    """
     sizes = {
         "vocab_size": 96,
         "hidden_size": 64,
@@ -108,4 +146,6 @@ def test_old_config_files_mean_what_transformers_takes_them_for(name: str, tmp_p
     old = {**sizes, **OLD[name]}
     (tmp_path / "config.json").write_text(json.dumps(old))
     model = transformers.AutoConfig.from_pretrained(tmp_path)
-    assert build_hf_config(old, "old") == build_hf_config(json.loads(json.dumps(model.to_dict())), "new")
+    assert build_hf_config(old, "old") == build_hf_config(
+        json.loads(json.dumps(model.to_dict())), "new"
+    )

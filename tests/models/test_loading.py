@@ -1,4 +1,6 @@
-"""Opening model folders and files: what is accepted in its variants, and what is refused, by name, before any weight is read."""
+"""Opening model folders and files: what is accepted in its variants, and what is refused, by name,
+before any weight is read.
+"""
 
 import json
 import shutil
@@ -24,7 +26,11 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
     """folder("llama3") -> a copy of that golden model's folder, to be changed."""
 
     def copy(name: str) -> Path:
-        return Path(shutil.copytree(GOLDEN / name, tmp_path / name, ignore=shutil.ignore_patterns("expected.npz")))
+        return Path(
+            shutil.copytree(
+                GOLDEN / name, tmp_path / name, ignore=shutil.ignore_patterns("expected.npz")
+            )
+        )
 
     return copy
 
@@ -80,8 +86,12 @@ def test_a_file_by_another_name_when_it_is_the_only_one(folder: Callable[[str], 
     logits_of(path, "llama3")
 
 
-def test_an_lm_head_that_repeats_the_embedding_is_the_embedding(folder: Callable[[str], Path]) -> None:
-    path = change_tensors(folder("llama3"), lambda a: a.update({"lm_head.weight": a["model.embed_tokens.weight"]}))
+def test_an_lm_head_that_repeats_the_embedding_is_the_embedding(
+    folder: Callable[[str], Path],
+) -> None:
+    path = change_tensors(
+        folder("llama3"), lambda a: a.update({"lm_head.weight": a["model.embed_tokens.weight"]})
+    )
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.config.tie_word_embeddings
         assert "lm_head.weight" not in dict(checkpoint.parameters())
@@ -90,22 +100,31 @@ def test_an_lm_head_that_repeats_the_embedding_is_the_embedding(folder: Callable
 
 def test_an_lm_head_that_differs_from_the_embedding_counts(folder: Callable[[str], Path]) -> None:
     """As transformers 5 has it, whatever `tie_word_embeddings` says."""
-    path = change_tensors(folder("llama3"), lambda a: a.update({"lm_head.weight": -a["model.embed_tokens.weight"]}))
+    path = change_tensors(
+        folder("llama3"), lambda a: a.update({"lm_head.weight": -a["model.embed_tokens.weight"]})
+    )
     with open_checkpoint(path) as checkpoint:
         assert not checkpoint.config.tie_word_embeddings
     expected = np.load(GOLDEN / "llama3" / "expected.npz")
-    check_close(Session(load(path, "reference")).prefill(expected["input_ids"]), -expected["logits"])
+    check_close(
+        Session(load(path, "reference")).prefill(expected["input_ids"]), -expected["logits"]
+    )
 
 
 def test_float16_is_kept_as_it_is(folder: Callable[[str], Path]) -> None:
-    path = change_tensors(folder("llama3"), lambda a: a.update({name: array.astype(np.float16) for name, array in a.items()}))
+    path = change_tensors(
+        folder("llama3"),
+        lambda a: a.update({name: array.astype(np.float16) for name, array in a.items()}),
+    )
     with open_checkpoint(path) as checkpoint:
         assert {tensor.format for _, tensor in checkpoint.parameters()} == {"F16"}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_only_what_is_mended_is_copied(name: str) -> None:
-    """Gemma's norms get their 1, GPT-2's matrices are transposed; the rest are views of the file, bfloat16 included."""
+    """Gemma's norms get their 1, GPT-2's matrices are transposed; the rest are views of the file,
+    bfloat16 included.
+    """
     with open_checkpoint(GOLDEN / name) as checkpoint:
         tensors = dict(checkpoint.parameters())
     copied = {parameter for parameter, tensor in tensors.items() if not _is_mapped(tensor.data)}
@@ -151,17 +170,27 @@ def test_pickled_checkpoints(folder: Callable[[str], Path]) -> None:
     refused(path, FormatError, "has no .safetensors file")
     (path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     refused(path, UnsupportedError, "pickled checkpoint.* convert it to safetensors")
-    refused(path / "pytorch_model.bin", UnsupportedError, "pickled checkpoint.* convert it to safetensors")
+    refused(
+        path / "pytorch_model.bin",
+        UnsupportedError,
+        "pickled checkpoint.* convert it to safetensors",
+    )
 
 
 def test_several_files_without_an_index(folder: Callable[[str], Path]) -> None:
     path = folder("llama")
     (path / "model.safetensors.index.json").unlink()
-    refused(path, FormatError, "has 3 .safetensors files and neither model.safetensors nor model.safetensors.index.json")
+    refused(
+        path,
+        FormatError,
+        "has 3 .safetensors files and neither model.safetensors nor model.safetensors.index.json",
+    )
 
 
 def test_a_missing_tensor(folder: Callable[[str], Path]) -> None:
-    path = change_tensors(folder("qwen3"), lambda a: a.pop("model.layers.1.self_attn.k_norm.weight"))
+    path = change_tensors(
+        folder("qwen3"), lambda a: a.pop("model.layers.1.self_attn.k_norm.weight")
+    )
     refused(path, FormatError, "lacks the tensor 'model.layers.1.self_attn.k_norm.weight'")
 
 
@@ -172,8 +201,16 @@ def test_a_missing_lm_head(folder: Callable[[str], Path]) -> None:
 
 
 def test_an_unexpected_tensor(folder: Callable[[str], Path]) -> None:
-    path = change_tensors(folder("qwen3"), lambda a: a.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}))
-    refused(path, FormatError, "holds the tensor 'model.layers.0.self_attn.q_proj.bias', which qwen3 with this config does not have")
+    path = change_tensors(
+        folder("qwen3"),
+        lambda a: a.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}),
+    )
+    refused(
+        path,
+        FormatError,
+        "holds the tensor 'model.layers.0.self_attn.q_proj.bias', which qwen3 with this config "
+        "does not have",
+    )
 
 
 def test_a_layer_more_than_the_config_says(folder: Callable[[str], Path]) -> None:
@@ -183,17 +220,30 @@ def test_a_layer_more_than_the_config_says(folder: Callable[[str], Path]) -> Non
 
 
 def test_a_misshapen_tensor(folder: Callable[[str], Path]) -> None:
-    path = change_tensors(folder("llama3"), lambda a: a.update({"model.norm.weight": np.ones(33, np.float32)}))
+    path = change_tensors(
+        folder("llama3"), lambda a: a.update({"model.norm.weight": np.ones(33, np.float32)})
+    )
     refused(path, FormatError, r"'model.norm.weight' has shape \[33\]; its config implies \[32\]")
-    path = change_tensors(folder("gpt2"), lambda a: a.update({"transformer.h.0.attn.c_attn.weight": np.ones((96, 32), np.float32)}))
-    refused(path, FormatError, r"'transformer.h.0.attn.c_attn.weight' has shape \[96, 32\]; its config implies \[32, 96\]")
+    path = change_tensors(
+        folder("gpt2"),
+        lambda a: a.update({"transformer.h.0.attn.c_attn.weight": np.ones((96, 32), np.float32)}),
+    )
+    refused(
+        path,
+        FormatError,
+        r"'transformer.h.0.attn.c_attn.weight' has shape \[96, 32\]; its config implies \[32, 96\]",
+    )
 
 
 def test_types_that_are_no_weights(folder: Callable[[str], Path]) -> None:
-    path = change_tensors(folder("llama3"), lambda a: a.update({"model.norm.weight": np.ones(32, np.float64)}))
+    path = change_tensors(
+        folder("llama3"), lambda a: a.update({"model.norm.weight": np.ones(32, np.float64)})
+    )
     with (
         open_checkpoint(path) as checkpoint,
-        pytest.raises(UnsupportedError, match=r"'model.norm.weight' is of type F64; .* F32, F16, BF16"),
+        pytest.raises(
+            UnsupportedError, match=r"'model.norm.weight' is of type F64; .* F32, F16, BF16"
+        ),
     ):
         list(checkpoint.parameters())
 
@@ -203,11 +253,16 @@ def test_types_that_are_no_weights(folder: Callable[[str], Path]) -> None:
     [
         ({"hidden_size": 10**12}, "hidden_size is 1000000000000; it must be between 1 and"),
         ({"num_hidden_layers": 4096}, "lacks the tensor 'model.layers.2.input_layernorm.weight'"),
-        ({"vocab_size": 1 << 24}, r"'model.embed_tokens.weight' has shape \[96, 32\]; its config implies \[16777216, 32\]"),
+        (
+            {"vocab_size": 1 << 24},
+            r"'model.embed_tokens.weight' has shape \[96, 32\]; its config implies \[16777216, 32\]",
+        ),
         ({"model_type": "llama" * 1000}, "model_type is 'llamallama"),
     ],
 )
-def test_absurd_config_values(folder: Callable[[str], Path], change: dict[str, Any], message: str) -> None:
+def test_absurd_config_values(
+    folder: Callable[[str], Path], change: dict[str, Any], message: str
+) -> None:
     path = folder("llama3")
     change_json(path / "config.json", lambda c: c.update(change))
     with pytest.raises(PellucidError, match=message):
@@ -232,9 +287,14 @@ def test_absurd_config_values(folder: Callable[[str], Path], change: dict[str, A
     ],
     ids=str,
 )
-def test_an_index_that_names_anything_but_a_file_in_the_folder(folder: Callable[[str], Path], name: object) -> None:
+def test_an_index_that_names_anything_but_a_file_in_the_folder(
+    folder: Callable[[str], Path], name: object
+) -> None:
     path = folder("llama")
-    change_json(path / "model.safetensors.index.json", lambda i: i["weight_map"].update({"model.norm.weight": name}))
+    change_json(
+        path / "model.safetensors.index.json",
+        lambda i: i["weight_map"].update({"model.norm.weight": name}),
+    )
     refused(path, FormatError, "it must be a .safetensors file in the same folder")
 
 
@@ -243,14 +303,22 @@ def test_an_index_that_does_not_fit_its_files(folder: Callable[[str], Path]) -> 
     index = path / "model.safetensors.index.json"
     whole = index.read_text()
     first = json.loads(whole)["weight_map"]["lm_head.weight"]
-    change_json(index, lambda i: i["weight_map"].update({"model.norm.weight": "model-00009.safetensors"}))
-    refused(path, FormatError, "names the file 'model-00009.safetensors', which is not in the folder")
+    change_json(
+        index, lambda i: i["weight_map"].update({"model.norm.weight": "model-00009.safetensors"})
+    )
+    refused(
+        path, FormatError, "names the file 'model-00009.safetensors', which is not in the folder"
+    )
     index.write_text(whole)
     change_json(index, lambda i: i["weight_map"].update({"made.up": first}))
     refused(path, FormatError, f"says that {first} holds the tensor 'made.up', which it does not")
     index.write_text(whole)
     change_json(index, lambda i: i["weight_map"].pop("lm_head.weight"))
-    refused(path, FormatError, "holds the tensor 'lm_head.weight', which model.safetensors.index.json does not name")
+    refused(
+        path,
+        FormatError,
+        "holds the tensor 'lm_head.weight', which model.safetensors.index.json does not name",
+    )
     for broken in ('{"weight_map": {}}', '{"weight_map": [1]}', "{}"):
         index.write_text(broken)
         refused(path, FormatError, "has no weight_map that names a file for each tensor")
@@ -275,7 +343,19 @@ def _entry(name: str, start: int, stop: int, shape: list[int]) -> str:
         b"header:" + _entry("a", 0, 4, [1 << 40, 1 << 40]).encode(),
         b"header:" + _entry("a", 4, 0, [1]).encode(),
     ],
-    ids=["empty", "cut", "huge-header", "long-header", "list", "deep", "outside", "overlap", "twice", "huge-shape", "backwards"],
+    ids=[
+        "empty",
+        "cut",
+        "huge-header",
+        "long-header",
+        "list",
+        "deep",
+        "outside",
+        "overlap",
+        "twice",
+        "huge-shape",
+        "backwards",
+    ],
 )
 def test_broken_safetensors_files(folder: Callable[[str], Path], content: bytes) -> None:
     path = folder("llama3")
@@ -283,7 +363,12 @@ def test_broken_safetensors_files(folder: Callable[[str], Path], content: bytes)
         header = b"{" + content[7:] + b"}"
         content = len(header).to_bytes(8, "little") + header + bytes(24)
     (path / "model.safetensors").write_bytes(content)
-    refused(path, FormatError, "model.safetensors is not a sound safetensors file|model.safetensors: the header .* has a key twice")
+    refused(
+        path,
+        FormatError,
+        "model.safetensors is not a sound safetensors file|model.safetensors: the header .* has a "
+        "key twice",
+    )
 
 
 def test_a_truncated_safetensors_file(folder: Callable[[str], Path]) -> None:

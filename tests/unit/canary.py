@@ -1,9 +1,11 @@
-"""A runner for the scheduler's tests that computes nothing and checks everything: every KV slot holds what it must, or somebody erred.
+"""A runner for the scheduler's tests that computes nothing and checks everything: every KV slot
+holds what it must, or somebody erred.
 
-One idea: a slot's content is a digest of all that the keys and values of its position depend on (salt, layer group, tokens up to it), so
-it is as telling as real numbers and costs nothing. A step writes the digests of the tokens that it computes, and then, as attention does,
-reads every slot that they see: through the block tables, the window included. The next token is drawn from what was read. Blocks are
-copied, saved and loaded as the step says.
+One idea: a slot's content is a digest of all that the keys and values of its position depend on
+(salt, layer group, tokens up to it), so it is as telling as real numbers and costs nothing. A step
+writes the digests of the tokens that it computes, and then, as attention does, reads every slot
+that they see: through the block tables, the window included. The next token is drawn from what was
+read. Blocks are copied, saved and loaded as the step says.
 
 `expected_tokens` is the oracle: the same rule without a cache.
 """
@@ -24,10 +26,19 @@ def build_layout(windows: Sequence[int | None], block_size: int) -> KVLayout:
     return KVLayout(groups, num_kv_heads=1, head_dim=2, block_size=block_size, token_bytes=16)
 
 
-def build_request(name: str, prompt: Sequence[int], max_tokens: int = 4, **fields: object) -> Request:
+def build_request(
+    name: str, prompt: Sequence[int], max_tokens: int = 4, **fields: object
+) -> Request:
     """A greedy request of that many output tokens."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
-    return Request(request_id=name, prompt_token_ids=list(prompt), params=params, seed=0, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+    return Request(
+        request_id=name,
+        prompt_token_ids=list(prompt),
+        params=params,
+        seed=0,
+        max_tokens=max_tokens,
+        **fields,
+    )  # type: ignore[arg-type]
 
 
 def expected_tokens(request: Request) -> list[int]:
@@ -47,8 +58,12 @@ class CanaryRunner:
 
     def __init__(self, kv: KVCacheManager, num_slots: int = 0) -> None:
         self._layout = kv.layout
-        self._blocks: list[list[int | None]] = [[None] * kv.layout.block_size for _ in range(kv.num_blocks)]
-        self._slots: list[list[int | None]] = [[None] * kv.layout.block_size for _ in range(num_slots)]
+        self._blocks: list[list[int | None]] = [
+            [None] * kv.layout.block_size for _ in range(kv.num_blocks)
+        ]
+        self._slots: list[list[int | None]] = [
+            [None] * kv.layout.block_size for _ in range(num_slots)
+        ]
 
     def execute(self, step: ScheduledStep) -> dict[str, int]:
         """Do the block ops, write and read; the drawn tokens."""
@@ -58,7 +73,9 @@ class CanaryRunner:
             target[op.target] = list(source[op.source])
         for request in step.requests:
             if request.num_scheduled_tokens < 1:
-                raise AssertionError(f"{request.request_id} computes nothing, so there are no logits to draw from")
+                raise AssertionError(
+                    f"{request.request_id} computes nothing, so there are no logits to draw from"
+                )
             self._write(request)
         sampled = {}
         for request in step.requests:
@@ -80,12 +97,17 @@ class CanaryRunner:
 
     def _read(self, request: Request) -> None:
         start, stop = self._span(request)
-        for g, (table, group) in enumerate(zip(request.block_tables, self._layout.groups, strict=True)):
+        for g, (table, group) in enumerate(
+            zip(request.block_tables, self._layout.groups, strict=True)
+        ):
             first = 0 if group.window is None else max(0, start - group.window + 1)
             for position in range(first, stop):
                 block, offset = self._place(table, position)
                 if self._blocks[block][offset] != self._digest(request, g, position):
-                    raise AssertionError(f"{request.request_id} reads stale KV at position {position} of group {g}, block {block}")
+                    raise AssertionError(
+                        f"{request.request_id} reads stale KV at position {position} of group "
+                        f"{g}, block {block}"
+                    )
 
     def _place(self, table: list[int], position: int) -> tuple[int, int]:
         block = table[position // self._layout.block_size]

@@ -1,22 +1,45 @@
-"""Bugs to plant in the scheduler and the KV cache, one at a time: (what, file, source text, what it becomes). scripts/mutate plants each in
-a copy of the package and shows which test finds it, and how. A text that is no longer there is an error: the list is kept with the code.
+"""Bugs to plant in the scheduler and the KV cache, one at a time: (what, file, source text, what it
+becomes). scripts/mutate plants each in a copy of the package and shows which test finds it, and
+how. A text that is no longer there is an error: the list is kept with the code.
 
-Two changes that nothing finds are not in it, because they change no answer: a preempted request that keeps its counter (admission sets it),
-and evicting a tail that its owner still holds (the tree forgets it, and loses a hit).
+Two changes that nothing finds are not in it, because they change no answer: a preempted request
+that keeps its counter (admission sets it), and evicting a tail that its owner still holds (the tree
+forgets it, and loses a hit).
 """
 
-MANAGER, TREE, POOL, LAYOUT = "kv/manager.py", "kv/radix_tree.py", "kv/block_pool.py", "kv/layout.py"
+MANAGER, TREE, POOL, LAYOUT = (
+    "kv/manager.py",
+    "kv/radix_tree.py",
+    "kv/block_pool.py",
+    "kv/layout.py",
+)
 SCHEDULER, WAITING = "scheduler/scheduler.py", "scheduler/waiting.py"
 
 MUTATIONS = [
     (
         "the last block of a request is not given back",
         MANAGER,
-        ("            for block in table:\n                if block != HOLE:\n                    self._pool.release"),
-        ("            for block in table[:-1]:\n                if block != HOLE:\n                    self._pool.release"),
+        (
+            "            for block in table:\n                if block != HOLE:\n                 "
+            "   self._pool.release"
+        ),
+        (
+            "            for block in table[:-1]:\n                if block != HOLE:\n            "
+            "        self._pool.release"
+        ),
     ),
-    ("a hit leaves nothing to compute", MANAGER, "limit = request.num_tokens - 1", "limit = request.num_tokens"),
-    ("a window is freed one token early", LAYOUT, "num_computed_tokens - self.window + 1)", "num_computed_tokens - self.window + 2)"),
+    (
+        "a hit leaves nothing to compute",
+        MANAGER,
+        "limit = request.num_tokens - 1",
+        "limit = request.num_tokens",
+    ),
+    (
+        "a window is freed one token early",
+        LAYOUT,
+        "num_computed_tokens - self.window + 1)",
+        "num_computed_tokens - self.window + 2)",
+    ),
     (
         "a hit needs one token of the window less",
         MANAGER,
@@ -24,7 +47,12 @@ MUTATIONS = [
         "first = self.layout.groups[group].first_needed(length + 1, size)",
     ),
     ("a salt is ignored", MANAGER, 'f"salt {request.cache_salt}"', '"salt"'),
-    ("copy-on-write without the copy", MANAGER, 'BlockOp("copy", source, target)', 'BlockOp("copy", target, target)'),
+    (
+        "copy-on-write without the copy",
+        MANAGER,
+        'BlockOp("copy", source, target)',
+        'BlockOp("copy", target, target)',
+    ),
     (
         "a block that is not full is published as full",
         MANAGER,
@@ -35,10 +63,23 @@ MUTATIONS = [
         "a partial match is one token too long",
         TREE,
         "            if same > most:\n                partial, most = (candidate, column), same",
-        ("            if same > most:\n                partial, most = (candidate, column), min(same + 1, len(rest))"),
+        (
+            "            if same > most:\n                partial, most = (candidate, column), "
+            "min(same + 1, len(rest))"
+        ),
     ),
-    ("blocks of the tier are not loaded", TREE, 'self.ops += [BlockOp("load", slot, block) for slot, block in moves]', "pass"),
-    ("blocks of the tier are not saved", TREE, 'self.ops.append(BlockOp("save", block, slot))', "pass"),
+    (
+        "blocks of the tier are not loaded",
+        TREE,
+        'self.ops += [BlockOp("load", slot, block) for slot, block in moves]',
+        "pass",
+    ),
+    (
+        "blocks of the tier are not saved",
+        TREE,
+        'self.ops.append(BlockOp("save", block, slot))',
+        "pass",
+    ),
     (
         "a slot of the tier is free while it is full",
         TREE,
@@ -70,26 +111,96 @@ MUTATIONS = [
         "held.node, held.num_published = self._tree.root(held.salt), 0",
         "held.node = self._tree.root(held.salt)",
     ),
-    ("the first in rank is preempted", SCHEDULER, "victim = self.running[-1]", "victim = self.running[0]"),
+    (
+        "the first in rank is preempted",
+        SCHEDULER,
+        "victim = self.running[-1]",
+        "victim = self.running[0]",
+    ),
     (
         "the budget is overrun",
         SCHEDULER,
         "count = min(request.num_tokens - hit.num_tokens, left)",
         "count = request.num_tokens - hit.num_tokens",
     ),
-    ("room is asked for a token late", SCHEDULER, "computed + count > request.kv_border", "computed + count > request.kv_border + 1"),
-    ("a window asks for nothing", MANAGER, "border = min(border, (first + 1) * size + group.window - 1)", "pass"),
-    ("after a crash nothing is published in time", MANAGER, "            held.request.kv_border = self._border(held)\n", ""),
-    ("more run than may", SCHEDULER, "len(self.running) < self.max_num_seqs", "len(self.running) <= self.max_num_seqs"),
-    ("the larger priority comes first", WAITING, "request.priority if self.policy", "-request.priority if self.policy"),
-    ("nobody grows old under lpm", WAITING, "- _PATIENCE * (step - r.queued_step), r.arrival)", ", r.arrival)"),
-    ("lpm takes the shortest match", WAITING, "-self._cached_tokens(r) -", "self._cached_tokens(r) -"),
-    ("a tenant that comes back starts at nothing", WAITING, "min(self._served.values(), default=0)", "0"),
+    (
+        "room is asked for a token late",
+        SCHEDULER,
+        "computed + count > request.kv_border",
+        "computed + count > request.kv_border + 1",
+    ),
+    (
+        "a window asks for nothing",
+        MANAGER,
+        "border = min(border, (first + 1) * size + group.window - 1)",
+        "pass",
+    ),
+    (
+        "after a crash nothing is published in time",
+        MANAGER,
+        "            held.request.kv_border = self._border(held)\n",
+        "",
+    ),
+    (
+        "more run than may",
+        SCHEDULER,
+        "len(self.running) < self.max_num_seqs",
+        "len(self.running) <= self.max_num_seqs",
+    ),
+    (
+        "the larger priority comes first",
+        WAITING,
+        "request.priority if self.policy",
+        "-request.priority if self.policy",
+    ),
+    (
+        "nobody grows old under lpm",
+        WAITING,
+        "- _PATIENCE * (step - r.queued_step), r.arrival)",
+        ", r.arrival)",
+    ),
+    (
+        "lpm takes the shortest match",
+        WAITING,
+        "-self._cached_tokens(r) -",
+        "self._cached_tokens(r) -",
+    ),
+    (
+        "a tenant that comes back starts at nothing",
+        WAITING,
+        "min(self._served.values(), default=0)",
+        "0",
+    ),
     ("an output token is for nothing", WAITING, " + _OUTPUT_WEIGHT * num_output_tokens", ""),
     ("a prompt is for nothing", WAITING, "_PROMPT_WEIGHT * num_prompt_tokens + ", ""),
-    ("a batch is not held to its end", SCHEDULER, 'if self.batching != "continuous" and self.running:', "if False:"),
-    ("lengths are not alike", SCHEDULER, 'first is not None and self.batching == "dynamic"', "False"),
-    ("nobody waits for a prefix that is being computed", SCHEDULER, "if self._is_being_computed(request, hit):", "if False:"),
-    ("a prompt delays those that decode", SCHEDULER, "count = min(count, left - self._num_decoding(i + 1))", "count = min(count, left)"),
-    ("the queue forgets its tokens", WAITING, "        self.num_tokens -= request.num_tokens\n", ""),
+    (
+        "a batch is not held to its end",
+        SCHEDULER,
+        'if self.batching != "continuous" and self.running:',
+        "if False:",
+    ),
+    (
+        "lengths are not alike",
+        SCHEDULER,
+        'first is not None and self.batching == "dynamic"',
+        "False",
+    ),
+    (
+        "nobody waits for a prefix that is being computed",
+        SCHEDULER,
+        "if self._is_being_computed(request, hit):",
+        "if False:",
+    ),
+    (
+        "a prompt delays those that decode",
+        SCHEDULER,
+        "count = min(count, left - self._num_decoding(i + 1))",
+        "count = min(count, left)",
+    ),
+    (
+        "the queue forgets its tokens",
+        WAITING,
+        "        self.num_tokens -= request.num_tokens\n",
+        "",
+    ),
 ]

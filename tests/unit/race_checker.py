@@ -1,8 +1,10 @@
-"""Finds what a plan of the native backend would get wrong, by laying out every thread's reads and writes in a real arena.
+"""Finds what a plan of the native backend would get wrong, by laying out every thread's reads and
+writes in a real arena.
 
-It shares no code with `backends/native/plan.py`: the layouts are those that csrc/program.cpp and csrc/kernels.h state, for one number of
-tokens T, of wanted logits L and of threads. Memory is counted in units of 4 bytes; each (entry, thread) has the set of units that it reads
-and the set that it writes, as arrays of bool.
+It shares no code with `backends/native/plan.py`: the layouts are those that csrc/program.cpp and
+csrc/kernels.h state, for one number of tokens T, of wanted logits L and of threads. Memory is
+counted in units of 4 bytes; each (entry, thread) has the set of units that it reads and the set
+that it writes, as arrays of bool.
 """
 
 from dataclasses import dataclass
@@ -23,11 +25,14 @@ Units = NDArray[np.bool_]
 class _Touched:
     reads: list[Units]  # per thread
     writes: list[Units]
-    any_thread: bool  # which thread writes what is not said: each may write all, but no two the same
+    # which thread writes what is not said: each may write all, but no two the same
+    any_thread: bool
 
 
 class _Arena:
-    def __init__(self, entries: list[Entry], plan: Plan, tokens: int, logits: int, threads: int) -> None:
+    def __init__(
+        self, entries: list[Entry], plan: Plan, tokens: int, logits: int, threads: int
+    ) -> None:
         self.plan, self.rows, self.threads = plan, {False: tokens, True: logits}, threads
         self.capacity = -(-tokens // 16) * 16
         self.caches: dict[Any, int] = {}
@@ -48,7 +53,11 @@ class _Arena:
         """The units of some rows of a symbol."""
         place = self.plan.buffers[self.plan.index[symbol.storage]]
         units = np.zeros(self.size, bool)
-        start = self.output if self.plan.index[symbol.storage] == self.plan.output else place.offset * self.capacity // 4
+        start = (
+            self.output
+            if self.plan.index[symbol.storage] == self.plan.output
+            else place.offset * self.capacity // 4
+        )
         planes = [place.width]
         if place.quantized:  # codes, scales, sums of 32, sums of 16
             planes = [place.width // 4, place.width // 32, place.width // 32, place.width // 16]
@@ -62,10 +71,16 @@ class _Arena:
     def columns_of(self, symbol: Symbol, columns: range) -> Units:
         """The units of some columns of every row."""
         place = self.plan.buffers[self.plan.index[symbol.storage]]
-        start = self.output if self.plan.index[symbol.storage] == self.plan.output else place.offset * self.capacity // 4
+        start = (
+            self.output
+            if self.plan.index[symbol.storage] == self.plan.output
+            else place.offset * self.capacity // 4
+        )
         units = np.zeros(self.size, bool)
         rows = self.rows[place.logits_rows]
-        units[start : start + rows * place.width].reshape(rows, place.width)[:, columns.start : columns.stop] = True
+        units[start : start + rows * place.width].reshape(rows, place.width)[
+            :, columns.start : columns.stop
+        ] = True
         return units
 
     def span(self, start: int, rows: range) -> Units:
@@ -80,11 +95,17 @@ class _Arena:
             for symbol in entry.inputs:
                 count = self.rows[symbol.logits_rows]
                 whole = entry.op in (Op.LINEAR, Op.ATTENTION, Op.TAKE_ROWS)
-                read |= self.rows_of(symbol, range(count) if whole else self.share(count, thread), symbol.storage in angles)
+                read |= self.rows_of(
+                    symbol,
+                    range(count) if whole else self.share(count, thread),
+                    symbol.storage in angles,
+                )
             if entry.op is Op.LINEAR:
                 assert entry.output is not None
                 tiles = self.share(-(-entry.output.width // 16), thread)
-                write |= self.columns_of(entry.output, range(tiles.start * 16, min(tiles.stop * 16, entry.output.width)))
+                write |= self.columns_of(
+                    entry.output, range(tiles.start * 16, min(tiles.stop * 16, entry.output.width))
+                )
             elif entry.output is not None:
                 count = self.rows[entry.output.logits_rows]
                 rows = range(count) if found.any_thread else self.share(count, thread)
@@ -100,11 +121,25 @@ class _Arena:
 
 
 def _angles(entries: list[Entry]) -> set[Symbol]:
-    return {entry.output.storage for entry in entries if entry.op is Op.ROPE_ANGLES and entry.output is not None}
+    return {
+        entry.output.storage
+        for entry in entries
+        if entry.op is Op.ROPE_ANGLES and entry.output is not None
+    }
 
 
-def find_races(entries: list[Entry], plan: Plan, barriers: list[bool], *, tokens: int, logits: int, threads: int) -> list[tuple[int, int]]:
-    """Pairs of entries (or one entry twice) in which two threads touch the same unit, one of them writing, with no barrier between."""
+def find_races(
+    entries: list[Entry],
+    plan: Plan,
+    barriers: list[bool],
+    *,
+    tokens: int,
+    logits: int,
+    threads: int,
+) -> list[tuple[int, int]]:
+    """Pairs of entries (or one entry twice) in which two threads touch the same unit, one of them
+    writing, with no barrier between.
+    """
     arena, angles = _Arena(entries, plan, tokens, logits, threads), _angles(entries)
     races: list[tuple[int, int]] = []
     epoch: list[tuple[int, _Touched]] = []
@@ -134,13 +169,19 @@ def find_overwritten(entries: list[Entry], plan: Plan) -> list[int]:
     wrong = []
     for i, entry in enumerate(entries):
         for symbol in entry.inputs:
-            if not (owner[arena.rows_of(symbol, range(16), symbol.storage in angles)] == ids[symbol.storage]).all():
+            if not (
+                owner[arena.rows_of(symbol, range(16), symbol.storage in angles)]
+                == ids[symbol.storage]
+            ).all():
                 wrong.append(i)
         if entry.output is not None:
             written = arena.rows_of(entry.output, range(16), entry.output.storage in angles)
             for symbol in entry.inputs:
                 other = symbol.storage is not entry.output.storage
-                if other and (written & arena.rows_of(symbol, range(16), symbol.storage in angles)).any():
+                if (
+                    other
+                    and (written & arena.rows_of(symbol, range(16), symbol.storage in angles)).any()
+                ):
                     wrong.append(i)
             owner[written] = ids[entry.output.storage]
     return wrong

@@ -14,13 +14,21 @@ A, C = [0, 1, 2, 3], [2, 2, 2, 2]
 class Cache:
     """A tree, its pool, and publishers that hold their blocks until `release`."""
 
-    def __init__(self, num_blocks: int = 16, windowed: Sequence[bool] = (False,), num_slots: int = 0, saving_pays: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int = 16,
+        windowed: Sequence[bool] = (False,),
+        num_slots: int = 0,
+        saving_pays: bool = True,
+    ) -> None:
         self.pool = BlockPool(num_blocks)
         self.num_groups = len(windowed)
         self.tree = RadixTree(self.pool, windowed, B, num_slots, lambda: saving_pays)
 
     def publish(self, tokens: list[int], salt: str = "", after: "Held | None" = None) -> "Held":
-        """What a request does: blocks of its own for all tokens, whole ones published, what is left over as a tail."""
+        """What a request does: blocks of its own for all tokens, whole ones published, what is left
+        over as a tail.
+        """
         start = after.node if after else self.tree.root(salt)
         start.locks += after is None
         whole = len(tokens) // B * B
@@ -74,7 +82,9 @@ class Cache:
         return len(match.columns) * B + match.partial_tokens
 
     def blocks(self, tokens: list[int], group: int = 0) -> list[int]:
-        return [node.blocks[group][i] for node, i in self.tree.match("", tokens, len(tokens)).columns]
+        return [
+            node.blocks[group][i] for node, i in self.tree.match("", tokens, len(tokens)).columns
+        ]
 
     def check(self) -> None:
         self.pool.check_integrity()

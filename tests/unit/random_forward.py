@@ -1,7 +1,9 @@
-"""Forward passes that no model has: random ops over random symbols, for tests of the native backend's plans and programs.
+"""Forward passes that no model has: random ops over random symbols, for tests of the native
+backend's plans and programs.
 
-Widths are few, so that dead symbols' places are taken again, among them by symbols of the same size that lie otherwise: 48 floats take the
-192 bytes of 128 quantized numbers, and an angle of 32 pairs those of 64 floats.
+Widths are few, so that dead symbols' places are taken again, among them by symbols of the same size
+that lie otherwise: 48 floats take the 192 bytes of 128 quantized numbers, and an angle of 32 pairs
+those of 64 floats.
 """
 
 import functools
@@ -29,19 +31,28 @@ def _weight(outputs: int, inputs: int, format: str) -> Tensor:
 
 @functools.cache
 def _vector(width: int) -> Tensor:
-    return NativeBackend(threads=1).load_weight(encode_dense(np.linspace(0.5, 1.5, width, dtype=np.float32)))
+    return NativeBackend(threads=1).load_weight(
+        encode_dense(np.linspace(0.5, 1.5, width, dtype=np.float32))
+    )
 
 
 def random_forward(seed: int, num_ops: int = 20) -> Forward:
-    """The same ops in the same order at every call; a cache is new at every call of this function."""
-    caches: list[KVLayer] = [KVLayer(NativeBackend(threads=1).new_kv_store(TOKENS // 16, 16, n, HEAD_DIM)) for n in (1, 2)]
+    """The same ops in the same order at every call; a cache is new at every call of this
+    function.
+    """
+    caches: list[KVLayer] = [
+        KVLayer(NativeBackend(threads=1).new_kv_store(TOKENS // 16, 16, n, HEAD_DIM))
+        for n in (1, 2)
+    ]
     tables = [RopeTable(tuple(1.0 / (1 + i) for i in range(pairs))) for pairs in (16, 12)]
 
     def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
         rng = np.random.default_rng(seed)
         live: list[tuple[Tensor, int]] = []  # with their widths
         for width in rng.choice(WIDTHS, 3):
-            live.append((ops.embedding(_weight(VOCAB, int(width), "F32"), batch.input_ids), int(width)))
+            live.append(
+                (ops.embedding(_weight(VOCAB, int(width), "F32"), batch.input_ids), int(width))
+            )
 
         def pick(width: int | None = None) -> tuple[Tensor, int]:
             fitting = [x for x in live if width is None or x[1] == width]
@@ -49,7 +60,9 @@ def random_forward(seed: int, num_ops: int = 20) -> Forward:
 
         def project(x: tuple[Tensor, int], width: int) -> Tensor:
             format = "Q8_0" if x[1] % 32 == 0 and rng.random() < 0.7 else "F32"
-            return ops.linear(x[0], _weight(width, x[1], format), _vector(width) if rng.random() < 0.3 else None)
+            return ops.linear(
+                x[0], _weight(width, x[1], format), _vector(width) if rng.random() < 0.3 else None
+            )
 
         for _ in range(num_ops):
             x, width = pick()
@@ -66,14 +79,24 @@ def random_forward(seed: int, num_ops: int = 20) -> Forward:
                 case 5:
                     made = ops.softcap(x, 3.0)
                 case 6 if width % HEAD_DIM == 0:
-                    turned = ops.rope(ops.split_heads(x, width // HEAD_DIM), batch.positions, tables[rng.integers(2)])
+                    turned = ops.rope(
+                        ops.split_heads(x, width // HEAD_DIM),
+                        batch.positions,
+                        tables[rng.integers(2)],
+                    )
                     made = ops.split_heads(turned, 1)
                 case _:
                     kv_heads = int(rng.integers(1, 3))
-                    k, v = (ops.split_heads(project((x, width), kv_heads * HEAD_DIM), kv_heads) for _ in range(2))
+                    k, v = (
+                        ops.split_heads(project((x, width), kv_heads * HEAD_DIM), kv_heads)
+                        for _ in range(2)
+                    )
                     ops.kv_write(caches[kv_heads - 1], k, v, batch.attention.slot_mapping)
                     q = ops.split_heads(project((x, width), 4 * HEAD_DIM), 4)
-                    made, width = ops.attention(q, caches[kv_heads - 1], batch.attention, scale=0.2), 4 * HEAD_DIM
+                    made, width = (
+                        ops.attention(q, caches[kv_heads - 1], batch.attention, scale=0.2),
+                        4 * HEAD_DIM,
+                    )
             live.append((made, width))
             if len(live) > 4:
                 del live[rng.integers(len(live) - 1)]

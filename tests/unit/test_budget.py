@@ -43,7 +43,10 @@ def test_an_empty_result_is_right() -> None:
 
 
 def test_nmse_is_the_share_of_power() -> None:
-    assert nmse(np.array([1.1, 1.0], np.float32), np.array([1.0, 1.0])) == np.float64(np.float32(1.1) - 1.0) ** 2 / 2
+    assert (
+        nmse(np.array([1.1, 1.0], np.float32), np.array([1.0, 1.0]))
+        == np.float64(np.float32(1.1) - 1.0) ** 2 / 2
+    )
 
 
 def quantize(x: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
@@ -56,7 +59,10 @@ def quantize(x: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
 def test_the_int8_limit_allows_8_bits_per_block_of_32_and_refuses_7() -> None:
     x, weight = RNG.normal(size=(16, 512)), RNG.normal(size=(64, 512))
     exact = x @ weight.T
-    errors = {bits: nmse((quantize(x, 2 ** (bits - 1) - 1) @ weight.T).astype(np.float32), exact) for bits in (7, 8)}
+    errors = {
+        bits: nmse((quantize(x, 2 ** (bits - 1) - 1) @ weight.T).astype(np.float32), exact)
+        for bits in (7, 8)
+    }
     assert errors[8] < INT8_ACTIVATIONS_NMSE / 2
     assert errors[7] > INT8_ACTIVATIONS_NMSE
     assert check_int8_activations((quantize(x, 127) @ weight.T).astype(np.float32), exact).ok

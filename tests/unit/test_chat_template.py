@@ -1,4 +1,6 @@
-"""Chat templates: messages are checked, honest templates give what transformers gives, and hostile ones end soon."""
+"""Chat templates: messages are checked, honest templates give what transformers gives, and hostile
+ones end soon.
+"""
 
 import time
 import warnings
@@ -17,10 +19,19 @@ USER: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": " Be <brief> & kind. "},
     {"role": "user", "content": "é 😀 \"quotes\" 'n' <|im_end|>\n"},
-    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1, "é": [None, True, 1.5]}}}]},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1, "é": [None, True, 1.5]}}}],
+    },
     {"role": "tool", "content": '{"y": 2}', "name": "f"},
 ]
-TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f", "description": "<é>", "parameters": {"b": 1, "a": {}}}}]
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {"name": "f", "description": "<é>", "parameters": {"b": 1, "a": {}}},
+    }
+]
 
 HONEST = {
     "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -28,15 +39,20 @@ HONEST = {
     "white space": "{{ bos_token }}\n  {% for m in messages %}\n  {%- if loop.first %}\nfirst\n  {% endif %}\n"
     "{{ m.content | trim }}\n  {% endfor %}\n\n",
     "json": "{% for t in tools or [] %}{{ t | tojson }}{{ t | tojson(indent=4) }}{{ t | tojson(separators=(',', ':')) }}{% endfor %}"
-    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{{ c }}{% endfor %}{% endfor %}",
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson "
+    "}}{{ c }}{% endfor %}{% endfor %}",
     "namespace": "{% set ns = namespace(system='', n=0) %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.system = m.content %}"
-    "{% continue %}{% endif %}{% set ns.n = ns.n + 1 %}{{ ns.n }}:{{ m.content[:3] }}{% if ns.n == 2 %}{% break %}{% endif %}{% endfor %}"
+    "{% continue %}{% endif %}{% set ns.n = ns.n + 1 %}{{ ns.n }}:{{ m.content[:3] }}{% if ns.n "
+    "== 2 %}{% break %}{% endif %}{% endfor %}"
     "{{ ns.system ~ ns.n ~ none }}",
     "macros": "{% macro say(m, end='.') %}{{ m.role | upper }}{{ end }}{{ caller() if caller }}{% endmacro %}"
-    "{% for m in messages %}{{ say(m) }}{% call say(m, '!') %}({{ m.content | length }}){% endcall %}{% endfor %}",
+    "{% for m in messages %}{{ say(m) }}{% call say(m, '!') %}({{ m.content | length }}){% "
+    "endcall %}{% endfor %}",
     "filters": "{{ messages | map(attribute='role') | join(', ') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
-    "{{ messages[0].content.replace('<', '[').split() | reverse | list }}{{ {'b': 1, 'a': 2} | dictsort }}{{ [3, 1, 2] | sort | first }}"
-    "{{ 'a\nb' | indent(2) }}{{ missing | default('none given') }}{{ 'x' * 3 + 'y' }}{{ 7 // 2 ** 2 % 5 }}"
+    "{{ messages[0].content.replace('<', '[').split() | reverse | list }}{{ {'b': 1, 'a': 2} | "
+    "dictsort }}{{ [3, 1, 2] | sort | first }}"
+    "{{ 'a\nb' | indent(2) }}{{ missing | default('none given') }}{{ 'x' * 3 + 'y' }}{{ 7 // 2 ** "
+    "2 % 5 }}"
     "{{ '{} and {a}'.format(1, a=2) }}",
     "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<e>{% endgeneration %}"
     "{% else %}{{ m.content }}{% endif %}{% endfor %}",
@@ -50,22 +66,41 @@ HONEST = {
 
 @pytest.mark.parametrize("source", HONEST.values(), ids=HONEST.keys())
 @pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
-def test_a_template_gives_what_transformers_gives(source: str, tools: list[dict[str, Any]] | None) -> None:
+def test_a_template_gives_what_transformers_gives(
+    source: str, tools: list[dict[str, Any]] | None
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = pytest.importorskip("transformers.utils.chat_template_utils")
     for add in (True, False):
-        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": add, "enable_thinking": False}
-        expected = theirs.render_jinja_template([CHAT], chat_template=source, bos_token="<s>", eos_token="</s>", **options)[0][0]
-        assert ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(CHAT, **options) == expected
+        options: dict[str, Any] = {
+            "tools": tools,
+            "add_generation_prompt": add,
+            "enable_thinking": False,
+        }
+        expected = theirs.render_jinja_template(
+            [CHAT], chat_template=source, bos_token="<s>", eos_token="</s>", **options
+        )[0][0]
+        assert (
+            ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}).render(CHAT, **options)
+            == expected
+        )
 
 
 def test_the_date_can_be_asked_for() -> None:
-    assert ChatTemplate("{{ strftime_now('%Y') }}", {}).render(USER) in {time.strftime("%Y"), str(int(time.strftime("%Y")) - 1)}
+    assert ChatTemplate("{{ strftime_now('%Y') }}", {}).render(USER) in {
+        time.strftime("%Y"),
+        str(int(time.strftime("%Y")) - 1),
+    }
 
 
 def test_variables_of_the_caller_reach_the_template() -> None:
-    assert ChatTemplate("{{ enable_thinking }}{{ words[0].x }}", {}).render(USER, enable_thinking=True, words=[{"x": 1}]) == "True1"
+    assert (
+        ChatTemplate("{{ enable_thinking }}{{ words[0].x }}", {}).render(
+            USER, enable_thinking=True, words=[{"x": 1}]
+        )
+        == "True1"
+    )
 
 
 def test_a_template_that_refuses_is_quoted() -> None:
@@ -91,7 +126,9 @@ def test_a_template_that_fails_says_how() -> None:
         ("{{ '<b>' | urlize }}", UnsupportedError, "urlize"),
     ],
 )
-def test_what_is_no_template_is_refused(source: str, error: type[PellucidError], message: str) -> None:
+def test_what_is_no_template_is_refused(
+    source: str, error: type[PellucidError], message: str
+) -> None:
     with pytest.raises(error, match=message):
         ChatTemplate(source, {}).render(USER)
 
@@ -106,12 +143,16 @@ def test_a_template_has_a_longest_length() -> None:
 
 def test_text_parts_become_one_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert check_messages([{"role": "user", "content": parts}]) == [{"role": "user", "content": "a\nb"}]
+    assert check_messages([{"role": "user", "content": parts}]) == [
+        {"role": "user", "content": "a\nb"}
+    ]
 
 
 def test_content_may_be_absent_where_tools_are_called() -> None:
     calls = [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]
-    assert check_messages([{"role": "assistant", "tool_calls": calls}]) == [{"role": "assistant", "tool_calls": calls, "content": ""}]
+    assert check_messages([{"role": "assistant", "tool_calls": calls}]) == [
+        {"role": "assistant", "tool_calls": calls, "content": ""}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -127,11 +168,23 @@ def test_content_may_be_absent_where_tools_are_called() -> None:
         ([*USER, {"role": "user"}], r"messages\[1\]\.content"),
         ([{"role": "user", "content": None}], r"messages\[0\]\.content"),
         ([{"role": "user", "content": 5}], r"messages\[0\]\.content"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], r"content\[0\] is a part of type 'image_url'"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            r"content\[0\] is a part of type 'image_url'",
+        ),
         ([{"role": "user", "content": ["x"]}], r"content\[0\] is a part of type 'x'"),
-        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], r"content\[0\]\.text must be a string"),
-        ([{"role": "user", "content": "x", "extra": object()}], r"messages\[0\]\.extra is of type object"),
-        ([{"role": "user", "content": "x", "extra": b"x"}], r"messages\[0\]\.extra is of type bytes"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": 1}]}],
+            r"content\[0\]\.text must be a string",
+        ),
+        (
+            [{"role": "user", "content": "x", "extra": object()}],
+            r"messages\[0\]\.extra is of type object",
+        ),
+        (
+            [{"role": "user", "content": "x", "extra": b"x"}],
+            r"messages\[0\]\.extra is of type bytes",
+        ),
     ],
 )
 def test_wrong_messages_are_named(messages: Any, message: str) -> None:
@@ -176,7 +229,8 @@ HOSTILE = {
     "text doubled by join": grow("'ab'", "[n.x, n.x] | join"),
     "text doubled by replace": grow("'ab'", "n.x.replace('a', 'aa').replace('b', 'bb')"),
     "text doubled by format": grow("'ab'", "'{0}{0}'.format(n.x)"),
-    "text doubled by a macro": "{% macro t(x) %}{{ x }}{{ x }}{% endmacro %}" + grow("'ab'", "t(n.x)"),
+    "text doubled by a macro": "{% macro t(x) %}{{ x }}{{ x }}{% endmacro %}"
+    + grow("'ab'", "t(n.x)"),
     "list doubled": grow("[1]", "n.x + n.x"),
     "list of lists": grow("[1]", "[n.x, n.x]"),
     "tuple of tuples": grow("(1,)", "(n.x, n.x)"),
@@ -237,13 +291,20 @@ def test_nothing_of_python_can_be_reached(expression: str) -> None:
 
 
 def test_messages_cannot_be_changed_by_a_template() -> None:
-    for change in ("messages.append(1)", "messages.clear()", "messages[0].pop('role')", "messages[0].update(role='x')"):
+    for change in (
+        "messages.append(1)",
+        "messages.clear()",
+        "messages[0].pop('role')",
+        "messages[0].update(role='x')",
+    ):
         with pytest.raises(RequestError, match="unsafe"):
             ChatTemplate("{{ " + change + " }}", {}).render(USER)
 
 
 def test_a_long_conversation_is_far_from_the_limits() -> None:
-    chat = [{"role": role, "content": "words and words " * 100} for role in ("user", "assistant")] * 500
+    chat = [
+        {"role": role, "content": "words and words " * 100} for role in ("user", "assistant")
+    ] * 500
     source = HONEST["chatml"]
     begin = time.monotonic()
     assert len(ChatTemplate(source, {}).render(chat)) > 1_600_000
@@ -254,18 +315,30 @@ def test_a_long_conversation_is_far_from_the_limits() -> None:
 
 
 def test_the_template_of_a_gguf_file_knows_its_special_tokens() -> None:
-    metadata = byte_level() | {"tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"}
+    metadata = byte_level() | {
+        "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+    }
     tokenizer = from_gguf(metadata)
     prompt = tokenizer.apply_chat_template(USER)
     assert prompt == "<|im_start|>Hello<|im_end|>"
     ids = tokenizer.encode(prompt, add_special=False, parse_special=True)
-    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.encode("<|im_end|>", parse_special=True)[0])
+    assert (ids[0], ids[-1]) == (
+        tokenizer.bos_token_id,
+        tokenizer.encode("<|im_end|>", parse_special=True)[0],
+    )
 
 
 def test_another_template_may_be_for_tools() -> None:
-    metadata = byte_level() | {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "tools"}
+    metadata = byte_level() | {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_template.tool_use": "tools",
+    }
     tokenizer = from_gguf(metadata)
-    assert [tokenizer.apply_chat_template(USER, tools=tools) for tools in (None, [], TOOLS)] == ["plain", "plain", "tools"]
+    assert [tokenizer.apply_chat_template(USER, tools=tools) for tools in (None, [], TOOLS)] == [
+        "plain",
+        "plain",
+        "tools",
+    ]
     assert tokenizer.chat_template == "plain"
 
 

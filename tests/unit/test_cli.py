@@ -1,4 +1,6 @@
-"""The commands as a user meets them: what they print where, and with what exit code. No model is run here."""
+"""The commands as a user meets them: what they print where, and with what exit code. No model is
+run here.
+"""
 
 import json
 import os
@@ -18,12 +20,26 @@ COMMAND = [sys.executable, "-c", "from pellucid.cli.main import main; main(prog_
 RUN = ["run", "hello", "-m"]
 
 
-def pellucid_command(*arguments: str, cwd: Path, text: str = "") -> subprocess.CompletedProcess[str]:
+def pellucid_command(
+    *arguments: str, cwd: Path, text: str = ""
+) -> subprocess.CompletedProcess[str]:
     """The program in a process of its own, with an empty cache and no network to ask."""
-    environment = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]), HF_HOME=str(cwd), HF_HUB_OFFLINE="1")
+    environment = dict(
+        os.environ,
+        PYTHONPATH=str(Path(pellucid.__file__).parents[1]),
+        HF_HOME=str(cwd),
+        HF_HUB_OFFLINE="1",
+    )
     environment["XDG_CACHE_HOME"] = str(cwd)
     return subprocess.run(
-        [*COMMAND, *arguments], cwd=cwd, env=environment, input=text, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=environment,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -44,11 +60,17 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*RUN, "cut.gguf"], "cut.gguf"),
         ([*RUN, "empty.gguf"], "empty.gguf"),
         ([*RUN, "."], "config.json"),
-        (["inspect", "."], ". is a folder that holds GGUF files; name one of them, such as cut.gguf"),
+        (
+            ["inspect", "."],
+            ". is a folder that holds GGUF files; name one of them, such as cut.gguf",
+        ),
         (["inspect", "cut.gguf"], "cut.gguf"),
         (["inspect", "magic.gguf"], "magic.gguf"),
         (["chat", "-m", "magic.gguf"], "magic.gguf"),
-        (["pull", "nothing-like-it"], "'nothing-like-it' is no file or folder here, and no model's name"),
+        (
+            ["pull", "nothing-like-it"],
+            "'nothing-like-it' is no file or folder here, and no model's name",
+        ),
         (["run", "hello", "--temperature", "-1"], "temperature is -1.0"),
         (["run", "hello", "--top-p", "0"], "top_p is 0.0"),
         (["run", "hello", "--top-k", "-7"], "top_k is -7"),
@@ -58,7 +80,9 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "hello", "--max-model-len", "0"], "max_model_len is 0"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(offline: Path, arguments: list[str], sentence: str) -> None:
+def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(
+    offline: Path, arguments: list[str], sentence: str
+) -> None:
     (offline / "magic.gguf").write_bytes(b"GGML" + bytes(100))
     (offline / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0" + (5).to_bytes(8, "little"))
     (offline / "empty.gguf").touch()
@@ -83,7 +107,9 @@ def test_what_cannot_be_done_is_one_sentence_and_exit_code_1(offline: Path, argu
         (["fly"], "", "No such command 'fly'"),
     ],
 )
-def test_a_wrong_command_line_is_explained_with_exit_code_2(arguments: list[str], text: str | bytes, sentence: str) -> None:
+def test_a_wrong_command_line_is_explained_with_exit_code_2(
+    arguments: list[str], text: str | bytes, sentence: str
+) -> None:
     result = CliRunner().invoke(main, arguments, input=text)
     assert result.exit_code == 2
     assert result.stdout == "" and sentence in result.stderr
@@ -96,7 +122,9 @@ def test_a_real_process_shows_no_traceback_unless_asked(tmp_path: Path) -> None:
     for arguments in (["--debug", "run", "hello"], ["run", "hello", "--debug"]):
         done = pellucid_command(*arguments, "-m", "missing.gguf", cwd=tmp_path)
         assert done.returncode == 1 and done.stderr.startswith("Traceback")
-        assert done.stderr.endswith("pellucid.errors.ConfigError: there is no file or folder 'missing.gguf'\n")
+        assert done.stderr.endswith(
+            "pellucid.errors.ConfigError: there is no file or folder 'missing.gguf'\n"
+        )
 
 
 def test_a_name_is_quoted_harmlessly(offline: Path) -> None:
@@ -106,9 +134,21 @@ def test_a_name_is_quoted_harmlessly(offline: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
-    command = " ".join(f"'{word}'" for word in [sys.executable, "-c", COMMAND[2].replace("'", '"'), "models", "--json"])
-    environment = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]), PYTHONUNBUFFERED="1")
-    done = subprocess.run(["sh", "-c", f"{command} | true"], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    command = " ".join(
+        f"'{word}'"
+        for word in [sys.executable, "-c", COMMAND[2].replace("'", '"'), "models", "--json"]
+    )
+    environment = dict(
+        os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]), PYTHONUNBUFFERED="1"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f"{command} | true"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.stderr == ""
 
 
@@ -129,7 +169,10 @@ def test_models_lists_what_is_known_and_what_is_here(offline: Path) -> None:
     result = CliRunner().invoke(main, ["models"])
     lines = result.stdout.splitlines()
     assert result.exit_code == 0 and all(m.licence in result.stdout for m in CATALOGUE.values())
-    assert [line.split()[:2] for line in lines[1:3]] == [[DEFAULT_MODEL, "yes"], ["gemma-3-270m", "no"]]
+    assert [line.split()[:2] for line in lines[1:3]] == [
+        [DEFAULT_MODEL, "yes"],
+        ["gemma-3-270m", "no"],
+    ]
 
 
 def test_version_says_what_it_runs_on() -> None:
@@ -148,17 +191,33 @@ def test_help_is_there_for_every_command_and_loads_no_array_library() -> None:
         assert result.exit_code == 0 and "--debug" in result.stdout
     script = "import sys; import pellucid.cli.main; print({'numpy', 'tokenizers', 'huggingface_hub', 'jinja2', 'tqdm'} & set(sys.modules))"
     environment = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]))
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout == "set()\n"
 
 
 def test_the_package_run_as_a_module_is_the_command_line() -> None:
-    result = subprocess.run([sys.executable, "-m", "pellucid", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "pellucid", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert result.stdout.startswith("Usage: pellucid ") and "verify" in result.stdout
 
 
 def test_control_characters_are_written_out_and_letters_are_not() -> None:
-    assert harmless("tab\tline\nbell\x07 \x1b]0;title\x07 \x9b2J \x7f \r") == "tab\tline\nbell\\x07 \\x1b]0;title\\x07 \\x9b2J \\x7f \\x0d"
+    assert (
+        harmless("tab\tline\nbell\x07 \x1b]0;title\x07 \x9b2J \x7f \r")
+        == "tab\tline\nbell\\x07 \\x1b]0;title\\x07 \\x9b2J \\x7f \\x0d"
+    )
     assert one_line("a\nb\u2028c") == "a\\x0ab\\u2028c"
     assert harmless(text := "naïve 日本語 🙂 \u200d عربى") == one_line(text) == text
 

@@ -16,7 +16,14 @@ from pellucid.formats import encode_dense, quantize
 from pellucid.weights.gguf_writer import write_gguf
 
 HIDDEN, FFN, VOCAB, LAYERS = 32, 64, 40, 2
-MATRICES = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (64, 32), "ffn_up": (64, 32)}
+MATRICES = {
+    "attn_q": (32, 32),
+    "attn_k": (16, 32),
+    "attn_v": (16, 32),
+    "attn_output": (32, 32),
+    "ffn_gate": (64, 32),
+    "ffn_up": (64, 32),
+}
 
 
 def metadata(**changes: object) -> dict[str, object]:
@@ -41,12 +48,22 @@ def metadata(**changes: object) -> dict[str, object]:
 
 def write_model(path: Path, said: dict[str, object]) -> Path:
     rng = np.random.default_rng(0)
-    tensors = [("token_embd.weight", quantize(rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32), "Q8_0"))]
+    tensors = [
+        ("token_embd.weight", quantize(rng.normal(size=(VOCAB, HIDDEN)).astype(np.float32), "Q8_0"))
+    ]
     tensors.append(("output_norm.weight", encode_dense(np.ones(HIDDEN, np.float32))))
     for i in range(LAYERS):
         for name, shape in (MATRICES | {"ffn_down": (32, 64)}).items():
-            tensors.append((f"blk.{i}.{name}.weight", quantize(rng.normal(size=shape).astype(np.float32), "Q4_0")))
-        tensors += [(f"blk.{i}.{name}.weight", encode_dense(np.ones(HIDDEN, np.float32))) for name in ("attn_norm", "ffn_norm")]
+            tensors.append(
+                (
+                    f"blk.{i}.{name}.weight",
+                    quantize(rng.normal(size=shape).astype(np.float32), "Q4_0"),
+                )
+            )
+        tensors += [
+            (f"blk.{i}.{name}.weight", encode_dense(np.ones(HIDDEN, np.float32)))
+            for name in ("attn_norm", "ffn_norm")
+        ]
     write_gguf(path, said, tensors)
     return path
 
@@ -71,11 +88,28 @@ def report(path: Path) -> dict[str, Any]:
 def test_the_report_of_a_gguf_file_adds_up(tiny: Path) -> None:
     found = report(tiny)
     assert found["runs"] and found["obstacle"] is None
-    assert (found["container"], found["architecture"], found["name"]) == ("GGUF 3", "llama", "Tiny\x1b[31m Llama")
-    assert (found["config"]["num_layers"], found["config"]["num_kv_heads"], found["config"]["vocab_size"]) == (LAYERS, 1, VOCAB)
-    assert found["kv_bytes_per_token"] == {"float32": 2 * LAYERS * 1 * 16 * 4, "float16": 2 * LAYERS * 1 * 16 * 2}
-    assert found["tokenizer"] == f"gpt2 smollm, {VOCAB} tokens" and found["chat_template"] == "{{ messages }}"
-    assert found["metadata"]["llama.context_length"] == 64 and "tokenizer.ggml.tokens" not in found["metadata"]
+    assert (found["container"], found["architecture"], found["name"]) == (
+        "GGUF 3",
+        "llama",
+        "Tiny\x1b[31m Llama",
+    )
+    assert (
+        found["config"]["num_layers"],
+        found["config"]["num_kv_heads"],
+        found["config"]["vocab_size"],
+    ) == (LAYERS, 1, VOCAB)
+    assert found["kv_bytes_per_token"] == {
+        "float32": 2 * LAYERS * 1 * 16 * 4,
+        "float16": 2 * LAYERS * 1 * 16 * 2,
+    }
+    assert (
+        found["tokenizer"] == f"gpt2 smollm, {VOCAB} tokens"
+        and found["chat_template"] == "{{ messages }}"
+    )
+    assert (
+        found["metadata"]["llama.context_length"] == 64
+        and "tokenizer.ggml.tokens" not in found["metadata"]
+    )
     bits = {row["format"]: row["bits_per_weight"] for row in found["formats"]}
     assert bits == {"Q4_0": 4.5, "Q8_0": 8.5, "F32": 32.0}
     for key, column in (("weights", "weights"), ("tensor_bytes", "bytes")):
@@ -90,17 +124,31 @@ def test_people_get_the_same_facts_as_lines(tiny: Path) -> None:
     assert "KV cache       256 bytes per token as float32, 16.4 kB for all 64 tokens" in text
     assert "chat template  yes, 14 characters" in text
     assert "\x1b" not in text and "Tiny\\x1b[31m Llama" in text
-    assert [line.split()[0] for line in text.split("\n\n")[1].splitlines()] == ["format", "Q4_0", "Q8_0", "F32", "all"]
+    assert [line.split()[0] for line in text.split("\n\n")[1].splitlines()] == [
+        "format",
+        "Q4_0",
+        "Q8_0",
+        "F32",
+        "all",
+    ]
     assert "blk.1.ffn_down.weight" not in text
     listed = inspect(tiny, "--tensors")
-    assert listed.startswith(text) and re.search(r"blk\.1\.ffn_down\.weight +Q4_0 +32 × 64 +1\.2 kB", listed)
+    assert listed.startswith(text) and re.search(
+        r"blk\.1\.ffn_down\.weight +Q4_0 +32 × 64 +1\.2 kB", listed
+    )
 
 
 def test_a_model_that_cannot_run_is_shown_with_the_reason(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "odd.gguf", metadata(**{"general.architecture": "mamba", "odd": float("nan")}))
+    path = write_model(
+        tmp_path / "odd.gguf", metadata(**{"general.architecture": "mamba", "odd": float("nan")})
+    )
     found = report(path)
     assert not found["runs"] and "mamba" in found["obstacle"]
-    assert (found["architecture"], found["config"], found["metadata"]["odd"]) == ("mamba", None, "nan")
+    assert (found["architecture"], found["config"], found["metadata"]["odd"]) == (
+        "mamba",
+        None,
+        "nan",
+    )
     assert len(found["tensors"]) == 2 + 9 * LAYERS
     assert "does not run   " in inspect(path)
 
@@ -115,7 +163,15 @@ def test_no_weight_is_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(header)
         file.truncate(4096 + (1 << 40))
-    assert report(path)["formats"] == [{"format": "F32", "tensors": 1, "weights": 1 << 38, "bytes": 1 << 40, "bits_per_weight": 32.0}]
+    assert report(path)["formats"] == [
+        {
+            "format": "F32",
+            "tensors": 1,
+            "weights": 1 << 38,
+            "bytes": 1 << 40,
+            "bits_per_weight": 32.0,
+        }
+    ]
 
 
 def write_folder(folder: Path) -> Path:
@@ -127,14 +183,41 @@ def write_folder(folder: Path) -> Path:
     for i in range(LAYERS):
         p = f"model.layers.{i}."
         tensors |= {f"{p}input_layernorm.weight": (d,), f"{p}post_attention_layernorm.weight": (d,)}
-        tensors |= {f"{p}self_attn.q_proj.weight": (d, d), f"{p}self_attn.k_proj.weight": (kv, d), f"{p}self_attn.v_proj.weight": (kv, d)}
-        tensors |= {f"{p}self_attn.o_proj.weight": (d, d), f"{p}mlp.gate_proj.weight": (FFN, d), f"{p}mlp.up_proj.weight": (FFN, d)}
+        tensors |= {
+            f"{p}self_attn.q_proj.weight": (d, d),
+            f"{p}self_attn.k_proj.weight": (kv, d),
+            f"{p}self_attn.v_proj.weight": (kv, d),
+        }
+        tensors |= {
+            f"{p}self_attn.o_proj.weight": (d, d),
+            f"{p}mlp.gate_proj.weight": (FFN, d),
+            f"{p}mlp.up_proj.weight": (FFN, d),
+        }
         tensors |= {f"{p}mlp.down_proj.weight": (d, FFN)}
     folder.mkdir()
-    save_file({name: rng.normal(size=shape).astype(np.float16) for name, shape in tensors.items()}, folder / "model.safetensors")
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": d, "intermediate_size": FFN, "vocab_size": VOCAB}
-    config |= {"num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
-    config |= {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu"}
+    save_file(
+        {name: rng.normal(size=shape).astype(np.float16) for name, shape in tensors.items()},
+        folder / "model.safetensors",
+    )
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": d,
+        "intermediate_size": FFN,
+        "vocab_size": VOCAB,
+    }
+    config |= {
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+    }
+    config |= {
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -143,7 +226,9 @@ def test_a_folder_of_safetensors_is_shown_like_a_file(tmp_path: Path) -> None:
     found = report(write_folder(tmp_path / "llama"))
     assert found["obstacle"] is None
     assert (found["container"], found["architecture"]) == ("safetensors", "llama")
-    assert found["bits_per_weight"] == 16.0 and [row["format"] for row in found["formats"]] == ["F16"]
+    assert found["bits_per_weight"] == 16.0 and [row["format"] for row in found["formats"]] == [
+        "F16"
+    ]
     assert found["kv_bytes_per_token"]["float32"] == 2 * LAYERS * 16 * 4
     assert found["tokenizer"].startswith("none that can be used: ")
 

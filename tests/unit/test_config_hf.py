@@ -1,4 +1,6 @@
-"""config.json -> ModelConfig: what is read, what is refused and in which words. That it equals transformers is tested in tests/models."""
+"""config.json -> ModelConfig: what is read, what is refused and in which words. That it equals
+transformers is tested in tests/models.
+"""
 
 from typing import Any
 
@@ -17,7 +19,14 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "vocab_size": 96,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+}
 
 
 def config(model_type: str, /, **fields: Any) -> ModelConfig:
@@ -29,11 +38,17 @@ def test_gpt2_has_biases_learned_positions_and_a_tied_head() -> None:
     assert found.rope is None
     assert found.qkv_bias and found.o_bias and found.mlp_bias and found.tie_word_embeddings
     assert (found.intermediate_size, found.num_kv_heads, found.head_dim) == (128, 4, 8)
-    assert build_hf_config({**GPT2, "scale_attn_weights": False}, "config.json").attention_scale == 1.0
+    assert (
+        build_hf_config({**GPT2, "scale_attn_weights": False}, "config.json").attention_scale == 1.0
+    )
 
 
 def test_attention_bias_means_what_it_means_in_each_family() -> None:
-    llama, qwen2, qwen3 = config("llama", attention_bias=True), config("qwen2"), config("qwen3", attention_bias=True)
+    llama, qwen2, qwen3 = (
+        config("llama", attention_bias=True),
+        config("qwen2"),
+        config("qwen3", attention_bias=True),
+    )
     assert (llama.qkv_bias, llama.o_bias, llama.mlp_bias) == (True, True, False)
     assert (qwen2.qkv_bias, qwen2.o_bias, qwen2.mlp_bias) == (True, False, False)
     assert (qwen3.qkv_bias, qwen3.o_bias, qwen3.qk_norm) == (True, True, True)
@@ -48,15 +63,31 @@ def test_mistral_has_a_window_unless_the_file_says_null() -> None:
 
 def test_qwen_has_windows_only_where_they_are_used_and_after_the_first_layers() -> None:
     assert config("qwen2", sliding_window=9, max_window_layers=4).windows == (None,) * 6
-    assert config("qwen2", use_sliding_window=True, sliding_window=9, max_window_layers=4).windows == (None, None, None, None, 9, 9)
+    assert config(
+        "qwen2", use_sliding_window=True, sliding_window=9, max_window_layers=4
+    ).windows == (None, None, None, None, 9, 9)
 
 
 def test_gemma_layers_take_turns() -> None:
     assert config("gemma2", sliding_window=9).windows == (9, None, 9, None, 9, None)
     assert config("gemma3_text", sliding_window=9).windows == (9, 9, 9, 9, 9, None)
-    assert config("gemma3_text", sliding_window=9, sliding_window_pattern=3).windows == (9, 9, None, 9, 9, None)
+    assert config("gemma3_text", sliding_window=9, sliding_window_pattern=3).windows == (
+        9,
+        9,
+        None,
+        9,
+        9,
+        None,
+    )
     types = ["full_attention", *["sliding_attention"] * 5]
-    assert config("gemma3_text", sliding_window=9, layer_types=types).windows == (None, 9, 9, 9, 9, 9)
+    assert config("gemma3_text", sliding_window=9, layer_types=types).windows == (
+        None,
+        9,
+        9,
+        9,
+        9,
+        9,
+    )
 
 
 def test_gemma3_turns_windowed_layers_by_a_base_of_their_own() -> None:
@@ -73,25 +104,41 @@ def test_dynamic_ntk_leaves_frequencies_alone_within_the_context() -> None:
 
 
 def test_dynamic_ntk_with_an_original_context_is_evaluated_at_the_full_one() -> None:
-    """theta · (factor · length / original - (factor - 1))^(d/(d-2)) with factor 2 and 64 / 16 tokens."""
-    found = config("llama", rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}).rope
+    """theta · (factor · length / original - (factor - 1))^(d/(d-2)) with factor 2 and 64 / 16
+    tokens.
+    """
+    found = config(
+        "llama",
+        rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16},
+    ).rope
     assert found is not None and (found.scaling, found.factor) == ("ntk", 2.0 * 4 - 1)
 
 
 def test_rope_parameters_of_transformers_5_mean_what_the_old_fields_meant() -> None:
     old = config("llama", rope_theta=5e5, rope_scaling={"rope_type": "linear", "factor": 2.0})
-    assert old == config("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5})
+    assert old == config(
+        "llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    )
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "deepseek_v3"])
 def test_mixtures_of_experts_are_called_that(model_type: str) -> None:
-    key = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts", "deepseek_v3": "n_routed_experts"}[model_type]
-    with pytest.raises(UnsupportedError, match=f"{model_type} with {key} 8 is a mixture of experts"):
+    key = {
+        "mixtral": "num_local_experts",
+        "qwen3_moe": "num_experts",
+        "deepseek_v3": "n_routed_experts",
+    }[model_type]
+    with pytest.raises(
+        UnsupportedError, match=f"{model_type} with {key} 8 is a mixture of experts"
+    ):
         config(model_type, **{key: 8})
 
 
 def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None:
-    with pytest.raises(UnsupportedError, match=r"model_type is 'phi3'; known ones are: gpt2, llama, mistral, qwen2, qwen3, gemma2, gemma3"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"model_type is 'phi3'; known ones are: gpt2, llama, mistral, qwen2, qwen3, gemma2, gemma3",
+    ):
         config("phi3")
 
 
@@ -99,12 +146,21 @@ def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None
     ("fields", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; known ones are: silu"),
-        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_type is 'longrope'; known ones are: default, linear"),
+        (
+            {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+            "rope_type is 'longrope'; known ones are: default, linear",
+        ),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1]}}, "rope_type is 'mrope'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale is set"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate is false"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+            "truncate is false",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor is 0.5",
+        ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification'"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized by 'gptq'"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
@@ -119,16 +175,38 @@ def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("model_type", "fields", "message"),
     [
-        ("gpt2", {**GPT2, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is true"),
-        ("gpt2", {**GPT2, "activation_function": "relu"}, "activation_function is 'relu'; known ones are: gelu_new, gelu_pytorch_tanh"),
+        (
+            "gpt2",
+            {**GPT2, "scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx is true",
+        ),
+        (
+            "gpt2",
+            {**GPT2, "activation_function": "relu"},
+            "activation_function is 'relu'; known ones are: gelu_new, gelu_pytorch_tanh",
+        ),
         ("gpt2", {**GPT2, "activation_function": "silu"}, "activation_function is 'silu'"),
-        ("qwen2", {"layer_types": ["linear_attention"] * 6}, "layer_types names 'linear_attention'"),
+        (
+            "qwen2",
+            {"layer_types": ["linear_attention"] * 6},
+            "layer_types names 'linear_attention'",
+        ),
         ("mistral", {"layer_types": ["full_attention"] * 6}, "layer_types is set"),
-        ("gemma3_text", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type is set for all layers"),
-        ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "only 'default' is supported for windowed"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type is set for all layers",
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}},
+            "only 'default' is supported for windowed",
+        ),
     ],
 )
-def test_what_a_family_does_not_have_is_refused_by_name(model_type: str, fields: dict[str, Any], message: str) -> None:
+def test_what_a_family_does_not_have_is_refused_by_name(
+    model_type: str, fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UnsupportedError, match=message):
         config(model_type, **fields)
 
@@ -156,10 +234,22 @@ def test_what_a_family_does_not_have_is_refused_by_name(model_type: str, fields:
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be an object"),
         ({"rope_scaling": {"type": "linear"}}, "factor is missing"),
         ({"rope_scaling": {"type": "linear", "factor": -1.0}}, "rope factor is -1.0"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0}}, "original_max_position_embeddings is 0"),
+        (
+            {
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 0,
+                }
+            },
+            "original_max_position_embeddings is 0",
+        ),
         ({"attention_bias": "yes"}, "attention_bias is 'yes'; it must be true or false"),
         ({"model_type": 3}, "model_type is 3; it must be a string"),
-        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'; it must be a list"),
+        (
+            {"architectures": "LlamaForCausalLM"},
+            "architectures is 'LlamaForCausalLM'; it must be a list",
+        ),
     ],
 )
 def test_impossible_values_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
@@ -172,12 +262,17 @@ def test_impossible_values_are_refused_by_name(fields: dict[str, Any], message: 
     [
         ({"sliding_window": None}, "names 'sliding_attention' but there is no sliding_window"),
         ({"sliding_window": 0}, "a sliding window must be at least 1"),
-        ({"sliding_window": 8, "layer_types": ["sliding_attention"]}, "1 windows are given for 6 layers"),
+        (
+            {"sliding_window": 8, "layer_types": ["sliding_attention"]},
+            "1 windows are given for 6 layers",
+        ),
         ({"sliding_window_pattern": 0, "layer_types": None}, "sliding_window_pattern is 0"),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
         ({"final_logit_softcapping": -1.0}, "final_softcap is -1.0"),
     ],
 )
-def test_impossible_values_of_gemma_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
+def test_impossible_values_of_gemma_are_refused_by_name(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(FormatError, match=message):
         config("gemma3_text", **{"layer_types": ["sliding_attention"] * 6, **fields})

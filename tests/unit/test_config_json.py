@@ -15,7 +15,9 @@ def write(tmp_path: Path, content: bytes) -> Path:
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
-    assert read_json(write(tmp_path, b'{"a": [1, 2.5, null, true, "x"]}'), 100) == {"a": [1, 2.5, None, True, "x"]}
+    assert read_json(write(tmp_path, b'{"a": [1, 2.5, null, true, "x"]}'), 100) == {
+        "a": [1, 2.5, None, True, "x"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -34,9 +36,24 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b"[" * 500_000, "is not a JSON object"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not a JSON object"),
     ],
-    ids=["empty", "cut", "trailing", "list", "number", "twice", "nan", "infinity", "utf8", "deep", "deep-lists", "digits"],
+    ids=[
+        "empty",
+        "cut",
+        "trailing",
+        "list",
+        "number",
+        "twice",
+        "nan",
+        "infinity",
+        "utf8",
+        "deep",
+        "deep-lists",
+        "digits",
+    ],
 )
-def test_what_is_not_a_sound_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_what_is_not_a_sound_object_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     with pytest.raises(FormatError, match=message):
         read_json(write(tmp_path, content), 1 << 20)
 

@@ -10,7 +10,8 @@ from pellucid.ops.cost import OpCost, visible_pairs
 
 
 def test_linear_of_one_token_reads_each_weight_once() -> None:
-    # 3 outputs of 2 multiply-adds each: 12 FLOPs. Reads 6 weights and 2 activations, writes 3 numbers, 4 bytes each.
+    # 3 outputs of 2 multiply-adds each: 12 FLOPs. Reads 6 weights and 2 activations, writes 3
+    # numbers, 4 bytes each.
     assert cost.linear(1, 2, 3) == OpCost(12, 32, 12)
 
 
@@ -37,7 +38,8 @@ def test_embedding_reads_the_rows_it_takes() -> None:
 
 
 def test_norms_and_activations() -> None:
-    # 2 rows of 4: x² · 8, sum · 8, divide · 8, weight · 8, and mean, eps, sqrt for each row; reads x and the weight
+    # 2 rows of 4: x² · 8, sum · 8, divide · 8, weight · 8, and mean, eps, sqrt for each row; reads
+    # x and the weight
     assert cost.rms_norm(2, 4) == OpCost(32 + 6, 32 + 16, 32)
     assert cost.layer_norm(2, 4) == OpCost(56 + 8, 32 + 32, 32)
     assert cost.add(2, 4) == OpCost(8, 64, 32)
@@ -57,7 +59,8 @@ def test_all_reduce_adds_the_parts_of_the_other_ranks() -> None:
 
 
 def test_rope_turns_pairs() -> None:
-    # 1 token, 2 heads of 4, all turning: 2 pairs. Each: angle, cos, sin, 2 scalings; in each head 4 products and 2 sums.
+    # 1 token, 2 heads of 4, all turning: 2 pairs. Each: angle, cos, sin, 2 scalings; in each head 4
+    # products and 2 sums.
     assert cost.rope(1, 2, 4, 4) == OpCost(2 * (5 + 12), 32 + 8, 32)
 
 
@@ -70,19 +73,28 @@ def test_kv_write_moves_keys_and_values() -> None:
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 5, 8, 9, 20])
 def test_visible_pairs_are_those_of_the_mask(q_len: int, window: int | None) -> None:
     for seq_len in range(q_len, 12):
-        pairs = sum(1 for i in range(seq_len - q_len, seq_len) for j in range(seq_len) if j <= i and (window is None or j > i - window))
+        pairs = sum(
+            1
+            for i in range(seq_len - q_len, seq_len)
+            for j in range(seq_len)
+            if j <= i and (window is None or j > i - window)
+        )
         assert visible_pairs(q_len, seq_len, window) == pairs
 
 
 def test_attention_of_one_token() -> None:
-    # 2 heads over 1 key head of 4 numbers, 3 keys: 6 pairs of 8 (q·k) + 1 (scale) + 4 (softmax) + 8 (p·v), 8 divisions.
+    # 2 heads over 1 key head of 4 numbers, 3 keys: 6 pairs of 8 (q·k) + 1 (scale) + 4 (softmax) + 8
+    # (p·v), 8 divisions.
     tiny = cost.attention([1], [3], num_heads=2, num_kv_heads=1, head_dim=4)
     assert tiny == OpCost(6 * 21 + 8, 32 + 2 * 3 * 4 * 4, 32)
 
 
 def test_attention_of_a_prompt_is_half_a_square() -> None:
     # 4 queries over 4 keys: 10 visible pairs
-    assert cost.attention([4], [4], num_heads=1, num_kv_heads=1, head_dim=2).flops == 10 * (4 + 1 + 4 + 4) + 8
+    assert (
+        cost.attention([4], [4], num_heads=1, num_kv_heads=1, head_dim=2).flops
+        == 10 * (4 + 1 + 4 + 4) + 8
+    )
 
 
 def attention(q_lens: list[int], seq_lens: list[int], **options: Any) -> OpCost:
@@ -100,7 +112,8 @@ def test_attention_counts_requests_apart_and_a_window_bounds_what_is_read() -> N
 def test_softcap_costs_three_flops_per_score_and_small_kv_elements_save_bytes() -> None:
     plain = attention([1], [10])
     assert attention([1], [10], softcap=True).flops == plain.flops + 2 * 30  # 2 heads
-    assert attention([1], [10], kv_token_bytes=16).bytes_read == plain.bytes_read - 3 * 160  # 10 keys and values of 2 · 4 numbers
+    # 10 keys and values of 2 · 4 numbers
+    assert attention([1], [10], kv_token_bytes=16).bytes_read == plain.bytes_read - 3 * 160
 
 
 def test_every_case_knows_its_cost() -> None:

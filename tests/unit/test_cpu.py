@@ -9,23 +9,33 @@ from pellucid import _native
 from pellucid.cpu import detect_cpu
 
 CPUINFO = Path("/proc/cpuinfo")
-ARM_NAMES = {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp"}  # where Linux spells a feature differently
+# where Linux spells a feature differently
+ARM_NAMES = {"neon": "asimd", "fp16": "asimdhp", "dotprod": "asimddp"}
 
 
 def test_the_architecture_is_the_one_that_this_python_runs_on() -> None:
-    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
+        platform.machine().lower(), platform.machine()
+    )
     assert detect_cpu().architecture in (machine, "unknown")
 
 
 @pytest.mark.skipif(not CPUINFO.is_file(), reason="no /proc/cpuinfo to compare with")
 def test_each_feature_is_usable_exactly_where_the_kernel_lists_it() -> None:
     lines = (line.partition(":") for line in CPUINFO.read_text().splitlines())
-    listed = {word for key, _, value in lines if key.strip() in ("flags", "Features") for word in value.split()}
+    listed = {
+        word
+        for key, _, value in lines
+        if key.strip() in ("flags", "Features")
+        for word in value.split()
+    }
     reported = _native.cpu_features()
     assert reported == {name: ARM_NAMES.get(name, name) in listed for name in reported}
 
 
-@pytest.mark.skipif(_native.cpu_architecture() == "unknown", reason="nothing is known of this architecture")
+@pytest.mark.skipif(
+    _native.cpu_architecture() == "unknown", reason="nothing is known of this architecture"
+)
 def test_a_detected_cpu_lists_the_usable_features_in_words() -> None:
     cpu = detect_cpu()
     assert set(cpu.features) == {name for name, usable in _native.cpu_features().items() if usable}

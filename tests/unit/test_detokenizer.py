@@ -15,7 +15,8 @@ from .tokenizer_vocabularies import byte_level, sentencepiece
 BYTES = from_gguf(byte_level())
 SPACES = from_gguf(sentencepiece())
 TOKENIZERS = st.sampled_from([BYTES, SPACES])
-# Few letters, so that stop strings are met, begun and missed; whole tokens; and any byte, so that characters are cut and broken.
+# Few letters, so that stop strings are met, begun and missed; whole tokens; and any byte, so that
+# characters are cut and broken.
 STOPS = st.lists(st.text("ab \né", min_size=1, max_size=5), max_size=4)
 TEXT = st.text("ab \né😀", max_size=20)
 
@@ -32,7 +33,9 @@ def streams(draw: st.DrawFn) -> tuple[Tokenizer, list[int], list[list[int]]]:
 
 
 def cut(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
-    """The text up to the stop string that is complete first, and that stop string; of several, the longest."""
+    """The text up to the stop string that is complete first, and that stop string; of several, the
+    longest.
+    """
     for end in range(1, len(text) + 1):
         if found := [stop for stop in stops if text[:end].endswith(stop)]:
             longest = max(found, key=len)
@@ -42,7 +45,10 @@ def cut(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
 
 @given(streams(), STOPS, st.booleans(), st.booleans())
 def test_any_cutting_gives_the_whole_text_up_to_the_first_stop_string(
-    stream: tuple[Tokenizer, list[int], list[list[int]]], stops: list[str], include: bool, skip_special: bool
+    stream: tuple[Tokenizer, list[int], list[list[int]]],
+    stops: list[str],
+    include: bool,
+    skip_special: bool,
 ) -> None:
     tokenizer, ids, pieces = stream
     text = Detokenizer(tokenizer, stop=stops, include_stop=include, skip_special=skip_special)
@@ -56,7 +62,9 @@ def test_any_cutting_gives_the_whole_text_up_to_the_first_stop_string(
 
 
 @given(streams(), STOPS)
-def test_nothing_is_held_back_that_the_future_cannot_change(stream: tuple[Tokenizer, list[int], list[list[int]]], stops: list[str]) -> None:
+def test_nothing_is_held_back_that_the_future_cannot_change(
+    stream: tuple[Tokenizer, list[int], list[list[int]]], stops: list[str]
+) -> None:
     tokenizer, ids, _ = stream
     text = Detokenizer(tokenizer, stop=stops, skip_special=False)
     for count, token_id in enumerate(ids, 1):
@@ -66,7 +74,10 @@ def test_nothing_is_held_back_that_the_future_cannot_change(stream: tuple[Tokeni
         whole = b"".join(map(tokenizer.token_bytes, ids[:count]))
         whole = whole.removeprefix(b" ") if tokenizer.strips_leading_space else whole
         held = whole.decode(errors="replace").removeprefix(text.text)
-        begun = max((len(head) for stop in stops for head in heads(stop) if complete(whole).endswith(head)), default=0)
+        begun = max(
+            (len(head) for stop in stops for head in heads(stop) if complete(whole).endswith(head)),
+            default=0,
+        )
         unfinished = len(whole.decode(errors="replace")) - len(complete(whole))
         assert len(held) == begun + unfinished
 
@@ -93,7 +104,11 @@ def test_stop_strings_completed_by_the_first_tokens_do_not_count(
     free = Detokenizer(tokenizer)
     early = len(free.push(ids[:min_tokens]))  # characters that are complete by then
     whole = tokenizer.decode(ids)
-    ends = [end for end in range(early + 1, len(whole) + 1) if any(whole[:end].endswith(stop) for stop in stops)]
+    ends = [
+        end
+        for end in range(early + 1, len(whole) + 1)
+        if any(whole[:end].endswith(stop) for stop in stops)
+    ]
     if len(ids) <= min_tokens or not ends:
         assert (text.text, text.stopped_by) == (whole, None)
     else:
@@ -111,18 +126,15 @@ def test_half_a_character_is_never_shown() -> None:
 
 def test_a_stop_string_is_found_across_tokens() -> None:
     text = Detokenizer(BYTES, stop=["world!"])
-    assert [text.push(BYTES.encode(part)) for part in ("hello", " world", "?", " world", "!", "more")] == [
-        "hello",
-        " ",
-        "world?",
-        " ",
-        "",
-        "",
-    ]
+    assert [
+        text.push(BYTES.encode(part)) for part in ("hello", " world", "?", " world", "!", "more")
+    ] == ["hello", " ", "world?", " ", "", ""]
     assert (text.finish(), text.stopped_by, text.text) == ("", "world!", "hello world? ")
 
 
-def test_of_stop_strings_that_end_together_the_longest_counts_and_the_first_that_ends_wins() -> None:
+def test_of_stop_strings_that_end_together_the_longest_counts_and_the_first_that_ends_wins() -> (
+    None
+):
     assert Detokenizer(BYTES, stop=["b", "ab"]).push(BYTES.encode("xab")) == "x"
     assert Detokenizer(BYTES, stop=["abab", "b"]).push(BYTES.encode("xabab")) == "xa"
     text = Detokenizer(BYTES, stop=["aab"])  # its own beginning follows a false start
@@ -149,7 +161,8 @@ def test_the_first_space_is_taken_away_at_the_beginning_of_a_text_only() -> None
     assert SPACES.token_bytes(hello[0]) == b" hello"
     assert Detokenizer(SPACES).push(hello) == "hello"
     assert Detokenizer(SPACES, prompt_tail=SPACES.encode("a")).push(hello) == " hello"
-    assert Detokenizer(SPACES, prompt_tail=[1]).push(hello) == "hello"  # a prompt of a control token alone has no words
+    # a prompt of a control token alone has no words
+    assert Detokenizer(SPACES, prompt_tail=[1]).push(hello) == "hello"
     assert Detokenizer(SPACES, prompt_tail=[1], skip_special=False).push(hello) == " hello"
     assert Detokenizer(SPACES).push(hello * 2) == "hello hello"
     text = Detokenizer(SPACES)
@@ -162,7 +175,10 @@ def test_a_continuation_is_what_it_adds_to_the_prompt(prompt: str, answer: str) 
     for tokenizer in (BYTES, SPACES):
         ids = tokenizer.encode(prompt + answer)
         for cut_at in range(1, len(ids) + 1):
-            before, after = tokenizer.decode(ids[:cut_at]), Detokenizer(tokenizer, prompt_tail=ids[:cut_at])
+            before, after = (
+                tokenizer.decode(ids[:cut_at]),
+                Detokenizer(tokenizer, prompt_tail=ids[:cut_at]),
+            )
             added = after.push(ids[cut_at:]) + after.finish()
             if "\ufffd" not in before:  # else the cut goes through a character
                 assert before + added == tokenizer.decode(ids)

@@ -1,4 +1,6 @@
-"""The GGUF reader: what it makes of sound files, and that it refuses every broken one with one sentence and little memory."""
+"""The GGUF reader: what it makes of sound files, and that it refuses every broken one with one
+sentence and little memory.
+"""
 
 import math
 import os
@@ -80,17 +82,46 @@ def test_a_sound_file_gives_its_tensors_in_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "tensors"),
     [
-        pytest.param(corpus.build(corpus.VALUES, corpus.TENSORS, corpus.DATA, version=2), 3, id="version 2"),
+        pytest.param(
+            corpus.build(corpus.VALUES, corpus.TENSORS, corpus.DATA, version=2), 3, id="version 2"
+        ),
         pytest.param(corpus.build([], [], b""), 0, id="nothing but a header"),
         pytest.param(corpus.build(corpus.VALUES, [], b"")[:-1], 0, id="no tensors, and no padding"),
-        pytest.param(corpus.build([], corpus.TENSORS, corpus.DATA + bytes(999)), 3, id="more bytes than tensors need"),
-        pytest.param(corpus.build([], corpus.TENSORS[::-1], corpus.DATA), 3, id="tensors out of order"),
-        pytest.param(corpus.build([], corpus.TENSORS[::2], corpus.DATA), 2, id="a gap between tensors"),
-        pytest.param(corpus.build([], [corpus.tensor(b"n" * 64, (1, 1, 1, 30), 0, 0)], corpus.DATA), 1, id="longest name, four dimensions"),
-        pytest.param(corpus.build([corpus.value(b"k" * 65_535, corpus.U8, b"\1")], corpus.TENSORS, corpus.DATA), 3, id="longest key"),
-        pytest.param(corpus.build([corpus.value(b"split.count", corpus.U16, b"\1\0")], [], b""), 0, id="the only part"),
         pytest.param(
-            corpus.build([corpus.value(b"general.alignment", corpus.U32, corpus.u32(8))], corpus.TENSORS, corpus.DATA, alignment=8),
+            corpus.build([], corpus.TENSORS, corpus.DATA + bytes(999)),
+            3,
+            id="more bytes than tensors need",
+        ),
+        pytest.param(
+            corpus.build([], corpus.TENSORS[::-1], corpus.DATA), 3, id="tensors out of order"
+        ),
+        pytest.param(
+            corpus.build([], corpus.TENSORS[::2], corpus.DATA), 2, id="a gap between tensors"
+        ),
+        pytest.param(
+            corpus.build([], [corpus.tensor(b"n" * 64, (1, 1, 1, 30), 0, 0)], corpus.DATA),
+            1,
+            id="longest name, four dimensions",
+        ),
+        pytest.param(
+            corpus.build(
+                [corpus.value(b"k" * 65_535, corpus.U8, b"\1")], corpus.TENSORS, corpus.DATA
+            ),
+            3,
+            id="longest key",
+        ),
+        pytest.param(
+            corpus.build([corpus.value(b"split.count", corpus.U16, b"\1\0")], [], b""),
+            0,
+            id="the only part",
+        ),
+        pytest.param(
+            corpus.build(
+                [corpus.value(b"general.alignment", corpus.U32, corpus.u32(8))],
+                corpus.TENSORS,
+                corpus.DATA,
+                alignment=8,
+            ),
             3,
             id="alignment 8",
         ),
@@ -112,7 +143,9 @@ def refused(folder: Path, content: bytes) -> str:
         tracemalloc.stop()
     assert peak < 1 << 20, f"{peak} bytes for a file of {len(content)}"
     sentence = str(caught.value)
-    assert "model.gguf" in sentence and "\n" not in sentence and len(sentence) < 400 + len(str(folder))
+    assert (
+        "model.gguf" in sentence and "\n" not in sentence and len(sentence) < 400 + len(str(folder))
+    )
     return sentence
 
 
@@ -132,7 +165,12 @@ def test_the_corpus_is_large() -> None:
 
 def test_a_vocabulary_is_decoded_only_on_access(tmp_path: Path) -> None:
     count = 200_000
-    tokens = corpus.array(b"tokens", corpus.STRING, count, b"".join(corpus.text(f"token {i}".encode()) for i in range(count)))
+    tokens = corpus.array(
+        b"tokens",
+        corpus.STRING,
+        count,
+        b"".join(corpus.text(f"token {i}".encode()) for i in range(count)),
+    )
     content = corpus.build([tokens], corpus.TENSORS, corpus.DATA)
     tracemalloc.start()
     try:
@@ -174,6 +212,8 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_numbers_are_read_as_they_are(tmp_path: Path) -> None:
     payload = struct.pack("<3f", math.inf, -math.inf, math.nan)
-    floats = open_bytes(tmp_path, corpus.build([corpus.array(b"k", corpus.F32, 3, payload)], [], b"")).metadata["k"]
+    floats = open_bytes(
+        tmp_path, corpus.build([corpus.array(b"k", corpus.F32, 3, payload)], [], b"")
+    ).metadata["k"]
     assert isinstance(floats, list)
     assert floats[:2] == [math.inf, -math.inf] and math.isnan(floats[2])

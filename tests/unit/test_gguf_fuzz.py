@@ -1,4 +1,6 @@
-"""Random damage to a sound GGUF file: it is read, or refused by a `PellucidError`; nothing else happens, and memory stays bounded."""
+"""Random damage to a sound GGUF file: it is read, or refused by a `PellucidError`; nothing else
+happens, and memory stays bounded.
+"""
 
 import struct
 import tracemalloc
@@ -14,13 +16,17 @@ from .gguf_corpus import HUGE, SOUND
 from .test_gguf import read_all
 
 POSITIONS = st.integers(0, len(SOUND) - 1)
-NUMBERS = st.sampled_from((0, 1, 2, 31, 255, 1 << 16, 1 << 24, 1 << 31, 1 << 32, 1 << 61, 1 << 63, HUGE)) | st.integers(0, HUGE)
+NUMBERS = st.sampled_from(
+    (0, 1, 2, 31, 255, 1 << 16, 1 << 24, 1 << 31, 1 << 32, 1 << 61, 1 << 63, HUGE)
+) | st.integers(0, HUGE)
 
 # Each damage is a function of the bytes: (kind, where, what).
 FLIP = st.tuples(st.just("flip"), POSITIONS, st.integers(1, 255))
 CUT = st.tuples(st.just("cut"), POSITIONS, st.just(0))
-CLAIM = st.tuples(st.just("claim"), POSITIONS, NUMBERS)  # a 64-bit number written over what was there
-INSERT = st.tuples(st.just("insert"), POSITIONS, st.integers(1, 64))  # bytes from elsewhere in the file pushed in
+# a 64-bit number written over what was there
+CLAIM = st.tuples(st.just("claim"), POSITIONS, NUMBERS)
+# bytes from elsewhere in the file pushed in
+INSERT = st.tuples(st.just("insert"), POSITIONS, st.integers(1, 64))
 REMOVE = st.tuples(st.just("remove"), POSITIONS, st.integers(1, 64))
 Damage = tuple[str, int, int]
 
@@ -66,7 +72,9 @@ def test_a_damaged_file_is_read_or_refused(folder: Path, damages: list[Damage]) 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(content=st.binary(max_size=400), counts=st.tuples(st.integers(0, 3), st.integers(0, 3)))
-def test_random_bytes_after_a_sound_beginning_are_read_or_refused(folder: Path, content: bytes, counts: tuple[int, int]) -> None:
+def test_random_bytes_after_a_sound_beginning_are_read_or_refused(
+    folder: Path, content: bytes, counts: tuple[int, int]
+) -> None:
     try:
         read_all(folder, b"GGUF" + struct.pack("<IQQ", 3, *counts) + content)
     except PellucidError:

@@ -1,4 +1,6 @@
-"""The GGUF writer: what it writes is read back by our reader and by the `gguf` package's, and a file appears whole or not at all."""
+"""The GGUF writer: what it writes is read back by our reader and by the `gguf` package's, and a
+file appears whole or not at all.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -45,7 +47,10 @@ def random_tensors() -> Iterator[tuple[str, HostTensor]]:
     for i, format in enumerate(FORMATS.values()):
         shape = (*shapes[i % 4][:-1], shapes[i % 4][-1] * format.block_size)
         nbytes = math.prod(shape) // format.block_size * format.block_bytes
-        yield f"blk.{i}.{format.name}", host_tensor(format.name, shape, rng.integers(0, 256, nbytes, dtype=np.uint8))
+        yield (
+            f"blk.{i}.{format.name}",
+            host_tensor(format.name, shape, rng.integers(0, 256, nbytes, dtype=np.uint8)),
+        )
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -65,14 +70,23 @@ def test_the_gguf_package_reads_what_is_written(tmp_path: Path) -> None:
     tensors = dict(random_tensors())
     write_gguf(tmp_path / "m.gguf", METADATA, tensors.items())
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
-    values = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    values = {
+        key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")
+    }
     assert {**values, "nothing": []} == PLAIN
     types = {key: field.types[-1].name for key, field in reader.fields.items()}
-    assert types["a.double"] == "FLOAT64" and types["a.short"] == "UINT16" and types["some.bytes"] == "UINT8"
+    assert (
+        types["a.double"] == "FLOAT64"
+        and types["a.short"] == "UINT16"
+        and types["some.bytes"] == "UINT8"
+    )
     assert types["an.unsigned"] == "UINT32" and types["a.negative"] == "INT32"
     assert types["a.large"] == "UINT64" and types["a.large.negative"] == "INT64"
     assert types["some.integers"] == "INT32" and types["some.large.integers"] == "UINT32"
-    assert types["a.float"] == types["some.floats"] == "FLOAT32" and types["a.yes"] == types["some.flags"] == "BOOL"
+    assert (
+        types["a.float"] == types["some.floats"] == "FLOAT32"
+        and types["a.yes"] == types["some.flags"] == "BOOL"
+    )
     for found in reader.tensors:
         expected = tensors[found.name]
         assert found.tensor_type.name == expected.format
@@ -83,7 +97,11 @@ def test_the_gguf_package_reads_what_is_written(tmp_path: Path) -> None:
 def test_a_file_is_copied_bit_for_bit(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(corpus.SOUND)
     with GGUFFile.open(tmp_path / "m.gguf") as file:
-        write_gguf(tmp_path / "copy.gguf", file.metadata, ((name, file.tensor(name)) for name in file.tensors))
+        write_gguf(
+            tmp_path / "copy.gguf",
+            file.metadata,
+            ((name, file.tensor(name)) for name in file.tensors),
+        )
     copy = (tmp_path / "copy.gguf").read_bytes()
     assert copy[: len(corpus.SOUND)] == corpus.SOUND and not copy[len(corpus.SOUND) :].strip(b"\0")
 
@@ -92,7 +110,11 @@ def test_a_file_may_be_rewritten_from_its_own_tensors(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_gguf(path, METADATA, random_tensors())
     with GGUFFile.open(path) as file:
-        write_gguf(path, {**file.metadata.typed(), "new": 1}, ((name, file.tensor(name)) for name in list(file.tensors)[::-1]))
+        write_gguf(
+            path,
+            {**file.metadata.typed(), "new": 1},
+            ((name, file.tensor(name)) for name in list(file.tensors)[::-1]),
+        )
     with GGUFFile.open(path) as file:
         assert dict(file.metadata) == {**PLAIN, "new": 1}
         for name, tensor in random_tensors():
@@ -100,7 +122,11 @@ def test_a_file_may_be_rewritten_from_its_own_tensors(tmp_path: Path) -> None:
 
 
 def test_tensors_lie_at_the_alignment_that_the_metadata_names(tmp_path: Path) -> None:
-    for alignment, metadata in ((32, {}), (128, {"general.alignment": 128}), (8, {"general.alignment": Typed(8, ValueType.UINT32)})):
+    for alignment, metadata in (
+        (32, {}),
+        (128, {"general.alignment": 128}),
+        (8, {"general.alignment": Typed(8, ValueType.UINT32)}),
+    ):
         write_gguf(tmp_path / "m.gguf", metadata, random_tensors())
         with GGUFFile.open(tmp_path / "m.gguf") as file:
             assert math.gcd(*(info.offset for info in file.tensors.values())) == alignment
@@ -116,7 +142,9 @@ def test_rows_taken_out_of_a_tensor_are_written_as_they_are(tmp_path: Path) -> N
         np.testing.assert_array_equal(file.tensor("columns").data, columns.data)
 
 
-def test_a_failure_leaves_the_old_file_and_no_scraps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_old_file_and_no_scraps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "m.gguf"
     write_gguf(path, {"old": True}, [])
     before = path.read_bytes()
@@ -158,7 +186,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         (Typed([1], ValueType.ARRAY), "given the type ARRAY"),
     ],
 )
-def test_values_that_cannot_be_written_are_refused(tmp_path: Path, value: object, says: str) -> None:
+def test_values_that_cannot_be_written_are_refused(
+    tmp_path: Path, value: object, says: str
+) -> None:
     with pytest.raises(ConfigError, match="metadata 'k'") as caught:
         write_gguf(tmp_path / "m.gguf", {"k": value}, [])
     assert says in str(caught.value) and not list(tmp_path.iterdir())
@@ -170,18 +200,48 @@ ONE = encode_dense(np.ones((2, 2), np.float32))
 @pytest.mark.parametrize(
     ("write", "error", "says"),
     [
-        (lambda path: write_gguf(path, {"": 1}, []), ConfigError, "a metadata key is '', of 0 bytes"),
+        (
+            lambda path: write_gguf(path, {"": 1}, []),
+            ConfigError,
+            "a metadata key is '', of 0 bytes",
+        ),
         (lambda path: write_gguf(path, {"k" * 65_536: 1}, []), ConfigError, "of 65536 bytes"),
         (lambda path: write_gguf(path, {}, [("", ONE)]), ConfigError, "a tensor's name is ''"),
-        (lambda path: write_gguf(path, {}, [("n" * 64, ONE)]), ConfigError, "of 64 bytes; it must be of 1 to 63"),
-        (lambda path: write_gguf(path, {}, [("n", ONE), ("n", ONE)]), ConfigError, "'n' is given twice"),
-        (lambda path: write_gguf(path, {}, [("n", encode_dense(np.ones((1,) * 5, np.float32)))]), ConfigError, "5 dimensions"),
-        (lambda path: write_gguf(path, {}, [("n", HostTensor("F32", (3, 2), ONE.data))]), FormatError, "takes 24 bytes, not 16"),
-        (lambda path: write_gguf(path, {"general.alignment": 48}, []), FormatError, "'general.alignment' is 48"),
-        (lambda path: write_gguf(path, {"general.alignment": "32"}, []), ConfigError, "'general.alignment' is '32'"),
+        (
+            lambda path: write_gguf(path, {}, [("n" * 64, ONE)]),
+            ConfigError,
+            "of 64 bytes; it must be of 1 to 63",
+        ),
+        (
+            lambda path: write_gguf(path, {}, [("n", ONE), ("n", ONE)]),
+            ConfigError,
+            "'n' is given twice",
+        ),
+        (
+            lambda path: write_gguf(path, {}, [("n", encode_dense(np.ones((1,) * 5, np.float32)))]),
+            ConfigError,
+            "5 dimensions",
+        ),
+        (
+            lambda path: write_gguf(path, {}, [("n", HostTensor("F32", (3, 2), ONE.data))]),
+            FormatError,
+            "takes 24 bytes, not 16",
+        ),
+        (
+            lambda path: write_gguf(path, {"general.alignment": 48}, []),
+            FormatError,
+            "'general.alignment' is 48",
+        ),
+        (
+            lambda path: write_gguf(path, {"general.alignment": "32"}, []),
+            ConfigError,
+            "'general.alignment' is '32'",
+        ),
     ],
 )
-def test_a_file_that_no_reader_would_take_is_not_written(tmp_path: Path, write: Callable[[Path], None], error: type, says: str) -> None:
+def test_a_file_that_no_reader_would_take_is_not_written(
+    tmp_path: Path, write: Callable[[Path], None], error: type, says: str
+) -> None:
     with pytest.raises(error, match=says):
         write(tmp_path / "m.gguf")
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,9 @@
-"""From names to paths: the catalogue's data, what a name means, and the Hugging Face hub through its real client.
+"""From names to paths: the catalogue's data, what a name means, and the Hugging Face hub through
+its real client.
 
-The client reads its environment when it is imported, so each test that needs it runs a small script in a process of its own: offline, over
-a cache laid out as the client lays it out; or online, against a hub on the loopback interface that speaks what the client asks for.
+The client reads its environment when it is imported, so each test that needs it runs a small script
+in a process of its own: offline, over a cache laid out as the client lays it out; or online,
+against a hub on the loopback interface that speaks what the client asks for.
 """
 
 import hashlib
@@ -25,7 +27,14 @@ from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 from pellucid.weights.hub import choose_files, default_cache_dir, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
+INDEX = json.dumps(
+    {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
+)
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 FOLDER = ["config.json", "tokenizer.json", "model.safetensors"]
 
@@ -36,7 +45,9 @@ def test_the_catalogue_is_whole() -> None:
     for model in CATALOGUE.values():
         assert re.fullmatch(r"[0-9a-f]{64}", model.sha256) and model.num_bytes > 1_000_000
         assert re.fullmatch(r"[a-z0-9._-]+\.gguf", model.file) and model.licence and model.note
-        assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", part.wheel) and part.member for part in model.parts)
+        assert all(
+            re.fullmatch(r"[a-z0-9-]+==[0-9.]+", part.wheel) and part.member for part in model.parts
+        )
         assert len(set(model.parts)) == len(model.parts)
     for field in ("file", "sha256"):
         assert len({getattr(model, field) for model in CATALOGUE.values()}) == len(CATALOGUE)
@@ -53,7 +64,9 @@ def test_real_files_match_the_catalogue(models_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "relative/cache"])
-def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert default_cache_dir() == tmp_path / ".cache" / "pellucid" / "models"
@@ -61,7 +74,9 @@ def test_the_cache_is_in_the_home_folder_unless_xdg_names_another(value: str, tm
     assert default_cache_dir() == tmp_path / "xdg" / "pellucid" / "models"
 
 
-def test_a_path_that_exists_wins_over_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_exists_wins_over_every_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / DEFAULT_MODEL).mkdir()
@@ -76,7 +91,11 @@ def test_a_path_that_exists_wins_over_every_name(tmp_path: Path, monkeypatch: py
     [
         ("smollm2", "did you mean 'smollm2-135m-instruct'"),
         ("SmolLM2-135M-instrct", "did you mean 'smollm2-135m-instruct'"),
-        ("nothing-like-it", "known are smollm2-135m-instruct, gemma-3-270m, .* and ORG/NAME of the Hugging Face hub$"),
+        (
+            "nothing-like-it",
+            "known are smollm2-135m-instruct, gemma-3-270m, .* and ORG/NAME of the Hugging Face "
+            "hub$",
+        ),
         ("missing.gguf", "there is no file or folder 'missing.gguf'"),
         ("models/missing.gguf", "there is no file or folder 'models/missing.gguf'"),
         ("./org/name", "there is no file or folder './org/name'"),
@@ -91,7 +110,9 @@ def test_a_path_that_exists_wins_over_every_name(tmp_path: Path, monkeypatch: py
         ("~nobody-has-this-name/x", "there is no file or folder '~nobody"),
     ],
 )
-def test_a_name_that_means_nothing_is_refused_with_what_is_known(name: str, message: str, tmp_path: Path) -> None:
+def test_a_name_that_means_nothing_is_refused_with_what_is_known(
+    name: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve_model(name, cache_dir=tmp_path)
 
@@ -99,23 +120,42 @@ def test_a_name_that_means_nothing_is_refused_with_what_is_known(name: str, mess
 @pytest.mark.parametrize(
     ("files", "chosen"),
     [
-        ([*FOLDER, "README.md", "pytorch_model.bin", "onnx/model.onnx"], ["config.json", "model.safetensors", "tokenizer.json"]),
-        (["config.json", *SHARDS, "model.safetensors.index.json"], ["config.json", "model.safetensors.index.json", *SHARDS]),
-        ([*FOLDER, "consolidated.safetensors", "original/model.safetensors"], ["config.json", "model.safetensors", "tokenizer.json"]),
-        (["config.json", "weights.safetensors", "x.Q4_K_M.gguf"], ["config.json", "weights.safetensors"]),
+        (
+            [*FOLDER, "README.md", "pytorch_model.bin", "onnx/model.onnx"],
+            ["config.json", "model.safetensors", "tokenizer.json"],
+        ),
+        (
+            ["config.json", *SHARDS, "model.safetensors.index.json"],
+            ["config.json", "model.safetensors.index.json", *SHARDS],
+        ),
+        (
+            [*FOLDER, "consolidated.safetensors", "original/model.safetensors"],
+            ["config.json", "model.safetensors", "tokenizer.json"],
+        ),
+        (
+            ["config.json", "weights.safetensors", "x.Q4_K_M.gguf"],
+            ["config.json", "weights.safetensors"],
+        ),
         (["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-IQ4_XS.gguf"], ["m-Q4_K_M.gguf"]),
         (["m-f16.gguf", "m-q8_0.gguf"], ["m-q8_0.gguf"]),
         (["mmproj-f16.gguf", "z.gguf", "a.imatrix.gguf", "y.gguf"], ["y.gguf"]),
         (["config.json", "m.Q2_K.gguf"], ["m.Q2_K.gguf"]),
     ],
 )
-def test_a_repository_gives_its_safetensors_or_else_its_most_usual_gguf_file(files: list[str], chosen: list[str]) -> None:
+def test_a_repository_gives_its_safetensors_or_else_its_most_usual_gguf_file(
+    files: list[str], chosen: list[str]
+) -> None:
     assert choose_files("org/name", files) == chosen
 
 
 @pytest.mark.parametrize(
     ("quant", "chosen"),
-    [("Q4_K_M", "m-Q4_K_M.gguf"), ("q8_0", "m-Q8_0.gguf"), ("Q4_K_S", "sub/m.q4_k_s.gguf"), ("UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf")],
+    [
+        ("Q4_K_M", "m-Q4_K_M.gguf"),
+        ("q8_0", "m-Q8_0.gguf"),
+        ("Q4_K_S", "sub/m.q4_k_s.gguf"),
+        ("UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
+    ],
 )
 def test_a_quantization_is_found_by_its_name_in_either_case(quant: str, chosen: str) -> None:
     files = [
@@ -133,7 +173,13 @@ def test_a_quantization_is_found_by_its_name_in_either_case(quant: str, chosen: 
 @pytest.mark.parametrize(
     ("files", "quant", "file", "error", "message"),
     [
-        (["m-Q4_K_M.gguf"], "Q4_K", None, DownloadError, "org/name has no GGUF file of Q4_K; its GGUF files are m-Q4_K_M.gguf"),
+        (
+            ["m-Q4_K_M.gguf"],
+            "Q4_K",
+            None,
+            DownloadError,
+            "org/name has no GGUF file of Q4_K; its GGUF files are m-Q4_K_M.gguf",
+        ),
         (["m-IQ4_XS.gguf"], "Q4_XS", None, DownloadError, "no GGUF file of Q4_XS"),
         (["a.gguf"], None, "b.gguf", DownloadError, "no file 'b.gguf'; its GGUF files are a.gguf"),
         (
@@ -143,8 +189,20 @@ def test_a_quantization_is_found_by_its_name_in_either_case(quant: str, chosen: 
             DownloadError,
             r"neither config.json with .*; pickled weights \(\*.bin\) are not read",
         ),
-        ([], None, None, DownloadError, r"neither config.json with \*.safetensors nor a \*.gguf file$"),
-        (["m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"], "Q8_0", None, UnsupportedError, "one of several files"),
+        (
+            [],
+            None,
+            None,
+            DownloadError,
+            r"neither config.json with \*.safetensors nor a \*.gguf file$",
+        ),
+        (
+            ["m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"],
+            "Q8_0",
+            None,
+            UnsupportedError,
+            "one of several files",
+        ),
     ],
 )
 def test_a_repository_without_the_model_is_refused(
@@ -171,18 +229,38 @@ print(json.dumps(answers))
 
 
 def ask(home: Path, *questions: tuple[str, str], **environment: str) -> list[tuple[str, str]]:
-    """(kind of answer, path or message) for each (verb, name), in a process with its own Hugging Face cache."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING")) and not k.lower().endswith("_proxy")}
-    own = {"HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """(kind of answer, path or message) for each (verb, name), in a process with its own Hugging
+    Face cache.
+    """
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGING")) and not k.lower().endswith("_proxy")
+    }
+    own = {
+        "HF_HOME": str(home),
+        "XDG_CACHE_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     own["PYTHONPATH"] = str(Path(pellucid.__file__).parents[1])
     command = [sys.executable, "-c", SCRIPT, json.dumps(questions)]
-    done = subprocess.run(command, env=kept | own | environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        env=kept | own | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return [(kind, text) for kind, text in json.loads(done.stdout)]
 
 
 def lay_out(home: Path, repo: str, files: Sequence[str]) -> Path:
-    """Put a repository into the cache of the client, as the client does: blobs, and a snapshot of links to them."""
+    """Put a repository into the cache of the client, as the client does: blobs, and a snapshot of
+    links to them.
+    """
     folder = home / "hub" / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / COMMIT
     for name in files:
@@ -199,9 +277,17 @@ def lay_out(home: Path, repo: str, files: Sequence[str]) -> Path:
 
 def test_models_that_others_fetched_are_found_offline(tmp_path: Path) -> None:
     plain = lay_out(tmp_path, "org/plain", FOLDER)
-    sharded = lay_out(tmp_path, "org/sharded", ["config.json", "tokenizer.json", "model.safetensors.index.json", *SHARDS])
+    sharded = lay_out(
+        tmp_path,
+        "org/sharded",
+        ["config.json", "tokenizer.json", "model.safetensors.index.json", *SHARDS],
+    )
     gguf = lay_out(tmp_path, "org/some-GGUF", ["some-Q8_0.gguf", "deep/some-Q4_0.gguf"])
-    lay_out(tmp_path, "org/cut-short", ["config.json", "tokenizer.json", "model.safetensors.index.json", SHARDS[0]])
+    lay_out(
+        tmp_path,
+        "org/cut-short",
+        ["config.json", "tokenizer.json", "model.safetensors.index.json", SHARDS[0]],
+    )
     lay_out(tmp_path, "org/tokenizer-only", ["config.json", "tokenizer.json"])
     found = {
         "org/plain": plain,
@@ -214,7 +300,9 @@ def test_models_that_others_fetched_are_found_offline(tmp_path: Path) -> None:
     answers = ask(tmp_path, *(("resolve", name) for name in [*found, *missing]), HF_HUB_OFFLINE="1")
     assert answers[: len(found)] == [("ok", str(path)) for path in found.values()]
     for name, (kind, message) in zip(missing, answers[len(found) :], strict=True):
-        assert kind == "DownloadError" and message.startswith(f"{name} is not in the Hugging Face cache and could not be fetched: ")
+        assert kind == "DownloadError" and message.startswith(
+            f"{name} is not in the Hugging Face cache and could not be fetched: "
+        )
         assert "\n" not in message
 
 
@@ -239,20 +327,38 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         match = api or resolve
         files = self.server.repositories.get(match[1]) if match else None
         if match is None or files is None:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            self._send(
+                404,
+                b"{}",
+                {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+            )
         elif match[1] == "org/gated":
-            self._send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+            self._send(
+                403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
+            )
         elif resolve:
             content = files[resolve[3]]
             if self.command == "GET":
                 self.server.sent.append(resolve[3])
             etag = hashlib.sha1(content).hexdigest()
-            self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+            self._send(
+                200,
+                content,
+                {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"},
+            )
         elif match[2] == "tree":
-            tree = [{"type": "file", "path": f, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for f, c in files.items()]
+            tree = [
+                {"type": "file", "path": f, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                for f, c in files.items()
+            ]
             self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
         else:
-            info = {"id": match[1], "modelId": match[1], "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
+            info = {
+                "id": match[1],
+                "modelId": match[1],
+                "sha": COMMIT,
+                "siblings": [{"rfilename": f} for f in files],
+            }
             self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
     do_HEAD = do_GET
@@ -283,20 +389,43 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
 
 
 def test_the_hub_gives_the_files_of_a_model_and_no_others(tmp_path: Path) -> None:
-    plain = {name: name.encode() for name in [*FOLDER, "pytorch_model.bin", "README.md", "tf_model.h5"]}
-    gguf = {name: name.encode() for name in ["some-Q8_0.gguf", "some-Q4_K_M.gguf", "some-Q2_K.gguf"]}
+    plain = {
+        name: name.encode() for name in [*FOLDER, "pytorch_model.bin", "README.md", "tf_model.h5"]
+    }
+    gguf = {
+        name: name.encode() for name in ["some-Q8_0.gguf", "some-Q4_K_M.gguf", "some-Q2_K.gguf"]
+    }
     pickled = {"config.json": b"{}", "pytorch_model.bin": b"cos\nsystem"}
-    with serve({"org/plain": plain, "org/some-GGUF": gguf, "org/pickled": pickled, "org/gated": {}}) as hub:
+    with serve(
+        {"org/plain": plain, "org/some-GGUF": gguf, "org/pickled": pickled, "org/gated": {}}
+    ) as hub:
         endpoint = f"http://127.0.0.1:{hub.server_port}"
-        names = ["org/plain", "org/some-GGUF", "org/some-GGUF:q8_0", "org/pickled", "org/missing", "org/gated"]
+        names = [
+            "org/plain",
+            "org/some-GGUF",
+            "org/some-GGUF:q8_0",
+            "org/pickled",
+            "org/missing",
+            "org/gated",
+        ]
         answers = ask(tmp_path, *(("resolve", name) for name in names), HF_ENDPOINT=endpoint)
         sent, hub.sent = hub.sent, []
         again = ask(tmp_path, ("resolve", "org/plain"), ("pull", "org/plain"), HF_ENDPOINT=endpoint)
         assert hub.sent == []  # here already: asked about when pulled, and not sent again
-    assert [kind for kind, _ in answers] == ["ok", "ok", "ok", "DownloadError", "DownloadError", "DownloadError"]
+    assert [kind for kind, _ in answers] == [
+        "ok",
+        "ok",
+        "ok",
+        "DownloadError",
+        "DownloadError",
+        "DownloadError",
+    ]
     snapshot = Path(answers[0][1])
     assert sorted(p.name for p in snapshot.iterdir()) == sorted(FOLDER)
-    assert [Path(path).read_bytes() for _, path in answers[1:3]] == [b"some-Q4_K_M.gguf", b"some-Q8_0.gguf"]
+    assert [Path(path).read_bytes() for _, path in answers[1:3]] == [
+        b"some-Q4_K_M.gguf",
+        b"some-Q8_0.gguf",
+    ]
     assert sorted(sent) == sorted([*FOLDER, "some-Q4_K_M.gguf", "some-Q8_0.gguf"])
     assert "pickled weights" in answers[3][1]
     assert "has no model 'org/missing', or it is private" in answers[4][1]

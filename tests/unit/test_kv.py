@@ -1,5 +1,5 @@
-"""The KV cache's bookkeeping: arithmetic, layer groups and the block pool. The tree and the manager: test_radix_tree.py, and under the
-scheduler test_scheduler_stateful.py."""
+"""The KV cache's bookkeeping: arithmetic, layer groups and the block pool. The tree and the
+manager: test_radix_tree.py, and under the scheduler test_scheduler_stateful.py."""
 
 import pytest
 
@@ -7,7 +7,13 @@ from pellucid.config import ModelConfig
 from pellucid.kv.block_pool import BlockPool
 from pellucid.kv.layout import KVLayout, LayerGroup, build_layout
 
-LAYOUT = KVLayout((LayerGroup(tuple(range(30)), None),), num_kv_heads=3, head_dim=64, block_size=16, token_bytes=2 * 3 * 64 * 4)
+LAYOUT = KVLayout(
+    (LayerGroup(tuple(range(30)), None),),
+    num_kv_heads=3,
+    head_dim=64,
+    block_size=16,
+    token_bytes=2 * 3 * 64 * 4,
+)
 
 
 def _config(windows: tuple[int | None, ...]) -> ModelConfig:
@@ -37,12 +43,21 @@ def test_blocks_round_up_for_tokens() -> None:
 
 def test_layers_of_one_window_form_groups_as_large_as_the_rarest_kind() -> None:
     layout = build_layout(_config((4, 4, None, 4, 4, None, 4)), 2, 64)
-    assert layout.groups == (LayerGroup((0, 1), 4), LayerGroup((3, 4), 4), LayerGroup((6,), 4), LayerGroup((2, 5), None))
+    assert layout.groups == (
+        LayerGroup((0, 1), 4),
+        LayerGroup((3, 4), 4),
+        LayerGroup((6,), 4),
+        LayerGroup((2, 5), None),
+    )
     assert (layout.num_stores, layout.num_layers, layout.bytes_per_block) == (2, 7, 2 * 2 * 64)
 
 
-@pytest.mark.parametrize(("window", "chunk", "block_size"), [(1, 1, 4), (4, 3, 4), (5, 1, 4), (16, 8, 4), (7, 20, 2)])
-def test_a_window_holds_no_more_blocks_than_it_is_said_to(window: int, chunk: int, block_size: int) -> None:
+@pytest.mark.parametrize(
+    ("window", "chunk", "block_size"), [(1, 1, 4), (4, 3, 4), (5, 1, 4), (16, 8, 4), (7, 20, 2)]
+)
+def test_a_window_holds_no_more_blocks_than_it_is_said_to(
+    window: int, chunk: int, block_size: int
+) -> None:
     layout = build_layout(_config((window,)), block_size, 64)
     (group,) = layout.groups
     for start in range(0, 200):

@@ -27,8 +27,12 @@ def test_heads_that_are_no_whole_number_of_groups_are_refused_in_int4(name: str)
         get_backend(name).new_kv_store(1, 16, 2, 32, "int2")
 
 
-@pytest.mark.parametrize(("dtypes", "size"), [(("f32", "f16"), 384), (("int8", "int8"), 132), (("int8", "int4"), 102)])
-def test_a_native_store_takes_the_bytes_that_the_plan_says(dtypes: tuple[str, str], size: int) -> None:
+@pytest.mark.parametrize(
+    ("dtypes", "size"), [(("f32", "f16"), 384), (("int8", "int8"), 132), (("int8", "int4"), 102)]
+)
+def test_a_native_store_takes_the_bytes_that_the_plan_says(
+    dtypes: tuple[str, str], size: int
+) -> None:
     backend = get_backend("native")
     assert backend.kv_token_bytes(3, 64, *dtypes) == 3 * size
     views = backend.kv_block_bytes(backend.new_kv_store(5, 32, 3, 64, *dtypes))
@@ -47,7 +51,12 @@ def test_rounding_is_within_half_a_step_and_rotation_saves_keys_with_one_large_d
     assert np.array_equal(round_trip(x, "f32", keys=True), x)
     step = np.abs(x).max(-1, keepdims=True) / 127
     assert (np.abs(round_trip(x, "int8", keys=True) - x) <= step * 0.51).all()
-    assert not round_trip(np.zeros_like(x), "int4", keys=True).any() and not round_trip(np.zeros_like(x), "int8", keys=False).any()
+    assert (
+        not round_trip(np.zeros_like(x), "int4", keys=True).any()
+        and not round_trip(np.zeros_like(x), "int8", keys=False).any()
+    )
     x[..., 3] *= 50
-    plain, rotated = (np.square(round_trip(x, "int4", keys=keys) - x).mean() for keys in (False, True))
+    plain, rotated = (
+        np.square(round_trip(x, "int4", keys=keys) - x).mean() for keys in (False, True)
+    )
     assert rotated < plain

@@ -1,4 +1,6 @@
-"""The KV cache as the scheduler sees it: what a request hits, what it holds, and what makes room for what."""
+"""The KV cache as the scheduler sees it: what a request hits, what it holds, and what makes room
+for what.
+"""
 
 from pellucid.kv.manager import KVCacheManager
 from pellucid.scheduler import Scheduler

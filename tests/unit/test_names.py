@@ -1,4 +1,6 @@
-"""Canonical names ↔ names in files, and the folds: every declared parameter has one source, and what is folded is what was meant."""
+"""Canonical names ↔ names in files, and the folds: every declared parameter has one source, and
+what is folded is what was meant.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,22 +38,31 @@ RECIPES: list[Callable[..., Recipe]] = [gguf_recipe, safetensors_recipe]
 
 def config_of(architecture: str) -> ModelConfig:
     kv_heads = 4 if architecture == "gpt2" else 2
-    return dataclasses.replace(CONFIG, architecture=architecture, num_kv_heads=kv_heads, qk_norm=architecture != "gpt2")
+    return dataclasses.replace(
+        CONFIG, architecture=architecture, num_kv_heads=kv_heads, qk_norm=architecture != "gpt2"
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_parameter_has_a_source_of_its_own(architecture: str, recipe: Callable[..., Recipe]) -> None:
+def test_each_parameter_has_a_source_of_its_own(
+    architecture: str, recipe: Callable[..., Recipe]
+) -> None:
     """But for GPT-2, whose q, k and v share one."""
     config = config_of(architecture)
-    sources = [recipe(config, param).source for param in get_architecture(architecture).parameters(config)]
-    shared = 2 * 2 * config.num_layers if architecture == "gpt2" else 0  # two of three, weights and biases
+    sources = [
+        recipe(config, param).source for param in get_architecture(architecture).parameters(config)
+    ]
+    # two of three, weights and biases
+    shared = 2 * 2 * config.num_layers if architecture == "gpt2" else 0
     assert len(sources) - len(set(sources)) == shared
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_parameter_is_declared_once(architecture: str) -> None:
-    names = [param.name for param in get_architecture(architecture).parameters(config_of(architecture))]
+    names = [
+        param.name for param in get_architecture(architecture).parameters(config_of(architecture))
+    ]
     assert len(names) == len(set(names))
 
 
@@ -60,18 +71,25 @@ def test_weights_that_share_an_input_are_declared_so(architecture: str) -> None:
     params = {p.name: p for p in get_architecture(architecture).parameters(config_of(architecture))}
     q, k, v, o = (params[f"layers.1.{n}_proj.weight"] for n in "qkvo")
     assert q.group == k.group == v.group != o.group
-    assert all(p.quantizable == (len(p.shape) == 2) for name, p in params.items() if name != "embed_positions.weight")
+    assert all(
+        p.quantizable == (len(p.shape) == 2)
+        for name, p in params.items()
+        if name != "embed_positions.weight"
+    )
 
 
 def test_the_lm_head_is_declared_where_it_is_not_the_embedding() -> None:
     tied = dataclasses.replace(CONFIG, tie_word_embeddings=True)
-    names, tied_names = ({p.name for p in get_architecture("llama").parameters(c)} for c in (CONFIG, tied))
+    names, tied_names = (
+        {p.name for p in get_architecture("llama").parameters(c)} for c in (CONFIG, tied)
+    )
     assert names - tied_names == {"lm_head.weight"}
 
 
 def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(
-        UnsupportedError, match="architecture is 'rwkv'; known ones are: gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3"
+        UnsupportedError,
+        match="architecture is 'rwkv'; known ones are: gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3",
     ):
         get_architecture("rwkv")
 
@@ -93,26 +111,42 @@ def test_only_buffers_of_old_checkpoints_are_ignored(name: str, ignored: bool) -
 
 
 def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    recipes = [gguf_recipe(config, param) for param in get_architecture(config.architecture).parameters(config)]
+    recipes = [
+        gguf_recipe(config, param)
+        for param in get_architecture(config.architecture).parameters(config)
+    ]
     return {recipe.source: recipe.shape for recipe in recipes}
 
 
 def test_a_missing_tensor_is_refused_by_its_name_in_the_file() -> None:
     shapes = shapes_of(CONFIG)
     del shapes["blk.1.ffn_up.weight"]
-    with pytest.raises(FormatError, match=r"x.gguf lacks the tensor 'blk.1.ffn_up.weight' \(parameter layers.1.up_proj.weight of llama\)"):
+    with pytest.raises(
+        FormatError,
+        match=r"x.gguf lacks the tensor 'blk.1.ffn_up.weight' \(parameter layers.1.up_proj.weight of llama\)",
+    ):
         build_plan(CONFIG, gguf_recipe, shapes, "x.gguf")
 
 
 def test_an_unexpected_tensor_is_refused_by_its_name() -> None:
-    shapes = {**shapes_of(CONFIG), "blk.0.ffn_gate_inp.weight": (8, 32), "blk.1.ffn_gate_inp.weight": (8, 32)}
-    with pytest.raises(FormatError, match=r"x.gguf holds the tensor 'blk.0.ffn_gate_inp.weight' and 1 more, which llama"):
+    shapes = {
+        **shapes_of(CONFIG),
+        "blk.0.ffn_gate_inp.weight": (8, 32),
+        "blk.1.ffn_gate_inp.weight": (8, 32),
+    }
+    with pytest.raises(
+        FormatError,
+        match=r"x.gguf holds the tensor 'blk.0.ffn_gate_inp.weight' and 1 more, which llama",
+    ):
         build_plan(CONFIG, gguf_recipe, shapes, "x.gguf")
 
 
 def test_a_misshapen_tensor_is_refused_with_both_shapes() -> None:
     shapes = {**shapes_of(CONFIG), "blk.0.attn_k.weight": (32, 32)}
-    with pytest.raises(FormatError, match=r"'blk.0.attn_k.weight' has shape \[32, 32\]; its config implies \[16, 32\]"):
+    with pytest.raises(
+        FormatError,
+        match=r"'blk.0.attn_k.weight' has shape \[32, 32\]; its config implies \[16, 32\]",
+    ):
         build_plan(CONFIG, gguf_recipe, shapes, "x.gguf")
 
 
@@ -122,7 +156,9 @@ def random(*shape: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("format", ["F32", "F16", "BF16", "Q8_0", "Q4_1"])
 def test_rows_are_brought_to_the_half_split_layout_without_being_decoded(format: str) -> None:
-    """Interleaved row 2i of a head is its i, row 2i + 1 its i + D/2; on any format the bytes of each row stay what they are."""
+    """Interleaved row 2i of a head is its i, row 2i + 1 its i + D/2; on any format the bytes of
+    each row stay what they are.
+    """
     half_split = quantize(random(2 * 8, 32), format)
     order = [h * 8 + s * 4 + i for h in range(2) for i in range(4) for s in range(2)]
     interleaved = HostTensor(format, half_split.shape, half_split.data[order])
@@ -146,7 +182,11 @@ def test_outputs_are_cut_out_as_views() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
 def test_transposed_columns_are_the_rows(dtype: type) -> None:
-    tensor = encode_dense(random(32, 96).astype(np.float16).view(np.uint16) if dtype is np.uint16 else random(32, 96).astype(dtype))
+    tensor = encode_dense(
+        random(32, 96).astype(np.float16).view(np.uint16)
+        if dtype is np.uint16
+        else random(32, 96).astype(dtype)
+    )
     part = folds.transpose(tensor, 32, 64)
     assert part.shape == (32, 32) and part.format == tensor.format
     np.testing.assert_array_equal(dequantize(part), dequantize(tensor)[:, 32:64].T)
@@ -154,13 +194,17 @@ def test_transposed_columns_are_the_rows(dtype: type) -> None:
 
 
 def test_only_dense_tensors_are_transposed() -> None:
-    with pytest.raises(UnsupportedError, match="a tensor of format Q8_0 must be split or transposed within its rows"):
+    with pytest.raises(
+        UnsupportedError,
+        match="a tensor of format Q8_0 must be split or transposed within its rows",
+    ):
         folds.transpose(quantize(random(32, 32), "Q8_0"))
 
 
 def test_gemmas_one_is_added_in_float32() -> None:
     weight = np.array([0.001, -1.0, 300.0], np.float32)
-    stored = encode_dense((weight.view(np.uint32) >> 16).astype(np.uint16))  # bfloat16: 8 bits of it
+    # bfloat16: 8 bits of it
+    stored = encode_dense((weight.view(np.uint32) >> 16).astype(np.uint16))
     assert stored.format == "BF16"
     mended = folds.add_one(stored)
     assert mended.format == "F32"

@@ -1,6 +1,8 @@
-"""Plans of the native backend: no symbol is written over while somebody still reads it, and threads meet wherever they must.
+"""Plans of the native backend: no symbol is written over while somebody still reads it, and threads
+meet wherever they must.
 
-Both are found out by `race_checker.py`, which knows nothing of how plans are made; and it is tested itself, by taking barriers away.
+Both are found out by `race_checker.py`, which knows nothing of how plans are made; and it is tested
+itself, by taking barriers away.
 """
 
 import dataclasses
@@ -20,7 +22,11 @@ from .race_checker import find_overwritten, find_races
 from .random_forward import batch_of, random_forward
 
 SEEDS = range(12)
-STEPS = [{"tokens": 16, "logits": 16, "threads": 2}, {"tokens": 16, "logits": 6, "threads": 3}, {"tokens": 5, "logits": 2, "threads": 4}]
+STEPS = [
+    {"tokens": 16, "logits": 16, "threads": 2},
+    {"tokens": 16, "logits": 6, "threads": 3},
+    {"tokens": 5, "logits": 2, "threads": 4},
+]
 
 
 def planned(seed: int) -> tuple[list[Entry], Plan]:
@@ -49,7 +55,8 @@ def test_every_barrier_is_needed_and_its_lack_is_found(seed: int) -> None:
     entries, plan = planned(seed)
     assert sum(plan.barriers) > 3
     for i in np.flatnonzero(plan.barriers):
-        if entries[i].op is entries[i - 1].op is Op.LINEAR:  # the first result is read by nobody, and its place taken: not a model's doing
+        # the first result is read by nobody, and its place taken: not a model's doing
+        if entries[i].op is entries[i - 1].op is Op.LINEAR:
             continue
         without = [barrier and k != i for k, barrier in enumerate(plan.barriers)]
         assert races(entries, plan, without), f"entry {i} of {len(entries)}: {entries[i].op.name}"
@@ -63,29 +70,49 @@ def test_a_plan_takes_far_less_memory_than_its_symbols() -> None:
 def test_memory_that_is_handed_out_twice_is_found() -> None:
     """A mutation: every symbol at the beginning of the arena."""
     entries, plan = planned(0)
-    crowded = dataclasses.replace(plan, buffers=[dataclasses.replace(p, offset=0) for p in plan.buffers])
+    crowded = dataclasses.replace(
+        plan, buffers=[dataclasses.replace(p, offset=0) for p in plan.buffers]
+    )
     assert find_overwritten(entries, crowded)
 
 
 @pytest.mark.parametrize("kind", ["quantized", "angles"])
 def test_rows_of_one_size_that_lie_otherwise_are_waited_for(kind: str) -> None:
-    """128 quantized numbers take the place of 48 floats, 64 floats that of 32 angles: thread by thread they are not the same bytes."""
+    """128 quantized numbers take the place of 48 floats, 64 floats that of 32 angles: thread by
+    thread they are not the same bytes.
+    """
     x, result = Symbol(128), Symbol(128)
-    meanwhile = [Entry(Op.ADD, [x, x], Symbol(16)) for _ in range(3)]  # until the place is handed out again
+    # until the place is handed out again
+    meanwhile = [Entry(Op.ADD, [x, x], Symbol(16)) for _ in range(3)]
     if kind == "quantized":
         before, after = Symbol(48), Symbol(128, quantized=True)
-        entries = [Entry(Op.EMBED, [], before), Entry(Op.EMBED, [], x), Entry(Op.ADD, [before, before], Symbol(48))]
+        entries = [
+            Entry(Op.EMBED, [], before),
+            Entry(Op.EMBED, [], x),
+            Entry(Op.ADD, [before, before], Symbol(48)),
+        ]
         entries += [*meanwhile, Entry(Op.QUANTIZE, [x], after), Entry(Op.LINEAR, [after], result)]
     else:
         before, after = Symbol(64), Symbol(64)
-        entries = [Entry(Op.EMBED, [], x), Entry(Op.ROPE_ANGLES, [], before), Entry(Op.ROPE, [x, before], Symbol(128))]
-        entries += [*meanwhile, Entry(Op.EMBED, [], after), Entry(Op.ADD, [after, after], Symbol(64)), Entry(Op.ADD, [x, x], result)]
+        entries = [
+            Entry(Op.EMBED, [], x),
+            Entry(Op.ROPE_ANGLES, [], before),
+            Entry(Op.ROPE, [x, before], Symbol(128)),
+        ]
+        entries += [
+            *meanwhile,
+            Entry(Op.EMBED, [], after),
+            Entry(Op.ADD, [after, after], Symbol(64)),
+            Entry(Op.ADD, [x, x], result),
+        ]
     plan = build_plan(entries, result)
     places = [plan.buffers[plan.index[symbol]] for symbol in (before, after)]
     assert places[0].offset == places[1].offset and places[0].size == places[1].size
     assert races(entries, plan, plan.barriers) == []
     taken = next(i for i, entry in enumerate(entries) if entry.output is after)
-    assert plan.barriers[taken] and races(entries, plan, [b and i != taken for i, b in enumerate(plan.barriers)])
+    assert plan.barriers[taken] and races(
+        entries, plan, [b and i != taken for i, b in enumerate(plan.barriers)]
+    )
 
 
 def test_reading_needs_no_barrier_and_rows_of_ones_own_neither() -> None:
@@ -119,7 +146,9 @@ def test_a_softcap_writes_over_its_input_only_where_nobody_reads_that_later() ->
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_program_gives_the_same_bits_on_one_thread_and_on_four(seed: int) -> None:
-    runs = [NativeBackend(threads=threads).build_forward(random_forward(seed)) for threads in (1, 4)]
+    runs = [
+        NativeBackend(threads=threads).build_forward(random_forward(seed)) for threads in (1, 4)
+    ]
     for tokens in (1, 5, 16, 37, 16):  # larger, and then smaller than before
         one, four = (run(batch_of(tokens)) for run in runs)
         assert np.array_equal(one, four, equal_nan=True)

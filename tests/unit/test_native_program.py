@@ -1,4 +1,6 @@
-"""The ledger of a captured program, counted by hand, and `pellucid inspect --program`, on a tiny GGUF file; the machine's ceilings."""
+"""The ledger of a captured program, counted by hand, and `pellucid inspect --program`, on a tiny
+GGUF file; the machine's ceilings.
+"""
 
 import json
 import math
@@ -43,10 +45,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "llama.attention.layer_norm_rms_epsilon": 1e-5,
         "llama.rope.freq_base": 10000.0,
     }
-    tensors = [("token_embd.weight", quantize(rand(V, C), "Q8_0")), ("output_norm.weight", encode_dense(rand(C)))]
+    tensors = [
+        ("token_embd.weight", quantize(rand(V, C), "Q8_0")),
+        ("output_norm.weight", encode_dense(rand(C))),
+    ]
     for i in range(LAYERS):
-        tensors += [(f"blk.{i}.{name}.weight", quantize(rand(*shape), "Q4_0")) for name, shape in SHAPES.items()]
-        tensors += [(f"blk.{i}.{name}.weight", encode_dense(rand(C))) for name in ("attn_norm", "ffn_norm")]
+        tensors += [
+            (f"blk.{i}.{name}.weight", quantize(rand(*shape), "Q4_0"))
+            for name, shape in SHAPES.items()
+        ]
+        tensors += [
+            (f"blk.{i}.{name}.weight", encode_dense(rand(C))) for name in ("attn_norm", "ffn_norm")
+        ]
     path = tmp_path_factory.mktemp("program") / "tiny.gguf"
     write_gguf(path, said, tensors)
     return path
@@ -70,10 +80,15 @@ def test_the_linear_layers_of_a_step_cost_what_the_model_says(tiny: Path, tokens
     linear = [entry for entry in found["entries"] if entry["op"] == "linear"]
     assert len(linear) == LAYERS * len(SHAPES) + 1
     weights = LAYERS * sum(math.prod(shape) for shape in SHAPES.values())
-    assert sum(entry["flops"] for entry in linear) == 2 * tokens * weights + 2 * V * C  # logits of one row alone
-    codes = sum(tokens * k * 1.5 for _, k in SHAPES.values()) * LAYERS + C * 1.5  # 8 bits, and 16 bytes per 32 inputs
+    # logits of one row alone
+    assert sum(entry["flops"] for entry in linear) == 2 * tokens * weights + 2 * V * C
+    # 8 bits, and 16 bytes per 32 inputs
+    codes = sum(tokens * k * 1.5 for _, k in SHAPES.values()) * LAYERS + C * 1.5
     results = (sum(tokens * n for n, _ in SHAPES.values()) * LAYERS + V) * 4
-    assert sum(entry["bytes"] for entry in linear) == weights * 18 // 32 + V * C * 34 // 32 + codes + results
+    assert (
+        sum(entry["bytes"] for entry in linear)
+        == weights * 18 // 32 + V * C * 34 // 32 + codes + results
+    )
 
 
 def test_totals_are_the_sums_of_the_entries_and_grow_with_the_tokens(tiny: Path) -> None:
@@ -81,9 +96,14 @@ def test_totals_are_the_sums_of_the_entries_and_grow_with_the_tokens(tiny: Path)
     for found in (one, many):
         for key in ("flops", "bytes"):
             assert found["total"][key] == sum(entry[key] for entry in found["entries"]) > 0
-        assert found["total"]["arithmetic_intensity"] == pytest.approx(found["total"]["flops"] / found["total"]["bytes"])
+        assert found["total"]["arithmetic_intensity"] == pytest.approx(
+            found["total"]["flops"] / found["total"]["bytes"]
+        )
         of_bytes = found["total"]["int8_flops"]
-        arithmetic = of_bytes / found["int8_peak"] + (found["total"]["flops"] - of_bytes) / found["float_peak"]
+        arithmetic = (
+            of_bytes / found["int8_peak"]
+            + (found["total"]["flops"] - of_bytes) / found["float_peak"]
+        )
         least = max(arithmetic, found["total"]["bytes"] / found["read_bandwidth"])
         assert found["least_seconds"] == pytest.approx(least) and least > 0
     assert many["total"]["arithmetic_intensity"] > 3 * one["total"]["arithmetic_intensity"]
@@ -94,10 +114,21 @@ def test_entries_name_their_op_their_weight_and_whether_threads_wait(tiny: Path)
     entries = report(tiny, 3)["entries"]
     assert [entry["index"] for entry in entries] == list(range(len(entries)))
     first, last = entries[0], entries[-1]
-    assert (first["op"], first["weight"], first["of"]) == ("embed", f"Q8_0 {V} × {C}", "embed_tokens.weight") and not first["barrier"]
-    assert (last["op"], last["rows"], last["width"], last["of"]) == ("linear", 1, V, "embed_tokens.weight")
+    assert (first["op"], first["weight"], first["of"]) == (
+        "embed",
+        f"Q8_0 {V} × {C}",
+        "embed_tokens.weight",
+    ) and not first["barrier"]
+    assert (last["op"], last["rows"], last["width"], last["of"]) == (
+        "linear",
+        1,
+        V,
+        "embed_tokens.weight",
+    )
     down = next(entry for entry in entries if entry["of"] == "layers.1.down_proj.weight")
-    assert (down["rows"], down["width"], down["weight"]) == (3, C, f"Q4_0 {C} × {F}") and down["barrier"]
+    assert (down["rows"], down["width"], down["weight"]) == (3, C, f"Q4_0 {C} × {F}") and down[
+        "barrier"
+    ]
     attention = [entry for entry in entries if entry["op"] == "attention"]
     assert [entry["of"] for entry in attention] == [f"{KV_HEADS} KV heads of {D}"] * LAYERS
 
@@ -107,8 +138,14 @@ def test_people_get_one_line_per_entry_and_the_roofline(tiny: Path) -> None:
     table, summary = text.split("\n\n")
     entries = report(tiny, 5)["entries"]
     assert len(table.splitlines()) == len(entries) + 1
-    assert sum(" wait " in line for line in table.splitlines()) == sum(entry["barrier"] for entry in entries)
-    assert summary.startswith(f"{len(entries)} entries, ") and "a step takes at least " in summary and " GB/s read from " in summary
+    assert sum(" wait " in line for line in table.splitlines()) == sum(
+        entry["barrier"] for entry in entries
+    )
+    assert (
+        summary.startswith(f"{len(entries)} entries, ")
+        and "a step takes at least " in summary
+        and " GB/s read from " in summary
+    )
 
 
 def test_a_step_of_no_tokens_is_refused(tiny: Path) -> None:
@@ -120,10 +157,16 @@ def test_entries_without_weights_are_counted_as_their_ops() -> None:
     x, heads = Symbol(64), Symbol(64, num_heads=4)
     step = StepShape((3, 1), (3, 20), 2)
     assert entry_cost(Entry(Op.ADD, [x, x], Symbol(64)), step) == cost.add(4, 64)
-    assert entry_cost(Entry(Op.RMS_NORM, [heads], heads, ints=[16], floats=[1e-6]), step) == cost.rms_norm(16, 16)
-    assert entry_cost(Entry(Op.TAKE_ROWS, [x], Symbol(64, logits_rows=True)), step) == cost.take_rows(2, 64)
+    assert entry_cost(
+        Entry(Op.RMS_NORM, [heads], heads, ints=[16], floats=[1e-6]), step
+    ) == cost.rms_norm(16, 16)
+    assert entry_cost(
+        Entry(Op.TAKE_ROWS, [x], Symbol(64, logits_rows=True)), step
+    ) == cost.take_rows(2, 64)
     # 4 tokens: 64 numbers read as float32, written as 64 codes and two groups of 16 bytes
-    assert entry_cost(Entry(Op.QUANTIZE, [x], Symbol(64, quantized=True)), step) == OpCost(4 * 64 * 6, 4 * 256, 4 * 96)
+    assert entry_cost(Entry(Op.QUANTIZE, [x], Symbol(64, quantized=True)), step) == OpCost(
+        4 * 64 * 6, 4 * 256, 4 * 96
+    )
 
 
 def test_turning_by_angles_and_the_angles_together_do_the_work_of_rope() -> None:
@@ -138,15 +181,33 @@ def test_turning_by_angles_and_the_angles_together_do_the_work_of_rope() -> None
 def test_attention_reads_a_cache_of_float16_within_its_window() -> None:
     kv = NativeBackend(threads=1).new_kv_store(4, 16, KV_HEADS, D)
     x, step = Symbol(HEADS * D, num_heads=HEADS), StepShape((1, 4), (50, 4), 2)
-    found = entry_cost(Entry(Op.ATTENTION, [x], Symbol(HEADS * D), kv=kv, ints=[HEADS, D, 8, 0], floats=[0.25, 0.0]), step)
-    assert found == cost.attention([1, 4], [50, 4], num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=D, window=8, kv_token_bytes=4 * KV)
-    assert entry_cost(Entry(Op.KV_WRITE, [x, x], None, kv=kv, ints=[0]), step) == cost.kv_write(5, KV_HEADS, D, kv_token_bytes=4 * KV)
+    found = entry_cost(
+        Entry(
+            Op.ATTENTION, [x], Symbol(HEADS * D), kv=kv, ints=[HEADS, D, 8, 0], floats=[0.25, 0.0]
+        ),
+        step,
+    )
+    assert found == cost.attention(
+        [1, 4],
+        [50, 4],
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_dim=D,
+        window=8,
+        kv_token_bytes=4 * KV,
+    )
+    assert entry_cost(Entry(Op.KV_WRITE, [x, x], None, kv=kv, ints=[0]), step) == cost.kv_write(
+        5, KV_HEADS, D, kv_token_bytes=4 * KV
+    )
 
 
 def test_every_op_of_a_program_has_a_cost() -> None:
     """An op that nobody counts is an error, not a zero."""
     backend = NativeBackend(threads=1)
-    weight, kv = backend.load_weight(quantize(rand(64, 64), "Q8_0")), backend.new_kv_store(1, 16, KV_HEADS, D)
+    weight, kv = (
+        backend.load_weight(quantize(rand(64, 64), "Q8_0")),
+        backend.new_kv_store(1, 16, KV_HEADS, D),
+    )
     x = Symbol(64, num_heads=HEADS)
     for op in Op:
         ints = {Op.ATTENTION: [HEADS, D, 0, 0], Op.ROPE: [HEADS, D]}.get(op, [16])
@@ -158,13 +219,21 @@ def test_every_op_of_a_program_has_a_cost() -> None:
 def test_the_roofline_takes_the_slower_of_memory_and_arithmetic() -> None:
     ceilings = Ceilings("none", 1, {100: 50.0, 1000: 10.0}, int8_peak=800.0, float_peak=200.0)
     assert [ceilings.bandwidth_at(n) for n in (1, 100, 101, 9999)] == [50.0, 50.0, 10.0, 10.0]
-    assert ceilings.least_seconds(OpCost(400, 60, 40), 50) == 2.0 and not ceilings.is_memory_bound(OpCost(400, 60, 40), 50)
-    assert ceilings.least_seconds(OpCost(400, 60, 40), 500) == 10.0 and ceilings.is_memory_bound(OpCost(400, 60, 40), 500)
-    assert ceilings.least_seconds(OpCost(2000, 60, 40, int8_flops=1600), 50) == 4.0  # two seconds of each kind
+    assert ceilings.least_seconds(OpCost(400, 60, 40), 50) == 2.0 and not ceilings.is_memory_bound(
+        OpCost(400, 60, 40), 50
+    )
+    assert ceilings.least_seconds(OpCost(400, 60, 40), 500) == 10.0 and ceilings.is_memory_bound(
+        OpCost(400, 60, 40), 500
+    )
+    # two seconds of each kind
+    assert ceilings.least_seconds(OpCost(2000, 60, 40, int8_flops=1600), 50) == 4.0
 
 
 def test_the_ceilings_of_every_set_of_kernels_are_measured() -> None:
     for isa in ("portable", NativeBackend(threads=1).isa):
         found = measure_ceilings(isa, 1, working_sets=[1 << 22, 1 << 20], seconds=0.02)
         assert list(found.read_bandwidth) == [1 << 20, 1 << 22]
-        assert all(1e8 < rate < 1e13 for rate in (*found.read_bandwidth.values(), found.int8_peak, found.float_peak))
+        assert all(
+            1e8 < rate < 1e13
+            for rate in (*found.read_bandwidth.values(), found.int8_peak, found.float_peak)
+        )

@@ -1,4 +1,6 @@
-"""The prefix tree by itself: what it knows of a sequence, whose blocks it keeps, and what goes first when room is made."""
+"""The prefix tree by itself: what it knows of a sequence, whose blocks it keeps, and what goes
+first when room is made.
+"""
 
 import pytest
 
@@ -181,7 +183,9 @@ def test_what_is_used_again_goes_later() -> None:
     assert (cache.known(A), cache.known(C)) == (4, 0)
 
 
-def test_the_use_of_a_prefix_is_use_of_all_of_its_path_and_no_node_goes_before_its_children() -> None:
+def test_the_use_of_a_prefix_is_use_of_all_of_its_path_and_no_node_goes_before_its_children() -> (
+    None
+):
     cache = Cache()
     cache.leave(A)
     cache.leave(C)
@@ -307,7 +311,9 @@ def test_a_full_tier_forgets_its_oldest_leaf_that_nobody_needs() -> None:
 
 
 @pytest.mark.parametrize(("num_slots", "saving_pays"), [(4, False), (1, True)])
-def test_nothing_is_saved_where_it_does_not_pay_or_has_no_room(num_slots: int, saving_pays: bool) -> None:
+def test_nothing_is_saved_where_it_does_not_pay_or_has_no_room(
+    num_slots: int, saving_pays: bool
+) -> None:
     cache = Cache(num_slots=num_slots, saving_pays=saving_pays)
     cache.leave(A + C)
     assert cache.evict(2) == []

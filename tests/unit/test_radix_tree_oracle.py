@@ -12,14 +12,18 @@ TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 
 
 class Oracle:
-    """A cache of one group, and beside it: every prefix that was published, ending at a block or with its sequence; when it was used."""
+    """A cache of one group, and beside it: every prefix that was published, ending at a block or
+    with its sequence; when it was used.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.cache = Cache(num_blocks=40, num_slots=num_slots)
         self.used: dict[tuple[str, tuple[int, ...]], int] = {}
-        self.hinted: dict[tuple[str, tuple[int, ...]], int] = {}  # or later: when somebody published a few tokens that it begins with
+        # or later: when somebody published a few tokens that it begins with
+        self.hinted: dict[tuple[str, tuple[int, ...]], int] = {}
         self.held: list[tuple[str, tuple[int, ...], Held]] = []
-        self.in_block: dict[int, tuple[str, tuple[int, ...]]] = {}  # what a block's publisher computed
+        # what a block's publisher computed
+        self.in_block: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.in_slot: dict[int, tuple[str, tuple[int, ...]]] = {}
         self.clock = 0
 
@@ -34,7 +38,11 @@ class Oracle:
             self.evict(needed - self.cache.pool.num_free)
         held = self.cache.publish(tokens, salt)
         whole = tuple(tokens)
-        for block, prefix in zip([*held.own[0], *held.table[0][len(held.own[0]) :]], self.prefixes(salt, whole), strict=True):
+        for block, prefix in zip(
+            [*held.own[0], *held.table[0][len(held.own[0]) :]],
+            self.prefixes(salt, whole),
+            strict=True,
+        ):
             self.in_block[block] = prefix
         self.held.append((salt, whole, held))
         self.use(salt, whole)
@@ -42,7 +50,11 @@ class Oracle:
     def use(self, salt: str, tokens: tuple[int, ...]) -> None:
         for prefix in self.prefixes(salt, tokens):
             self.used[prefix] = self.clock
-        self.hinted |= {longer: self.clock for longer in self.used if len(tokens) % B and self.covers(longer, (salt, tokens))}
+        self.hinted |= {
+            longer: self.clock
+            for longer in self.used
+            if len(tokens) % B and self.covers(longer, (salt, tokens))
+        }
         for other in list(self.used):  # a block that is not full, where a longer one begins like it
             if len(other[1]) % B and any(self.covers(longer, other) for longer in self.used):
                 del self.used[other]
@@ -58,8 +70,15 @@ class Oracle:
             self.use(salt, tokens if held.has_tail else tokens[: len(tokens) // B * B])
 
     def held_prefixes(self) -> set[tuple[str, tuple[int, ...]]]:
-        """Those whose block a request holds: of a tail that the tree had already, the publisher's own block is another."""
-        return {p for salt, tokens, held in self.held for p in self.prefixes(salt, tokens) if len(p[1]) % B == 0 or held.has_tail}
+        """Those whose block a request holds: of a tail that the tree had already, the publisher's
+        own block is another.
+        """
+        return {
+            p
+            for salt, tokens, held in self.held
+            for p in self.prefixes(salt, tokens)
+            if len(p[1]) % B == 0 or held.has_tail
+        }
 
     def evict(self, count: int) -> list[tuple[str, tuple[int, ...]]]:
         """What is known no longer."""
@@ -69,7 +88,11 @@ class Oracle:
             assert op.kind == "save"
             self.in_slot[op.target] = self.in_block[op.source]
         assert self.cache.pool.num_free == free + count
-        return [prefix for prefix in self.used if self.cache.known(list(prefix[1]), prefix[0]) < len(prefix[1])]
+        return [
+            prefix
+            for prefix in self.used
+            if self.cache.known(list(prefix[1]), prefix[0]) < len(prefix[1])
+        ]
 
     def check_match(self, salt: str, tokens: list[int]) -> None:
         match = self.cache.tree.match(salt, tokens, len(tokens))
@@ -77,14 +100,18 @@ class Oracle:
         assert len(match.columns) * B + match.partial_tokens == expected
         columns = [*match.columns, match.partial] if match.partial else match.columns
         for i, (node, column) in enumerate(columns):
-            where, row = (self.in_block, node.blocks) if node.slots is None else (self.in_slot, node.slots)
+            where, row = (
+                (self.in_block, node.blocks) if node.slots is None else (self.in_slot, node.slots)
+            )
             stop = min((i + 1) * B, expected)
             of, content = where[row[0][column]]
             assert (of, content[:stop]) == (salt, tuple(tokens[:stop]))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 ACTIONS = st.lists(
@@ -112,11 +139,18 @@ def test_the_tree_knows_what_the_list_knows_and_forgets_the_least_recently_used(
         gone = evict(count)
         held = oracle.held_prefixes()
         stays = [p for p in oracle.used if p not in gone]
-        leaves = [p for p in stays if p not in held and not any(oracle.covers(longer, p) for longer in stays)]
+        leaves = [
+            p
+            for p in stays
+            if p not in held and not any(oracle.covers(longer, p) for longer in stays)
+        ]
         assert not held.intersection(gone)
         assert all(not oracle.covers(left, p) for p in gone for left in stays)
         for p in gone:
-            assert all(oracle.used[p] <= max(oracle.used[leaf], oracle.hinted.get(leaf, 0)) for leaf in leaves)
+            assert all(
+                oracle.used[p] <= max(oracle.used[leaf], oracle.hinted.get(leaf, 0))
+                for leaf in leaves
+            )
             del oracle.used[p]
         return gone
 

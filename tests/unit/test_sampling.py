@@ -1,4 +1,6 @@
-"""`sample` against a slow definition of one row, in plain Python; and rows do not touch each other."""
+"""`sample` against a slow definition of one row, in plain Python; and rows do not touch each
+other.
+"""
 
 import itertools
 import math
@@ -17,9 +19,11 @@ from pellucid.sampling.noise import gumbel, noise_state
 from pellucid.sampling.processors import keep_top_p
 from pellucid.sampling.sampler import survivors
 
-# how far rounding may move the place where a sum of probabilities reaches its share: that of top_p is good to seven digits
+# how far rounding may move the place where a sum of probabilities reaches its share: that of top_p
+# is good to seven digits
 EDGES = [sign * size for size in (1e-11, 1e-8, 3e-8, 1e-7, 3e-7) for sign in (-1, 1)]
-EDGES_OF_ALL = list(itertools.product(EDGES, EDGES, (-1e-11, 1e-11)))  # each filter rounds for itself
+# each filter rounds for itself
+EDGES_OF_ALL = list(itertools.product(EDGES, EDGES, (-1e-11, 1e-11)))
 PROMPT = (3, 3, 9, 1, 4)
 
 
@@ -38,13 +42,17 @@ def slow_adjust(logits: list[float], row: SamplingRow) -> list[float]:
             if [*history, t][-len(banned) :] == list(banned):
                 x[t] = -math.inf
         if t in history:
-            x[t] = float(np.float32(x[t] / p.repetition_penalty if x[t] > 0 else x[t] * p.repetition_penalty))
+            x[t] = float(
+                np.float32(x[t] / p.repetition_penalty if x[t] > 0 else x[t] * p.repetition_penalty)
+            )
         if count := list(row.output_token_ids).count(t):
             x[t] = float(np.float32(x[t] - (p.frequency_penalty * count + p.presence_penalty)))
     return x
 
 
-def slow_first(tokens: list[int], rank: dict[int, float], z: dict[int, float], share: float) -> list[int]:
+def slow_first(
+    tokens: list[int], rank: dict[int, float], z: dict[int, float], share: float
+) -> list[int]:
     """The fewest tokens of lowest rank that hold `share` of the probability."""
     total = math.fsum(math.exp(z[t]) for t in tokens)
     kept: list[int] = []
@@ -57,7 +65,9 @@ def slow_first(tokens: list[int], rank: dict[int, float], z: dict[int, float], s
     return kept
 
 
-def slow_survivors(logits: list[float], p: SamplingParams, edges: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> list[int]:
+def slow_survivors(
+    logits: list[float], p: SamplingParams, edges: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> list[int]:
     """`edges`: what is added to the shares of typical_p and top_p and to the logarithm of min_p."""
     largest = max(logits)
     tokens = [t for t, x in enumerate(logits) if x > -math.inf]
@@ -66,8 +76,11 @@ def slow_survivors(logits: list[float], p: SamplingParams, edges: tuple[float, f
         tokens = sorted(tokens, key=lambda t: (-logits[t], t))[: p.top_k]
     if p.typical_p < 1:
         total = math.fsum(math.exp(z[t]) for t in tokens)
-        mean = math.fsum(math.exp(z[t]) * z[t] for t in tokens) / total  # surprise is ln(total) - z and entropy ln(total) - mean
-        tokens = slow_first(tokens, {t: abs(z[t] - mean) for t in tokens}, z, p.typical_p + edges[0])
+        # surprise is ln(total) - z and entropy ln(total) - mean
+        mean = math.fsum(math.exp(z[t]) * z[t] for t in tokens) / total
+        tokens = slow_first(
+            tokens, {t: abs(z[t] - mean) for t in tokens}, z, p.typical_p + edges[0]
+        )
     if p.top_p < 1:
         tokens = slow_first(tokens, {t: -z[t] for t in tokens}, z, p.top_p + edges[1])
     if p.min_p > 0:
@@ -76,7 +89,9 @@ def slow_survivors(logits: list[float], p: SamplingParams, edges: tuple[float, f
     return sorted(t for t in tokens if z[t] > -40)  # what is less likely is never drawn
 
 
-def build_logits(seed: int, vocab_size: int, scale: float, grid: float, share_banned: float) -> NDArray[np.float32]:
+def build_logits(
+    seed: int, vocab_size: int, scale: float, grid: float, share_banned: float
+) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal(vocab_size) * scale
     if grid:
@@ -113,12 +128,16 @@ filters: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(logits_rows(700), filters)
-def test_survivors_are_those_of_the_definition(logits: NDArray[np.float32], fields: dict[str, Any]) -> None:
+def test_survivors_are_those_of_the_definition(
+    logits: NDArray[np.float32], fields: dict[str, Any]
+) -> None:
     params = SamplingParams(**fields)
     token_ids, z = survivors(logits, params, float(logits.max()))
     kept = [t for t, value in zip(token_ids.tolist(), z.tolist(), strict=True) if value > -40]
     assert any(kept == slow_survivors(logits.tolist(), params, edges) for edges in EDGES_OF_ALL)
-    assert np.array_equal(z, (logits[token_ids].astype(np.float64) - float(logits.max())) / params.temperature)
+    assert np.array_equal(
+        z, (logits[token_ids].astype(np.float64) - float(logits.max())) / params.temperature
+    )
 
 
 def test_the_likelier_of_two_nearly_equal_tokens_is_the_more_typical() -> None:
@@ -129,8 +148,20 @@ def test_the_likelier_of_two_nearly_equal_tokens_is_the_more_typical() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.1, 2.0, 6.0])
-@pytest.mark.parametrize("fields", [{"top_p": 0.9}, {"typical_p": 0.9}, {"top_k": 300}, {"top_k": 30}, {"min_p": 0.01}, {"typical_p": 0.2}])
-def test_survivors_of_a_large_vocabulary_are_those_of_the_definition(scale: float, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_p": 0.9},
+        {"typical_p": 0.9},
+        {"top_k": 300},
+        {"top_k": 30},
+        {"min_p": 0.01},
+        {"typical_p": 0.2},
+    ],
+)
+def test_survivors_of_a_large_vocabulary_are_those_of_the_definition(
+    scale: float, fields: dict[str, Any]
+) -> None:
     params = SamplingParams(**fields)
     logits = build_logits(1, 30_000, scale, 0.0, 0.0)
     kept = survivors(logits, params, float(logits.max()))[0].tolist()
@@ -188,7 +219,9 @@ def test_the_token_is_that_of_the_definition(
     elif temperature == 0:
         assert token == adjusted.index(max(adjusted))
     else:
-        noise = gumbel(np.array([noise_state(seed, row.position)], np.uint64), np.arange(20)).tolist()
+        noise = gumbel(
+            np.array([noise_state(seed, row.position)], np.uint64), np.arange(20)
+        ).tolist()
         score = [x / temperature + g for x, g in zip(adjusted, noise, strict=True)]
         assert isinstance(token, int) and score[token] > max(score) - 1e-9
 
@@ -196,25 +229,42 @@ def test_the_token_is_that_of_the_definition(
 @pytest.mark.parametrize("vocab_size", [700, 32_768, 70_001])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, 10.0])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 30.0])
-def test_the_draw_from_a_large_vocabulary_is_the_argmax_over_all_of_it(vocab_size: int, scale: float, temperature: float) -> None:
+def test_the_draw_from_a_large_vocabulary_is_the_argmax_over_all_of_it(
+    vocab_size: int, scale: float, temperature: float
+) -> None:
     """Though nearly all of it is never asked: several rows at once, ties and bans among them."""
     params = SamplingParams(temperature=temperature)
     rows = [SamplingRow(params=params, seed=seed, position=seed % 7) for seed in range(20)]
-    logits = np.stack([build_logits(i, vocab_size, scale, 0.5 * (i % 2), 0.3 * (i % 3)) for i in range(len(rows))])
+    logits = np.stack(
+        [build_logits(i, vocab_size, scale, 0.5 * (i % 2), 0.3 * (i % 3)) for i in range(len(rows))]
+    )
     for token, row, x in zip(sample(logits, rows), rows, logits, strict=True):
         state = np.array([noise_state(row.seed, row.position)], np.uint64)
-        score = (x.astype(np.float64) - float(x.max())) / temperature + gumbel(state, np.arange(vocab_size))
+        score = (x.astype(np.float64) - float(x.max())) / temperature + gumbel(
+            state, np.arange(vocab_size)
+        )
         assert token == score.argmax()
 
 
 @pytest.mark.parametrize(
-    "fields", [{"top_p": 0.95}, {"typical_p": 0.9}, {"top_k": 20_000}, {"min_p": 1e-4}, {"top_k": 12_000, "top_p": 0.9}]
+    "fields",
+    [
+        {"top_p": 0.95},
+        {"typical_p": 0.9},
+        {"top_k": 20_000},
+        {"min_p": 1e-4},
+        {"top_k": 12_000, "top_p": 0.9},
+    ],
 )
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.5])
-def test_the_draw_from_many_that_filters_leave_is_the_argmax_over_them(fields: dict[str, Any], scale: float) -> None:
+def test_the_draw_from_many_that_filters_leave_is_the_argmax_over_them(
+    fields: dict[str, Any], scale: float
+) -> None:
     params = SamplingParams(temperature=1.5, **fields)
     rows = [SamplingRow(params=params, seed=seed, position=seed % 7) for seed in range(8)]
-    logits = np.stack([build_logits(i, 40_000, scale, 0.5 * (i % 2), 0.3 * (i % 3)) for i in range(len(rows))])
+    logits = np.stack(
+        [build_logits(i, 40_000, scale, 0.5 * (i % 2), 0.3 * (i % 3)) for i in range(len(rows))]
+    )
     for token, row, x in zip(sample(logits, rows), rows, logits, strict=True):
         state = np.array([noise_state(row.seed, row.position)], np.uint64)
         token_ids, z = survivors(x, params, float(x.max()))
@@ -226,7 +276,9 @@ def test_a_nucleus_is_found_among_ranks_of_any_spread() -> None:
     """Equal, all but equal, and far apart: many tokens that few parts of the range hold."""
     for spread in (0.0, 1e-300, 5e-324, 1e-15, 1e-6, 1.0, 700.0):
         rng = np.random.default_rng(5)
-        z = -np.concatenate([np.abs(rng.normal(0, 1, 9000)) ** 9 * spread, rng.integers(0, 3, 9000) * spread])
+        z = -np.concatenate(
+            [np.abs(rng.normal(0, 1, 9000)) ** 9 * spread, rng.integers(0, 3, 9000) * spread]
+        )
         z[7] = 0.0
         order = np.argsort(-z, kind="stable")
         reached = np.cumsum(np.exp(z[order]))
@@ -327,11 +379,19 @@ def test_greedy_takes_the_first_of_the_largest() -> None:
     assert sample(np.array([[1, 3, 3, 2]], dtype=np.float32), [row]) == [1]
 
 
-@pytest.mark.parametrize("fields", [{}, {"top_k": 2}, {"top_p": 0.5}, {"typical_p": 0.5}, {"min_p": 0.3}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"top_k": 2}, {"top_p": 0.5}, {"typical_p": 0.5}, {"min_p": 0.3}]
+)
 def test_extreme_logits_give_no_warning(fields: dict[str, Any]) -> None:
     for temperature in (5e-324, 1e-5, 1.0, 1e6):
-        for values in ([3e38, -3e38, 0, -np.inf], [1e-45, 0, -1e-45, -np.inf], [-3e38, -3.1e38, -np.inf, -np.inf]):
-            row = SamplingRow(params=SamplingParams(temperature=temperature, **fields), seed=1, position=2)
+        for values in (
+            [3e38, -3e38, 0, -np.inf],
+            [1e-45, 0, -1e-45, -np.inf],
+            [-3e38, -3.1e38, -np.inf, -np.inf],
+        ):
+            row = SamplingRow(
+                params=SamplingParams(temperature=temperature, **fields), seed=1, position=2
+            )
             (token,) = sample(np.array([values], dtype=np.float32), [row])
             assert isinstance(token, int) and values[token] > -np.inf
 
@@ -340,7 +400,9 @@ def test_a_seed_gives_the_same_tokens_again_and_others_give_others() -> None:
     logits = np.zeros((40, 1000), dtype=np.float32)
 
     def draw(seed: int) -> list[int | RequestError]:
-        return sample(logits, [SamplingRow(params=SamplingParams(), seed=seed, position=i) for i in range(40)])
+        return sample(
+            logits, [SamplingRow(params=SamplingParams(), seed=seed, position=i) for i in range(40)]
+        )
 
     assert draw(1) == draw(1)
     assert draw(1) == draw(1 - 2**64)  # seeds count modulo 2⁶⁴
@@ -369,7 +431,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(fields: dict[str, Any], ke
     logits = np.array([2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.0, -0.5, -1.0, -1.2], dtype=np.float32)
     params = SamplingParams(**fields)
     rows = [SamplingRow(params=params, seed=i % 100, position=i // 100) for i in range(n)]
-    counts = np.bincount(np.array(sample(np.broadcast_to(logits, (n, 10)), rows), dtype=np.int64), minlength=10)
+    counts = np.bincount(
+        np.array(sample(np.broadcast_to(logits, (n, 10)), rows), dtype=np.int64), minlength=10
+    )
 
     z = slow_adjust(logits.tolist(), rows[0])
     tokens = slow_survivors(z, params)
@@ -382,13 +446,16 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(fields: dict[str, Any], ke
 
     limit = kept - 1 + 5 * math.sqrt(2 * (kept - 1))
     assert chi_square(counts[tokens], law(params.temperature)) < limit
-    assert chi_square(counts[tokens], law(params.temperature * 1.25)) > limit  # the test can tell a law that is a little off
+    # the test can tell a law that is a little off
+    assert chi_square(counts[tokens], law(params.temperature * 1.25)) > limit
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32))
 def test_filters_do_not_change_which_of_the_kept_is_drawn(seed: int) -> None:
-    """One noise for all: a filter that keeps the token that would have been drawn does not change the draw."""
+    """One noise for all: a filter that keeps the token that would have been drawn does not change
+    the draw.
+    """
     logits = build_logits(seed, 300, 2.0, 0.0, 0.0)[None]
     row = SamplingRow(params=SamplingParams(), seed=seed, position=3)
     (free,) = sample(logits, [row])

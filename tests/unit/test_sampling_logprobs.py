@@ -31,7 +31,9 @@ def assert_same(found: object, expected: dict[int, Logprob]) -> None:
 
 @settings(deadline=None)
 @given(st.data(), st.integers(0, 2**32), st.integers(1, 400), st.sampled_from([0.0, 0.25, 1e-6]))
-def test_each_row_equals_the_definition(data: st.DataObject, seed: int, vocab_size: int, grid: float) -> None:
+def test_each_row_equals_the_definition(
+    data: st.DataObject, seed: int, vocab_size: int, grid: float
+) -> None:
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((3, vocab_size)) * 5).astype(np.float32)
     if grid:

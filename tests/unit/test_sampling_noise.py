@@ -1,4 +1,6 @@
-"""The noise is SplitMix64's, a function of (seed, position, token id) alone, and looks random along each of the three."""
+"""The noise is SplitMix64's, a function of (seed, position, token id) alone, and looks random along
+each of the three.
+"""
 
 import math
 from collections.abc import Iterator
@@ -63,11 +65,19 @@ def assert_independent(a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
 
 def test_the_reference_generator_gives_the_published_numbers() -> None:
     numbers = splitmix64(1234567)
-    assert [next(numbers) for _ in range(3)] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [next(numbers) for _ in range(3)] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
 
 
 @settings(deadline=None)
-@given(st.integers(-(2**63), 2**64 - 1), st.integers(0, 2**31), st.lists(st.integers(0, 2**24), max_size=5))
+@given(
+    st.integers(-(2**63), 2**64 - 1),
+    st.integers(0, 2**31),
+    st.lists(st.integers(0, 2**24), max_size=5),
+)
 def test_bits_are_two_levels_of_splitmix64(seed: int, position: int, token_ids: list[int]) -> None:
     state = nth(nth(seed % 2**64, 0), position)
     bits = random_bits(seed, position, np.array(token_ids, dtype=np.int64))
@@ -83,9 +93,13 @@ def test_gumbel_is_the_definition(seed: int, position: int, token_id: int) -> No
         return -math.log(((bits >> 12) + 0.5) / 2**52)
 
     slab, row, column = token_id // 2**15, token_id // 2**9 % 64, token_id % 2**9
-    of_token, of_group = random_bits(seed, position, np.array([token_id, 2**32 + slab * 512 + column])).tolist()
+    of_token, of_group = random_bits(
+        seed, position, np.array([token_id, 2**32 + slab * 512 + column])
+    ).tolist()
     wait = exponential(of_group) / 64 + (0.0 if of_group % 64 == row else exponential(of_token))
-    assert gumbel(seed, position, np.array([token_id]))[0] == pytest.approx(-math.log(wait), rel=1e-12, abs=1e-12)
+    assert gumbel(seed, position, np.array([token_id]))[0] == pytest.approx(
+        -math.log(wait), rel=1e-12, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("vocab_size", [1, 512, 513, 32_768, 70_000])
@@ -94,7 +108,10 @@ def test_leaders_have_the_largest_noise_of_their_groups(vocab_size: int) -> None
     largest, leader = noise.leaders(keys, vocab_size)
     groups = np.arange(leader.shape[1])
     token_ids = noise.members(groups)  # [G, 64]
-    assert np.array_equal(np.sort(token_ids.ravel()), np.arange(token_ids.size)) and vocab_size <= token_ids.size < vocab_size + 32_768
+    assert (
+        np.array_equal(np.sort(token_ids.ravel()), np.arange(token_ids.size))
+        and vocab_size <= token_ids.size < vocab_size + 32_768
+    )
     for key, peak, who in zip(keys, largest, leader, strict=True):
         every = noise.gumbel(np.array([key]), token_ids.ravel()).reshape(token_ids.shape)
         assert np.array_equal(every.max(axis=1), peak)
@@ -106,11 +123,15 @@ def test_leaders_have_the_largest_noise_of_their_groups(vocab_size: int) -> None
 
 def test_members_of_a_group_are_independent_and_lead_equally_often() -> None:
     members = noise.members(np.array([5]))[0]
-    waits = np.exp(-np.array([gumbel(seed, 3, members) for seed in range(6000)]))  # [n, 64], standard exponentials
+    # [n, 64], standard exponentials
+    waits = np.exp(-np.array([gumbel(seed, 3, members) for seed in range(6000)]))
     assert_even(np.bincount(waits.argmin(axis=1), minlength=64))
     u = np.exp(-waits)
     for column in (1, 17, 63):
-        counts = np.bincount((u[:, 0] * 16).astype(np.int64) * 16 + (u[:, column] * 16).astype(np.int64), minlength=256)
+        counts = np.bincount(
+            (u[:, 0] * 16).astype(np.int64) * 16 + (u[:, column] * 16).astype(np.int64),
+            minlength=256,
+        )
         assert_even(counts)
     assert_even(np.bincount((u * 256).astype(np.int64).ravel(), minlength=256))
 
@@ -137,7 +158,8 @@ def test_token_ids_are_not_changed() -> None:
 def test_noise_has_the_moments_of_gumbel() -> None:
     g = gumbel(3, 5, np.arange(200_000))
     assert abs(g.mean() - np.euler_gamma) < 5 * math.pi / math.sqrt(6 * g.size)
-    assert abs(g.var() - math.pi**2 / 6) < 5 * math.sqrt(4.4 * (math.pi**2 / 6) ** 2 / g.size)  # a Gumbel's kurtosis is 5.4
+    # a Gumbel's kurtosis is 5.4
+    assert abs(g.var() - math.pi**2 / 6) < 5 * math.sqrt(4.4 * (math.pi**2 / 6) ** 2 / g.size)
 
 
 def test_noise_is_uniform_along_tokens_positions_and_seeds() -> None:
@@ -156,11 +178,23 @@ def test_noise_is_uniform_along_tokens_positions_and_seeds() -> None:
 
 @pytest.mark.parametrize(
     ("seed", "position", "shift"),
-    [(1, 0, 0), (0, 1, 0), (1, -1, 0), (0, 1, -1), (1, 0, 1), (1 << 32, 0, 0), (GAMMA, 0, 0), (GAMMA, -1, 0), (GAMMA, 0, -1)],
+    [
+        (1, 0, 0),
+        (0, 1, 0),
+        (1, -1, 0),
+        (0, 1, -1),
+        (1, 0, 1),
+        (1 << 32, 0, 0),
+        (GAMMA, 0, 0),
+        (GAMMA, -1, 0),
+        (GAMMA, 0, -1),
+    ],
 )
 def test_neighbouring_keys_have_unrelated_noise(seed: int, position: int, shift: int) -> None:
     tokens = np.arange(1, 40_001)
-    assert_independent(uniform(1000, 50, tokens), uniform(1000 + seed, 50 + position, tokens + shift))
+    assert_independent(
+        uniform(1000, 50, tokens), uniform(1000 + seed, 50 + position, tokens + shift)
+    )
 
 
 def test_each_bit_of_the_key_turns_over_half_of_the_bits() -> None:

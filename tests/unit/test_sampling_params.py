@@ -1,4 +1,6 @@
-"""SamplingParams refuses what is impossible, in a sentence that names the field, and check_token_ids what the vocabulary does not hold."""
+"""SamplingParams refuses what is impossible, in a sentence that names the field, and
+check_token_ids what the vocabulary does not hold.
+"""
 
 import math
 from typing import Any
@@ -37,7 +39,13 @@ def build(**fields: Any) -> SamplingParams:
 
 def test_defaults_are_sound() -> None:
     params = SamplingParams()
-    assert (params.temperature, params.top_k, params.top_p, params.max_tokens, params.stop) == (1.0, 0, 1.0, 16, [])
+    assert (params.temperature, params.top_k, params.top_p, params.max_tokens, params.stop) == (
+        1.0,
+        0,
+        1.0,
+        16,
+        [],
+    )
 
 
 @pytest.mark.parametrize("name", INTEGERS)
@@ -46,7 +54,9 @@ def test_integers_are_taken_up_to_their_limits_and_refused_beyond(name: str) -> 
     for value in (low, high):
         assert getattr(build(**{name: value}), name) == value
     for wrong in (low - 1, high + 1, 1.0, "1", True, float("nan"), 10**6000):
-        with pytest.raises(ConfigError, match=f"^{name} is .*; it must be an integer between {low} and {high}$"):
+        with pytest.raises(
+            ConfigError, match=f"^{name} is .*; it must be an integer between {low} and {high}$"
+        ):
             build(**{name: wrong})
 
 
@@ -55,7 +65,18 @@ def test_reals_are_taken_up_to_their_limits_and_refused_beyond(name: str) -> Non
     low, high = REALS[name]
     for value in (low, high, 1):
         assert getattr(build(**{name: value}), name) == value
-    for wrong in (low - 1e-9, high + 1e-9, float("nan"), float("inf"), -float("inf"), "1", True, 1j, None, 10**6000):
+    for wrong in (
+        low - 1e-9,
+        high + 1e-9,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        "1",
+        True,
+        1j,
+        None,
+        10**6000,
+    ):
         with pytest.raises(ConfigError, match=f"^{name} is .*; it must be a number "):
             build(**{name: wrong})
 
@@ -88,7 +109,9 @@ def test_allowing_nothing_is_refused() -> None:
 def test_strings_are_not_empty_and_not_endless(name: str) -> None:
     build(**{name: ["x" * 1024, "é"]})
     for value in ("", "x" * 1025, 5, b"x", None):
-        with pytest.raises(ConfigError, match=rf"^{name}\[1\] is .*; it must be a string of 1 to 1024 characters$"):
+        with pytest.raises(
+            ConfigError, match=rf"^{name}\[1\] is .*; it must be a string of 1 to 1024 characters$"
+        ):
             build(**{name: ["a", value]})
     for wrong in (5, b"stop", {"a"}, {"a": 1}):
         with pytest.raises(ConfigError, match=f"^{name} is .*; it must be a list of strings$"):
@@ -105,7 +128,8 @@ def test_one_stop_string_may_stand_without_its_list_but_a_bad_word_may_not() -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "entry", "limit"), [("stop", "a", MAX_STOP_STRINGS), ("bad_words", "a", 1024), ("stop_token_ids", 1, 1024)]
+    ("name", "entry", "limit"),
+    [("stop", "a", MAX_STOP_STRINGS), ("bad_words", "a", 1024), ("stop_token_ids", 1, 1024)],
 )
 def test_lists_have_a_limit(name: str, entry: object, limit: int) -> None:
     build(**{name: [entry] * limit})
@@ -131,7 +155,9 @@ def test_logit_bias_maps_token_ids_to_bounded_numbers() -> None:
 def test_min_tokens_may_not_exceed_max_tokens() -> None:
     SamplingParams(min_tokens=5, max_tokens=5)
     SamplingParams(min_tokens=5000, max_tokens=None)
-    with pytest.raises(ConfigError, match=r"^min_tokens is 6; it must be at most max_tokens, which is 5$"):
+    with pytest.raises(
+        ConfigError, match=r"^min_tokens is 6; it must be at most max_tokens, which is 5$"
+    ):
         SamplingParams(min_tokens=6, max_tokens=5)
 
 
@@ -149,16 +175,28 @@ def test_a_value_set_later_is_found_by_check() -> None:
 
 
 anything: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text("a\n\0é", max_size=5) | st.binary(max_size=5) | st.complex_numbers(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text("a\n\0é", max_size=5)
+    | st.binary(max_size=5)
+    | st.complex_numbers(),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.integers() | st.text("ab", max_size=3), inner, max_size=3) | st.tuples(inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.integers() | st.text("ab", max_size=3), inner, max_size=3)
+        | st.tuples(inner)
     ),
     max_leaves=5,
 )
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted(SamplingParams.__dataclass_fields__)), anything, max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(SamplingParams.__dataclass_fields__)), anything, max_size=4
+    )
+)
 def test_nonsense_gives_a_short_config_error_and_nothing_else(fields: dict[str, Any]) -> None:
     try:
         SamplingParams(**fields).check()
@@ -167,8 +205,16 @@ def test_nonsense_gives_a_short_config_error_and_nothing_else(fields: dict[str, 
 
 
 def test_token_ids_are_checked_against_the_vocabulary() -> None:
-    check_token_ids(SamplingParams(logit_bias={99: 1.0}, allowed_token_ids=[0, 99], stop_token_ids=[99]), 100)
+    check_token_ids(
+        SamplingParams(logit_bias={99: 1.0}, allowed_token_ids=[0, 99], stop_token_ids=[99]), 100
+    )
     check_token_ids(SamplingParams(), 1)
-    for fields in ({"logit_bias": {100: 1.0}}, {"allowed_token_ids": [3, 100]}, {"stop_token_ids": [100]}):
-        with pytest.raises(ConfigError, match=r"holds token id 100; the model's token ids lie between 0 and 99$"):
+    for fields in (
+        {"logit_bias": {100: 1.0}},
+        {"allowed_token_ids": [3, 100]},
+        {"stop_token_ids": [100]},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"holds token id 100; the model's token ids lie between 0 and 99$"
+        ):
             check_token_ids(build(**fields), 100)

@@ -1,4 +1,6 @@
-"""Filters and corrections keep what the logits processors of transformers keep, where there are no ties (those keep all of them)."""
+"""Filters and corrections keep what the logits processors of transformers keep, where there are no
+ties (those keep all of them).
+"""
 
 from typing import Any
 
@@ -26,17 +28,27 @@ CASES: list[tuple[dict[str, Any], list[tuple[str, Any]]]] = [
         {"temperature": 0.5, "top_k": 50, "top_p": 0.9},
         [("TemperatureLogitsWarper", 0.5), ("TopKLogitsWarper", 50), ("TopPLogitsWarper", 0.9)],
     ),
-    ({"temperature": 2.0, "min_p": 0.1}, [("TemperatureLogitsWarper", 2.0), ("MinPLogitsWarper", 0.1)]),
+    (
+        {"temperature": 2.0, "min_p": 0.1},
+        [("TemperatureLogitsWarper", 2.0), ("MinPLogitsWarper", 0.1)],
+    ),
     (
         {"top_k": 500, "typical_p": 0.95, "top_p": 0.9, "min_p": 0.02},
-        [("TopKLogitsWarper", 500), ("TypicalLogitsWarper", 0.95), ("TopPLogitsWarper", 0.9), ("MinPLogitsWarper", 0.02)],
+        [
+            ("TopKLogitsWarper", 500),
+            ("TypicalLogitsWarper", 0.95),
+            ("TopPLogitsWarper", 0.9),
+            ("MinPLogitsWarper", 0.02),
+        ],
     ),
 ]
 
 
 @pytest.mark.parametrize(("fields", "warpers"), CASES)
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_filters_keep_what_transformers_keeps(fields: dict[str, Any], warpers: list[tuple[str, Any]], scale: float) -> None:
+def test_filters_keep_what_transformers_keeps(
+    fields: dict[str, Any], warpers: list[tuple[str, Any]], scale: float
+) -> None:
     rng = np.random.default_rng(3)
     for _ in range(5):
         logits = (rng.standard_normal(5000) * scale).astype(np.float32)
@@ -44,16 +56,26 @@ def test_filters_keep_what_transformers_keeps(fields: dict[str, Any], warpers: l
         for name, value in warpers:
             scores = getattr(transformers, name)(value)(None, scores)
         expected = np.flatnonzero(np.isfinite(scores[0].numpy()))
-        assert np.array_equal(survivors(logits, SamplingParams(**fields), float(logits.max()))[0], expected)
+        assert np.array_equal(
+            survivors(logits, SamplingParams(**fields), float(logits.max()))[0], expected
+        )
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:
     rng = np.random.default_rng(4)
     logits = rng.standard_normal(100).astype(np.float32)
     prompt, output = [1, 5, 5, 7], [9, 1, 9, 30]
-    row = SamplingRow(params=SamplingParams(repetition_penalty=1.3), seed=0, position=8, prompt_token_ids=prompt, output_token_ids=output)
+    row = SamplingRow(
+        params=SamplingParams(repetition_penalty=1.3),
+        seed=0,
+        position=8,
+        prompt_token_ids=prompt,
+        output_token_ids=output,
+    )
     processor = transformers.RepetitionPenaltyLogitsProcessor(1.3)
-    expected = processor(torch.tensor([prompt + output]), torch.from_numpy(logits.copy())[None])[0].numpy()
+    expected = processor(torch.tensor([prompt + output]), torch.from_numpy(logits.copy())[None])[
+        0
+    ].numpy()
     np.testing.assert_allclose(adjust(logits, row), expected, rtol=1e-6)
 
 
@@ -72,5 +94,7 @@ def test_banned_sequences_are_those_of_transformers() -> None:
             output_token_ids=history[3:],
             banned_sequences=banned,
         )
-        expected = processor_of(banned, eos_token_id=11)(torch.tensor([history]), torch.from_numpy(logits.copy())[None])[0].numpy()
+        expected = processor_of(banned, eos_token_id=11)(
+            torch.tensor([history]), torch.from_numpy(logits.copy())[None]
+        )[0].numpy()
         assert np.array_equal(adjust(logits, row), expected)

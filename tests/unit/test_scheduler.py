@@ -14,10 +14,17 @@ EOS = 7
 
 def _scheduler(num_blocks: int = 8, budget: int = 8, num_seqs: int = 1) -> Scheduler:
     kv = KVCacheManager(build_layout([None], block_size=4), num_blocks)
-    return Scheduler(kv, max_model_len=kv.capacity(budget, 4 * num_blocks), max_num_batched_tokens=budget, max_num_seqs=num_seqs)
+    return Scheduler(
+        kv,
+        max_model_len=kv.capacity(budget, 4 * num_blocks),
+        max_num_batched_tokens=budget,
+        max_num_seqs=num_seqs,
+    )
 
 
-def _request(name: str, length: int, max_tokens: int = 4, cache_salt: str = "", **params: object) -> Request:
+def _request(
+    name: str, length: int, max_tokens: int = 4, cache_salt: str = "", **params: object
+) -> Request:
     return Request(
         cache_salt=cache_salt,
         request_id=name,
@@ -30,7 +37,9 @@ def _request(name: str, length: int, max_tokens: int = 4, cache_salt: str = "", 
 
 
 def _run(scheduler: Scheduler, token_id: int = 1) -> list[tuple[str, int]]:
-    """Step until nothing is left, drawing the same token each time: (request, tokens computed) of each step."""
+    """Step until nothing is left, drawing the same token each time: (request, tokens computed) of
+    each step.
+    """
     trace = []
     while scheduler.num_unfinished:
         step = scheduler.schedule()
@@ -73,12 +82,18 @@ def test_the_last_output_token_is_never_computed() -> None:
         ({"ignore_eos": True, "stop_token_ids": [EOS]}, 1, "stop", EOS),
     ],
 )
-def test_what_ends_a_request(params: dict[str, object], outputs: int, finish_reason: str, stop_reason: int | None) -> None:
+def test_what_ends_a_request(
+    params: dict[str, object], outputs: int, finish_reason: str, stop_reason: int | None
+) -> None:
     scheduler = _scheduler()
     request = _request("a", 2, max_tokens=4, **params)  # type: ignore[arg-type]
     scheduler.add(request)
     _run(scheduler, token_id=EOS)
-    assert (len(request.output_token_ids), request.finish_reason, request.stop_reason) == (outputs, finish_reason, stop_reason)
+    assert (len(request.output_token_ids), request.finish_reason, request.stop_reason) == (
+        outputs,
+        finish_reason,
+        stop_reason,
+    )
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers() -> None:
@@ -112,11 +127,17 @@ def test_a_request_is_ended_while_it_waits_while_it_runs_and_in_the_middle_of_a_
 
 def test_after_a_crash_a_request_that_goes_on_publishes_its_prefix_anew() -> None:
     scheduler = _scheduler(num_blocks=32, budget=8, num_seqs=2)
-    survivor, crashed = _request("survivor", 8, max_tokens=8), _request("crashed", 20, cache_salt="b")
+    survivor, crashed = (
+        _request("survivor", 8, max_tokens=8),
+        _request("crashed", 20, cache_salt="b"),
+    )
     for request in (survivor, crashed):
         scheduler.add(request)
         step = scheduler.schedule()
-        scheduler.update(step, {r.request_id: len(survivor.output_token_ids) + 10 for r in step.requests if r.samples})
+        scheduler.update(
+            step,
+            {r.request_id: len(survivor.output_token_ids) + 10 for r in step.requests if r.samples},
+        )
     scheduler.finish(crashed, "error")
     scheduler.kv.forget()
     while not survivor.is_finished:

@@ -1,5 +1,6 @@
-"""The scheduler and the KV cache under any sequence of requests, steps, aborts and crashes: every slot that is read holds what it must,
-every request gives what it would give alone, and nothing leaks."""
+"""The scheduler and the KV cache under any sequence of requests, steps, aborts and crashes: every
+slot that is read holds what it must, every request gives what it would give alone, and nothing
+leaks."""
 
 import os
 from typing import Any
@@ -12,7 +13,14 @@ from pellucid.kv.manager import KVCacheManager
 from pellucid.request import Request
 from pellucid.scheduler import Scheduler
 
-from .canary import ALPHABET, CanaryRunner, build_layout, build_request, expected_tokens, run_to_the_end
+from .canary import (
+    ALPHABET,
+    CanaryRunner,
+    build_layout,
+    build_request,
+    expected_tokens,
+    run_to_the_end,
+)
 
 TOKENS = st.integers(0, ALPHABET - 1)
 WINDOWS = st.sampled_from([(None,), (None, 3), (5,), (None, 2, 7), (4, None)])
@@ -75,7 +83,16 @@ class EngineMachine(RuleBasedStateMachine):
         priority=st.integers(0, 2),
         tenant=st.sampled_from(["x", "y"]),
     )
-    def add(self, prompt: list[int], like: int, share: int, max_tokens: int, salt: str, priority: int, tenant: str) -> None:
+    def add(
+        self,
+        prompt: list[int],
+        like: int,
+        share: int,
+        max_tokens: int,
+        salt: str,
+        priority: int,
+        tenant: str,
+    ) -> None:
         """A new request, which may begin like an old one."""
         if self.requests:
             other = self.requests[like % len(self.requests)]
@@ -84,7 +101,14 @@ class EngineMachine(RuleBasedStateMachine):
         if not prompt:
             return
         max_tokens = min(max_tokens, self.max_model_len - len(prompt))
-        request = build_request(str(len(self.requests)), prompt, max_tokens, cache_salt=salt, priority=priority, tenant=tenant)
+        request = build_request(
+            str(len(self.requests)),
+            prompt,
+            max_tokens,
+            cache_salt=salt,
+            priority=priority,
+            tenant=tenant,
+        )
         self.requests.append(request)
         self.scheduler.add(request)
 
@@ -93,7 +117,10 @@ class EngineMachine(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             step = self.scheduler.schedule()
-            assert sum(r.num_scheduled_tokens for r in step.requests) <= self.scheduler.max_num_batched_tokens
+            assert (
+                sum(r.num_scheduled_tokens for r in step.requests)
+                <= self.scheduler.max_num_batched_tokens
+            )
             self.scheduler.update(step, self.runner.execute(step))
             self.scheduler.check_integrity()
 
@@ -123,7 +150,10 @@ class EngineMachine(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
             for request in self.requests:
-                assert request.output_token_ids == expected_tokens(request)[: len(request.output_token_ids)]
+                assert (
+                    request.output_token_ids
+                    == expected_tokens(request)[: len(request.output_token_ids)]
+                )
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -142,5 +172,6 @@ TestEngineMachine.settings = settings(
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-    phases=[Phase.generate] if "PELLUCID_NO_SHRINKING" in os.environ else list(Phase),  # scripts/mutate asks only whether, not how little
+    # scripts/mutate asks only whether, not how little
+    phases=[Phase.generate] if "PELLUCID_NO_SHRINKING" in os.environ else list(Phase),
 )

@@ -19,15 +19,33 @@ ROOM = 512  # blocks, where memory is not what a test is about
 
 
 def scheduler(
-    policy: SchedulingPolicy = "fcfs", batching: Batching = "continuous", *, blocks: int = ROOM, seqs: int = 1, budget: int = 512
+    policy: SchedulingPolicy = "fcfs",
+    batching: Batching = "continuous",
+    *,
+    blocks: int = ROOM,
+    seqs: int = 1,
+    budget: int = 512,
 ) -> Scheduler:
     kv = KVCacheManager(build_layout([None], block_size=BLOCK), blocks)
     longest = kv.capacity(budget, BLOCK * blocks)
-    return Scheduler(kv, max_model_len=longest, max_num_batched_tokens=budget, max_num_seqs=seqs, policy=policy, batching=batching)
+    return Scheduler(
+        kv,
+        max_model_len=longest,
+        max_num_batched_tokens=budget,
+        max_num_seqs=seqs,
+        policy=policy,
+        batching=batching,
+    )
 
 
 def request(
-    name: str, prompt: int | list[int] = 4, outputs: int = 1, *, salt: str | None = None, priority: int = 0, tenant: str = ""
+    name: str,
+    prompt: int | list[int] = 4,
+    outputs: int = 1,
+    *,
+    salt: str | None = None,
+    priority: int = 0,
+    tenant: str = "",
 ) -> Request:
     """Of a prefix that nobody shares, unless `salt` says so."""
     return Request(
@@ -80,7 +98,9 @@ def test_the_order_of_admission(policy: SchedulingPolicy, order: str) -> None:
 
 
 @pytest.mark.parametrize(("policy", "victim"), [("fcfs", "young"), ("priority", "old")])
-def test_who_is_last_in_rank_gives_its_memory_to_the_others(policy: SchedulingPolicy, victim: str) -> None:
+def test_who_is_last_in_rank_gives_its_memory_to_the_others(
+    policy: SchedulingPolicy, victim: str
+) -> None:
     s = scheduler(policy, blocks=6, seqs=2)
     s.add(request("old", 8, 12, priority=5))
     step(s)
@@ -134,13 +154,19 @@ def test_lpm_serves_the_longest_cached_prefix_first() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_lpm_lets_a_request_wait_only_as_many_steps_as_the_others_prefix_is_worth(steps: int) -> None:
+def test_lpm_lets_a_request_wait_only_as_many_steps_as_the_others_prefix_is_worth(
+    steps: int,
+) -> None:
     s = warmed(scheduler("lpm"))
     s.add(request("none", 8))
     for i in range(steps + 3):  # in every step another comes, whose prefix is cached
         s.add(sharing(f"hit {i}", steps * _PATIENCE))
         step(s)
-    assert admitted(s)[1 : steps + 3] == [*(f"hit {i}" for i in range(steps)), "none", f"hit {steps}"]
+    assert admitted(s)[1 : steps + 3] == [
+        *(f"hit {i}" for i in range(steps)),
+        "none",
+        f"hit {steps}",
+    ]
 
 
 @pytest.mark.parametrize("length", [_LONGEST_LPM_QUEUE, _LONGEST_LPM_QUEUE + 1])
@@ -168,7 +194,8 @@ def test_fair_counts_an_output_token_twice() -> None:
     s.add(request("a0", 4, outputs=4, tenant="a"), request("a1", tenant="a"))
     s.add(*(request(f"b{i}", 4, outputs=1, tenant="b") for i in range(4)))
     finish(s)
-    assert admitted(s) == ["a0", "b0", "b1", "a1", "b2", "b3"]  # 4 + 8 for a0; 6 for each of b: at 12 each, a1 came first
+    # 4 + 8 for a0; 6 for each of b: at 12 each, a1 came first
+    assert admitted(s) == ["a0", "b0", "b1", "a1", "b2", "b3"]
 
 
 def test_fair_gives_no_credit_for_idle_time() -> None:
@@ -178,10 +205,25 @@ def test_fair_gives_no_credit_for_idle_time() -> None:
         step(s)
     s.add(*(request(f"b{i}", tenant="b") for i in range(1, 5)))
     finish(s)
-    assert admitted(s) == ["b0", "a0", "a1", "a2", "a3", "a4", "a5", "b1", "a6", "b2", "a7", "b3", "b4"]
+    assert admitted(s) == [
+        "b0",
+        "a0",
+        "a1",
+        "a2",
+        "a3",
+        "a4",
+        "a5",
+        "b1",
+        "a6",
+        "b2",
+        "a7",
+        "b3",
+        "b4",
+    ]
 
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), min_size=12, max_size=12)  # of prompts and answers
+# of prompts and answers
+LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), min_size=12, max_size=12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -189,8 +231,9 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), min_size=12
 def test_fair_serves_two_tenants_alike_while_both_have_requests_waiting(
     a: Sequence[tuple[int, int]], b: Sequence[tuple[int, int]], seqs: int
 ) -> None:
-    """The bound of Sheng et al. (arXiv:2401.00588, §4.1) in our terms: a tenant is admitted only while its counter is the least, so it
-    passes another by no more than what its requests that run still cost: `seqs` of the largest."""
+    """The bound of Sheng et al. (arXiv:2401.00588, §4.1) in our terms: a tenant is admitted only
+    while its counter is the least, so it passes another by no more than what its requests that run
+    still cost: `seqs` of the largest."""
     s = scheduler("fair", seqs=seqs)
     requests = {
         f"{tenant}{i}": request(f"{tenant}{i}", p, o, tenant=tenant)
@@ -202,7 +245,10 @@ def test_fair_serves_two_tenants_alike_while_both_have_requests_waiting(
 
     def served(tenant: str) -> int:
         own = [r for r in requests.values() if r.tenant == tenant and r.num_computed_tokens]
-        return sum(_PROMPT_WEIGHT * r.num_prompt_tokens + _OUTPUT_WEIGHT * len(r.output_token_ids) for r in own)
+        return sum(
+            _PROMPT_WEIGHT * r.num_prompt_tokens + _OUTPUT_WEIGHT * len(r.output_token_ids)
+            for r in own
+        )
 
     while {r.tenant for r in s.waiting.requests()} == {"a", "b"}:
         step(s)
@@ -232,8 +278,11 @@ def test_continuous_batching_admits_in_the_step_after_a_place_becomes_free() -> 
     assert not s.num_unfinished
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "priority"])  # behind those that decode in rank, and before them
-def test_a_prompt_takes_what_those_that_decode_leave_of_the_budget(policy: SchedulingPolicy) -> None:
+# behind those that decode in rank, and before them
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_a_prompt_takes_what_those_that_decode_leave_of_the_budget(
+    policy: SchedulingPolicy,
+) -> None:
     s = scheduler(policy, seqs=3, budget=8)
     s.add(request("a", 4, 9), request("b", 4, 9))
     step(s)
@@ -243,7 +292,11 @@ def test_a_prompt_takes_what_those_that_decode_leave_of_the_budget(policy: Sched
         plan = s.schedule()
         counts.append({r.request_id: r.num_scheduled_tokens for r in plan.requests})
         s.update(plan, {r.request_id: 1 for r in plan.requests if r.samples})
-    assert counts == [{"a": 1, "b": 1, "prompt": 6}, {"a": 1, "b": 1, "prompt": 6}, {"a": 1, "b": 1, "prompt": 2}]
+    assert counts == [
+        {"a": 1, "b": 1, "prompt": 6},
+        {"a": 1, "b": 1, "prompt": 6},
+        {"a": 1, "b": 1, "prompt": 2},
+    ]
 
 
 def test_samples_of_one_prompt_wait_for_the_first_and_compute_what_is_left_of_a_block() -> None:

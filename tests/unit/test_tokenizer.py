@@ -1,4 +1,6 @@
-"""Encoding and decoding with small vocabularies, against the algorithms by their definitions (tokenizer_vocabularies.py)."""
+"""Encoding and decoding with small vocabularies, against the algorithms by their definitions
+(tokenizer_vocabularies.py).
+"""
 
 import logging
 import re
@@ -12,12 +14,23 @@ from pellucid.errors import FormatError, RequestError, UnsupportedError
 from pellucid.tokenizer import Tokenizer, from_gguf
 from pellucid.tokenizer.pretokenizers import get_pretokenizer
 
-from .tokenizer_vocabularies import CONTROLS, LETTERS, MERGES, PIECES, byte_level, join_pieces, merge_word, sentencepiece
+from .tokenizer_vocabularies import (
+    CONTROLS,
+    LETTERS,
+    MERGES,
+    PIECES,
+    byte_level,
+    join_pieces,
+    merge_word,
+    sentencepiece,
+)
 
 BYTES = from_gguf(byte_level())
 SPACES = from_gguf(sentencepiece())
 NO_PREFIX = from_gguf(sentencepiece(add_space_prefix=False))
-LOOK_ALIKES = st.sampled_from([*CONTROLS, "<s>", "</s>", "<unk>", "<|im_end", "|>", "<tool>", "<0x41>", "[PAD]", "\n\n"])
+LOOK_ALIKES = st.sampled_from(
+    [*CONTROLS, "<s>", "</s>", "<unk>", "<|im_end", "|>", "<tool>", "<0x41>", "[PAD]", "\n\n"]
+)
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 NASTY = st.lists(UNICODE | LOOK_ALIKES, max_size=6).map("".join)
 
@@ -33,10 +46,14 @@ def id_of(tokenizer: Tokenizer, text: str) -> int:
 @example("hello world's hello  world   ababab 12 é😀\n\n x")
 def test_byte_level_ids_are_those_of_the_definition(text: str) -> None:
     metadata = byte_level()
-    words = re.findall(r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+", text)
+    words = re.findall(
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+", text
+    )
     assert "".join(words) == text
     written = ["".join(LETTERS[byte] for byte in word.encode()) for word in words]
-    assert BYTES.encode(text) == [i for word in written for i in merge_word(word, MERGES, metadata["tokenizer.ggml.tokens"])]
+    assert BYTES.encode(text) == [
+        i for word in written for i in merge_word(word, MERGES, metadata["tokenizer.ggml.tokens"])
+    ]
 
 
 @given(NASTY)
@@ -64,7 +81,12 @@ def test_decoding_gives_any_text_back(text: str) -> None:
 def test_a_pretokenizer_cuts_as_its_models_do(pre: str, words: str) -> None:
     from tokenizers import Regex, pre_tokenizers
 
-    cut = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in get_pretokenizer(pre).patterns])
+    cut = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated")
+            for pattern in get_pretokenizer(pre).patterns
+        ]
+    )
     assert "|".join(word for word, _ in cut.pre_tokenize_str("I'M you're 12345½!?\n\n a")) == words
 
 
@@ -72,15 +94,24 @@ def test_a_word_that_is_a_token_needs_no_merges_where_the_vocabulary_says_so() -
     tokens = [*byte_level()["tokenizer.ggml.tokens"][:-1], "xyz"]
     kinds = [*byte_level()["tokenizer.ggml.token_type"][:-1], 1]
     ids = {
-        pre: from_gguf(byte_level(pre=pre, tokens=tokens, token_type=kinds)).encode("xyz", add_special=False)
+        pre: from_gguf(byte_level(pre=pre, tokens=tokens, token_type=kinds)).encode(
+            "xyz", add_special=False
+        )
         for pre in ("llama-bpe", "qwen2")
     }
-    assert ids == {"llama-bpe": [len(tokens) - 1], "qwen2": [tokens.index(letter) for letter in "xyz"]}
+    assert ids == {
+        "llama-bpe": [len(tokens) - 1],
+        "qwen2": [tokens.index(letter) for letter in "xyz"],
+    }
 
 
-def test_a_byte_that_the_vocabulary_lacks_is_left_out_with_a_log_entry(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_byte_that_the_vocabulary_lacks_is_left_out_with_a_log_entry(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     metadata = byte_level()
-    tokens = [text if text != LETTERS[4] else "nothing" for text in metadata["tokenizer.ggml.tokens"]]
+    tokens = [
+        text if text != LETTERS[4] else "nothing" for text in metadata["tokenizer.ggml.tokens"]
+    ]
     tokenizer = from_gguf(byte_level(tokens=tokens))
     with caplog.at_level(logging.WARNING):
         assert tokenizer.decode(tokenizer.encode("a\x05b")) == "a\x05b"
@@ -97,7 +128,9 @@ def test_a_byte_that_the_vocabulary_lacks_is_left_out_with_a_log_entry(caplog: p
 @example("aabbcc" * 5)
 def test_sentencepiece_ids_are_those_of_the_definition(text: str) -> None:
     metadata = sentencepiece()
-    tokens, scores, kinds = (metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
+    tokens, scores, kinds = (
+        metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
+    )
     expected = [1]
     for fragment in re.split("(\n\n)", text):
         if fragment == "\n\n":
@@ -111,30 +144,50 @@ def test_sentencepiece_ids_are_those_of_the_definition(text: str) -> None:
 def test_scores_rule_whatever_the_vocabulary(data: st.DataObject) -> None:
     """Pieces and scores are drawn, so most vocabularies are such as no training would give."""
     letters = "ab▁"
-    pieces = [*letters, *data.draw(st.lists(st.text(letters, min_size=2, max_size=6), unique=True, max_size=25))]
+    pieces = [
+        *letters,
+        *data.draw(st.lists(st.text(letters, min_size=2, max_size=6), unique=True, max_size=25)),
+    ]
     scores = [-float(rank) for rank in data.draw(st.permutations(range(len(pieces))))]
     metadata = sentencepiece(pieces, scores, add_space_prefix=False, add_bos_token=False)
     text = data.draw(st.text("ab ", min_size=1, max_size=24))
-    tokens, all_scores, kinds = (metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
-    assert from_gguf(metadata).encode(text) == join_pieces(text.replace(" ", "▁"), tokens, all_scores, kinds)
+    tokens, all_scores, kinds = (
+        metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
+    )
+    assert from_gguf(metadata).encode(text) == join_pieces(
+        text.replace(" ", "▁"), tokens, all_scores, kinds
+    )
 
 
-@pytest.mark.parametrize("runs", [(2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11, 15), (2, 3), (3, 2, 5)])
+@pytest.mark.parametrize(
+    "runs", [(2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11, 15), (2, 3), (3, 2, 5)]
+)
 def test_runs_of_spaces_with_equal_scores_grow_from_the_left(runs: tuple[int, ...]) -> None:
-    """The first is Llama 2's vocabulary, where the runs of 2 to 16 spaces all have the score -1e9."""
+    """The first is Llama 2's vocabulary, where the runs of 2 to 16 spaces all have the score
+    -1e9.
+    """
     metadata = sentencepiece(
-        ["▁", "a", *("▁" * n for n in runs)], [-1.0, -2.0] + [-1e9] * len(runs), add_space_prefix=False, add_bos_token=False
+        ["▁", "a", *("▁" * n for n in runs)],
+        [-1.0, -2.0] + [-1e9] * len(runs),
+        add_space_prefix=False,
+        add_bos_token=False,
     )
     tokenizer = from_gguf(metadata)
-    tokens, scores, kinds = (metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
+    tokens, scores, kinds = (
+        metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")
+    )
     for n in range(1, 70):
         text = "a" + " " * n + "a"
-        assert tokenizer.encode(text) == join_pieces(text.replace(" ", "▁"), tokens, scores, kinds), n
+        assert tokenizer.encode(text) == join_pieces(
+            text.replace(" ", "▁"), tokens, scores, kinds
+        ), n
 
 
 def test_a_text_begins_with_a_space_where_the_vocabulary_wants_it() -> None:
     assert [SPACES.token_text(i) for i in SPACES.encode("hello", add_special=False)] == [" hello"]
-    assert [NO_PREFIX.token_text(i) for i in NO_PREFIX.encode("hello", add_special=False)] == ["hello"]
+    assert [NO_PREFIX.token_text(i) for i in NO_PREFIX.encode("hello", add_special=False)] == [
+        "hello"
+    ]
     assert SPACES.decode(SPACES.encode("  hello")) == "  hello"
     assert SPACES.encode("") == [1]
     assert SPACES.encode("", add_special=False) == []
@@ -152,20 +205,35 @@ def test_plain_text_never_becomes_a_control_token(text: str) -> None:
 def test_trusted_text_names_control_tokens() -> None:
     text = "hello<|im_end|><|im_start|>x"
     end, start = id_of(BYTES, "<|im_end|>"), id_of(BYTES, "<|im_start|>")
-    assert BYTES.encode(text, parse_special=True) == [*BYTES.encode("hello"), end, start, *BYTES.encode("x")]
+    assert BYTES.encode(text, parse_special=True) == [
+        *BYTES.encode("hello"),
+        end,
+        start,
+        *BYTES.encode("x"),
+    ]
     assert BYTES.decode(BYTES.encode(text, parse_special=True)) == "hellox"
     assert BYTES.decode(BYTES.encode(text, parse_special=True), skip_special=False) == text
-    assert SPACES.encode("ab</s>", add_special=False, parse_special=True) == [*SPACES.encode("ab", add_special=False), 2]
+    assert SPACES.encode("ab</s>", add_special=False, parse_special=True) == [
+        *SPACES.encode("ab", add_special=False),
+        2,
+    ]
 
 
 def test_tokens_of_fixed_text_are_found_in_plain_text_too() -> None:
-    assert BYTES.encode("a<tool>b") == [*BYTES.encode("a"), id_of(BYTES, "<tool>"), *BYTES.encode("b")]
+    assert BYTES.encode("a<tool>b") == [
+        *BYTES.encode("a"),
+        id_of(BYTES, "<tool>"),
+        *BYTES.encode("b"),
+    ]
     assert BYTES.decode(BYTES.encode("a<tool>b")) == "a<tool>b"
 
 
 def test_no_merge_makes_a_control_token() -> None:
     end = id_of(BYTES, "<|im_end|>")
-    tokens, kinds = list(byte_level()["tokenizer.ggml.tokens"]), list(byte_level()["tokenizer.ggml.token_type"])
+    tokens, kinds = (
+        list(byte_level()["tokenizer.ggml.tokens"]),
+        list(byte_level()["tokenizer.ggml.token_type"]),
+    )
     tokens[end] = "hel"
     tokenizer = from_gguf(byte_level(tokens=tokens, token_type=kinds, merges=["he l", *MERGES]))
     assert end not in tokenizer.encode("hel hello", add_special=False)
@@ -181,7 +249,8 @@ def test_what_stands_around_a_text() -> None:
     assert around.encode("x") == [start, *BYTES.encode("x"), end]
     assert around.encode("x", add_special=False) == BYTES.encode("x")
     assert (around.add_bos, BYTES.add_bos) == (True, False)
-    assert from_gguf(byte_level(pre="llama-bpe", add_bos_token=None)).add_bos  # what these vocabularies do if the file does not say
+    # what these vocabularies do if the file does not say
+    assert from_gguf(byte_level(pre="llama-bpe", add_bos_token=None)).add_bos
     assert not from_gguf(byte_level(add_bos_token=None)).add_bos
     assert not from_gguf(byte_level(add_bos_token=True, bos_token_id=None)).add_bos
 
@@ -191,8 +260,11 @@ def test_ends_of_an_answer_are_known_by_id_and_by_name_of_control_tokens() -> No
     tool = id_of(BYTES, "<tool>")
     assert tool in from_gguf(byte_level(eot_token_id=tool)).eos_token_ids
     assert tool in from_gguf(byte_level(eom_token_id=tool)).eos_token_ids
-    tokens = [text if text != "<tool>" else "</s>" for text in byte_level()["tokenizer.ggml.tokens"]]
-    assert tool not in from_gguf(byte_level(tokens=tokens)).eos_token_ids  # "</s>" of fixed text may be a tag of HTML
+    tokens = [
+        text if text != "<tool>" else "</s>" for text in byte_level()["tokenizer.ggml.tokens"]
+    ]
+    # "</s>" of fixed text may be a tag of HTML
+    assert tool not in from_gguf(byte_level(tokens=tokens)).eos_token_ids
     assert SPACES.eos_token_ids == {2}
 
 
@@ -200,7 +272,11 @@ def test_harmony_ends_an_answer_with_return_or_call_and_a_part_of_it_with_end() 
     tokens = [*byte_level()["tokenizer.ggml.tokens"], "<|return|>", "<|call|>"]
     kinds = [*byte_level()["tokenizer.ggml.token_type"], 3, 3]
     tokenizer = from_gguf(byte_level(tokens=tokens, token_type=kinds, eos_token_id=len(tokens) - 2))
-    assert {tokenizer.token_text(i) for i in tokenizer.eos_token_ids} == {"<|return|>", "<|call|>", "<|im_end|>"}
+    assert {tokenizer.token_text(i) for i in tokenizer.eos_token_ids} == {
+        "<|return|>",
+        "<|call|>",
+        "<|im_end|>",
+    }
 
 
 # ---- ids and bytes
@@ -213,7 +289,8 @@ def test_bytes_of_tokens() -> None:
     assert SPACES.token_bytes(3 + 0xE9) == b"\xe9"
     assert BYTES.token_bytes(id_of(BYTES, "<|im_end|>")) == b"<|im_end|>"
     assert BYTES.token_bytes(BYTES.vocab_size - 1) == b""  # an unused token
-    assert BYTES.token_bytes(BYTES.vocab_size + 100) == b""  # a row with which a model pads its embedding
+    # a row with which a model pads its embedding
+    assert BYTES.token_bytes(BYTES.vocab_size + 100) == b""
     with pytest.raises(RequestError, match="-1"):
         BYTES.token_bytes(-1)
 
@@ -292,27 +369,47 @@ def test_wrong_metadata_of_sentencepiece_is_named(changes: dict[str, Any], messa
 
 
 def test_a_vocabulary_that_cannot_write_some_text_is_refused() -> None:
-    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.scores": [0.0, 1.0]}
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["a", "b"],
+        "tokenizer.ggml.scores": [0.0, 1.0],
+    }
     with pytest.raises(FormatError, match="neither a token for each byte"):
         from_gguf(metadata)
-    unknown = from_gguf(metadata | {"tokenizer.ggml.token_type": [2, 1], "tokenizer.ggml.add_space_prefix": False})
+    unknown = from_gguf(
+        metadata | {"tokenizer.ggml.token_type": [2, 1], "tokenizer.ggml.add_space_prefix": False}
+    )
     assert unknown.encode("bxb") == [1, 0, 1]
 
 
 def test_the_smallest_vocabularies_encode() -> None:
-    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>"], "tokenizer.ggml.scores": [0.0]}
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>"],
+        "tokenizer.ggml.scores": [0.0],
+    }
     assert from_gguf(metadata | {"tokenizer.ggml.token_type": [2]}).encode("hello") == [0]
-    letters = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.merges": []}
+    letters = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["a", "b"],
+        "tokenizer.ggml.merges": [],
+    }
     assert from_gguf(letters).encode("abba") == [0, 1, 1, 0]
 
 
 def test_empty_tokens_are_named_apart() -> None:
     tokens = list(byte_level()["tokenizer.ggml.tokens"])
     kinds = [*byte_level()["tokenizer.ggml.token_type"], 5, 5]
-    assert from_gguf(byte_level(tokens=[*tokens, "", ""], token_type=kinds)).vocab_size == len(tokens) + 2
+    assert (
+        from_gguf(byte_level(tokens=[*tokens, "", ""], token_type=kinds)).vocab_size
+        == len(tokens) + 2
+    )
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"model": "bert"}, "'gpt2'.*'llama'"), ({"pre": "no-such"}, "'no-such'.*gpt-2.*qwen2")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"model": "bert"}, "'gpt2'.*'llama'"), ({"pre": "no-such"}, "'no-such'.*gpt-2.*qwen2")],
+)
 def test_what_is_not_built_is_said_with_what_is(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         from_gguf(byte_level(**changes))

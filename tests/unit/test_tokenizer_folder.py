@@ -1,4 +1,6 @@
-"""Tokenizers from a folder: the same ids and texts as transformers, whatever the configs say, and clear errors."""
+"""Tokenizers from a folder: the same ids and texts as transformers, whatever the configs say, and
+clear errors.
+"""
 
 import json
 import warnings
@@ -7,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers import Tokenizer as RustTokenizer
 
 from pellucid.errors import FormatError, RequestError, UnsupportedError
@@ -32,15 +43,24 @@ TEXTS = [
 
 
 def byte_level() -> RustTokenizer:
-    """As Qwen's: a normalizer, a regular expression, bytes; token 0 and 1 are special, <tool> is not."""
+    """As Qwen's: a normalizer, a regular expression, bytes; token 0 and 1 are special, <tool> is
+    not.
+    """
     rust = RustTokenizer(models.BPE())
     rust.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), "isolated")
-    rust.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    rust.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     rust.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    rust.train_from_iterator(TRAINING, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
-    rust.add_special_tokens([AddedToken("<s>", normalized=False), AddedToken("</s>", normalized=False)])
+    rust.train_from_iterator(
+        TRAINING,
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False),
+    )
+    rust.add_special_tokens(
+        [AddedToken("<s>", normalized=False), AddedToken("</s>", normalized=False)]
+    )
     rust.add_tokens([AddedToken("<tool>", normalized=False)])
     return rust
 
@@ -50,15 +70,31 @@ def sentencepiece(prefix: bool = True) -> RustTokenizer:
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trained = RustTokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trained.train_from_iterator(TRAINING, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
+    trained.train_from_iterator(
+        TRAINING, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    )
     state = json.loads(trained.to_str())["model"]
     merges = [tuple(pair) for pair in state["merges"]]
-    rust = RustTokenizer(models.BPE(vocab=state["vocab"], merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    rust.normalizer = normalizers.Sequence([*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")])
+    rust = RustTokenizer(
+        models.BPE(
+            vocab=state["vocab"],
+            merges=merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    rust.normalizer = normalizers.Sequence(
+        [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
+    )
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    rust.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    rust.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     rust.add_special_tokens([AddedToken(text, normalized=False) for text in special[:3]])
-    rust.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    rust.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
     return rust
 
 
@@ -67,7 +103,9 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """save(rust, tokenizer_config={…}, …) -> the folder with tokenizer.json and the named configs."""
+    """save(rust, tokenizer_config={…}, …) -> the folder with tokenizer.json and the named
+    configs.
+    """
 
     def write(rust: RustTokenizer | None, **configs: Any) -> Path:
         if rust is not None:
@@ -82,8 +120,14 @@ def save(tmp_path: Path) -> Save:
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-@pytest.mark.parametrize("build", [byte_level, sentencepiece, lambda: sentencepiece(prefix=False)], ids=["bytes", "spaces", "no prefix"])
-def test_ids_and_texts_are_those_of_transformers(build: Callable[[], RustTokenizer], save: Save) -> None:
+@pytest.mark.parametrize(
+    "build",
+    [byte_level, sentencepiece, lambda: sentencepiece(prefix=False)],
+    ids=["bytes", "spaces", "no prefix"],
+)
+def test_ids_and_texts_are_those_of_transformers(
+    build: Callable[[], RustTokenizer], save: Save
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers")
@@ -95,7 +139,9 @@ def test_ids_and_texts_are_those_of_transformers(build: Callable[[], RustTokeniz
         assert ours.encode(text) == theirs(text, split_special_tokens=True)["input_ids"], text
         ids = ours.encode(text, parse_special=True)
         for skip in (True, False):
-            assert ours.decode(ids, skip_special=skip) == theirs.decode(ids, skip_special_tokens=skip), text
+            assert ours.decode(ids, skip_special=skip) == theirs.decode(
+                ids, skip_special_tokens=skip
+            ), text
     assert (ours.vocab_size, ours.bos_token_id) == (len(theirs), theirs.bos_token_id)
     assert ours.eos_token_ids == {theirs.eos_token_id}
 
@@ -119,20 +165,33 @@ def test_special_tokens_are_named_by_any_of_the_configs(save: Save) -> None:
     bos, eos, tool = (rust.token_to_id(text) for text in ("<s>", "</s>", "<tool>"))
 
     def of(**configs: Any) -> Tokenizer:
-        return from_folder(save(rust, **({"tokenizer_config": {}, "generation_config": {}, "config": {}} | configs)))
+        return from_folder(
+            save(
+                rust, **({"tokenizer_config": {}, "generation_config": {}, "config": {}} | configs)
+            )
+        )
 
     assert (of().bos_token_id, of().eos_token_ids) == (None, frozenset())
-    named = of(tokenizer_config={"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"})
+    named = of(
+        tokenizer_config={"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
+    )
     assert (named.bos_token_id, named.eos_token_ids) == (bos, frozenset([eos]))
-    both = of(tokenizer_config={"eos_token": "</s>"}, generation_config={"eos_token_id": [tool], "bos_token_id": bos})
+    both = of(
+        tokenizer_config={"eos_token": "</s>"},
+        generation_config={"eos_token_id": [tool], "bos_token_id": bos},
+    )
     assert (both.bos_token_id, both.eos_token_ids) == (bos, frozenset([eos, tool]))
     assert of(config={"eos_token_id": eos, "bos_token_id": bos}).eos_token_ids == {eos}
-    assert of(config={"eos_token_id": eos}, generation_config={"eos_token_id": [tool, bos]}).eos_token_ids == {tool, bos}
+    assert of(
+        config={"eos_token_id": eos}, generation_config={"eos_token_id": [tool, bos]}
+    ).eos_token_ids == {tool, bos}
     assert not named.add_bos
     assert of(tokenizer_config={"bos_token": "<s>", "add_bos_token": True}).add_bos
 
 
-def test_what_stands_around_a_text_is_said_by_the_file_and_where_it_is_silent_by_the_config(save: Save) -> None:
+def test_what_stands_around_a_text_is_said_by_the_file_and_where_it_is_silent_by_the_config(
+    save: Save,
+) -> None:
     def around(rust: RustTokenizer, **config: bool) -> list[int]:
         return from_folder(save(rust, tokenizer_config=NAMES | config)).encode("")
 
@@ -140,7 +199,9 @@ def test_what_stands_around_a_text_is_said_by_the_file_and_where_it_is_silent_by
     assert around(byte_level(), add_bos_token=True) == [byte_level().token_to_id("<s>")]
     assert around(sentencepiece()) == around(sentencepiece(), add_bos_token=True) == [1]
     both = sentencepiece()
-    both.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    both.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     assert around(both) == [1, 2]
 
 
@@ -149,10 +210,15 @@ def test_chat_templates_are_found_where_they_are(save: Save) -> None:
     config = NAMES | {"chat_template": "{{ bos_token }}{{ messages[0].content }}"}
     folder = save(byte_level(), tokenizer_config=config)
     assert load_tokenizer(folder).apply_chat_template(messages) == "<s>hi"
-    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools {{ tools | length }}"}]
+    named = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "tools {{ tools | length }}"},
+    ]
     folder = save(None, tokenizer_config=NAMES | {"chat_template": named})
     assert from_folder(folder).apply_chat_template(messages) == "plain"
-    assert from_folder(folder).apply_chat_template(messages, tools=[{"type": "function"}]) == "tools 1"
+    assert (
+        from_folder(folder).apply_chat_template(messages, tools=[{"type": "function"}]) == "tools 1"
+    )
     (folder / "chat_template.jinja").write_text("file{{ eos_token }}")
     assert from_folder(folder).apply_chat_template(messages) == "file</s>"
     assert from_folder(folder).chat_template == "file{{ eos_token }}"
@@ -177,7 +243,14 @@ def test_wrong_configs_are_named(configs: dict[str, Any], message: str, save: Sa
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"version": "1.0"}', '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": "1.0"}',
+        '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}',
+    ],
 )
 def test_a_file_that_is_no_tokenizer_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
@@ -208,7 +281,9 @@ def test_ids_beyond_any_vocabulary_are_refused(save: Save) -> None:
 
 def test_an_expression_that_gives_up_on_a_text_is_an_error_of_the_request(save: Save) -> None:
     rust = byte_level()
-    rust.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"(a*)*b\1c"), "isolated"), pre_tokenizers.ByteLevel()])
+    rust.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"(a*)*b\1c"), "isolated"), pre_tokenizers.ByteLevel()]
+    )
     with pytest.raises(RequestError, match="cannot be cut into tokens"):
         from_folder(save(rust)).encode("a" * 40 + "b")
 

@@ -1,6 +1,7 @@
 """Backends by name. A backend's library is imported when it is asked for, and never before.
 
-A name that is not known is refused with the list of those that are: nothing falls back to another backend.
+A name that is not known is refused with the list of those that are: nothing falls back to another
+backend.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +23,16 @@ def _reference(isa: str | None, threads: int | None) -> Backend:
     from .reference.backend import ReferenceBackend
 
     if isa is not None or threads is not None:
-        raise ConfigError("the reference backend computes with NumPy's BLAS; isa and threads are options of the native backend")
+        raise ConfigError(
+            "the reference backend computes with NumPy's BLAS; isa and threads are options of the "
+            "native backend"
+        )
     return ReferenceBackend()
 
 
-BACKENDS: Mapping[str, Callable[[str | None, int | None], Backend]] = MappingProxyType({"native": _native, "reference": _reference})
+BACKENDS: Mapping[str, Callable[[str | None, int | None], Backend]] = MappingProxyType(
+    {"native": _native, "reference": _reference}
+)
 
 
 def get_backend(name: str, *, isa: str | None = None, threads: int | None = None) -> Backend:

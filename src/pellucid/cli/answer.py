@@ -1,7 +1,8 @@
 """What `run` and `chat` share: loading a model, and how fast an answer came.
 
-The two speeds are the two regimes of inference. The prompt is computed many tokens at a time and is bound by arithmetic; the answer comes
-one token at a time and is bound by the bandwidth of memory. Times are seconds of the engine's monotonic clock.
+The two speeds are the two regimes of inference. The prompt is computed many tokens at a time and is
+bound by arithmetic; the answer comes one token at a time and is bound by the bandwidth of memory.
+Times are seconds of the engine's monotonic clock.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ class Timing:
     completion_tokens: int
     time_to_first_token: float | None
     prompt_tokens_per_second: float | None
-    decode_tokens_per_second: float | None  # of the tokens after the first, which the prompt's computation gives
+    # of the tokens after the first, which the prompt's computation gives
+    decode_tokens_per_second: float | None
 
     @classmethod
     def of(cls, output: RequestOutput, now: float) -> "Timing":
@@ -43,13 +45,19 @@ class Timing:
             prompt_tokens=prompt,
             completion_tokens=answer,
             time_to_first_token=None if first is None else first - arrival,
-            prompt_tokens_per_second=None if first is None else _rate(prompt - output.num_cached_tokens, first - arrival),
-            decode_tokens_per_second=None if first is None or answer < 2 else _rate(answer - 1, end - first),
+            prompt_tokens_per_second=None
+            if first is None
+            else _rate(prompt - output.num_cached_tokens, first - arrival),
+            decode_tokens_per_second=None
+            if first is None or answer < 2
+            else _rate(answer - 1, end - first),
         )
 
     def __str__(self) -> str:
         parts = [f"prompt {self.prompt_tokens} tokens{_speed(self.prompt_tokens_per_second)}"]
-        parts.append(f"answer {self.completion_tokens} tokens{_speed(self.decode_tokens_per_second)}")
+        parts.append(
+            f"answer {self.completion_tokens} tokens{_speed(self.decode_tokens_per_second)}"
+        )
         if self.time_to_first_token is not None:
             parts.append(f"first token after {self.time_to_first_token:.2f} s")
         return " · ".join(parts)

@@ -1,7 +1,9 @@
-"""`pellucid batch`: many prompts from a file, run as one batch, each answer written as soon as it is whole.
+"""`pellucid batch`: many prompts from a file, run as one batch, each answer written as soon as it
+is whole.
 
-One idea: a line is a request, and a line is an answer. Answers come in the order in which they end, with the line number and the `id` of
-their requests; so an interrupted run keeps what it has. All lines are read and checked before the model is loaded.
+One idea: a line is a request, and a line is an answer. Answers come in the order in which they end,
+with the line number and the `id` of their requests; so an interrupted run keeps what it has. All
+lines are read and checked before the model is loaded.
 """
 
 import json
@@ -19,20 +21,35 @@ __all__ = ["batch"]
 
 MAX_LINE = 16 << 20  # bytes
 
-_REQUEST_FIELDS = ("id", "prompt", "prompt_token_ids", "messages", "priority", "tenant", "cache_salt")
+_REQUEST_FIELDS = (
+    "id",
+    "prompt",
+    "prompt_token_ids",
+    "messages",
+    "priority",
+    "tenant",
+    "cache_salt",
+)
 
 
 @click.command()
 @click.argument("requests", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", type=click.File("w", encoding="utf-8"), default="-", help="Where answers go.  [default: standard output]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.File("w", encoding="utf-8"),
+    default="-",
+    help="Where answers go.  [default: standard output]",
+)
 @model_options
 @engine_options
 @debug_option
 def batch(requests: Path, output: IO[str], model: ModelOptions, engine: EngineOptions) -> None:
     """Answer the REQUESTS of a file, together.
 
-    Each line is a JSON object with a "prompt", "prompt_token_ids" or "messages" (for a model with a chat template), and any of
-    SamplingParams' fields ("temperature", "max_tokens", "seed", …); beside them "id", "priority", "tenant" and "cache_salt".
+    Each line is a JSON object with a "prompt", "prompt_token_ids" or "messages" (for a model with a
+    chat template), and any of SamplingParams' fields ("temperature", "max_tokens", "seed", …);
+    beside them "id", "priority", "tenant" and "cache_salt".
     """
     lines = _read(requests)
     from ..engine.llm import LLM
@@ -44,7 +61,12 @@ def batch(requests: Path, output: IO[str], model: ModelOptions, engine: EngineOp
         try:
             if "messages" in fields:
                 chat = tokenize_chat(llm.tokenizer, fields["messages"])
-                prompts.append(tokenize_prompt(llm.tokenizer, {**fields, "prompt_token_ids": chat.token_ids, "prompt": chat.text}))
+                prompts.append(
+                    tokenize_prompt(
+                        llm.tokenizer,
+                        {**fields, "prompt_token_ids": chat.token_ids, "prompt": chat.text},
+                    )
+                )
             else:
                 prompts.append(tokenize_prompt(llm.tokenizer, fields))
         except PellucidError as error:
@@ -54,7 +76,11 @@ def batch(requests: Path, output: IO[str], model: ModelOptions, engine: EngineOp
         num_tokens += sum(len(completion.token_ids) for completion in answer.outputs)
         click.echo(json.dumps(_report(i, lines[i][0], answer), ensure_ascii=False), file=output)
     seconds = time.monotonic() - start
-    click.echo(f"[{len(lines)} requests in {seconds:.1f} s · {num_tokens / seconds:.0f} tokens/s · {llm.summary()}]", err=True)
+    click.echo(
+        f"[{len(lines)} requests in {seconds:.1f} s · {num_tokens / seconds:.0f} tokens/s · "
+        f"{llm.summary()}]",
+        err=True,
+    )
 
 
 def _read(path: Path) -> list[tuple[dict[str, Any], SamplingParams]]:
@@ -93,7 +119,12 @@ def _report(index: int, fields: dict[str, Any], answer: RequestOutput) -> dict[s
         "prompt_tokens": len(answer.prompt_token_ids),
         "cached_tokens": answer.num_cached_tokens,
         "outputs": [
-            {"text": o.text, "token_ids": o.token_ids, "finish_reason": o.finish_reason, "stop_reason": o.stop_reason}
+            {
+                "text": o.text,
+                "token_ids": o.token_ids,
+                "finish_reason": o.finish_reason,
+                "stop_reason": o.stop_reason,
+            }
             for o in answer.outputs
         ],
     }

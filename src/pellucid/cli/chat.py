@@ -1,10 +1,12 @@
 """`pellucid chat`: a conversation in the terminal.
 
-One idea: Ctrl-C ends an answer, Ctrl-D ends the program. While an answer comes, Ctrl-C only raises a flag that is looked at between two
-tokens, so the engine is never torn out of a step; what was said so far stays in the conversation. For a step that takes long there is a way
-out: a second Ctrl-C, later than a second after the first, leaves the program.
+One idea: Ctrl-C ends an answer, Ctrl-D ends the program. While an answer comes, Ctrl-C only raises
+a flag that is looked at between two tokens, so the engine is never torn out of a step; what was
+said so far stays in the conversation. For a step that takes long there is a way out: a second
+Ctrl-C, later than a second after the first, leaves the program.
 
-Nothing is dropped from a conversation silently: one that no longer fits the model's context is refused with a sentence.
+Nothing is dropped from a conversation silently: one that no longer fits the model's context is
+refused with a sentence.
 """
 
 import importlib.util
@@ -52,12 +54,19 @@ def chat(model: ModelOptions, system: str | None, quiet: bool, **sampling: Any) 
     params = sampling_params(sampling)
     llm = load_llm(model)
     if llm.tokenizer.chat_template is None:
-        raise ConfigError(f"{model} has no chat template, so it cannot hold a conversation; `pellucid run` continues a text")
+        raise ConfigError(
+            f"{model} has no chat template, so it cannot hold a conversation; `pellucid run` "
+            "continues a text"
+        )
     conversation = _Conversation(llm, params, system, quiet)
     interactive = sys.stdin.isatty()
     if interactive:
         _edit_lines()
-        click.echo(f"{one_line(model.name)}, a context of {llm.max_model_len} tokens. /help lists the commands, Ctrl-D leaves.", err=True)
+        click.echo(
+            f"{one_line(model.name)}, a context of {llm.max_model_len} tokens. /help lists the "
+            "commands, Ctrl-D leaves.",
+            err=True,
+        )
     for message in _messages(interactive):
         if not message.startswith("/"):
             conversation.ask(message)
@@ -66,7 +75,9 @@ def chat(model: ModelOptions, system: str | None, quiet: bool, **sampling: Any) 
 
 
 class _Conversation:
-    """The messages so far. They hold what both sides said, or are as they were before a message that could not be answered."""
+    """The messages so far. They hold what both sides said, or are as they were before a message
+    that could not be answered.
+    """
 
     def __init__(self, llm: "LLM", params: SamplingParams, system: str | None, quiet: bool) -> None:
         self._llm = llm
@@ -86,11 +97,18 @@ class _Conversation:
         elif word == "/system":
             if rest.strip():
                 self._system = rest.strip()
-            _say(f"the system message is {one_line(self._system)!r}" if self._system else "there is no system message")
+            _say(
+                f"the system message is {one_line(self._system)!r}"
+                if self._system
+                else "there is no system message"
+            )
         elif word == "/help":
             click.echo(_HELP, err=True)
         else:
-            _say(f"there is no command {one_line(word)}; /help lists them, and a message that begins with / needs a space before it")
+            _say(
+                f"there is no command {one_line(word)}; /help lists them, and a message that "
+                "begins with / needs a space before it"
+            )
         return True
 
     def ask(self, message: str) -> None:
@@ -99,7 +117,8 @@ class _Conversation:
         question = {"role": "user", "content": message}
         try:
             output, stopped = self._answer([*system, *self._turns, question])
-        except RequestError as error:  # it does not fit the context or the template: nothing was said
+        # it does not fit the context or the template: nothing was said
+        except RequestError as error:
             hint = "; /clear begins a new conversation" if self._turns else ""
             _say(f"{one_line(str(error))}{hint}")
             return
@@ -134,17 +153,25 @@ class _Conversation:
         if answer.finish_reason == "error":
             _say(f"the answer broke off: {one_line(str(answer.stop_reason))}")
         elif answer.finish_reason == "length" and used >= self._llm.max_model_len:
-            _say(f"the answer is cut: the context of {self._llm.max_model_len} tokens is full; /clear begins a new conversation")
+            _say(
+                f"the answer is cut: the context of {self._llm.max_model_len} tokens is full; "
+                "/clear begins a new conversation"
+            )
         elif answer.finish_reason == "length":
             _say(f"the answer is cut at --max-tokens {len(answer.token_ids)}")
         if not self._quiet:
             ending = " · stopped" if stopped else ""
-            _say(f"{Timing.of(output, time.monotonic())} · context {used} of {self._llm.max_model_len}{ending}")
+            _say(
+                f"{Timing.of(output, time.monotonic())} · context {used} of "
+                f"{self._llm.max_model_len}{ending}"
+            )
 
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[float]]:
-    """While it holds, Ctrl-C appends its time to the list that is given, and does nothing else; a later second one is KeyboardInterrupt."""
+    """While it holds, Ctrl-C appends its time to the list that is given, and does nothing else; a
+    later second one is KeyboardInterrupt.
+    """
     pressed: list[float] = []
 
     def note(_: int, __: Any) -> None:
@@ -161,7 +188,9 @@ def _ctrl_c() -> Iterator[list[float]]:
 
 
 def _messages(interactive: bool) -> Iterator[str]:
-    """What the user says, message by message, until the end of the input. Empty lines say nothing."""
+    """What the user says, message by message, until the end of the input. Empty lines say
+    nothing.
+    """
     while True:
         try:
             line = _read_line(">>> ", interactive)
@@ -206,7 +235,9 @@ def _read_line(prompt: str, interactive: bool) -> str:
 
 
 def _edit_lines() -> None:
-    """Arrow keys and history, where Python was built with readline. The history ends with the program: what was said is nobody's."""
+    """Arrow keys and history, where Python was built with readline. The history ends with the
+    program: what was said is nobody's.
+    """
     if importlib.util.find_spec("readline") is not None:
         importlib.import_module("readline")
 

@@ -1,8 +1,10 @@
-"""`pellucid inspect`: what a model says about itself. Headers are read and no weights, so it is quick whatever the size.
+"""`pellucid inspect`: what a model says about itself. Headers are read and no weights, so it is
+quick whatever the size.
 
-One idea: a file that Pellucid cannot run can still be looked at. Its tensors are listed whatever they are for, and where they do not make a
-model, the reason stands where the configuration would. Sizes are in bytes; bits per weight are 8 · bytes / weights, the scales and minima
-of quantized blocks counted in.
+One idea: a file that Pellucid cannot run can still be looked at. Its tensors are listed whatever
+they are for, and where they do not make a model, the reason stands where the configuration would.
+Sizes are in bytes; bits per weight are 8 · bytes / weights, the scales and minima of quantized
+blocks counted in.
 """
 
 import json
@@ -24,7 +26,11 @@ from .terminal import format_bytes, one_line, print_table
 
 __all__ = ["inspect"]
 
-_WRAPPING: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+_WRAPPING: dict[str, Any] = {
+    "break_long_words": False,
+    "break_on_hyphens": False,
+    "replace_whitespace": False,
+}
 KV_ELEMENT_BYTES = {"float32": 4, "float16": 2}
 
 
@@ -58,14 +64,25 @@ class _Model:
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-@click.option("--program", is_flag=True, help="Load the weights, and list the kernel calls of a step, their FLOPs and bytes.")
-@click.option("--tokens", type=click.IntRange(1, 1 << 20), default=1, show_default=True, help="The step of --program: so many tokens.")
+@click.option(
+    "--program",
+    is_flag=True,
+    help="Load the weights, and list the kernel calls of a step, their FLOPs and bytes.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 1 << 20),
+    default=1,
+    show_default=True,
+    help="The step of --program: so many tokens.",
+)
 @json_option
 @debug_option
 def inspect(model: str, tensors: bool, program: bool, tokens: int, as_json: bool) -> None:
     """Show what MODEL is: architecture, configuration, formats, bits per weight, tokenizer.
 
-    MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched. With --program: what runs, call by call.
+    MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched.
+    With --program: what runs, call by call.
     """
     path = hub.resolve_model(model, progress=True)
     if program:
@@ -86,7 +103,10 @@ def inspect(model: str, tensors: bool, program: bool, tokens: int, as_json: bool
     _print_formats(found.tensors)
     if tensors:
         click.echo()
-        rows = [[t.name, t.format, " × ".join(map(str, t.shape)), format_bytes(t.nbytes)] for t in found.tensors]
+        rows = [
+            [t.name, t.format, " × ".join(map(str, t.shape)), format_bytes(t.nbytes)]
+            for t in found.tensors
+        ]
         print_table(["tensor", "format", "shape", "size"], rows)
 
 
@@ -96,7 +116,9 @@ def _read_gguf(path: Path) -> _Model:
     with GGUFFile.open(path) as file:
         said = file.metadata
         vocabulary = said.get("tokenizer.ggml.tokens")
-        kinds = [str(said[key]) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if key in said]
+        kinds = [
+            str(said[key]) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if key in said
+        ]
         config, obstacle = _read_config(path)
         return _Model(
             path=path,
@@ -104,9 +126,15 @@ def _read_gguf(path: Path) -> _Model:
             name=_text(said.get("general.name")),
             config=config,
             obstacle=obstacle,
-            tokenizer=f"{' '.join(kinds)}, {len(vocabulary)} tokens" if isinstance(vocabulary, list) else None,
+            tokenizer=f"{' '.join(kinds)}, {len(vocabulary)} tokens"
+            if isinstance(vocabulary, list)
+            else None,
             chat_template=_text(said.get("tokenizer.chat_template")),
-            metadata={key: _plain(said[key]) for key in said if not key.startswith("tokenizer.") and not isinstance(said[key], list)},
+            metadata={
+                key: _plain(said[key])
+                for key in said
+                if not key.startswith("tokenizer.") and not isinstance(said[key], list)
+            },
             tensors=[_Tensor(t.name, t.shape, t.format, t.nbytes) for t in file.tensors.values()],
         )
 
@@ -117,16 +145,23 @@ def _read_folder(path: Path) -> _Model:
 
     names = hub.choose_files(str(path), [entry.name for entry in path.iterdir() if entry.is_file()])
     if names[0].endswith(".gguf"):
-        raise ConfigError(f"{path} is a folder that holds GGUF files; name one of them, such as {path / names[0]}")
+        raise ConfigError(
+            f"{path} is a folder that holds GGUF files; name one of them, such as {path / names[0]}"
+        )
     tensors = []
-    for file in (SafetensorsFile.open(path / name) for name in names if name.endswith(".safetensors")):
+    for file in (
+        SafetensorsFile.open(path / name) for name in names if name.endswith(".safetensors")
+    ):
         for name in file.shapes:
             tensor = file.tensor(name)  # a view: no byte of it is read
             tensors.append(_Tensor(name, tensor.shape, tensor.format, tensor.data.nbytes))
     config, obstacle = _read_config(path)
     try:
         tokenizer = load_tokenizer(path)
-        described, template = f"tokenizer.json, {tokenizer.vocab_size} tokens", tokenizer.chat_template
+        described, template = (
+            f"tokenizer.json, {tokenizer.vocab_size} tokens",
+            tokenizer.chat_template,
+        )
     except PellucidError as error:
         described, template = f"none that can be used: {error}", None
     return _Model(path, "safetensors", None, config, obstacle, described, template, {}, tensors)
@@ -163,7 +198,9 @@ def _formats(tensors: Sequence[_Tensor]) -> list[tuple[str, int, int, int]]:
 
 def _kv_bytes_per_token(config: ModelConfig) -> dict[str, int]:
     return {
-        name: build_layout(config, 1, 2 * config.num_kv_heads * config.head_dim * size).bytes_per_token
+        name: build_layout(
+            config, 1, 2 * config.num_kv_heads * config.head_dim * size
+        ).bytes_per_token
         for name, size in KV_ELEMENT_BYTES.items()
     }
 
@@ -176,20 +213,31 @@ def _report(model: _Model) -> dict[str, Any]:
         "name": model.name,
         "runs": model.config is not None,
         "obstacle": model.obstacle,
-        "architecture": model.config.architecture if model.config else model.metadata.get("general.architecture"),
+        "architecture": model.config.architecture
+        if model.config
+        else model.metadata.get("general.architecture"),
         "config": asdict(model.config) if model.config else None,
         "kv_bytes_per_token": _kv_bytes_per_token(model.config) if model.config else None,
         "weights": weights,
         "tensor_bytes": size,
         "bits_per_weight": _bits(size, weights),
         "formats": [
-            {"format": name, "tensors": count, "weights": w, "bytes": s, "bits_per_weight": _bits(s, w)}
+            {
+                "format": name,
+                "tensors": count,
+                "weights": w,
+                "bytes": s,
+                "bits_per_weight": _bits(s, w),
+            }
             for name, count, w, s in _formats(model.tensors)
         ],
         "tokenizer": model.tokenizer,
         "chat_template": model.chat_template,
         "metadata": model.metadata,
-        "tensors": [{"name": t.name, "shape": t.shape, "format": t.format, "bytes": t.nbytes} for t in model.tensors],
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "format": t.format, "bytes": t.nbytes}
+            for t in model.tensors
+        ],
     }
 
 
@@ -205,11 +253,32 @@ def _print_facts(model: _Model) -> None:
         facts.append(("config", _sentence(config)))
         kv = _kv_bytes_per_token(config)
         whole = format_bytes(kv["float32"] * config.max_position_embeddings)
-        facts.append(("KV cache", f"{kv['float32']} bytes per token as float32, {whole} for all {config.max_position_embeddings} tokens"))
+        facts.append(
+            (
+                "KV cache",
+                f"{kv['float32']} bytes per token as float32, {whole} for all "
+                f"{config.max_position_embeddings} tokens",
+            )
+        )
     facts.append(("tokenizer", model.tokenizer or "none"))
-    facts.append(("chat template", f"yes, {len(model.chat_template)} characters" if model.chat_template is not None else "none"))
+    facts.append(
+        (
+            "chat template",
+            f"yes, {len(model.chat_template)} characters"
+            if model.chat_template is not None
+            else "none",
+        )
+    )
     for label, value in facts:
-        click.echo(textwrap.fill(one_line(value), 110, initial_indent=f"{label:<15}", subsequent_indent=" " * 15, **_WRAPPING))
+        click.echo(
+            textwrap.fill(
+                one_line(value),
+                110,
+                initial_indent=f"{label:<15}",
+                subsequent_indent=" " * 15,
+                **_WRAPPING,
+            )
+        )
 
 
 def _sentence(config: ModelConfig) -> str:
@@ -218,13 +287,24 @@ def _sentence(config: ModelConfig) -> str:
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name == "rope" and config.rope is not None:
-            parts.append(f"rope theta {config.rope.theta:g} over {config.rope.rotary_dim} dimensions, scaling {config.rope.scaling}")
+            parts.append(
+                f"rope theta {config.rope.theta:g} over {config.rope.rotary_dim} dimensions, "
+                f"scaling {config.rope.scaling}"
+            )
         elif field.name == "windows":
             windows = [window for window in config.windows if window is not None]
-            parts += [f"window {min(windows)} in {len(windows)} of {config.num_layers} layers"] if windows else []
+            parts += (
+                [f"window {min(windows)} in {len(windows)} of {config.num_layers} layers"]
+                if windows
+                else []
+            )
         elif field.name not in ("architecture", "rope_local") and value != field.default:
             parts.append(
-                field.name if value is True else f"{field.name} {value:g}" if isinstance(value, float) else f"{field.name} {value}"
+                field.name
+                if value is True
+                else f"{field.name} {value:g}"
+                if isinstance(value, float)
+                else f"{field.name} {value}"
             )
     return ", ".join(parts)
 

@@ -60,14 +60,18 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, PellucidError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        return (
+            f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        )
     if isinstance(error, MemoryError):
         return "the memory is not enough"
     return f"this is a bug in Pellucid: {type(error).__name__}: {error} (--debug shows where)"
 
 
 def _tolerate_any_character() -> None:
-    """Models write any character; a terminal with a small character set gets question marks instead of a crash."""
+    """Models write any character; a terminal with a small character set gets question marks instead
+    of a crash.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -75,7 +79,9 @@ def _tolerate_any_character() -> None:
 
 @contextmanager
 def _signals_unwind() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: through every `finally`, so that no child and no half-made file is left."""
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: through every `finally`, so that no
+    child and no half-made file is left.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -84,7 +90,9 @@ def _signals_unwind() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     numbers = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGHUP]
-    before = {n: signal.signal(n, leave) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    before = {
+        n: signal.signal(n, leave) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
@@ -99,13 +107,24 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
     from ..cpu import detect_cpu
 
-    click.echo(f"pellucid {__version__}\nPython {platform.python_version()}\nNumPy {np.__version__}\nCPU {detect_cpu()}")
+    click.echo(
+        f"pellucid {__version__}\nPython {platform.python_version()}\nNumPy {np.__version__}\nCPU "
+        f"{detect_cpu()}"
+    )
     ctx.exit()
 
 
-@click.group(cls=_Pellucid, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Pellucid,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version, and what it runs on."
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version, and what it runs on.",
 )
 @debug_option
 def main() -> None:

@@ -1,4 +1,6 @@
-"""`pellucid models`: what is known by name, and what of it is here. `pellucid pull`: bring a model here and check it."""
+"""`pellucid models`: what is known by name, and what of it is here. `pellucid pull`: bring a model
+here and check it.
+"""
 
 import json
 
@@ -37,10 +39,14 @@ def models(as_json: bool) -> None:
         ]
         click.echo(json.dumps({"folder": str(folder), "models": listed}, indent=2))
         return
-    rows = [[m.name, "yes" if here[m.name] else "no", format_bytes(m.num_bytes), m.licence, m.note] for m in CATALOGUE.values()]
+    rows = [
+        [m.name, "yes" if here[m.name] else "no", format_bytes(m.num_bytes), m.licence, m.note]
+        for m in CATALOGUE.values()
+    ]
     print_table(["name", "here", "size", "licence", "what it is"], rows)
     click.echo(
-        f"\nThey are kept in {folder}. Besides these, MODEL may be a .gguf file, a folder, or ORG/NAME[:QUANT] of the Hugging Face hub."
+        f"\nThey are kept in {folder}. Besides these, MODEL may be a .gguf file, a folder, or "
+        "ORG/NAME[:QUANT] of the Hugging Face hub."
     )
 
 
@@ -50,6 +56,7 @@ def models(as_json: bool) -> None:
 def pull(name: str) -> None:
     """Bring the model NAME here, checked, and print its path.
 
-    NAME is one that `pellucid models` lists, or ORG/NAME[:QUANT] of the Hugging Face hub. A file that is here and right is left alone.
+    NAME is one that `pellucid models` lists, or ORG/NAME[:QUANT] of the Hugging Face hub. A file
+    that is here and right is left alone.
     """
     click.echo(hub.pull(name, progress=True))

@@ -34,9 +34,16 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug, help="Show a traceback where something fails."
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show a traceback where something fails.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object, for programs."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +59,17 @@ class ModelOptions:
 
     def fields(self) -> dict[str, Any]:
         """As `EngineConfig` takes them."""
-        return {name: getattr(self, name) for name in ("max_model_len", "backend", "threads", "isa", "kv_cache_dtype")}
+        return {
+            name: getattr(self, name)
+            for name in ("max_model_len", "backend", "threads", "isa", "kv_cache_dtype")
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What `engine_options` gathered: how many requests share the engine. The names are `EngineConfig`'s."""
+    """What `engine_options` gathered: how many requests share the engine. The names are
+    `EngineConfig`'s.
+    """
 
     values: dict[str, Any]
 
@@ -70,9 +82,18 @@ class _Memory(click.ParamType):  # type: ignore[type-arg]
     """Bytes, with a unit or without; or a share of what is free."""
 
     name = "SIZE"
-    units: ClassVar[dict[str, int]] = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "GB": 10**9, "MB": 10**6, "B": 1}
+    units: ClassVar[dict[str, int]] = {
+        "GiB": 1 << 30,
+        "MiB": 1 << 20,
+        "KiB": 1 << 10,
+        "GB": 10**9,
+        "MB": 10**6,
+        "B": 1,
+    }
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | float:
         text = str(value).strip()
         unit = next((unit for unit in self.units if text.endswith(unit)), "")
         scale = self.units.get(unit, 0)
@@ -80,7 +101,12 @@ class _Memory(click.ParamType):  # type: ignore[type-arg]
         try:
             number = float(text)
         except ValueError:
-            self.fail(f"{value!r} is not a size: give bytes, 512MiB, 4GiB, or a share of free memory such as 0.5", param, ctx)
+            self.fail(
+                f"{value!r} is not a size: give bytes, 512MiB, 4GiB, or a share of free memory "
+                "such as 0.5",
+                param,
+                ctx,
+            )
         if not 0 < number < 1 << 62:
             self.fail(f"{value!r} is not a size above 0", param, ctx)
         return int(number * scale) if scale else number if number < 1 else int(number)
@@ -95,11 +121,17 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def gather(*args: Any, **rest: Any) -> Any:
-        return command(*args, engine=EngineOptions({name: rest.pop(name) for name in names}), **rest)
+        return command(
+            *args, engine=EngineOptions({name: rest.pop(name) for name in names}), **rest
+        )
 
     wrapped: Callable[..., Any] = gather
     for option in (
-        click.option("--swap-space", type=_Memory(), help="Size of the file to which evicted blocks are saved.  [default: 1GiB]"),
+        click.option(
+            "--swap-space",
+            type=_Memory(),
+            help="Size of the file to which evicted blocks are saved.  [default: 1GiB]",
+        ),
         click.option(
             "--preemption",
             type=click.Choice(get_args(Preemption)),
@@ -110,14 +142,36 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(get_args(Batching)),
             help="When waiting requests may join: at every step, or when the batch has ended.  [default: continuous]",
         ),
-        click.option("--scheduling-policy", type=click.Choice(get_args(SchedulingPolicy)), help="Who is next.  [default: fcfs]"),
         click.option(
-            "--enable-prefix-caching/--no-enable-prefix-caching", default=None, help="Compute common beginnings once.  [default: yes]"
+            "--scheduling-policy",
+            type=click.Choice(get_args(SchedulingPolicy)),
+            help="Who is next.  [default: fcfs]",
         ),
-        click.option("--block-size", type=int, metavar="N", help="Tokens per KV block.  [default: 16]"),
-        click.option("--kv-cache-memory", type=_Memory(), help="Memory for keys and values, or a share of what is free."),
-        click.option("--max-num-batched-tokens", type=int, metavar="N", help="Tokens that one step computes.  [default: 512]"),
-        click.option("--max-num-seqs", type=int, metavar="N", help="Requests that run at once.  [default: 256]"),
+        click.option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            default=None,
+            help="Compute common beginnings once.  [default: yes]",
+        ),
+        click.option(
+            "--block-size", type=int, metavar="N", help="Tokens per KV block.  [default: 16]"
+        ),
+        click.option(
+            "--kv-cache-memory",
+            type=_Memory(),
+            help="Memory for keys and values, or a share of what is free.",
+        ),
+        click.option(
+            "--max-num-batched-tokens",
+            type=int,
+            metavar="N",
+            help="Tokens that one step computes.  [default: 512]",
+        ),
+        click.option(
+            "--max-num-seqs",
+            type=int,
+            metavar="N",
+            help="Requests that run at once.  [default: 256]",
+        ),
     ):
         wrapped = option(wrapped)
     return wrapped
@@ -137,7 +191,11 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         kv_cache_dtype: str,
         **rest: Any,
     ) -> Any:
-        return command(*args, model=ModelOptions(model, max_model_len, backend, threads, isa, kv_cache_dtype), **rest)
+        return command(
+            *args,
+            model=ModelOptions(model, max_model_len, backend, threads, isa, kv_cache_dtype),
+            **rest,
+        )
 
     wrapped: Callable[..., Any] = gather
     for option in (
@@ -148,9 +206,24 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             help="What keys and values are kept in: f32, f16, int8, int4, or two of them, K,V.",
         ),
-        click.option("--isa", metavar="NAME", help="Kernels: avx512, amx, avx2, neon, portable.  [default: the best that this CPU has]"),
-        click.option("--threads", type=int, metavar="N", help="Threads to compute with.  [default: the CPUs that this process may use]"),
-        click.option("--backend", default="native", show_default=True, metavar="NAME", help="native (C++), or reference (NumPy)."),
+        click.option(
+            "--isa",
+            metavar="NAME",
+            help="Kernels: avx512, amx, avx2, neon, portable.  [default: the best that this CPU has]",
+        ),
+        click.option(
+            "--threads",
+            type=int,
+            metavar="N",
+            help="Threads to compute with.  [default: the CPUs that this process may use]",
+        ),
+        click.option(
+            "--backend",
+            default="native",
+            show_default=True,
+            metavar="NAME",
+            help="native (C++), or reference (NumPy).",
+        ),
         click.option(
             "--max-model-len",
             type=int,
@@ -173,8 +246,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
     """How tokens are chosen.
 
-    The defaults are greedy, so that the same question has the same answer, with a mild presence penalty, without which small models go
-    round in circles where nothing is left to chance. It reads the answer alone; a repetition penalty would shun the question's words too.
+    The defaults are greedy, so that the same question has the same answer, with a mild presence
+    penalty, without which small models go round in circles where nothing is left to chance. It
+    reads the answer alone; a repetition penalty would shun the question's words too.
     """
     options = (
         click.option(
@@ -184,12 +258,26 @@ def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
             show_default=True,
             help="0: the likeliest token each time; 1: the model's own distribution; about 0.7 for variety.",
         ),
-        click.option("--top-k", type=int, default=0, show_default=True, help="Keep the K likeliest tokens; 0: all."),
         click.option(
-            "--top-p", type=float, default=1.0, show_default=True, help="Keep the fewest likeliest tokens that hold this probability."
+            "--top-k",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Keep the K likeliest tokens; 0: all.",
         ),
         click.option(
-            "--min-p", type=float, default=0.0, show_default=True, help="Keep tokens at least this likely, relative to the likeliest."
+            "--top-p",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Keep the fewest likeliest tokens that hold this probability.",
+        ),
+        click.option(
+            "--min-p",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Keep tokens at least this likely, relative to the likeliest.",
         ),
         click.option(
             "--presence-penalty",
@@ -211,7 +299,8 @@ def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
             default=max_tokens,
             show_default=max_tokens is not None,
             metavar="N",
-            help="Stop after so many tokens." + ("" if max_tokens else "  [default: as many as the context holds]"),
+            help="Stop after so many tokens."
+            + ("" if max_tokens else "  [default: as many as the context holds]"),
         ),
         click.option(
             "--seed",
@@ -220,7 +309,12 @@ def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
             show_default=True,
             help="Where temperature is not 0: each seed has its own answer, always the same.",
         ),
-        click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be given several times."),
+        click.option(
+            "--stop",
+            multiple=True,
+            metavar="TEXT",
+            help="Stop before this text; may be given several times.",
+        ),
     )
 
     def decorate(command: _Command) -> _Command:
@@ -232,5 +326,7 @@ def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
 
 
 def sampling_params(options: dict[str, Any]) -> SamplingParams:
-    """SamplingParams of the values that `sampling_options` gathered. Raises ConfigError where one is impossible, and names it."""
+    """SamplingParams of the values that `sampling_options` gathered. Raises ConfigError where one
+    is impossible, and names it.
+    """
     return SamplingParams(**{**options, "stop": list(options["stop"])})

@@ -17,14 +17,26 @@ __all__ = ["perplexity"]
 @click.command()
 @click.argument("text_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @model_options
-@click.option("--n-ctx", type=int, default=512, show_default=True, help="Tokens per chunk; the second half of each is scored.")
-@click.option("--chunks", type=click.IntRange(min=1), help="Score the first so many chunks.  [default: all]")
+@click.option(
+    "--n-ctx",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Tokens per chunk; the second half of each is scored.",
+)
+@click.option(
+    "--chunks", type=click.IntRange(min=1), help="Score the first so many chunks.  [default: all]"
+)
 @json_option
 @debug_option
-def perplexity(text_file: Path, model: ModelOptions, n_ctx: int, chunks: int | None, as_json: bool) -> None:
-    """Measure how well a model predicts TEXT_FILE: exp of the mean negative log-likelihood per token.
+def perplexity(
+    text_file: Path, model: ModelOptions, n_ctx: int, chunks: int | None, as_json: bool
+) -> None:
+    """Measure how well a model predicts TEXT_FILE: exp of the mean negative log-likelihood per
+    token.
 
-    The protocol is llama-perplexity's, so the figures may be laid side by side: chunks of --n-ctx tokens, the second half of each scored.
+    The protocol is llama-perplexity's, so the figures may be laid side by side: chunks of --n-ctx
+    tokens, the second half of each scored.
     """
     from ..measure.perplexity import measure_perplexity
 
@@ -32,14 +44,24 @@ def perplexity(text_file: Path, model: ModelOptions, n_ctx: int, chunks: int | N
         text = text_file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{text_file} is not UTF-8 text: byte {error.start} is wrong") from None
-    llm = load_llm(model if model.max_model_len is not None else replace(model, max_model_len=n_ctx + 1))
+    llm = load_llm(
+        model if model.max_model_len is not None else replace(model, max_model_len=n_ctx + 1)
+    )
     for result in measure_perplexity(llm, text, n_ctx=n_ctx, max_chunks=chunks):
         if sys.stderr.isatty():
-            click.echo(f"\r{result.num_chunks} chunks: {result.perplexity:.4f} ± {result.error:.4f} ", err=True, nl=False)
+            click.echo(
+                f"\r{result.num_chunks} chunks: {result.perplexity:.4f} ± {result.error:.4f} ",
+                err=True,
+                nl=False,
+            )
     if sys.stderr.isatty():
         click.echo(err=True)
     if as_json:
-        click.echo(json.dumps({"model": str(llm.path), "text": str(text_file), "n_ctx": n_ctx, **asdict(result)}))
+        click.echo(
+            json.dumps(
+                {"model": str(llm.path), "text": str(text_file), "n_ctx": n_ctx, **asdict(result)}
+            )
+        )
     else:
         scored = f"{result.num_chunks} chunks of {n_ctx}, {result.num_scored_tokens} tokens scored"
         click.echo(f"perplexity {result.perplexity:.4f} ± {result.error:.4f} ({scored})")

@@ -1,8 +1,10 @@
-"""`pellucid inspect --program`: the forward pass as the native backend runs it, kernel call by kernel call, with what each costs.
+"""`pellucid inspect --program`: the forward pass as the native backend runs it, kernel call by
+kernel call, with what each costs.
 
-One idea: the insight of the house, read off a list. With one token nearly every line has an intensity below ten FLOPs per byte, and the
-step waits for memory; with hundreds the linear layers pass the machine's ridge, and it waits for arithmetic. The weights are loaded (their
-layout is part of the program), and nothing is run but the measuring of the machine's ceilings.
+One idea: the insight of the house, read off a list. With one token nearly every line has an
+intensity below ten FLOPs per byte, and the step waits for memory; with hundreds the linear layers
+pass the machine's ridge, and it waits for arithmetic. The weights are loaded (their layout is part
+of the program), and nothing is run but the measuring of the machine's ceilings.
 """
 
 from dataclasses import dataclass
@@ -55,26 +57,43 @@ class Listing:
 
 
 def build_listing(path: Path, num_tokens: int) -> Listing:
-    """Load the model, capture its forward pass, and measure what the machine can do at this model's size."""
+    """Load the model, capture its forward pass, and measure what the machine can do at this model's
+    size.
+    """
     backend = NativeBackend()
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
         weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
         weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
-    layout = build_layout(config, BLOCK_SIZE, backend.kv_token_bytes(config.num_kv_heads, config.head_dim))
+    layout = build_layout(
+        config, BLOCK_SIZE, backend.kv_token_bytes(config.num_kv_heads, config.head_dim)
+    )
     storage = KVStorage(backend, layout, 1)  # nothing is written to it
     forward = get_architecture(config.architecture).forward
-    program = backend.build_forward(lambda ops, batch: forward(ops, config, weights, batch, storage.layers))
+    program = backend.build_forward(
+        lambda ops, batch: forward(ops, config, weights, batch, storage.layers)
+    )
     step = StepShape((num_tokens,), (num_tokens,), 1)
     names = {id(weight): name for name, weight in weights.items()}
-    lines = [_line(entry, barrier, step, names) for entry, barrier in zip(program.entries, program.plan.barriers, strict=True)]
-    ceilings = measure_ceilings(backend.isa, backend.threads, working_sets=[weight_bytes], seconds=0.1)
-    return Listing(num_tokens, lines, weight_bytes, program.plan.bytes_per_token * num_tokens, ceilings)
+    lines = [
+        _line(entry, barrier, step, names)
+        for entry, barrier in zip(program.entries, program.plan.barriers, strict=True)
+    ]
+    ceilings = measure_ceilings(
+        backend.isa, backend.threads, working_sets=[weight_bytes], seconds=0.1
+    )
+    return Listing(
+        num_tokens, lines, weight_bytes, program.plan.bytes_per_token * num_tokens, ceilings
+    )
 
 
 def _line(entry: Entry, barrier: bool, step: StepShape, names: dict[int, str]) -> _Line:
     output, weight = entry.output, entry.weight
-    parts = [names[id(part)] for part in ([weight] if weight is not None else entry.vectors) if id(part) in names]
+    parts = [
+        names[id(part)]
+        for part in ([weight] if weight is not None else entry.vectors)
+        if id(part) in names
+    ]
     if entry.kv is not None:
         parts.append(f"{entry.kv.kv_heads} KV heads of {entry.kv.head_dim}")
     return _Line(
@@ -83,7 +102,9 @@ def _line(entry: Entry, barrier: bool, step: StepShape, names: dict[int, str]) -
         rows=step.num_logits if output is not None and output.logits_rows else step.num_tokens,
         width=0 if output is None else output.width,
         detail=", ".join(parts),
-        format=None if weight is None else f"{format_of_ggml_type(weight.ggml_type).name} {weight.outputs} × {weight.inputs}",
+        format=None
+        if weight is None
+        else f"{format_of_ggml_type(weight.ggml_type).name} {weight.outputs} × {weight.inputs}",
         cost=entry_cost(entry, step),
     )
 
@@ -104,19 +125,25 @@ def print_listing(listing: Listing) -> None:
         ]
         for i, line in enumerate(listing.lines)
     ]
-    print_table(["entry", "barrier", "op", "result", "weight", "of", "FLOPs", "bytes", "FLOP/byte"], cells)
+    print_table(
+        ["entry", "barrier", "op", "result", "weight", "of", "FLOPs", "bytes", "FLOP/byte"], cells
+    )
     total, ceilings = listing.total, listing.ceilings
     bandwidth = ceilings.bandwidth_at(listing.weight_bytes)
     binds = "memory" if ceilings.is_memory_bound(total, listing.weight_bytes) else "arithmetic"
     least = ceilings.least_seconds(total, listing.weight_bytes)
     click.echo(
         f"\n{len(cells)} entries, {sum(line.barrier for line in listing.lines)} barriers, "
-        f"{format_bytes(listing.arena_bytes)} of buffers; {listing.num_tokens} tokens of one request\n"
-        f"{total.flops:,} FLOPs, {total.bytes:,} bytes: {total.arithmetic_intensity:.2f} FLOP/byte\n"
+        f"{format_bytes(listing.arena_bytes)} of buffers; {listing.num_tokens} tokens of one "
+        "request\n"
+        f"{total.flops:,} FLOPs, {total.bytes:,} bytes: {total.arithmetic_intensity:.2f} "
+        "FLOP/byte\n"
         f"measured here ({ceilings.isa}, {ceilings.threads} threads): "
         f"{bandwidth / 1e9:.1f} GB/s read from {format_bytes(listing.weight_bytes)}, "
-        f"{ceilings.int8_peak / 1e9:.0f} GOP/s on bytes, {ceilings.float_peak / 1e9:.0f} on float32\n"
-        f"a step takes at least {least * 1e3:.3f} ms, {listing.num_tokens / least:,.0f} tokens/s: {binds} binds"
+        f"{ceilings.int8_peak / 1e9:.0f} GOP/s on bytes, {ceilings.float_peak / 1e9:.0f} on "
+        "float32\n"
+        f"a step takes at least {least * 1e3:.3f} ms, {listing.num_tokens / least:,.0f} tokens/s: "
+        f"{binds} binds"
     )
 
 
@@ -150,4 +177,9 @@ def report_listing(listing: Listing) -> dict[str, Any]:
 
 
 def _cost(cost: OpCost) -> dict[str, float]:
-    return {"flops": cost.flops, "int8_flops": cost.int8_flops, "bytes": cost.bytes, "arithmetic_intensity": cost.arithmetic_intensity}
+    return {
+        "flops": cost.flops,
+        "int8_flops": cost.int8_flops,
+        "bytes": cost.bytes,
+        "arithmetic_intensity": cost.arithmetic_intensity,
+    }

@@ -1,7 +1,7 @@
 """`pellucid run`: one prompt, one answer, written as it is generated.
 
-One idea: standard output holds the answer and nothing else, so it can be piped; what it cost goes to standard error. With `--json`,
-standard output holds one JSON object instead.
+One idea: standard output holds the answer and nothing else, so it can be piped; what it cost goes
+to standard error. With `--json`, standard output holds one JSON object instead.
 """
 
 import json
@@ -15,7 +15,14 @@ import click
 from ..errors import ConfigError, RequestError
 from ..request import RequestOutput
 from .answer import Timing, load_llm
-from .options import ModelOptions, debug_option, json_option, model_options, sampling_options, sampling_params
+from .options import (
+    ModelOptions,
+    debug_option,
+    json_option,
+    model_options,
+    sampling_options,
+    sampling_params,
+)
 from .terminal import StreamPrinter, one_line
 
 if TYPE_CHECKING:
@@ -28,20 +35,34 @@ __all__ = ["read_prompt", "run"]
 @click.argument("prompt", required=False)
 @model_options
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
-@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
+@click.option(
+    "--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template."
+)
 @sampling_options(max_tokens=512)
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No figures on standard error.")
 @debug_option
-def run(prompt: str | None, model: ModelOptions, system: str | None, raw: bool, as_json: bool, quiet: bool, **sampling: Any) -> None:
-    """Answer PROMPT and stop. PROMPT is read from standard input where it is "-", or missing while something is piped in.
+def run(
+    prompt: str | None,
+    model: ModelOptions,
+    system: str | None,
+    raw: bool,
+    as_json: bool,
+    quiet: bool,
+    **sampling: Any,
+) -> None:
+    """Answer PROMPT and stop. PROMPT is read from standard input where it is "-", or missing while
+    something is piped in.
 
     A model that has a chat template is asked through it; one that has none continues the text.
     """
     params = sampling_params(sampling)
     text = read_prompt(prompt)
     if raw and system is not None:
-        raise click.UsageError("--system is a message of the chat template, which --raw leaves out: give one of the two")
+        raise click.UsageError(
+            "--system is a message of the chat template, which --raw leaves out: give one of the "
+            "two"
+        )
     llm = load_llm(model)
     if raw or llm.tokenizer.chat_template is None:
         if system is not None:
@@ -68,7 +89,9 @@ def run(prompt: str | None, model: ModelOptions, system: str | None, raw: bool, 
 def read_prompt(prompt: str | None) -> str:
     """The prompt of the command line or of standard input, as text that can be written as UTF-8."""
     if prompt is None and sys.stdin.isatty():
-        raise click.UsageError('give a PROMPT, or pipe one in ("-"); for a conversation there is `pellucid chat`')
+        raise click.UsageError(
+            'give a PROMPT, or pipe one in ("-"); for a conversation there is `pellucid chat`'
+        )
     try:
         text = prompt if prompt is not None and prompt != "-" else sys.stdin.buffer.read().decode()
         text.encode()  # bytes of the command line that were not UTF-8 fail here
@@ -83,7 +106,11 @@ def _ending(output: RequestOutput, max_model_len: int) -> str:
     """Why the answer is over."""
     answer = output.outputs[0]
     if answer.finish_reason != "length":
-        return f"stopped at {one_line(repr(answer.stop_reason))}" if isinstance(answer.stop_reason, str) else "complete"
+        return (
+            f"stopped at {one_line(repr(answer.stop_reason))}"
+            if isinstance(answer.stop_reason, str)
+            else "complete"
+        )
     if len(output.prompt_token_ids) + len(answer.token_ids) >= max_model_len:
         return f"cut: the context of {max_model_len} tokens is full"
     return f"cut at --max-tokens {len(answer.token_ids)}"

@@ -1,8 +1,8 @@
 """What goes to a terminal, and in what shape: text made harmless, sizes, tables.
 
-One idea: a model's output, a file's metadata and an error that quotes them are text of strangers. A terminal obeys control characters
-(moves the cursor, sets the window's title, writes the clipboard), so on a terminal they are written out and not sent. A pipe gets the text
-as it is.
+One idea: a model's output, a file's metadata and an error that quotes them are text of strangers. A
+terminal obeys control characters (moves the cursor, sets the window's title, writes the clipboard),
+so on a terminal they are written out and not sent. A pipe gets the text as it is.
 """
 
 import re
@@ -13,7 +13,8 @@ import click
 
 __all__ = ["StreamPrinter", "format_bytes", "harmless", "one_line", "print_table"]
 
-# All of C0 but tab and newline, DEL, and C1: ESC begins a sequence in the first, U+009B does so in the last.
+# All of C0 but tab and newline, DEL, and C1: ESC begins a sequence in the first, U+009B does so in
+# the last.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _CONTROL_OR_BREAK = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -23,7 +24,9 @@ def _name(match: re.Match[str]) -> str:
 
 
 def harmless(text: str) -> str:
-    """`text` with control characters written out: "\\x1b[2J" instead of a cleared screen. Works piece by piece."""
+    """`text` with control characters written out: "\\x1b[2J" instead of a cleared screen. Works
+    piece by piece.
+    """
     return _CONTROL.sub(_name, text)
 
 
@@ -63,10 +66,15 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they must be. Columns of figures, which begin with a digit in each row, are set flush right."""
+    """Columns as wide as they must be. Columns of figures, which begin with a digit in each row,
+    are set flush right.
+    """
     clean = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *clean]) for i in range(len(header))]
     right = [bool(clean) and all(row[i][:1].isdigit() for row in clean) for i in range(len(header))]
     for row in [list(header), *clean]:
-        cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True)]
+        cells = [
+            cell.rjust(w) if r else cell.ljust(w)
+            for cell, w, r in zip(row, widths, right, strict=True)
+        ]
         click.echo("  ".join(cells).rstrip())

@@ -1,4 +1,6 @@
-"""`pellucid verify`: that nothing the engine does changes an answer, shown on this model and this machine."""
+"""`pellucid verify`: that nothing the engine does changes an answer, shown on this model and this
+machine.
+"""
 
 import json
 import sys
@@ -18,15 +20,21 @@ __all__ = ["verify"]
 
 @click.command()
 @click.argument("model")
-@click.option("--isa", metavar="NAME", help="Kernels to run: avx512, avx2, neon, portable.  [default: the best that this CPU has]")
+@click.option(
+    "--isa",
+    metavar="NAME",
+    help="Kernels to run: avx512, avx2, neon, portable.  [default: the best that this CPU has]",
+)
 @json_option
 @debug_option
 def verify(model: str, isa: str | None, as_json: bool) -> None:
-    """Run a few requests on MODEL in every way that the engine has, and compare their tokens and logprobs bit for bit.
+    """Run a few requests on MODEL in every way that the engine has, and compare their tokens and
+    logprobs bit for bit.
 
-    They are run alone and together, in chunks, on one thread and on two, with and without the prefix cache, and preempted, with keys
-    and values in each dtype; each must give what it gives alone, computed plainly, in the same dtype. The exit status is 1 where one does
-    not. The backend is the native one.
+    They are run alone and together, in chunks, on one thread and on two, with and without the
+    prefix cache, and preempted, with keys and values in each dtype; each must give what it gives
+    alone, computed plainly, in the same dtype. The exit status is 1 where one does not. The backend
+    is the native one.
     """
     from ..engine.loader import open_model
     from ..measure.verify import PLAIN, Verification
@@ -48,13 +56,32 @@ def verify(model: str, isa: str | None, as_json: bool) -> None:
         rows = [{**asdict(outcome), "proven": outcome.is_proven} for outcome in outcomes]
         click.echo(json.dumps({"model": str(path), "exact": is_exact, "settings": rows}))
     else:
-        header = ["setting", "requests", "tokens", "preemptions", "cached", "loaded", "seconds", "result"]
+        header = [
+            "setting",
+            "requests",
+            "tokens",
+            "preemptions",
+            "cached",
+            "loaded",
+            "seconds",
+            "result",
+        ]
         print_table(header, [_row(outcome) for outcome in outcomes])
         seconds = sum(verification.plain_seconds.values())
         failed = sum(not outcome.is_proven for outcome in outcomes)
-        verdict = "all gave the same bits" if is_exact else f"{failed} did not give the same bits, or did not show it"
-        click.echo(f"\nEach beside: {PLAIN.name}, KV in the same dtype ({seconds:.1f} s in all). Of {len(outcomes)} settings {verdict}.")
-        click.echo("Not every combination: each factor is varied alone, and a few are combined at their worst.")
+        verdict = (
+            "all gave the same bits"
+            if is_exact
+            else f"{failed} did not give the same bits, or did not show it"
+        )
+        click.echo(
+            f"\nEach beside: {PLAIN.name}, KV in the same dtype ({seconds:.1f} s in all). Of "
+            f"{len(outcomes)} settings {verdict}."
+        )
+        click.echo(
+            "Not every combination: each factor is varied alone, and a few are combined at their "
+            "worst."
+        )
     if not is_exact:
         raise click.exceptions.Exit(1)
 
@@ -65,6 +92,12 @@ def _show(done: int, total: int, name: str) -> None:
 
 
 def _row(outcome: "Outcome") -> list[str]:
-    counts = (outcome.num_requests, outcome.num_tokens, outcome.num_preemptions, outcome.num_cached_tokens, outcome.num_loaded_blocks)
+    counts = (
+        outcome.num_requests,
+        outcome.num_tokens,
+        outcome.num_preemptions,
+        outcome.num_cached_tokens,
+        outcome.num_loaded_blocks,
+    )
     result = outcome.difference or outcome.missing or "identical"
     return [outcome.setting.name, *map(str, counts), f"{outcome.seconds:.1f}", result]

@@ -1,11 +1,14 @@
-"""`AsyncEngine`: many requests at once from asyncio, over one core that runs in a thread of its own.
+"""`AsyncEngine`: many requests at once from asyncio, over one core that runs in a thread of its
+own.
 
     async with AsyncEngine.load("smollm2-135m-instruct") as engine:
-        async for output in engine.generate("The capital of France is", SamplingParams(max_tokens=16)):
+        async for output in engine.generate("The capital of France is",
+        SamplingParams(max_tokens=16)):
             print(output.outputs[0].text)
 
-One idea: a request is an async iterator. What is asked of it (to begin, to wait for the next output, to be left) is passed on to
-`core_thread`, where the core runs; nothing here computes or blocks.
+One idea: a request is an async iterator. What is asked of it (to begin, to wait for the next
+output, to be left) is passed on to `core_thread`, where the core runs; nothing here computes or
+blocks.
 
 It must be dropped or closed to end its thread, which therefore must not hold on to it.
 """
@@ -26,33 +29,52 @@ __all__ = ["AsyncEngine"]
 
 
 class AsyncEngine:
-    """A loaded model that serves any number of tasks. Close it, or use it as an async context manager."""
+    """A loaded model that serves any number of tasks. Close it, or use it as an async context
+    manager.
+    """
 
     def __init__(self, engine: Engine) -> None:
         """Takes over the engine: nobody else may call its core."""
         self.path = engine.path
         self.model_config = engine.model_config
         self.tokenizer = engine.tokenizer
-        self.max_model_len = engine.core.scheduler.max_model_len  # the longest prompt and output together, in tokens
+        # the longest prompt and output together, in tokens
+        self.max_model_len = engine.core.scheduler.max_model_len
         self._thread = CoreThread(engine.core)
         weakref.finalize(self, self._thread.stop)  # also when the interpreter ends
 
     @classmethod
     def load(
-        cls, model: str | Path, config: EngineConfig | None = None, *, cache_dir: Path | None = None, progress: bool = False
+        cls,
+        model: str | Path,
+        config: EngineConfig | None = None,
+        *,
+        cache_dir: Path | None = None,
+        progress: bool = False,
     ) -> "AsyncEngine":
-        """Load a model as `LLM` does. It takes its time: call it before the event loop runs, or in a thread."""
-        return cls(load_engine(model, config or EngineConfig(), cache_dir=cache_dir, progress=progress))
+        """Load a model as `LLM` does. It takes its time: call it before the event loop runs, or in
+        a thread.
+        """
+        return cls(
+            load_engine(model, config or EngineConfig(), cache_dir=cache_dir, progress=progress)
+        )
 
     def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Complete a prompt, yielding the answer as far as it has come. The last output is `finished`.
+        """Complete a prompt, yielding the answer as far as it has come. The last output is
+        `finished`.
 
-        Nothing is asked of the engine before the first `anext`, which raises RequestError, ConfigError or QueueFullError where the request
-        is refused. Leaving the iterator, or cancelling the task, aborts the request before the next step.
+        Nothing is asked of the engine before the first `anext`, which raises RequestError,
+        ConfigError or QueueFullError where the request is refused. Leaving the iterator, or
+        cancelling the task, aborts the request before the next step.
         """
-        return self._stream(tokenize_prompt(self.tokenizer, prompt), sampling_params or SamplingParams(), request_id)
+        return self._stream(
+            tokenize_prompt(self.tokenizer, prompt), sampling_params or SamplingParams(), request_id
+        )
 
     def chat(
         self,
@@ -64,15 +86,21 @@ class AsyncEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer one conversation, as `generate` does."""
-        prompt = tokenize_chat(self.tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        prompt = tokenize_chat(
+            self.tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools
+        )
         return self._stream(prompt, sampling_params or SamplingParams(), request_id)
 
     def abort(self, request_id: str) -> None:
-        """End a request before the next step: its stream yields what it has, with the finish_reason "abort". Unknown ids are left alone."""
+        """End a request before the next step: its stream yields what it has, with the finish_reason
+        "abort". Unknown ids are left alone.
+        """
         self._thread.abort(request_id)
 
     async def close(self) -> None:
-        """Stop after the step that runs. Streams that are open raise EngineDeadError, as does all that is asked later."""
+        """Stop after the step that runs. Streams that are open raise EngineDeadError, as does all
+        that is asked later.
+        """
         await asyncio.to_thread(self._thread.stop)
 
     async def __aenter__(self) -> "AsyncEngine":
@@ -81,7 +109,9 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _stream(self, prompt: TokenizedPrompt, params: SamplingParams, request_id: str | None) -> AsyncGenerator[RequestOutput, None]:
+    async def _stream(
+        self, prompt: TokenizedPrompt, params: SamplingParams, request_id: str | None
+    ) -> AsyncGenerator[RequestOutput, None]:
         stream = self._thread.submit(prompt, params, request_id)
         try:
             finished = False

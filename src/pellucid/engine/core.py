@@ -1,8 +1,8 @@
 """The only loop: a step is schedule → execute → update, and what it gave is handed out.
 
-One idea: the core owns every request from `add_request` to its last output, and is driven by calls to `step()`; whoever calls it (an
-offline `LLM`, a server's thread) decides about threads and waiting. It knows text only through the detokenizer, because a stop string
-ends a request.
+One idea: the core owns every request from `add_request` to its last output, and is driven by calls
+to `step()`; whoever calls it (an offline `LLM`, a server's thread) decides about threads and
+waiting. It knows text only through the detokenizer, because a stop string ends a request.
 """
 
 import random
@@ -25,13 +25,22 @@ __all__ = ["EngineCore"]
 class EngineCore:
     """Runs requests to their ends. Not thread-safe: one caller at a time."""
 
-    def __init__(self, model: ModelConfig, tokenizer: Tokenizer, scheduler: Scheduler, runner: ModelRunner, *, seed: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        *,
+        seed: int,
+    ) -> None:
         self.scheduler = scheduler
         self._model = model
         self._tokenizer = tokenizer
         self._runner = runner
         self._seeds = random.Random(seed)  # for requests that bring none
-        self._groups: dict[str, OutputGroup] = {}  # what was asked, by its id: one group has n requests
+        # what was asked, by its id: one group has n requests
+        self._groups: dict[str, OutputGroup] = {}
         self._group_of: dict[str, OutputGroup] = {}  # the same, by the id of each of its requests
 
     @property
@@ -41,7 +50,8 @@ class EngineCore:
     def add_request(self, request_id: str, prompt: TokenizedPrompt, params: SamplingParams) -> None:
         """Queue `params.n` completions of a prompt.
 
-        Raises RequestError, ConfigError or QueueFullError, and queues nothing, where they cannot be served.
+        Raises RequestError, ConfigError or QueueFullError, and queues nothing, where they cannot be
+        served.
         """
         names = [request_id if params.n == 1 else f"{request_id}-{i}" for i in range(params.n)]
         if request_id in self._groups or any(name in self._group_of for name in names):
@@ -49,7 +59,10 @@ class EngineCore:
         tokens = prompt.token_ids
         for token_id in tokens:
             if not 0 <= token_id < self._model.vocab_size:
-                raise RequestError(f"prompt token id {token_id} is outside the vocabulary of {self._model.vocab_size}")
+                raise RequestError(
+                    f"prompt token id {token_id} is outside the vocabulary of "
+                    f"{self._model.vocab_size}"
+                )
         check_token_ids(params, self._model.vocab_size)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         room = self.scheduler.max_model_len - len(tokens)
@@ -58,7 +71,8 @@ class EngineCore:
             Request(
                 request_id=name,
                 prompt_token_ids=tokens,
-                params=params if i == 0 else replace(params, prompt_logprobs=None),  # the prompt is scored once
+                # the prompt is scored once
+                params=params if i == 0 else replace(params, prompt_logprobs=None),
                 seed=(seed + i) & 0xFFFFFFFFFFFFFFFF,
                 eos_token_ids=self._tokenizer.eos_token_ids,
                 banned_sequences=banned,
@@ -76,7 +90,9 @@ class EngineCore:
         self._group_of.update((request.request_id, group) for request in requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End what was asked under this id, free what it holds, and give its last output. An unknown or finished id is left alone."""
+        """End what was asked under this id, free what it holds, and give its last output. An
+        unknown or finished id is left alone.
+        """
         group = self._groups.get(request_id)
         if group is None:
             return None
@@ -87,9 +103,11 @@ class EngineCore:
         return self._output(group)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; the outputs of the requests that it brought forward, as far as they have come.
+        """Run one step; the outputs of the requests that it brought forward, as far as they have
+        come.
 
-        Raises EngineError where it crashed: the requests that it computed are then gone, and the others can go on.
+        Raises EngineError where it crashed: the requests that it computed are then gone, and the
+        others can go on.
         """
         step = self.scheduler.schedule()
         if not step.requests:
@@ -105,11 +123,15 @@ class EngineCore:
             self.scheduler.finish(request, "error")
         self.scheduler.update(step, result.sampled)
         now = time.monotonic()
-        touched = {id(group): group for r in step.requests for group in [self._advance(r, result, now)]}
+        touched = {
+            id(group): group for r in step.requests for group in [self._advance(r, result, now)]
+        }
         return [self._output(group) for group in touched.values()]
 
     def _fail(self, step: ScheduledStep, error: Exception) -> EngineError:
-        """Nobody knows how far a crashed step came: its requests end, and no prefix is trusted any longer."""
+        """Nobody knows how far a crashed step came: its requests end, and no prefix is trusted any
+        longer.
+        """
         failed = list(dict.fromkeys(self._group_of[r.request_id].request_id for r in step.requests))
         for request_id in failed:
             for request in self._groups[request_id].requests:
@@ -117,15 +139,22 @@ class EngineCore:
             self._forget(self._groups[request_id])
         self.scheduler.kv.forget()
         return EngineError(
-            f"a step of the engine crashed ({type(error).__name__}: {error}); the requests that it computed are lost", failed
+            f"a step of the engine crashed ({type(error).__name__}: {error}); the requests that "
+            "it computed are lost",
+            failed,
         )
 
     def _advance(self, request: Request, result: StepResult, now: float) -> OutputGroup:
         group = self._group_of[request.request_id]
-        request.prompt_logprobs += [group.named(row) for row in result.prompt_logprobs.get(request.request_id, [])]
+        request.prompt_logprobs += [
+            group.named(row) for row in result.prompt_logprobs.get(request.request_id, [])
+        ]
         if request.request_id in result.logprobs:
             request.logprobs.append(group.named(result.logprobs[request.request_id]))
-        if group.advance(request, result.sampled.get(request.request_id), now) and not request.is_finished:
+        if (
+            group.advance(request, result.sampled.get(request.request_id), now)
+            and not request.is_finished
+        ):
             self.scheduler.finish(request, "stop")  # the text holds a stop string
         if request.is_finished:
             group.finish(request, now)

@@ -1,14 +1,19 @@
-"""The thread in which a core runs, its inbox, and the streams that it feeds. `AsyncEngine` is its face.
+"""The thread in which a core runs, its inbox, and the streams that it feeds. `AsyncEngine` is its
+face.
 
-One idea: the core has one caller, the thread. Callers leave requests and aborts in an inbox that the thread empties before each step; the
-thread leaves outputs at streams. An output shows the whole answer so far, so a stream keeps the newest and forgets the one before: a slow
-consumer sees fewer of them, and neither holds up the engine nor makes anything grow. With nothing to do the thread sleeps on a condition.
+One idea: the core has one caller, the thread. Callers leave requests and aborts in an inbox that
+the thread empties before each step; the thread leaves outputs at streams. An output shows the whole
+answer so far, so a stream keeps the newest and forgets the one before: a slow consumer sees fewer
+of them, and neither holds up the engine nor makes anything grow. With nothing to do the thread
+sleeps on a condition.
 
-A step that crashes takes with it the requests that it computed: each raises EngineError, what they held is freed, and the books are
-checked. If they add up, the next request is served; otherwise the engine is dead, and says so at once. A request that cannot be sampled
-is no crash: it ends alone, with the finish_reason "error".
+A step that crashes takes with it the requests that it computed: each raises EngineError, what they
+held is freed, and the books are checked. If they add up, the next request is served; otherwise the
+engine is dead, and says so at once. A request that cannot be sampled is no crash: it ends alone,
+with the finish_reason "error".
 
-Methods may be called from any thread, streams belong to any event loop. The thread begins with the first request.
+Methods may be called from any thread, streams belong to any event loop. The thread begins with the
+first request.
 """
 
 import asyncio
@@ -27,7 +32,8 @@ from .prompts import TokenizedPrompt
 
 __all__ = ["CoreThread", "Stream"]
 
-_MAX_SUBMITTED = 4096  # requests that came during one step; what the core has taken in is the scheduler's to bound
+# requests that came during one step; what the core has taken in is the scheduler's to bound
+_MAX_SUBMITTED = 4096
 
 _News: TypeAlias = RequestOutput | BaseException
 _E = TypeVar("_E", bound=BaseException)
@@ -63,7 +69,9 @@ class CoreThread:
 
     # Called from anywhere.
 
-    def submit(self, prompt: TokenizedPrompt, params: SamplingParams, request_id: str | None) -> Stream:
+    def submit(
+        self, prompt: TokenizedPrompt, params: SamplingParams, request_id: str | None
+    ) -> Stream:
         with self._wake:
             if self._end is not None:
                 raise self._dead()
@@ -72,10 +80,13 @@ class CoreThread:
             if request_id in self._streams:
                 raise RequestError(f"request_id {request_id!r} is in use")
             if len(self._submitted) >= _MAX_SUBMITTED:
-                raise QueueFullError(f"{_MAX_SUBMITTED} requests wait for the next step; it takes no more")
+                raise QueueFullError(
+                    f"{_MAX_SUBMITTED} requests wait for the next step; it takes no more"
+                )
             stream = Stream(request_id, prompt, params, asyncio.get_running_loop())
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="pellucid-engine", daemon=True)  # one that is not would hold up the exit
+                # one that is not would hold up the exit
+                thread = threading.Thread(target=self._run, name="pellucid-engine", daemon=True)
                 thread.start()
                 self._thread = thread
             self._streams[request_id] = self._submitted[request_id] = stream
@@ -122,7 +133,9 @@ class CoreThread:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._end or self._submitted or self._aborted or self._core.has_unfinished):
+                while not (
+                    self._end or self._submitted or self._aborted or self._core.has_unfinished
+                ):
                     self._wake.wait()
                 if self._end is not None:
                     break
@@ -138,7 +151,9 @@ class CoreThread:
             self._deliver({request_id: self._dead() for request_id in self._streams})
 
     def _take_in(self, submitted: Iterable[Stream], aborted: Iterable[Stream]) -> dict[str, _News]:
-        """Give the core what the inbox held. A refusal is its caller's to handle, whatever it is."""
+        """Give the core what the inbox held. A refusal is its caller's to handle, whatever it
+        is.
+        """
         news: dict[str, _News] = {}
         for stream in submitted:
             try:
@@ -146,7 +161,10 @@ class CoreThread:
             except Exception as refusal:
                 news[stream.request_id] = refusal
         for stream in aborted:
-            if self._streams.get(stream.request_id) is stream and (last := self._core.abort(stream.request_id)) is not None:
+            if (
+                self._streams.get(stream.request_id) is stream
+                and (last := self._core.abort(stream.request_id)) is not None
+            ):
                 news[stream.request_id] = last
         return news
 
@@ -168,10 +186,16 @@ class CoreThread:
                 loop.call_soon_threadsafe(_set_all, events)
 
     def _crashed(self, error: BaseException) -> None:
-        """Fail what the step computed, or all that the core holds where the core could not say; go on if that leaves it whole."""
+        """Fail what the step computed, or all that the core holds where the core could not say; go
+        on if that leaves it whole.
+        """
         with self._wake:
             held = [request_id for request_id in self._streams if request_id not in self._submitted]
-        lost, cause = (error.request_ids, error.__cause__) if isinstance(error, EngineError) else (held, error)
+        lost, cause = (
+            (error.request_ids, error.__cause__)
+            if isinstance(error, EngineError)
+            else (held, error)
+        )
         _log.error("a step of the engine crashed; %d requests are lost", len(lost), exc_info=cause)
         try:
             for request_id in lost:
@@ -179,9 +203,7 @@ class CoreThread:
             self._core.scheduler.check_integrity()
         except Exception as distrust:
             with self._wake:
-                self._end = (
-                    f"the engine has ended: a step crashed ({_shown(cause)}) and left a state not to be trusted ({_shown(distrust)})"
-                )
+                self._end = f"the engine has ended: a step crashed ({_shown(cause)}) and left a state not to be trusted ({_shown(distrust)})"
                 self._cause = cause
             _log.error("%s", self._end, exc_info=distrust)
         else:

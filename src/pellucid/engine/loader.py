@@ -1,6 +1,8 @@
-"""From a file to something that computes: checkpoint, tokenizer, weights in the backend's layout, KV cache, scheduler and core.
+"""From a file to something that computes: checkpoint, tokenizer, weights in the backend's layout,
+KV cache, scheduler and core.
 
-One idea: everything that can be refused is refused before the weights are loaded, with the arithmetic. Sizes are in bytes.
+One idea: everything that can be refused is refused before the weights are loaded, with the
+arithmetic. Sizes are in bytes.
 """
 
 import logging
@@ -45,13 +47,23 @@ class Engine:
     core: EngineCore
 
 
-def load_engine(model: str | Path, config: EngineConfig, *, cache_dir: Path | None = None, progress: bool = False) -> Engine:
-    """Find the model, which may mean to fetch it into `cache_dir` with a bar on standard error, and load it."""
+def load_engine(
+    model: str | Path,
+    config: EngineConfig,
+    *,
+    cache_dir: Path | None = None,
+    progress: bool = False,
+) -> Engine:
+    """Find the model, which may mean to fetch it into `cache_dir` with a bar on standard error, and
+    load it.
+    """
     return build_engine(resolve_model(str(model), cache_dir=cache_dir, progress=progress), config)
 
 
 def build_engine(path: Path, config: EngineConfig) -> Engine:
-    """Load the model at `path`. Raises a PellucidError that says what is wrong, before memory is taken where that can be known."""
+    """Load the model at `path`. Raises a PellucidError that says what is wrong, before memory is
+    taken where that can be known.
+    """
     with open_model(path) as model:
         return model.build_engine(config)
 
@@ -62,12 +74,17 @@ def open_model(path: Path) -> Iterator["OpenModel"]:
     with open_checkpoint(path) as checkpoint:
         tokenizer = load_tokenizer(checkpoint.tokenizer_source)
         if tokenizer.vocab_size > checkpoint.config.vocab_size:
-            raise ConfigError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {checkpoint.config.vocab_size}")
+            raise ConfigError(
+                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+                f"{checkpoint.config.vocab_size}"
+            )
         yield OpenModel(path, checkpoint, tokenizer)
 
 
 class OpenModel:
-    """A checkpoint and its tokenizer. Its weights are loaded for the first engine, and shared by all."""
+    """A checkpoint and its tokenizer. Its weights are loaded for the first engine, and shared by
+    all.
+    """
 
     def __init__(self, path: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
         self.path = path
@@ -75,30 +92,54 @@ class OpenModel:
         self.tokenizer = tokenizer
         self._checkpoint = checkpoint
         self._available = available_memory()
-        self._weights: dict[str, dict[str, Tensor]] = {}  # by backend, whatever its threads and its instruction set
+        # by backend, whatever its threads and its instruction set
+        self._weights: dict[str, dict[str, Tensor]] = {}
 
     def layout(self, config: EngineConfig) -> KVLayout:
         """The shape of the KV cache of an engine."""
-        return self._layout(get_backend(config.backend, isa=config.isa, threads=config.threads), config)
+        return self._layout(
+            get_backend(config.backend, isa=config.isa, threads=config.threads), config
+        )
 
     def _layout(self, backend: Backend, config: EngineConfig) -> KVLayout:
         dtypes = choose_kv_dtypes(config.kv_cache_dtype, backend.kv_dtypes)
-        token_bytes = backend.kv_token_bytes(self.model_config.num_kv_heads, self.model_config.head_dim, *dtypes)
+        token_bytes = backend.kv_token_bytes(
+            self.model_config.num_kv_heads, self.model_config.head_dim, *dtypes
+        )
         return build_layout(self.model_config, config.block_size, token_bytes, dtypes)
 
     def build_engine(self, config: EngineConfig) -> Engine:
-        """An engine of its own, with its own cache. What cannot be had is refused before weights are loaded."""
+        """An engine of its own, with its own cache. What cannot be had is refused before weights
+        are loaded.
+        """
         backend = get_backend(config.backend, isa=config.isa, threads=config.threads)
         layout = self._layout(backend, config)
-        weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in self._checkpoint.parameters())
+        weight_bytes = sum(
+            backend.weight_bytes(tensor) for _, tensor in self._checkpoint.parameters()
+        )
         max_num_seqs = _or(config.max_num_seqs, MAX_NUM_SEQS if backend.is_batch_invariant else 1)
-        max_model_len, num_blocks = plan_kv_cache(self.model_config, config, layout, max_num_seqs, weight_bytes, self._available)
+        max_model_len, num_blocks = plan_kv_cache(
+            self.model_config, config, layout, max_num_seqs, weight_bytes, self._available
+        )
         if config.preemption == "swap" and config.swap_space < layout.bytes_per_block:
-            raise CapacityError(f"swap_space is {_size(config.swap_space)}; one block takes {_size(layout.bytes_per_block)}")
+            raise CapacityError(
+                f"swap_space is {_size(config.swap_space)}; one block takes "
+                f"{_size(layout.bytes_per_block)}"
+            )
         if backend.name not in self._weights:
-            self._weights[backend.name] = {name: backend.load_weight(tensor) for name, tensor in self._checkpoint.parameters()}
+            self._weights[backend.name] = {
+                name: backend.load_weight(tensor) for name, tensor in self._checkpoint.parameters()
+            }
         core = _build_core(
-            self.model_config, self.tokenizer, config, backend, self._weights[backend.name], layout, max_num_seqs, max_model_len, num_blocks
+            self.model_config,
+            self.tokenizer,
+            config,
+            backend,
+            self._weights[backend.name],
+            layout,
+            max_num_seqs,
+            max_model_len,
+            num_blocks,
         )
         return Engine(self.path, self.model_config, self.tokenizer, core)
 
@@ -114,13 +155,17 @@ def _build_core(
     max_model_len: int,
     num_blocks: int,
 ) -> EngineCore:
-    num_slots = 0 if config.preemption == "recompute" else config.swap_space // layout.bytes_per_block
+    num_slots = (
+        0 if config.preemption == "recompute" else config.swap_space // layout.bytes_per_block
+    )
     storage = KVStorage(backend, layout, num_blocks, num_slots)
     if config.preemption == "swap":
         storage.open_tier()  # what was asked for is had, or refused now
     forward = get_architecture(model_config.architecture).forward
     runner = ModelRunner(
-        backend.build_forward(lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)),
+        backend.build_forward(
+            lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)
+        ),
         storage,
         block_size=config.block_size,
     )
@@ -145,26 +190,40 @@ def _build_core(
 
 
 def plan_kv_cache(
-    model: ModelConfig, config: EngineConfig, layout: KVLayout, max_num_seqs: int, weight_bytes: int, available: int
+    model: ModelConfig,
+    config: EngineConfig,
+    layout: KVLayout,
+    max_num_seqs: int,
+    weight_bytes: int,
+    available: int,
 ) -> tuple[int, int]:
     """How long a request may be and how many blocks there are: (max_model_len, num_blocks).
 
-    A context that was asked for is had or refused (CapacityError). One that was not is the model's own, or, with one logged sentence,
-    what fits.
+    A context that was asked for is had or refused (CapacityError). One that was not is the model's
+    own, or, with one logged sentence, what fits.
     """
     if weight_bytes > available:
-        raise CapacityError(f"the weights take {_size(weight_bytes)} in memory, and {_size(available)} are available")
+        raise CapacityError(
+            f"the weights take {_size(weight_bytes)} in memory, and {_size(available)} are "
+            "available"
+        )
     wanted = config.max_model_len or model.max_position_embeddings
     if wanted > model.max_position_embeddings:
-        raise ConfigError(f"max_model_len is {wanted}; the model was made for at most {model.max_position_embeddings} tokens")
+        raise ConfigError(
+            f"max_model_len is {wanted}; the model was made for at most "
+            f"{model.max_position_embeddings} tokens"
+        )
     chunk, free = config.max_num_batched_tokens, available - weight_bytes
     blocks = layout.blocks_for(wanted, chunk)
     arithmetic = (
-        f"{wanted} tokens in {blocks} blocks of {layout.block_size} · {layout.num_stores} layers · {layout.token_bytes} bytes "
-        f"(keys and values of {layout.num_kv_heads} KV heads · {layout.head_dim} head_dim) = {_size(blocks * layout.bytes_per_block)}"
+        f"{wanted} tokens in {blocks} blocks of {layout.block_size} · {layout.num_stores} layers "
+        f"· {layout.token_bytes} bytes "
+        f"(keys and values of {layout.num_kv_heads} KV heads · {layout.head_dim} head_dim) = "
+        f"{_size(blocks * layout.bytes_per_block)}"
     )
     match config.kv_cache_memory:
-        case None:  # what all requests that may run at once could need, within a quarter of what is free
+        # what all requests that may run at once could need, within a quarter of what is free
+        case None:
             num_blocks = min(blocks * max_num_seqs, free // 4 // layout.bytes_per_block)
         case float() as share:
             num_blocks = int(free * share) // layout.bytes_per_block
@@ -172,17 +231,28 @@ def plan_kv_cache(
             num_blocks = memory // layout.bytes_per_block
             if memory > free:
                 raise CapacityError(
-                    f"kv_cache_memory is {_size(memory)}; beside {_size(weight_bytes)} of weights at most {_size(free)} are available"
+                    f"kv_cache_memory is {_size(memory)}; beside {_size(weight_bytes)} of weights "
+                    f"at most {_size(free)} are available"
                 )
     memory = num_blocks * layout.bytes_per_block
     fits = layout.tokens_in(num_blocks, chunk, wanted)
     if fits < wanted and config.max_model_len is not None:
-        raise CapacityError(f"a KV cache of {_size(memory)} holds a request of {fits} tokens; max_model_len needs {arithmetic}")
+        raise CapacityError(
+            f"a KV cache of {_size(memory)} holds a request of {fits} tokens; max_model_len needs "
+            f"{arithmetic}"
+        )
     if fits < 2:
-        raise CapacityError(f"a KV cache of {_size(memory)} holds no request; one block takes {_size(layout.bytes_per_block)}")
+        raise CapacityError(
+            f"a KV cache of {_size(memory)} holds no request; one block takes "
+            f"{_size(layout.bytes_per_block)}"
+        )
     if fits < wanted:
         _log.warning(
-            "max_model_len is lowered from %d to %d: the KV cache would need %s and has %s", wanted, fits, arithmetic, _size(memory)
+            "max_model_len is lowered from %d to %d: the KV cache would need %s and has %s",
+            wanted,
+            fits,
+            arithmetic,
+            _size(memory),
         )
     return fits, num_blocks
 

@@ -1,4 +1,6 @@
-"""How much memory this process may still take: what the machine has available, within the limit of its control group. In bytes."""
+"""How much memory this process may still take: what the machine has available, within the limit of
+its control group. In bytes.
+"""
 
 import os
 from pathlib import Path
@@ -7,7 +9,9 @@ __all__ = ["available_memory"]
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping, as far as the system tells: the least of the machine's and the control group's."""
+    """Bytes that can be taken without swapping, as far as the system tells: the least of the
+    machine's and the control group's.
+    """
     return max(0, min(_machine(), _control_group()))
 
 
@@ -22,10 +26,15 @@ def _machine() -> int:
 
 
 def _control_group() -> int:
-    """Linux control groups, version 2 (memory.max, as a container sees it) or 1; no limit where neither is there."""
+    """Linux control groups, version 2 (memory.max, as a container sees it) or 1; no limit where
+    neither is there.
+    """
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
     ):
         try:
             text = Path(limit).read_text().strip()

@@ -1,8 +1,10 @@
-"""From a plan to tokens: builds the flat batch, runs the model, samples. Nothing here is of one model or of one backend.
+"""From a plan to tokens: builds the flat batch, runs the model, samples. Nothing here is of one
+model or of one backend.
 
-One idea: the scheduler's integers become arrays here and nowhere else. For each scheduled request the tokens
-`num_computed_tokens … + num_scheduled_tokens - 1` go in; logits come out for the rows that somebody reads: the last known token (to draw
-the next), and prompt tokens whose logprobs are asked for.
+One idea: the scheduler's integers become arrays here and nowhere else. For each scheduled request
+the tokens `num_computed_tokens … + num_scheduled_tokens - 1` go in; logits come out for the rows
+that somebody reads: the last known token (to draw the next), and prompt tokens whose logprobs are
+asked for.
 
 Letters: G layer groups, T tokens, R requests, L rows with logits, V vocabulary.
 """
@@ -32,15 +34,21 @@ _MANY_TOKENS = 16  # in a step: its speed is that of prefill
 class StepResult:
     """What a step gave, by request_id."""
 
-    sampled: dict[str, int] = field(default_factory=dict)  # the next token of each request that sampled
-    logprobs: dict[str, LogprobsOnePosition] = field(default_factory=dict)  # of that token, where asked for
-    prompt_logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)  # of this step's prompt positions, in order
-    errors: dict[str, PellucidError] = field(default_factory=dict)  # requests that could not be sampled; the others are not disturbed
+    # the next token of each request that sampled
+    sampled: dict[str, int] = field(default_factory=dict)
+    # of that token, where asked for
+    logprobs: dict[str, LogprobsOnePosition] = field(default_factory=dict)
+    # of this step's prompt positions, in order
+    prompt_logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)
+    # requests that could not be sampled; the others are not disturbed
+    errors: dict[str, PellucidError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Which rows of the logits belong to a request: first the prompt positions whose next token it scores, then the one it samples from."""
+    """Which rows of the logits belong to a request: first the prompt positions whose next token it
+    scores, then the one it samples from.
+    """
 
     request: Request
     positions: list[int]
@@ -51,16 +59,21 @@ class _Rows:
 
 
 class ModelRunner:
-    """Runs steps. `forward` is a model bound to its weights and cache: ForwardBatch -> logits [L, V]."""
+    """Runs steps. `forward` is a model bound to its weights and cache: ForwardBatch -> logits [L,
+    V].
+    """
 
     def __init__(self, forward: Forward, storage: KVStorage, *, block_size: int) -> None:
         self._forward = forward
         self._storage = storage
         self._block_size = block_size
-        self._seconds_per_token: float | None = None  # of the last step that was bound by arithmetic, as recomputing is
+        # of the last step that was bound by arithmetic, as recomputing is
+        self._seconds_per_token: float | None = None
 
     def execute(self, step: ScheduledStep) -> StepResult:
-        """Compute a step's tokens, write their keys and values, and draw the next token of each request that reached its end."""
+        """Compute a step's tokens, write their keys and values, and draw the next token of each
+        request that reached its end.
+        """
         self._storage.run(step.block_ops)
         rows = [_Rows(r, _logits_positions(r)) for r in step.requests]
         batch = self._build_batch(rows)
@@ -74,8 +87,14 @@ class ModelRunner:
         return result
 
     def saving_pays(self) -> bool:
-        """Whether saving a block and loading it again costs less than computing it again; yes, as long as no computing was measured."""
-        computing = math.inf if self._seconds_per_token is None else self._seconds_per_token * self._block_size
+        """Whether saving a block and loading it again costs less than computing it again; yes, as
+        long as no computing was measured.
+        """
+        computing = (
+            math.inf
+            if self._seconds_per_token is None
+            else self._seconds_per_token * self._block_size
+        )
         return self._storage.seconds_per_block() < computing
 
     def _build_batch(self, rows: list[_Rows]) -> ForwardBatch:
@@ -93,14 +112,21 @@ class ModelRunner:
         position = np.array(positions, np.int32)  # [T]
         owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
         tables = _block_tables([r.request.block_tables for r in rows])  # [G, R, M]
-        slots = tables[:, owner, position // self._block_size] * self._block_size + position % self._block_size  # [G, T]
+        # [G, T]
+        slots = (
+            tables[:, owner, position // self._block_size] * self._block_size
+            + position % self._block_size
+        )
         return ForwardBatch(
             input_ids=np.array(input_ids, np.int32),
             positions=position,
             logits_indices=np.array(logits_indices, np.int32),
             attention=AttentionMetadata(
                 cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
-                seq_lens=np.array([r.request.num_computed_tokens + r.request.num_scheduled_tokens for r in rows], np.int32),
+                seq_lens=np.array(
+                    [r.request.num_computed_tokens + r.request.num_scheduled_tokens for r in rows],
+                    np.int32,
+                ),
                 block_tables=tables,
                 slot_mapping=slots.astype(np.int32),
                 block_size=self._block_size,
@@ -115,7 +141,11 @@ class ModelRunner:
             if r.num_scored:
                 request = r.request
                 chosen = [request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
-                scored = top_logprobs(logits[first : first + r.num_scored], chosen, [request.params.prompt_logprobs] * r.num_scored)
+                scored = top_logprobs(
+                    logits[first : first + r.num_scored],
+                    chosen,
+                    [request.params.prompt_logprobs] * r.num_scored,
+                )
                 for row in scored:
                     if isinstance(row, PellucidError):
                         result.errors[request.request_id] = row
@@ -131,16 +161,25 @@ class ModelRunner:
         if not drawing:
             return
         requests = [rows[i].request for i in drawing]
-        chosen_from = logits if len(drawing) == len(logits) else logits[last[drawing]]  # [rows that sample, V]; whole, without a copy
-        for request, token in zip(requests, sample(chosen_from, [_sampling_row(r) for r in requests]), strict=True):
+        # [rows that sample, V]; whole, without a copy
+        chosen_from = logits if len(drawing) == len(logits) else logits[last[drawing]]
+        for request, token in zip(
+            requests, sample(chosen_from, [_sampling_row(r) for r in requests]), strict=True
+        ):
             if isinstance(token, PellucidError):
                 result.errors[request.request_id] = token
             else:
                 result.sampled[request.request_id] = token
-        scored = [i for i, r in enumerate(requests) if r.params.logprobs is not None and r.request_id in result.sampled]
+        scored = [
+            i
+            for i, r in enumerate(requests)
+            if r.params.logprobs is not None and r.request_id in result.sampled
+        ]
         if scored:
             tokens = [result.sampled[requests[i].request_id] for i in scored]
-            found = top_logprobs(chosen_from[scored], tokens, [requests[i].params.logprobs for i in scored])
+            found = top_logprobs(
+                chosen_from[scored], tokens, [requests[i].params.logprobs for i in scored]
+            )
             for i, row in zip(scored, found, strict=True):
                 if isinstance(row, PellucidError):
                     result.errors[requests[i].request_id] = row
@@ -149,9 +188,12 @@ class ModelRunner:
 
 
 def _block_tables(tables: list[list[list[int]]]) -> NDArray[np.int32]:
-    """The tables of R requests in G groups as one array [G, R, M], filled up with block 0, which stands for what nobody reads too."""
+    """The tables of R requests in G groups as one array [G, R, M], filled up with block 0, which
+    stands for what nobody reads too.
+    """
     groups = len(tables[0])
-    width = max(len(of_request[0]) for of_request in tables)  # the tables of a request are of one length
+    # the tables of a request are of one length
+    width = max(len(of_request[0]) for of_request in tables)
     array = np.zeros((groups, len(tables), width), np.int32)
     for r, of_request in enumerate(tables):
         for g, table in enumerate(of_request):
@@ -165,7 +207,8 @@ def _logits_positions(request: Request) -> list[int]:
     last = start + request.num_scheduled_tokens - 1
     positions: list[int] = []
     if request.params.prompt_logprobs is not None:
-        scored = len(request.prompt_logprobs) - 1  # it may be computed again, after a preemption, and is scored once
+        # it may be computed again, after a preemption, and is scored once
+        scored = len(request.prompt_logprobs) - 1
         positions = list(range(max(start, scored), min(last, request.num_prompt_tokens - 2) + 1))
     return [*positions, last] if request.samples else positions
 

@@ -1,7 +1,8 @@
-"""From token ids to what the caller sees: text, logprobs, reasons and times, of the n completions of one prompt.
+"""From token ids to what the caller sees: text, logprobs, reasons and times, of the n completions
+of one prompt.
 
-One idea: outputs are cumulative. Each call of `output()` shows the whole answer as far as it has come, as vLLM's `RequestOutput` does;
-whoever streams prints the part that is new.
+One idea: outputs are cumulative. Each call of `output()` shows the whole answer as far as it has
+come, as vLLM's `RequestOutput` does; whoever streams prints the part that is new.
 """
 
 from dataclasses import replace
@@ -15,20 +16,33 @@ __all__ = ["OutputGroup"]
 class OutputGroup:
     """The n requests of one prompt, and their texts."""
 
-    def __init__(self, request_id: str, prompt: str | None, requests: list[Request], tokenizer: Tokenizer, now: float) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        prompt: str | None,
+        requests: list[Request],
+        tokenizer: Tokenizer,
+        now: float,
+    ) -> None:
         self.request_id = request_id
         self.requests = requests
         self._prompt = prompt
         self._tokenizer = tokenizer
         self._metrics = {"arrival_time": now}
-        self._texts = {request.request_id: _detokenizer(request, tokenizer) for request in requests if request.params.detokenize}
+        self._texts = {
+            request.request_id: _detokenizer(request, tokenizer)
+            for request in requests
+            if request.params.detokenize
+        }
 
     def request(self, request_id: str) -> Request:
         """The member with this id."""
         return next(request for request in self.requests if request.request_id == request_id)
 
     def advance(self, request: Request, token_id: int | None, now: float) -> bool:
-        """Take in a new token. True where the text now holds a stop string, which is then the request's stop_reason."""
+        """Take in a new token. True where the text now holds a stop string, which is then the
+        request's stop_reason.
+        """
         if token_id is None:
             return False
         self._metrics.setdefault("first_token_time", now)
@@ -66,7 +80,10 @@ class OutputGroup:
     def _completion(self, index: int, request: Request) -> CompletionOutput:
         text = self._texts.get(request.request_id)
         wanted = request.params.logprobs is not None
-        chosen = [row[token].logprob for row, token in zip(request.logprobs, request.output_token_ids, strict=False)]
+        chosen = [
+            row[token].logprob
+            for row, token in zip(request.logprobs, request.output_token_ids, strict=False)
+        ]
         return CompletionOutput(
             index=index,
             text=text.text if text is not None else "",
@@ -79,7 +96,10 @@ class OutputGroup:
 
     def named(self, row: LogprobsOnePosition) -> LogprobsOnePosition:
         """The same candidates with their tokens' texts."""
-        return {token: replace(logprob, decoded_token=self._tokenizer.token_text(token)) for token, logprob in row.items()}
+        return {
+            token: replace(logprob, decoded_token=self._tokenizer.token_text(token))
+            for token, logprob in row.items()
+        }
 
 
 def _detokenizer(request: Request, tokenizer: Tokenizer) -> Detokenizer:

@@ -1,10 +1,13 @@
-"""Every way in which Pellucid stores numbers: the table of formats, and whole tensors encoded and decoded.
+"""Every way in which Pellucid stores numbers: the table of formats, and whole tensors encoded and
+decoded.
 
-One idea: a tensor is decoded a slice at a time. The scratch arrays of a slice stay in the processor's cache, which makes it several times
-faster than decoding everything at once and bounds the memory it needs beside its result to a few megabytes, however large the tensor.
+One idea: a tensor is decoded a slice at a time. The scratch arrays of a slice stay in the
+processor's cache, which makes it several times faster than decoding everything at once and bounds
+the memory it needs beside its result to a few megabytes, however large the tensor.
 
-A decoded value depends on the bytes of its own block alone, bit for bit as ggml defines it. A format is added by adding its `BlockFormat`
-to the tables of `legacy.py`, `kquants.py` or `iq4.py`; nothing here knows one from another.
+A decoded value depends on the bytes of its own block alone, bit for bit as ggml defines it. A
+format is added by adding its `BlockFormat` to the tables of `legacy.py`, `kquants.py` or `iq4.py`;
+nothing here knows one from another.
 """
 
 import math
@@ -34,21 +37,47 @@ __all__ = [
     "row_bytes",
 ]
 
-FORMATS = MappingProxyType({format.name: format for format in LEGACY_FORMATS + K_QUANT_FORMATS + IQ4_FORMATS})
+FORMATS = MappingProxyType(
+    {format.name: format for format in LEGACY_FORMATS + K_QUANT_FORMATS + IQ4_FORMATS}
+)
 
-SLICE_VALUES = 1 << 19  # values decoded at a time: 2 MiB of float32, and as much again in scratch arrays
+# values decoded at a time: 2 MiB of float32, and as much again in scratch arrays
+SLICE_VALUES = 1 << 19
 
 # ggml's other types, so that an error can call them by name.
 _OTHER_GGML_TYPES = MappingProxyType(
-    {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S", 24: "I8", 25: "I16"}
-    | {26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0"}
+    {
+        9: "Q8_1",
+        15: "Q8_K",
+        16: "IQ2_XXS",
+        17: "IQ2_XS",
+        18: "IQ3_XXS",
+        19: "IQ1_S",
+        21: "IQ3_S",
+        22: "IQ2_S",
+        24: "I8",
+        25: "I16",
+    }
+    | {
+        26: "I32",
+        27: "I64",
+        28: "F64",
+        29: "IQ1_M",
+        34: "TQ1_0",
+        35: "TQ2_0",
+        39: "MXFP4",
+        40: "NVFP4",
+        41: "Q1_0",
+    }
 )
 
 
 def get_format(name: str) -> BlockFormat:
     """The format called `name`."""
     if name not in FORMATS:
-        raise UnsupportedError(f"the block format {name!r} is not known; there are {', '.join(FORMATS)}")
+        raise UnsupportedError(
+            f"the block format {name!r} is not known; there are {', '.join(FORMATS)}"
+        )
     return FORMATS[name]
 
 
@@ -58,54 +87,81 @@ def format_of_ggml_type(ggml_type: int) -> BlockFormat:
         if format.ggml_type == ggml_type:
             return format
     name = f" ({_OTHER_GGML_TYPES[ggml_type]})" if ggml_type in _OTHER_GGML_TYPES else ""
-    raise UnsupportedError(f"ggml type {ggml_type}{name} cannot be read; the types that can are {', '.join(FORMATS)}")
+    raise UnsupportedError(
+        f"ggml type {ggml_type}{name} cannot be read; the types that can are {', '.join(FORMATS)}"
+    )
 
 
 def row_bytes(format: str, num_values: int) -> int:
     """Bytes of a row of `num_values` values, which must be whole blocks."""
     block = get_format(format)
     if num_values % block.block_size:
-        raise FormatError(f"a row of {num_values} values cannot be stored as {format}: its blocks hold {block.block_size} values")
+        raise FormatError(
+            f"a row of {num_values} values cannot be stored as {format}: its blocks hold "
+            f"{block.block_size} values"
+        )
     return num_values // block.block_size * block.block_bytes
 
 
 def host_tensor(format: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> HostTensor:
-    """A tensor over raw bytes, uint8 [n], without a copy. The bytes must be as many as the shape needs."""
+    """A tensor over raw bytes, uint8 [n], without a copy. The bytes must be as many as the shape
+    needs.
+    """
     if not shape or min(shape) < 1:
-        raise FormatError(f"a tensor of shape {shape} cannot be stored; it needs at least one axis, and no axis may be empty")
+        raise FormatError(
+            f"a tensor of shape {shape} cannot be stored; it needs at least one axis, and no axis "
+            "may be empty"
+        )
     rows, nbytes = math.prod(shape[:-1]), row_bytes(format, shape[-1])
     if data.size != rows * nbytes:
-        raise FormatError(f"a {format} tensor of shape {shape} takes {rows * nbytes} bytes, not {data.size}")
+        raise FormatError(
+            f"a {format} tensor of shape {shape} takes {rows * nbytes} bytes, not {data.size}"
+        )
     return HostTensor(format, shape, data.reshape(rows, nbytes))
 
 
 def encode_dense(array: NDArray[Any]) -> HostTensor:
-    """An array as it is, without rounding: float32 becomes F32, float16 F16, and uint16 BF16 (its bits, since NumPy has no such type)."""
+    """An array as it is, without rounding: float32 becomes F32, float16 F16, and uint16 BF16 (its
+    bits, since NumPy has no such type).
+    """
     names = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
     if array.dtype.name not in names:
-        raise UnsupportedError(f"an array of {array.dtype} cannot be kept as it is; float32, float16 and uint16 (bfloat16 bits) can")
+        raise UnsupportedError(
+            f"an array of {array.dtype} cannot be kept as it is; float32, float16 and uint16 "
+            "(bfloat16 bits) can"
+        )
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return host_tensor(names[array.dtype.name], array.shape, little.reshape(-1).view(np.uint8))
 
 
 def quantize(array: NDArray[Any], format: str) -> HostTensor:
-    """An array of numbers rounded to `format`, as ggml's reference rounds. Values that the format cannot hold are refused."""
+    """An array of numbers rounded to `format`, as ggml's reference rounds. Values that the format
+    cannot hold are refused.
+    """
     block = get_format(format)
     if block.quantize_blocks is None:
-        able = ", ".join(other.name for other in FORMATS.values() if other.quantize_blocks is not None)
-        raise UnsupportedError(f"{format} can be read but not written; the formats that can be written are {able}")
+        able = ", ".join(
+            other.name for other in FORMATS.values() if other.quantize_blocks is not None
+        )
+        raise UnsupportedError(
+            f"{format} can be read but not written; the formats that can be written are {able}"
+        )
     size = row_bytes(format, array.shape[-1]) * math.prod(array.shape[:-1]) if array.ndim else 0
     tensor = host_tensor(format, array.shape, np.empty(size, np.uint8))
     blocks = tensor.data.reshape(-1, block.block_bytes)
     values = np.ascontiguousarray(array).reshape(-1, block.block_size)
     step = SLICE_VALUES // block.block_size
     for start in range(0, len(blocks), step):
-        blocks[start : start + step] = block.quantize_blocks(values[start : start + step].astype(np.float32, copy=False))
+        blocks[start : start + step] = block.quantize_blocks(
+            values[start : start + step].astype(np.float32, copy=False)
+        )
     return tensor
 
 
 def dequantize(tensor: HostTensor) -> NDArray[np.float32]:
-    """The values of a tensor: a new float32 array of its shape. An infinite or NaN scale of a damaged file gives infinities and NaNs."""
+    """The values of a tensor: a new float32 array of its shape. An infinite or NaN scale of a
+    damaged file gives infinities and NaNs.
+    """
     block = get_format(tensor.format)
     checked = host_tensor(tensor.format, tensor.shape, tensor.data)
     blocks = checked.data.reshape(-1, block.block_bytes)

@@ -1,9 +1,11 @@
 """Four bits on an uneven grid: IQ4_NL and IQ4_XS.
 
-One idea: weights crowd around zero, so the sixteen levels should too. A code is an index into a fixed table of sixteen integers, fine near
-zero and coarse far out, and no longer the level itself. The table is ggml's, and so are the layouts.
+One idea: weights crowd around zero, so the sixteen levels should too. A code is an index into a
+fixed table of sixteen integers, fine near zero and coarse far out, and no longer the level itself.
+The table is ggml's, and so are the layouts.
 
-Blocks are uint8 [n, B], values float32 [n, S]. These formats are read here; writing them is a search, which is `quant`'s matter.
+Blocks are uint8 [n, B], values float32 [n, S]. These formats are read here; writing them is a
+search, which is `quant`'s matter.
 """
 
 import numpy as np
@@ -15,11 +17,14 @@ __all__ = ["IQ4_FORMATS", "IQ4_LEVELS"]
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 IQ4_NL_LAYOUT = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
-IQ4_XS_LAYOUT = np.dtype([("d", "<f2"), ("scales_h", "u1", 2), ("scales_l", "u1", 4), ("qs", "u1", 128)])
+IQ4_XS_LAYOUT = np.dtype(
+    [("d", "<f2"), ("scales_h", "u1", 2), ("scales_l", "u1", 4), ("qs", "u1", 128)]
+)
 
 
 def _dequantize_iq4_nl(blocks: Blocks) -> Values:
-    """32 values under one scale: value = d · level[q]. 18 bytes, 4.5 bits per value; laid out as Q4_0.
+    """32 values under one scale: value = d · level[q]. 18 bytes, 4.5 bits per value; laid out as
+    Q4_0.
 
     byte  0    2                              17
          +----+--------------------------------+
@@ -32,7 +37,8 @@ def _dequantize_iq4_nl(blocks: Blocks) -> Values:
 
 
 def _dequantize_iq4_xs(blocks: Blocks) -> Values:
-    """256 values in 8 groups of 32 with 6-bit scales: value = d · (scale - 32) · level[q]. 136 bytes, 4.25 bits per value.
+    """256 values in 8 groups of 32 with 6-bit scales: value = d · (scale - 32) · level[q]. 136
+    bytes, 4.25 bits per value.
 
     byte  0    2         4           8                           136
          +----+---------+-----------+---------------------------+
@@ -45,7 +51,8 @@ def _dequantize_iq4_xs(blocks: Blocks) -> Values:
     """
     block = block_fields(blocks, IQ4_XS_LAYOUT)
     n = len(block)
-    scale = bit_planes(block["scales_l"], 4, 1) | bit_planes(block["scales_h"], 2, 1) << np.uint8(4)  # [n, 8]
+    # [n, 8]
+    scale = bit_planes(block["scales_l"], 4, 1) | bit_planes(block["scales_h"], 2, 1) << np.uint8(4)
     group_scale = block_scale(block["d"]) * (scale.view(np.int8) - np.int8(32))  # [n, 8]
     levels = _levels(bit_planes(block["qs"], 4, 16)).reshape(n, 8, 32)
     return (group_scale[:, :, None] * levels).reshape(n, 256)

@@ -1,13 +1,16 @@
-"""The k-quants: 256 values under one or two float16 scales, which in turn scale small integer scales of 16 or 32 values each.
+"""The k-quants: 256 values under one or two float16 scales, which in turn scale small integer
+scales of 16 or 32 values each.
 
-One idea: a scale is itself worth quantizing. A super-block keeps one float16 d, and its groups keep 4- to 8-bit multiples of it, so that a
-group of 16 gets a scale of its own for half a bit per value. Where there are minima, dmin scales those in the same way. A value is
+One idea: a scale is itself worth quantizing. A super-block keeps one float16 d, and its groups keep
+4- to 8-bit multiples of it, so that a group of 16 gets a scale of its own for half a bit per value.
+Where there are minima, dmin scales those in the same way. A value is
 
     d · scale[group] · q  -  dmin · min[group]          Q2_K  Q4_K  Q5_K
     d · scale[group] · (q - half)                       Q3_K  Q6_K
 
-Blocks are uint8 [n, B], values float32 [n, 256]. The layouts are ggml's; `bit_planes` in base.py explains how codes lie in bytes.
-They are read here; choosing scales and codes well is a search over each group, which is `quant`'s matter.
+Blocks are uint8 [n, B], values float32 [n, 256]. The layouts are ggml's; `bit_planes` in base.py
+explains how codes lie in bytes. They are read here; choosing scales and codes well is a search over
+each group, which is `quant`'s matter.
 """
 
 import numpy as np
@@ -20,12 +23,15 @@ __all__ = ["K_QUANT_FORMATS"]
 Q2_K_LAYOUT = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
 Q3_K_LAYOUT = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
 Q4_K_LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
-Q5_K_LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)])
+Q5_K_LAYOUT = np.dtype(
+    [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
+)
 Q6_K_LAYOUT = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 
 
 def _dequantize_q2_k(blocks: Blocks) -> Values:
-    """Two bits: 16 groups of 16, each with a 4-bit scale and a 4-bit minimum. 84 bytes, 2.625 bits per value.
+    """Two bits: 16 groups of 16, each with a 4-bit scale and a 4-bit minimum. 84 bytes, 2.625 bits
+    per value.
 
     byte  0            16                        80   82   84
          +------------+-------------------------+----+----+
@@ -41,7 +47,8 @@ def _dequantize_q2_k(blocks: Blocks) -> Values:
 
 
 def _dequantize_q3_k(blocks: Blocks) -> Values:
-    """Three bits, symmetric: value = d · (scale - 32) · (q - 4); 16 groups of 16 with 6-bit scales. 110 bytes, 3.4375 bits per value.
+    """Three bits, symmetric: value = d · (scale - 32) · (q - 4); 16 groups of 16 with 6-bit scales.
+    110 bytes, 3.4375 bits per value.
 
     byte  0           32                    96           108  110
          +-----------+---------------------+------------+----+
@@ -53,15 +60,18 @@ def _dequantize_q3_k(blocks: Blocks) -> Values:
              bytes 8 … 11 the upper two bits in four planes of 4
     """
     block = block_fields(blocks, Q3_K_LAYOUT)
-    low, high = bit_planes(block["scales"][:, :8], 4, 8), bit_planes(block["scales"][:, 8:], 2, 4)  # [n, 16] each
-    scale = block_scale(block["d"]) * ((low | high << np.uint8(4)).view(np.int8) - np.int8(32))  # [n, 16]
+    # [n, 16] each
+    low, high = bit_planes(block["scales"][:, :8], 4, 8), bit_planes(block["scales"][:, 8:], 2, 4)
+    # [n, 16]
+    scale = block_scale(block["d"]) * ((low | high << np.uint8(4)).view(np.int8) - np.int8(32))
     q = bit_planes(block["hmask"], 1, 32) << np.uint8(2)
     q |= bit_planes(block["qs"], 2, 32)
     return _scaled(scale, q.view(np.int8) - np.int8(4))
 
 
 def _dequantize_q4_k(blocks: Blocks) -> Values:
-    """Four bits: 8 groups of 32, each with a 6-bit scale and a 6-bit minimum. 144 bytes, 4.5 bits per value.
+    """Four bits: 8 groups of 32, each with a 6-bit scale and a 6-bit minimum. 144 bytes, 4.5 bits
+    per value.
 
     byte  0    2    4            16                              144
          +----+----+------------+-------------------------------+
@@ -72,7 +82,11 @@ def _dequantize_q4_k(blocks: Blocks) -> Values:
     """
     block = block_fields(blocks, Q4_K_LAYOUT)
     scale, minimum = _scales_and_minima(block["scales"])
-    return _scaled(block_scale(block["d"]) * scale, bit_planes(block["qs"], 4, 32), block_scale(block["dmin"]) * minimum)
+    return _scaled(
+        block_scale(block["d"]) * scale,
+        bit_planes(block["qs"], 4, 32),
+        block_scale(block["dmin"]) * minimum,
+    )
 
 
 def _dequantize_q5_k(blocks: Blocks) -> Values:
@@ -92,7 +106,8 @@ def _dequantize_q5_k(blocks: Blocks) -> Values:
 
 
 def _dequantize_q6_k(blocks: Blocks) -> Values:
-    """Six bits, symmetric: value = d · scale · (q - 32); 16 groups of 16 with int8 scales. 210 bytes, 6.5625 bits per value.
+    """Six bits, symmetric: value = d · scale · (q - 32); 16 groups of 16 with int8 scales. 210
+    bytes, 6.5625 bits per value.
 
     byte  0                     128           192          208  210
          +---------------------+-------------+------------+----+
@@ -108,20 +123,27 @@ def _dequantize_q6_k(blocks: Blocks) -> Values:
 
 
 def _scales_and_minima(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Eight 6-bit scales s and eight 6-bit minima m out of 12 bytes, [n, 12] -> [n, 8] each. The first four of each lie whole in bytes
-    0 … 7, whose two spare bits hold the upper bits of the last four:
+    """Eight 6-bit scales s and eight 6-bit minima m out of 12 bytes, [n, 12] -> [n, 8] each. The
+    first four of each lie whole in bytes 0 … 7, whose two spare bits hold the upper bits of the
+    last four:
 
         bytes 0 … 3    s[4+i] bits 4-5 | s[i]
         bytes 4 … 7    m[4+i] bits 4-5 | m[i]
         bytes 8 … 11   m[4+i] bits 0-3 | s[4+i] bits 0-3
     """
     s, m, low = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([s & np.uint8(63), (s >> np.uint8(6)) << np.uint8(4) | low & np.uint8(15)], axis=1)
-    minima = np.concatenate([m & np.uint8(63), (m >> np.uint8(6)) << np.uint8(4) | low >> np.uint8(4)], axis=1)
+    scales = np.concatenate(
+        [s & np.uint8(63), (s >> np.uint8(6)) << np.uint8(4) | low & np.uint8(15)], axis=1
+    )
+    minima = np.concatenate(
+        [m & np.uint8(63), (m >> np.uint8(6)) << np.uint8(4) | low >> np.uint8(4)], axis=1
+    )
     return scales, minima
 
 
-def _scaled(scale: Values, q: NDArray[np.uint8] | NDArray[np.int8], minimum: Values | None = None) -> Values:
+def _scaled(
+    scale: Values, q: NDArray[np.uint8] | NDArray[np.int8], minimum: Values | None = None
+) -> Values:
     """scale [n, G] · q [n, 256] - minimum [n, G], each of the G groups with its own -> [n, 256]."""
     n, groups = scale.shape
     values = scale[:, :, None] * q.reshape(n, groups, -1)  # [n, G, 256 / G]

@@ -1,11 +1,14 @@
-"""The plain formats: dense floats, and ggml's first five, which give each 32 values one scale (and some a minimum).
+"""The plain formats: dense floats, and ggml's first five, which give each 32 values one scale (and
+some a minimum).
 
-One idea: 32 neighbours in a row are of like size, so one float16 scale d serves them all, and each value is left as a small integer q.
-The formats whose name ends in _0 are symmetric, value = d · q with a signed q; those in _1 have an offset as well, value = d · q + m.
-Layouts and rounding are ggml's, bit for bit. Blocks are uint8 [n, B], values float32 [n, 32].
+One idea: 32 neighbours in a row are of like size, so one float16 scale d serves them all, and each
+value is left as a small integer q. The formats whose name ends in _0 are symmetric, value = d · q
+with a signed q; those in _1 have an offset as well, value = d · q + m. Layouts and rounding are
+ggml's, bit for bit. Blocks are uint8 [n, B], values float32 [n, 32].
 
-A scale is fitted to the extreme values of its block and divides them before it is rounded to float16: cheap, and a little worse than
-searching for the scale that costs least. Searching is not this module's matter.
+A scale is fitted to the extreme values of its block and divides them before it is rounded to
+float16: cheap, and a little worse than searching for the scale that costs least. Searching is not
+this module's matter.
 """
 
 from typing import Any
@@ -48,7 +51,10 @@ def _quantize_f16(values: Values) -> Blocks:
     with np.errstate(over="ignore"):
         halves = values.astype("<f2")
     if not np.array_equal(np.isfinite(halves), np.isfinite(values)):
-        raise FormatError(f"F16 cannot hold the value {np.abs(values[np.isfinite(values)]).max():g}; the largest it can is 65504")
+        raise FormatError(
+            f"F16 cannot hold the value {np.abs(values[np.isfinite(values)]).max():g}; the "
+            "largest it can is 65504"
+        )
     return halves.view(np.uint8)
 
 
@@ -64,7 +70,9 @@ def _dequantize_bf16(blocks: Blocks) -> Values:
 
 
 def _quantize_bf16(values: Values) -> Blocks:
-    """To the nearest, ties to even: add half of the last kept bit, less one where that bit is 0, and cut. A NaN is kept a (quiet) NaN."""
+    """To the nearest, ties to even: add half of the last kept bit, less one where that bit is 0,
+    and cut. A NaN is kept a (quiet) NaN.
+    """
     bits = values.astype(np.float32, copy=False).view(np.uint32)
     rounded = bits.astype(np.uint64) + np.uint64(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     upper = (rounded >> np.uint64(16)).astype("<u2")
@@ -91,7 +99,9 @@ def _dequantize_q4_0(blocks: Blocks) -> Values:
 
 
 def _quantize_q4_0(values: Values) -> Blocks:
-    """The value of largest magnitude becomes q = 0, that is -8: the longer end of the range serves it, whatever its sign."""
+    """The value of largest magnitude becomes q = 0, that is -8: the longer end of the range serves
+    it, whatever its sign.
+    """
     d = _signed_extreme(values) / np.float32(-8)
     q = _truncate(_reciprocal(d, "Q4_0") * values + np.float32(8.5), 15)
     blocks = np.empty(len(values), Q4_0_LAYOUT)
@@ -220,12 +230,15 @@ def _signed_extreme(values: Values) -> Values:
 def _range(values: Values, steps: int) -> tuple[Values, Values]:
     """(size of a step, minimum) of each block whose range is cut into `steps`. [n, 1] each"""
     m = values.min(axis=1, keepdims=True)
-    with np.errstate(over="ignore", invalid="ignore"):  # a range of infinite length is refused by _reciprocal
+    # a range of infinite length is refused by _reciprocal
+    with np.errstate(over="ignore", invalid="ignore"):
         return (values.max(axis=1, keepdims=True) - m) / np.float32(steps), m
 
 
 def _reciprocal(d: Values, name: str) -> Values:
-    """1/d, and 0 where d is 0 or so small that 1/d is infinite: such a block is stored as zeros. [n, 1]"""
+    """1/d, and 0 where d is 0 or so small that 1/d is infinite: such a block is stored as zeros.
+    [n, 1]
+    """
     if not np.isfinite(d).all():
         raise FormatError(f"{name} cannot hold values that are infinite or not numbers")
     with np.errstate(divide="ignore", over="ignore"):
@@ -234,7 +247,9 @@ def _reciprocal(d: Values, name: str) -> Values:
 
 
 def _truncate(x: Values, largest: int) -> NDArray[np.uint8]:
-    """x >= 0 without its fraction, at most `largest`. With the half that callers add before, it rounds to the nearest."""
+    """x >= 0 without its fraction, at most `largest`. With the half that callers add before, it
+    rounds to the nearest.
+    """
     return np.minimum(x, np.float32(largest)).astype(np.uint8)
 
 
@@ -243,7 +258,10 @@ def _halves(x: Values, name: str) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
         halves = x[:, 0].astype(np.float16)
     if np.isinf(halves).any():
-        raise FormatError(f"{name} cannot hold a block whose scale or minimum is {np.abs(x).max():g}; they are stored in F16, up to 65504")
+        raise FormatError(
+            f"{name} cannot hold a block whose scale or minimum is {np.abs(x).max():g}; they are "
+            "stored in F16, up to 65504"
+        )
     return halves
 
 

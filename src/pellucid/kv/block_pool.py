@@ -1,9 +1,11 @@
-"""Fixed-size blocks of KV memory, as integers: which are free, and how many hold each of the others.
+"""Fixed-size blocks of KV memory, as integers: which are free, and how many hold each of the
+others.
 
-One idea: a block is an index into every layer's storage, and its reference count says how many use it: requests whose tables name it, and
-the prefix tree, which counts once. A count of 0 is a free block; a block that the tree alone holds is `idle`: it serves whoever asks for
-its prefix, and can be had for the price of forgetting it. All operations take O(1). The pool knows nothing of requests, and never touches
-the memory itself.
+One idea: a block is an index into every layer's storage, and its reference count says how many use
+it: requests whose tables name it, and the prefix tree, which counts once. A count of 0 is a free
+block; a block that the tree alone holds is `idle`: it serves whoever asks for its prefix, and can
+be had for the price of forgetting it. All operations take O(1). The pool knows nothing of requests,
+and never touches the memory itself.
 """
 
 __all__ = ["BlockPool"]
@@ -17,7 +19,8 @@ class BlockPool:
         self.ref_count = [0] * num_blocks
         self.num_idle = 0  # blocks that the tree alone holds
         self._cached = bytearray(num_blocks)  # those that the tree holds
-        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: the block freed last is given out next, while its memory is warm
+        # a stack: the block freed last is given out next, while its memory is warm
+        self._free = list(range(num_blocks - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
@@ -86,6 +89,9 @@ class BlockPool:
             raise AssertionError("a block is in the free list twice")
         for block, count in enumerate(self.ref_count):
             if (count == 0) != (block in free):
-                raise AssertionError(f"block {block} has {count} holders and is {'' if block in free else 'not '}in the free list")
+                raise AssertionError(
+                    f"block {block} has {count} holders and is "
+                    f"{'' if block in free else 'not '}in the free list"
+                )
         if self.num_idle != (idle := sum(self.is_idle(block) for block in range(self.num_blocks))):
             raise AssertionError(f"{self.num_idle} idle blocks are counted, and {idle} are idle")

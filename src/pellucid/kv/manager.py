@@ -1,9 +1,10 @@
 """Who holds which KV blocks: all that the scheduler sees of the cache.
 
-One idea: a request's block tables grow as its tokens are computed, one table per layer group, and position i lies in slot
-`table[i // block_size] · block_size + i % block_size`. What is computed is published in the prefix tree, so what one request computed,
-others that begin alike find there, and so does the request itself after it was preempted: preemption is giving blocks back, and resuming
-is a hit.
+One idea: a request's block tables grow as its tokens are computed, one table per layer group, and
+position i lies in slot `table[i // block_size] · block_size + i % block_size`. What is computed is
+published in the prefix tree, so what one request computed, others that begin alike find there, and
+so does the request itself after it was preempted: preemption is giving blocks back, and resuming is
+a hit.
 
     lookup → admit → (allocate_slots → publish) … → release
 
@@ -55,7 +56,9 @@ class KVCacheManager:
         num_slots: int = 0,
         saving_pays: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`num_slots`: blocks that the second memory holds, 0 where there is none; `saving_pays` is asked before it is used."""
+        """`num_slots`: blocks that the second memory holds, 0 where there is none; `saving_pays` is
+        asked before it is used.
+        """
         self.layout = layout
         self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
@@ -85,17 +88,26 @@ class KVCacheManager:
     # ---- starting
 
     def lookup(self, request: Request, *, whole_blocks: bool = False) -> Hit:
-        """The longest prefix of the request's tokens that need not be computed. At least its last token must be, for its logits."""
+        """The longest prefix of the request's tokens that need not be computed. At least its last
+        token must be, for its logits.
+        """
         limit = request.num_tokens - 1
-        if request.params.prompt_logprobs is not None:  # rows that were not scored yet must be computed
+        # rows that were not scored yet must be computed
+        if request.params.prompt_logprobs is not None:
             limit = min(limit, max(0, len(request.prompt_logprobs) - 1))
         match = self._tree.match(self._salt(request), request.token_ids(0, limit), limit)
         size, num_columns = self.layout.block_size, len(match.columns)
-        length = num_columns * size + match.partial_tokens  # in the block that it ends in, a hit goes on in a copy
-        if whole_blocks or (match.partial is not None and not all(_has(match.partial, g) for g in range(len(self.layout.groups)))):
+        # in the block that it ends in, a hit goes on in a copy
+        length = num_columns * size + match.partial_tokens
+        if whole_blocks or (
+            match.partial is not None
+            and not all(_has(match.partial, g) for g in range(len(self.layout.groups)))
+        ):
             length = num_columns * size
         while length:  # a group that cannot serve the length shortens it for all; so it ends
-            shorter = min(self._usable(group, match, length) for group in range(len(self.layout.groups)))
+            shorter = min(
+                self._usable(group, match, length) for group in range(len(self.layout.groups))
+            )
             if shorter == length:
                 break
             length = shorter
@@ -105,7 +117,9 @@ class KVCacheManager:
         return Hit(length, match)
 
     def _usable(self, group: int, match: Match, length: int) -> int:
-        """How much of a hit of `length` tokens a group can serve: all, or what lies before the last missing block that it would read."""
+        """How much of a hit of `length` tokens a group can serve: all, or what lies before the last
+        missing block that it would read.
+        """
         size = self.layout.block_size
         first = self.layout.groups[group].first_needed(length, size)
         for i in range(min(length // size, len(match.columns)) - 1, first - 1, -1):
@@ -114,16 +128,24 @@ class KVCacheManager:
         return length
 
     def admit(self, request: Request, hit: Hit, num_new_tokens: int) -> bool:
-        """Start a request with what it hit and room for its next tokens: all of that and True, or nothing and False."""
+        """Start a request with what it hit and room for its next tokens: all of that and True, or
+        nothing and False.
+        """
         size, groups = self.layout.block_size, self.layout.groups
-        columns, total = hit.match.columns, self.layout.blocks_for(request.num_tokens, num_new_tokens)
+        columns, total = (
+            hit.match.columns,
+            self.layout.blocks_for(request.num_tokens, num_new_tokens),
+        )
         first = [group.first_needed(hit.num_tokens, size) for group in groups]
         kept = [(node, i, g) for g in range(len(groups)) for node, i in columns[first[g] :]]
         resident = [node.blocks[g][i] for node, i, g in kept if node.slots is None]
         copied = _blocks(hit.match.partial)
         pinned = sum(self._pool.is_idle(block) for block in resident + copied)
-        if total - len(resident) > self._pool.num_available - pinned:  # all that is known must fit, or it would only be preempted again
-            return bool(copied) and self.admit(request, self.lookup(request, whole_blocks=True), num_new_tokens)
+        # all that is known must fit, or it would only be preempted again
+        if total - len(resident) > self._pool.num_available - pinned:
+            return bool(copied) and self.admit(
+                request, self.lookup(request, whole_blocks=True), num_new_tokens
+            )
         path = list(dict.fromkeys(node for node, _ in columns))
         partial = hit.match.partial
         if path:
@@ -139,9 +161,14 @@ class KVCacheManager:
         for node in path:
             if node.slots is not None:
                 before = len(tables[0])
-                wanted = [[slot != HOLE and before + i >= first[g] for i, slot in enumerate(row)] for g, row in enumerate(node.slots)]
+                wanted = [
+                    [slot != HOLE and before + i >= first[g] for i, slot in enumerate(row)]
+                    for g, row in enumerate(node.slots)
+                ]
                 fresh = iter(self._take(sum(map(sum, wanted))))
-                self._tree.promote(node, [[next(fresh) if want else HOLE for want in row] for row in wanted])
+                self._tree.promote(
+                    node, [[next(fresh) if want else HOLE for want in row] for row in wanted]
+                )
             for table, row in zip(tables, node.blocks, strict=True):
                 table += row
         for g, table in enumerate(tables):
@@ -161,10 +188,12 @@ class KVCacheManager:
         return True
 
     def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
-        """Copy-on-write: the hit ends inside somebody's block, so the request goes on in a copy of it.
+        """Copy-on-write: the hit ends inside somebody's block, so the request goes on in a copy of
+        it.
 
-        What is read here must not go to make room for the copy: a block is shared for so long, a slot's node locked. No more than that is
-        kept: what follows in the same edge may be the only thing that can go.
+        What is read here must not go to make room for the copy: a block is shared for so long, a
+        slot's node locked. No more than that is kept: what follows in the same edge may be the only
+        thing that can go.
         """
         is_saved = node.slots is not None
         sources = [row[column] for row in node.slots or node.blocks]
@@ -179,15 +208,21 @@ class KVCacheManager:
             node.locks -= 1
             self._tree.load(list(zip(sources, targets, strict=True)))
         else:
-            self._tree.ops += [BlockOp("copy", source, target) for source, target in zip(sources, targets, strict=True)]
+            self._tree.ops += [
+                BlockOp("copy", source, target)
+                for source, target in zip(sources, targets, strict=True)
+            ]
             for block in sources:
                 self._pool.release(block)
                 self._tree.rest(block)
 
-    # ---- running: a request that stays below its `kv_border` needs neither of these two, so one that decodes asks once per block
+    # ---- running: a request that stays below its `kv_border` needs neither of these two, so one
+    # that decodes asks once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
-        """Make room for the next num_new_tokens of a running request: all of them and True, or nothing and False."""
+        """Make room for the next num_new_tokens of a running request: all of them and True, or
+        nothing and False.
+        """
         held = self._held[request.request_id]
         stop = request.num_computed_tokens + num_new_tokens
         if self._windowed:
@@ -199,14 +234,19 @@ class KVCacheManager:
         return True
 
     def _border(self, held: _Held) -> int:
-        """The number of computed tokens at which a block is full, can be published, or falls behind a window: whatever comes first."""
+        """The number of computed tokens at which a block is full, can be published, or falls behind
+        a window: whatever comes first.
+        """
         request, size = held.request, self.layout.block_size
         border = len(held.tables[0]) * size
         if self.enable_prefix_caching:
             border = min(border, held.num_published + size)
-            if request.num_computed_tokens < request.num_prompt_tokens:  # at its end the last block is published too
+            # at its end the last block is published too
+            if request.num_computed_tokens < request.num_prompt_tokens:
                 border = min(border, request.num_prompt_tokens)
-        for group, first in zip(self.layout.groups, held.first, strict=True) if self._windowed else ():
+        for group, first in (
+            zip(self.layout.groups, held.first, strict=True) if self._windowed else ()
+        ):
             if group.window is not None:
                 border = min(border, (first + 1) * size + group.window - 1)
         return border
@@ -241,7 +281,9 @@ class KVCacheManager:
             self._tree.rest(block)
 
     def publish(self, request: Request) -> None:
-        """Let others hit what was computed: full blocks; and once the prompt is done its last block too, to be copied from."""
+        """Let others hit what was computed: full blocks; and once the prompt is done its last block
+        too, to be copied from.
+        """
         if not self.enable_prefix_caching:
             return
         held = self._held[request.request_id]
@@ -272,7 +314,9 @@ class KVCacheManager:
         column = held.num_published // self.layout.block_size
         self._retract_tail(held)
         if tokens:
-            held.tail = self._tree.insert_tail(held.node, tokens, [table[column] for table in held.tables])
+            held.tail = self._tree.insert_tail(
+                held.node, tokens, [table[column] for table in held.tables]
+            )
 
     def _retract_tail(self, held: _Held) -> None:
         if held.tail is not None:
@@ -282,7 +326,8 @@ class KVCacheManager:
     # ---- ending
 
     def release(self, request: Request, *, publish: bool = True) -> None:
-        """Give back all that a request holds, if it holds anything; what it computed stays to be hit, until its blocks are needed.
+        """Give back all that a request holds, if it holds anything; what it computed stays to be
+        hit, until its blocks are needed.
 
         `publish=False`: what it computed since it last published cannot be trusted.
         """
@@ -313,7 +358,9 @@ class KVCacheManager:
             self._tree.close(held.salt)
 
     def forget(self) -> None:
-        """Drop every published prefix: after a step that failed nobody knows what its blocks hold. Running requests keep theirs."""
+        """Drop every published prefix: after a step that failed nobody knows what its blocks hold.
+        Running requests keep theirs.
+        """
         self._tree.drop_all()
         for held in self._held.values():
             held.node, held.num_published = self._tree.root(held.salt), 0
@@ -334,8 +381,14 @@ class KVCacheManager:
         return ops
 
     def _salt(self, request: Request) -> str:
-        """Whose prefixes a request may hit: its tenant's, or, without prefix caching, its own from before it was preempted."""
-        return f"salt {request.cache_salt}" if self.enable_prefix_caching else f"request {request.request_id}"
+        """Whose prefixes a request may hit: its tenant's, or, without prefix caching, its own from
+        before it was preempted.
+        """
+        return (
+            f"salt {request.cache_salt}"
+            if self.enable_prefix_caching
+            else f"request {request.request_id}"
+        )
 
     def check_integrity(self) -> None:
         """Raise AssertionError where counts, tables and tree do not add up."""
@@ -356,12 +409,17 @@ class KVCacheManager:
             raise AssertionError("the pool counts other holders than the tables and the tree have")
 
     def _has_work(self, held: _Held) -> bool:
-        """True where the next token has no room, a full block is not published, or one behind a window is still held."""
+        """True where the next token has no room, a full block is not published, or one behind a
+        window is still held.
+        """
         computed, size = held.request.num_computed_tokens, self.layout.block_size
         return (
             computed >= len(held.tables[0]) * size
             or (self.enable_prefix_caching and computed - held.num_published >= size)
-            or any(group.first_needed(computed, size) > first for group, first in zip(self.layout.groups, held.first, strict=True))
+            or any(
+                group.first_needed(computed, size) > first
+                for group, first in zip(self.layout.groups, held.first, strict=True)
+            )
         )
 
 

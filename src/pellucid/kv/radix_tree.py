@@ -1,16 +1,20 @@
-"""Which token prefixes have their keys and values in the cache: a radix tree whose edges own blocks (Zheng et al., arXiv:2312.07104).
+"""Which token prefixes have their keys and values in the cache: a radix tree whose edges own blocks
+(Zheng et al., arXiv:2312.07104).
 
-One idea: the keys and values of a position depend on the tokens up to it, so a path from the root *is* a prefix, and a new request that
-begins like an old one starts where their paths part. An edge holds a whole number of blocks; where two prefixes part inside an edge, it is
-split at the block. A last block that is not full is a `tail`: a leaf of its own, never walked through, but good to be copied from, so
-that a prefix hits to the token.
+One idea: the keys and values of a position depend on the tokens up to it, so a path from the root
+*is* a prefix, and a new request that begins like an old one starts where their paths part. An edge
+holds a whole number of blocks; where two prefixes part inside an edge, it is split at the block. A
+last block that is not full is a `tail`: a leaf of its own, never walked through, but good to be
+copied from, so that a prefix hits to the token.
 
-Who may be evicted follows from reference counts: a request holds every block of its path that it may still read, so a leaf whose blocks
-the tree alone holds is free to go, the least recently used first, block by block from its end. A block behind a sliding window may go from
-the middle, and leaves a HOLE. With a `tier` (a second, larger memory), an edge that must go is saved there, and stays in the tree with
-`slots` in place of blocks: its path still hits, at the price of loading it.
+Who may be evicted follows from reference counts: a request holds every block of its path that it
+may still read, so a leaf whose blocks the tree alone holds is free to go, the least recently used
+first, block by block from its end. A block behind a sliding window may go from the middle, and
+leaves a HOLE. With a `tier` (a second, larger memory), an edge that must go is saved there, and
+stays in the tree with `slots` in place of blocks: its path still hits, at the price of loading it.
 
-Groups: every column of an edge has one block in each layer group. Integers only; what must be copied is written down in `ops`, in order.
+Groups: every column of an edge has one block in each layer group. Integers only; what must be
+copied is written down in `ops`, in order.
 """
 
 import heapq
@@ -28,17 +32,22 @@ _MOST_SIBLINGS = 32  # children that are compared token by token for a partial m
 
 
 class Node:
-    """An edge and its end. `blocks[g][i]` is group g's block of column i; of a node in the tier `slots[g][i]` is its slot instead."""
+    """An edge and its end. `blocks[g][i]` is group g's block of column i; of a node in the tier
+    `slots[g][i]` is its slot instead.
+    """
 
     __slots__ = ("blocks", "children", "locks", "parent", "salt", "slots", "stamp", "tokens")
 
-    def __init__(self, parent: "Node | None", tokens: list[int], blocks: list[list[int]], salt: str = "") -> None:
+    def __init__(
+        self, parent: "Node | None", tokens: list[int], blocks: list[list[int]], salt: str = ""
+    ) -> None:
         self.parent = parent
         self.salt = salt  # of a root
         self.tokens = tokens
         self.blocks = blocks
         self.slots: list[list[int]] | None = None
-        self.children: dict[int, dict[tuple[int, ...], Node]] = {}  # by first token, then by first block
+        # by first token, then by first block
+        self.children: dict[int, dict[tuple[int, ...], Node]] = {}
         self.locks = 0  # requests whose path ends here, and plans that must not lose it
         self.stamp = 0  # when it was last used
 
@@ -54,7 +63,9 @@ class Node:
 
 @dataclass(slots=True)
 class Match:
-    """What the tree has of a sequence: whole columns along a path, and a last block of which the first few tokens are the same."""
+    """What the tree has of a sequence: whole columns along a path, and a last block of which the
+    first few tokens are the same.
+    """
 
     columns: list[tuple[Node, int]]
     partial: tuple[Node, int] | None  # a column to copy from
@@ -65,7 +76,12 @@ class RadixTree:
     """Owns the nodes, their stamps, and the tree's share of the pool's counts."""
 
     def __init__(
-        self, pool: BlockPool, windowed: Sequence[bool], block_size: int, num_slots: int = 0, saving_pays: Callable[[], bool] = lambda: True
+        self,
+        pool: BlockPool,
+        windowed: Sequence[bool],
+        block_size: int,
+        num_slots: int = 0,
+        saving_pays: Callable[[], bool] = lambda: True,
     ) -> None:
         self.ops: list[BlockOp] = []
         self.num_loaded = 0  # blocks that came back from the tier
@@ -73,15 +89,18 @@ class RadixTree:
         self._saving_pays = saving_pays  # asked whenever an edge must go
         self._windowed = windowed  # per group
         self._block_size = block_size
-        self._roots: dict[str, Node] = {}  # per salt: who does not know a salt cannot meet its prefixes
+        # per salt: who does not know a salt cannot meet its prefixes
+        self._roots: dict[str, Node] = {}
         self._clock = 0
         self._order = itertools.count()
-        self._heap: list[tuple[int, int, int, Node, int]] = []  # (stamp, kind, order, node, block): see `touch` and `rest`
+        # (stamp, kind, order, node, block): see `touch` and `rest`
+        self._heap: list[tuple[int, int, int, Node, int]] = []
         self._slot_heap: list[tuple[int, int, Node]] = []
         self._most_entries = 1024
         self._num_slots = num_slots
         self._free_slots = list(range(num_slots - 1, -1, -1))
-        self._home: dict[int, tuple[Node, int]] = {}  # a cached block of a windowed group -> its node and group
+        # a cached block of a windowed group -> its node and group
+        self._home: dict[int, tuple[Node, int]] = {}
 
     # ---- looking
 
@@ -91,7 +110,9 @@ class RadixTree:
         return self._roots[salt]
 
     def close(self, salt: str) -> None:
-        """Forget a salt under which nothing is left: salts come from strangers, and must not pile up."""
+        """Forget a salt under which nothing is left: salts come from strangers, and must not pile
+        up.
+        """
         root = self._roots.get(salt)
         if root is not None and not root.children and not root.locks:
             del self._roots[salt]
@@ -126,7 +147,9 @@ class RadixTree:
         siblings = node.children.get(block[0])
         return siblings.get(tuple(block)) if siblings else None
 
-    def _continuations(self, node: Node, inside: int, rest: Sequence[int]) -> Iterator[tuple[Node, int]]:
+    def _continuations(
+        self, node: Node, inside: int, rest: Sequence[int]
+    ) -> Iterator[tuple[Node, int]]:
         """Columns that may begin as `rest` does, after column `inside` of a node."""
         if not rest:
             return
@@ -140,20 +163,27 @@ class RadixTree:
     # ---- growing
 
     def insert(self, node: Node, tokens: list[int], table: list[list[int]]) -> Node:
-        """Publish full blocks behind the end of `node`: tokens[i·B …] lie in table[g][i]. The end of what is published.
+        """Publish full blocks behind the end of `node`: tokens[i·B …] lie in table[g][i]. The end
+        of what is published.
 
-        Where the tree has a column already, the caller's block is given up for the tree's: `table` is changed in place.
+        Where the tree has a column already, the caller's block is given up for the tree's: `table`
+        is changed in place.
         """
         size, done, total, start = self._block_size, 0, len(tokens) // self._block_size, node
         while done < total:
             child = self._child(node, tokens[done * size : (done + 1) * size])
             if child is None:
                 part = [row[done:total] for row in table]
-                node = self._append(node, tokens[done * size :], part, extend=node is start and node.locks == 1)
+                node = self._append(
+                    node, tokens[done * size :], part, extend=node is start and node.locks == 1
+                )
                 break
             same = 1
             while same < child.columns and done + same < total:
-                if child.tokens[same * size : (same + 1) * size] != tokens[(done + same) * size : (done + same + 1) * size]:
+                if (
+                    child.tokens[same * size : (same + 1) * size]
+                    != tokens[(done + same) * size : (done + same + 1) * size]
+                ):
                     break
                 same += 1
             node = self.split(child, same)
@@ -162,7 +192,9 @@ class RadixTree:
         return node
 
     def _append(self, node: Node, tokens: list[int], blocks: list[list[int]], extend: bool) -> Node:
-        """New columns: on the edge itself where nobody but the one who appends has its path end here, else as a child."""
+        """New columns: on the edge itself where nobody but the one who appends has its path end
+        here, else as a child.
+        """
         if node.children:
             self._drop_tails(node, tokens)
         if extend and node.tokens and not node.children:
@@ -189,7 +221,9 @@ class RadixTree:
                         self._home[block] = (node, group)
 
     def _join(self, node: Node, table: list[list[int]], at: int) -> None:
-        """The caller computed what the node holds: it goes on with the node's blocks, and fills what the node lacks with its own."""
+        """The caller computed what the node holds: it goes on with the node's blocks, and fills
+        what the node lacks with its own.
+        """
         if node.slots is not None:
             self._free_slots += [slot for row in node.slots for slot in row if slot != HOLE]
             node.slots = None  # its blocks are HOLEs
@@ -209,7 +243,9 @@ class RadixTree:
                     table[group][at + i] = block
 
     def insert_tail(self, node: Node, tokens: list[int], blocks: list[int]) -> Node | None:
-        """Publish a block that is not full behind the end of `node`, to be copied from; one block per group. None: it was there already."""
+        """Publish a block that is not full behind the end of `node`, to be copied from; one block
+        per group. None: it was there already.
+        """
         for other, _ in self._continuations(node, node.columns, tokens):
             if _common(other.tokens, tokens) == len(tokens):
                 self.touch(other)
@@ -228,11 +264,15 @@ class RadixTree:
     def _drop_tails(self, node: Node, tokens: list[int]) -> None:
         """Forget tails that a longer block replaces."""
         for child, _ in list(self._continuations(node, node.columns, tokens[:1])):
-            if len(child.tokens) < self._block_size and _common(child.tokens, tokens) == len(child.tokens):
+            if len(child.tokens) < self._block_size and _common(child.tokens, tokens) == len(
+                child.tokens
+            ):
                 self._remove(child)
 
     def split(self, node: Node, columns: int) -> Node:
-        """The first `columns` of an edge as a node of their own; `node` itself stays the lower end, with its children and its holders."""
+        """The first `columns` of an edge as a node of their own; `node` itself stays the lower end,
+        with its children and its holders.
+        """
         if columns == node.columns:
             return node
         cut = columns * self._block_size
@@ -242,7 +282,11 @@ class RadixTree:
         if node.slots is not None:
             upper.slots = [row[:columns] for row in node.slots]
             node.slots = [row[columns:] for row in node.slots]
-        node.tokens, node.blocks, node.parent = node.tokens[cut:], [row[columns:] for row in node.blocks], upper
+        node.tokens, node.blocks, node.parent = (
+            node.tokens[cut:],
+            [row[columns:] for row in node.blocks],
+            upper,
+        )
         upper.children = {node.tokens[0]: {tuple(node.tokens[: self._block_size]): node}}
         upper.stamp = node.stamp
         for group, row in enumerate(upper.blocks):
@@ -273,23 +317,41 @@ class RadixTree:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Throw out entries of nodes that were used since, or are no more: so the heaps grow with the tree, not with time."""
-        self._heap = [e for e in self._heap if (e[3].stamp == e[0] and e[3].parent if e[1] == 0 else self._pool.is_idle(e[4]))]
-        self._slot_heap = [e for e in self._slot_heap if e[2].stamp == e[0] and e[2].slots is not None and e[2].parent]
+        """Throw out entries of nodes that were used since, or are no more: so the heaps grow with
+        the tree, not with time.
+        """
+        self._heap = [
+            e
+            for e in self._heap
+            if (e[3].stamp == e[0] and e[3].parent if e[1] == 0 else self._pool.is_idle(e[4]))
+        ]
+        self._slot_heap = [
+            e
+            for e in self._slot_heap
+            if e[2].stamp == e[0] and e[2].slots is not None and e[2].parent
+        ]
         heapq.heapify(self._heap)
         heapq.heapify(self._slot_heap)
         self._most_entries = 2 * (len(self._heap) + len(self._slot_heap)) + 1024
 
     def rest(self, block: int) -> None:
-        """A block behind somebody's window was released: if the tree alone holds it now, it may go before its edge does."""
+        """A block behind somebody's window was released: if the tree alone holds it now, it may go
+        before its edge does.
+        """
         if self._pool.is_idle(block) and block in self._home:
-            heapq.heappush(self._heap, (self._clock, 1, next(self._order), self._home[block][0], block))
+            heapq.heappush(
+                self._heap, (self._clock, 1, next(self._order), self._home[block][0], block)
+            )
 
     def evict(self, count: int) -> None:
-        """Free `count` blocks that the tree alone holds, the least recently used first. The caller has seen that there are so many."""
+        """Free `count` blocks that the tree alone holds, the least recently used first. The caller
+        has seen that there are so many.
+        """
         wanted = self._pool.num_free + count
         if wanted > self._pool.num_available:
-            raise AssertionError(f"{count} blocks are to be evicted, and {self._pool.num_idle} are idle")
+            raise AssertionError(
+                f"{count} blocks are to be evicted, and {self._pool.num_idle} are idle"
+            )
         offered_all = False
         while self._pool.num_free < wanted:
             if not self._heap:
@@ -323,8 +385,14 @@ class RadixTree:
         self._pool.uncache(block)
 
     def _shrink(self, node: Node, wanted: int) -> None:
-        """Take columns from the end of a leaf that nobody holds until the pool has `wanted` free blocks."""
-        if node.parent is None or node.locks or any(c.slots is None for s in node.children.values() for c in s.values()):
+        """Take columns from the end of a leaf that nobody holds until the pool has `wanted` free
+        blocks.
+        """
+        if (
+            node.parent is None
+            or node.locks
+            or any(c.slots is None for s in node.children.values() for c in s.values())
+        ):
             return
         free, keep = self._pool.num_free, node.columns
         while keep and free < wanted:
@@ -343,7 +411,9 @@ class RadixTree:
         self._offer(parent)
 
     def _demote(self, node: Node) -> bool:
-        """Save a node's blocks in the tier; False, and nothing changed, where there is none, or no room, or it would not pay."""
+        """Save a node's blocks in the tier; False, and nothing changed, where there is none, or no
+        room, or it would not pay.
+        """
         blocks = [block for row in node.blocks for block in row if block != HOLE]
         if len(blocks) > self._num_slots or not self._saving_pays():
             return False
@@ -387,10 +457,14 @@ class RadixTree:
         self.num_loaded += len(moves)
 
     def promote(self, node: Node, blocks: list[list[int]]) -> None:
-        """Bring a node back from the tier into `blocks`, which the caller holds; a HOLE leaves out what nobody will read."""
+        """Bring a node back from the tier into `blocks`, which the caller holds; a HOLE leaves out
+        what nobody will read.
+        """
         assert node.slots is not None
         for slots, row in zip(node.slots, blocks, strict=True):
-            self.load([(slot, block) for slot, block in zip(slots, row, strict=True) if block != HOLE])
+            self.load(
+                [(slot, block) for slot, block in zip(slots, row, strict=True) if block != HOLE]
+            )
         self._free_slots += [slot for row in node.slots for slot in row if slot != HOLE]
         node.slots, node.blocks = None, [list(row) for row in blocks]
         self._take_over(node, blocks)
@@ -444,22 +518,34 @@ class RadixTree:
         for root in self._roots.values():
             for node in root.descendants():
                 assert node.parent is not None
-                if node.parent.children.get(node.tokens[0], {}).get(tuple(node.tokens[: self._block_size])) is not node:
+                if (
+                    node.parent.children.get(node.tokens[0], {}).get(
+                        tuple(node.tokens[: self._block_size])
+                    )
+                    is not node
+                ):
                     raise AssertionError("a node is not where its first block says")
                 columns = -(-len(node.tokens) // self._block_size)
                 if any(len(row) != columns for row in node.slots or node.blocks):
-                    raise AssertionError(f"an edge of {len(node.tokens)} tokens has not {columns} columns in every group")
+                    raise AssertionError(
+                        f"an edge of {len(node.tokens)} tokens has not {columns} columns in every "
+                        "group"
+                    )
                 if len(node.tokens) % self._block_size and (columns > 1 or node.children):
                     raise AssertionError("a tail is longer than one block, or has children")
                 if node.slots is None and node.parent.slots is not None:
                     raise AssertionError("a node is in memory, and what comes before it is not")
-                if node.slots is None and any(HOLE in row for row, w in zip(node.blocks, self._windowed, strict=True) if not w):
+                if node.slots is None and any(
+                    HOLE in row for row, w in zip(node.blocks, self._windowed, strict=True) if not w
+                ):
                     raise AssertionError("a block of a group that sees all is missing")
                 cached += [block for row in node.blocks for block in row if block != HOLE]
                 slots += [slot for row in node.slots or () for slot in row if slot != HOLE]
         if len(set(cached)) != len(cached):
             raise AssertionError("two edges own one block")
-        if set(cached) != {block for block in range(self._pool.num_blocks) if self._pool.is_cached(block)}:
+        if set(cached) != {
+            block for block in range(self._pool.num_blocks) if self._pool.is_cached(block)
+        }:
             raise AssertionError("the pool counts other blocks as cached than the tree holds")
         if sorted(slots) != list(range(self._num_slots)):
             raise AssertionError("a slot of the tier is lost, or used twice")

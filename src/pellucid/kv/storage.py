@@ -1,7 +1,9 @@
-"""Where keys and values lie: paged stores in whatever layout the backend's kernels like, and a second, larger memory behind them.
+"""Where keys and values lie: paged stores in whatever layout the backend's kernels like, and a
+second, larger memory behind them.
 
-One idea: whatever a store's layout, a block of it is a run of bytes. So copying a block for a request that writes on in it, saving it
-before its memory is given to another, and loading it back are copies of bytes, alike for every backend.
+One idea: whatever a store's layout, a block of it is a run of bytes. So copying a block for a
+request that writes on in it, saving it before its memory is given to another, and loading it back
+are copies of bytes, alike for every backend.
 
 The only file of this room that touches arrays. A block id means the same place in each store.
 """
@@ -29,16 +31,29 @@ _log = logging.getLogger(__name__)
 
 
 class KVStorage:
-    """Owns the memory of the cache; `layers[i]` is what layer i's `kv_write` and `attention` take."""
+    """Owns the memory of the cache; `layers[i]` is what layer i's `kv_write` and `attention`
+    take.
+    """
 
-    def __init__(self, backend: Backend, layout: KVLayout, num_blocks: int, num_slots: int = 0) -> None:
+    def __init__(
+        self, backend: Backend, layout: KVLayout, num_blocks: int, num_slots: int = 0
+    ) -> None:
         stores: list[Any] = [
-            backend.new_kv_store(num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim, *layout.dtypes)
+            backend.new_kv_store(
+                num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim, *layout.dtypes
+            )
             for _ in range(layout.num_stores)
         ]
-        placed = {layer: KVLayer(stores[j], g) for g, group in enumerate(layout.groups) for j, layer in enumerate(group.layers)}
+        placed = {
+            layer: KVLayer(stores[j], g)
+            for g, group in enumerate(layout.groups)
+            for j, layer in enumerate(group.layers)
+        }
         self.layers: list[KVLayer] = [placed[layer] for layer in sorted(placed)]
-        self._blocks: list[Bytes] = [view for store in stores for view in backend.kv_block_bytes(store)]  # each [num_blocks, bytes]
+        # each [num_blocks, bytes]
+        self._blocks: list[Bytes] = [
+            view for store in stores for view in backend.kv_block_bytes(store)
+        ]
         self._num_slots = num_slots
         self._tier: MappedTier | None = None  # made when it is first needed
         self._has_failed = False  # to be made
@@ -55,7 +70,9 @@ class KVStorage:
                 self.open_tier().load(op.source, [view[op.target] for view in self._blocks])
 
     def seconds_per_block(self) -> float:
-        """What saving a block and loading it again costs here, measured once; infinite where the file cannot be had, and that is logged."""
+        """What saving a block and loading it again costs here, measured once; infinite where the
+        file cannot be had, and that is logged.
+        """
         if not self._has_failed:
             try:
                 return self.open_tier().seconds_per_slot
@@ -72,16 +89,20 @@ class KVStorage:
 
 
 class MappedTier:
-    """Blocks in a file without a name, mapped into memory: the system writes it back when it likes, and it is gone when this process is."""
+    """Blocks in a file without a name, mapped into memory: the system writes it back when it likes,
+    and it is gone when this process is.
+    """
 
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
         try:
             with tempfile.TemporaryFile(prefix="pellucid-kv-") as file:
-                os.posix_fallocate(file.fileno(), 0, num_slots * slot_bytes)  # now: a mapped file that cannot grow would end the process
+                # now: a mapped file that cannot grow would end the process
+                os.posix_fallocate(file.fileno(), 0, num_slots * slot_bytes)
                 self._slots: Bytes = np.memmap(file, np.uint8, "r+", shape=(num_slots, slot_bytes))
         except OSError as error:
             raise CapacityError(
-                f"swap_space of {num_slots * slot_bytes} bytes cannot be had in {tempfile.gettempdir()}: {error}"
+                f"swap_space of {num_slots * slot_bytes} bytes cannot be had in "
+                f"{tempfile.gettempdir()}: {error}"
             ) from error
         self.seconds_per_slot = self._measure()
 

@@ -1,3 +1,5 @@
-"""What the machine can do and what the engine makes of it: measured, never assumed. Nobody below imports this room."""
+"""What the machine can do and what the engine makes of it: measured, never assumed. Nobody below
+imports this room.
+"""
 
 __all__: list[str] = []

@@ -1,13 +1,17 @@
-"""The ceilings of this machine, measured: how fast it reads memory, and how fast it multiplies bytes and float32.
+"""The ceilings of this machine, measured: how fast it reads memory, and how fast it multiplies
+bytes and float32.
 
-One idea: a speed means something beside the most that was possible. Reading depends on the working set (from L2, from L3, from memory), so
-it is measured at several sizes; multiplying is measured with the instructions of one set of kernels, from registers: of bytes, as linear
-layers of quantized weights do, and of float32, as attention and all else does. The loops are
-csrc/kernels/ceilings.inc; the best of several tries counts, so that a busy neighbour lowers a ceiling little. The roofline of Williams et
-al. (CACM 2009) follows: an op takes at least as long as its FLOPs, or its bytes, take at the ceilings.
+One idea: a speed means something beside the most that was possible. Reading depends on the working
+set (from L2, from L3, from memory), so it is measured at several sizes; multiplying is measured
+with the instructions of one set of kernels, from registers: of bytes, as linear layers of quantized
+weights do, and of float32, as attention and all else does. The loops are csrc/kernels/ceilings.inc;
+the best of several tries counts, so that a busy neighbour lowers a ceiling little. The roofline of
+Williams et al. (CACM 2009) follows: an op takes at least as long as its FLOPs, or its bytes, take
+at the ceilings.
 
-Bandwidth is in bytes/s, `int8_peak` and `float_peak` in operations/s (a multiply-add is two). Measuring takes the seconds that are asked
-for and keeps every thread busy: nobody else should measure at the same time.
+Bandwidth is in bytes/s, `int8_peak` and `float_peak` in operations/s (a multiply-add is two).
+Measuring takes the seconds that are asked for and keeps every thread busy: nobody else should
+measure at the same time.
 """
 
 from collections.abc import Sequence
@@ -33,14 +37,21 @@ class Ceilings:
 
     def bandwidth_at(self, working_set: int) -> float:
         """Of the nearest measured working set that is not smaller, or of the largest."""
-        return next((rate for size, rate in self.read_bandwidth.items() if size >= working_set), [*self.read_bandwidth.values()][-1])
+        return next(
+            (rate for size, rate in self.read_bandwidth.items() if size >= working_set),
+            [*self.read_bandwidth.values()][-1],
+        )
 
     def least_seconds(self, cost: OpCost, working_set: int) -> float:
-        """What an op must take, were it as fast as the machine: `working_set` is what is read again and again, such as all weights."""
+        """What an op must take, were it as fast as the machine: `working_set` is what is read again
+        and again, such as all weights.
+        """
         return max(self.arithmetic_seconds(cost), cost.bytes / self.bandwidth_at(working_set))
 
     def arithmetic_seconds(self, cost: OpCost) -> float:
-        """What its FLOPs take at the peaks: the same multipliers do both kinds, one after the other."""
+        """What its FLOPs take at the peaks: the same multipliers do both kinds, one after the
+        other.
+        """
         return cost.int8_flops / self.int8_peak + (cost.flops - cost.int8_flops) / self.float_peak
 
     def is_memory_bound(self, cost: OpCost, working_set: int) -> bool:
@@ -48,9 +59,19 @@ class Ceilings:
         return cost.bytes / self.bandwidth_at(working_set) > self.arithmetic_seconds(cost)
 
 
-def measure_ceilings(isa: str, threads: int, *, working_sets: Sequence[int] = WORKING_SETS, seconds: float = 0.3) -> Ceilings:
-    """Measure, about `seconds` for each figure. `isa` is one that this CPU can run (`backends.native.backend.choose_isa`)."""
+def measure_ceilings(
+    isa: str, threads: int, *, working_sets: Sequence[int] = WORKING_SETS, seconds: float = 0.3
+) -> Ceilings:
+    """Measure, about `seconds` for each figure. `isa` is one that this CPU can run
+    (`backends.native.backend.choose_isa`).
+    """
     pool = _native.ThreadPool(threads)
-    bandwidth = {size: _native.measure_read_bandwidth(isa, pool, size, seconds) for size in sorted(working_sets)}
-    peaks = _native.measure_int8_peak(isa, pool, seconds), _native.measure_float_peak(isa, pool, seconds)
+    bandwidth = {
+        size: _native.measure_read_bandwidth(isa, pool, size, seconds)
+        for size in sorted(working_sets)
+    }
+    peaks = (
+        _native.measure_int8_peak(isa, pool, seconds),
+        _native.measure_float_peak(isa, pool, seconds),
+    )
     return Ceilings(isa, threads, bandwidth, *peaks)

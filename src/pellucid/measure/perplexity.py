@@ -1,13 +1,16 @@
 """Perplexity by llama.cpp's protocol, so that the figures can be laid beside its own.
 
-The text is tokenized once, with the beginning-of-sequence token first where the model has one, and cut into chunks of `n_ctx` tokens. Each
-chunk is a sequence of its own whose first token is overwritten by that token. Only its second half is scored: the tokens at positions
-n_ctx/2 + 1 … n_ctx - 1, so that each has at least half a window of context. The perplexity is exp of the mean negative log-likelihood:
+The text is tokenized once, with the beginning-of-sequence token first where the model has one, and
+cut into chunks of `n_ctx` tokens. Each chunk is a sequence of its own whose first token is
+overwritten by that token. Only its second half is scored: the tokens at positions n_ctx/2 + 1 …
+n_ctx - 1, so that each has at least half a window of context. The perplexity is exp of the mean
+negative log-likelihood:
 
     PPL = exp(Σ nll / N)        N = (n_ctx - 1 - n_ctx/2) per chunk
 
-and its standard error PPL · sqrt((E[nll²] - E[nll]²) / (N - 1)). Source: `tools/perplexity/perplexity.cpp` of llama.cpp.
-The model is run through the public API, as any user would: what is measured is the engine.
+and its standard error PPL · sqrt((E[nll²] - E[nll]²) / (N - 1)). Source:
+`tools/perplexity/perplexity.cpp` of llama.cpp. The model is run through the public API, as any user
+would: what is measured is the engine.
 """
 
 import math
@@ -23,7 +26,9 @@ __all__ = ["Perplexity", "measure_perplexity"]
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """The result after some chunks. `perplexity ± error` is what llama-perplexity prints as its estimate."""
+    """The result after some chunks. `perplexity ± error` is what llama-perplexity prints as its
+    estimate.
+    """
 
     num_chunks: int
     num_scored_tokens: int
@@ -32,14 +37,24 @@ class Perplexity:
     error: float
 
 
-def measure_perplexity(llm: LLM, text: str, *, n_ctx: int = 512, max_chunks: int | None = None) -> Iterator[Perplexity]:
-    """Score `text`, yielding the estimate after each chunk; the last is the result. Raises RequestError where the text is too short."""
+def measure_perplexity(
+    llm: LLM, text: str, *, n_ctx: int = 512, max_chunks: int | None = None
+) -> Iterator[Perplexity]:
+    """Score `text`, yielding the estimate after each chunk; the last is the result. Raises
+    RequestError where the text is too short.
+    """
     if not 8 <= n_ctx <= llm.max_model_len - 1:
-        raise RequestError(f"n_ctx is {n_ctx}; it must be between 8 and {llm.max_model_len - 1}, one less than max_model_len")
+        raise RequestError(
+            f"n_ctx is {n_ctx}; it must be between 8 and {llm.max_model_len - 1}, one less than "
+            "max_model_len"
+        )
     token_ids = llm.tokenizer.encode(text.removesuffix("\n"))
     num_chunks = len(token_ids) // n_ctx
     if num_chunks < 2:
-        raise RequestError(f"the text has {len(token_ids)} tokens; perplexity over chunks of {n_ctx} needs at least {2 * n_ctx}")
+        raise RequestError(
+            f"the text has {len(token_ids)} tokens; perplexity over chunks of {n_ctx} needs at "
+            f"least {2 * n_ctx}"
+        )
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     total = squares = 0.0
     scored = 0
@@ -57,4 +72,10 @@ def measure_perplexity(llm: LLM, text: str, *, n_ctx: int = 512, max_chunks: int
             scored += 1
         mean = total / scored
         perplexity = math.exp(mean)
-        yield Perplexity(i + 1, scored, total, perplexity, perplexity * math.sqrt(max(0.0, squares / scored - mean * mean) / (scored - 1)))
+        yield Perplexity(
+            i + 1,
+            scored,
+            total,
+            perplexity,
+            perplexity * math.sqrt(max(0.0, squares / scored - mean * mean) / (scored - 1)),
+        )

@@ -1,12 +1,16 @@
-"""Whether the engine is exact on a model and a machine: the same requests under many settings must give the same bits.
+"""Whether the engine is exact on a model and a machine: the same requests under many settings must
+give the same bits.
 
-One idea: everything that an engine does beside computing (batching, chunks, blocks, shared prefixes, preemption, threads) is a way to
-arrange the same arithmetic, so none of it may change an answer. A few requests run one at a time, without a cache and on one thread; then
-under every setting, and their tokens and logprobs are compared by `==`, so to the bit. It is law 1 of docs/design.md, on your own model.
+One idea: everything that an engine does beside computing (batching, chunks, blocks, shared
+prefixes, preemption, threads) is a way to arrange the same arithmetic, so none of it may change an
+answer. A few requests run one at a time, without a cache and on one thread; then under every
+setting, and their tokens and logprobs are compared by `==`, so to the bit. It is law 1 of
+docs/design.md, on your own model.
 
-The settings are not every combination: a base, each factor varied alone, and a few that combine what is worst. What keys and values are
-kept in does change answers, so each KV cache dtype has a plain run of its own, to which its settings are held. A setting that is there to
-preempt, to hit or to swap, and did not, has shown nothing, and counts as a failure too.
+The settings are not every combination: a base, each factor varied alone, and a few that combine
+what is worst. What keys and values are kept in does change answers, so each KV cache dtype has a
+plain run of its own, to which its settings are held. A setting that is there to preempt, to hit or
+to swap, and did not, has shown nothing, and counts as a failure too.
 """
 
 import time
@@ -60,7 +64,8 @@ class Setting:
     kv_cache_dtype: str = "f16"
     cache: bool = True
     passes: int = 1  # the last one is compared: it hits what those before it left
-    preemption: Literal["recompute", "swap"] | None = None  # the KV cache holds the longest request and no more
+    # the KV cache holds the longest request and no more
+    preemption: Literal["recompute", "swap"] | None = None
 
 
 PLAIN = Setting(name="one at a time, no cache, 1 thread", arrivals="alone", threads=1, cache=False)
@@ -78,14 +83,38 @@ _BASE = (
     Setting(name="blocks of 64", block_size=64),
     Setting(name="preempted, recomputed", chunk=64, preemption="recompute"),
     Setting(name="preempted, swapped", chunk=64, preemption="swap"),
-    Setting(name="worst: chunks of 16, staggered, swapped, 2 passes", chunk=16, arrivals="staggered", preemption="swap", passes=2),
-    Setting(name="worst: chunks of 64, recomputed, no cache, 1 thread", chunk=64, preemption="recompute", cache=False, threads=1),
-    Setting(name="worst: chunks of 16, blocks of 32, swapped, 2 passes", chunk=16, block_size=32, preemption="swap", passes=2),
+    Setting(
+        name="worst: chunks of 16, staggered, swapped, 2 passes",
+        chunk=16,
+        arrivals="staggered",
+        preemption="swap",
+        passes=2,
+    ),
+    Setting(
+        name="worst: chunks of 64, recomputed, no cache, 1 thread",
+        chunk=64,
+        preemption="recompute",
+        cache=False,
+        threads=1,
+    ),
+    Setting(
+        name="worst: chunks of 16, blocks of 32, swapped, 2 passes",
+        chunk=16,
+        block_size=32,
+        preemption="swap",
+        passes=2,
+    ),
 )
 _OF_KV_DTYPE = (
     Setting(name="chunks of 16", chunk=16),
     Setting(name="chunks of 64, recomputed", chunk=64, preemption="recompute"),
-    Setting(name="chunks of 16, staggered, swapped, 2 passes", chunk=16, arrivals="staggered", preemption="swap", passes=2),
+    Setting(
+        name="chunks of 16, staggered, swapped, 2 passes",
+        chunk=16,
+        arrivals="staggered",
+        preemption="swap",
+        passes=2,
+    ),
 )
 SETTINGS = _BASE + tuple(
     replace(setting, name=f"KV in {dtype}: {setting.name}", kv_cache_dtype=dtype)
@@ -115,22 +144,30 @@ class Outcome:
 
 
 class Verification:
-    """The probes of a model and what they give when they are run plainly; each setting is held to that.
+    """The probes of a model and what they give when they are run plainly; each setting is held to
+    that.
 
-    `settings` are those that the model can run: heads whose size is no multiple of KV_GROUP cannot be kept in int4.
+    `settings` are those that the model can run: heads whose size is no multiple of KV_GROUP cannot
+    be kept in int4.
     """
 
     def __init__(self, model: OpenModel, isa: str | None = None) -> None:
         self._model = model
         self._isa = isa
         self.probes = build_probes(model)
-        self.settings = [s for s in SETTINGS if "int4" not in s.kv_cache_dtype or model.model_config.head_dim % KV_GROUP == 0]
+        self.settings = [
+            s
+            for s in SETTINGS
+            if "int4" not in s.kv_cache_dtype or model.model_config.head_dim % KV_GROUP == 0
+        ]
         self.plain_seconds: dict[str, float] = {}  # by KV cache dtype, of those run so far
         self._longest = max(len(probe.token_ids) for probe in self.probes) + MAX_OUTPUT
         self._expected: dict[str, list[RequestOutput]] = {}  # by the same
 
     def expected(self, kv_cache_dtype: str) -> list[RequestOutput]:
-        """What the plain run gives with keys and values in that dtype. It is run when it is asked for first."""
+        """What the plain run gives with keys and values in that dtype. It is run when it is asked
+        for first.
+        """
         if kv_cache_dtype not in self._expected:
             outputs, _, seconds = self._run(replace(PLAIN, kv_cache_dtype=kv_cache_dtype))
             self._expected[kv_cache_dtype], self.plain_seconds[kv_cache_dtype] = outputs, seconds
@@ -145,7 +182,9 @@ class Verification:
             yield Outcome(
                 setting,
                 len(outputs),
-                sum(len(completion.token_ids) for output in outputs for completion in output.outputs),
+                sum(
+                    len(completion.token_ids) for output in outputs for completion in output.outputs
+                ),
                 scheduler.num_preemptions,
                 scheduler.num_cached_tokens,
                 scheduler.kv.num_loaded_blocks,
@@ -173,32 +212,54 @@ class Verification:
             isa=self._isa,
         )
         layout = self._model.layout(config)
-        blocks = layout.blocks_for(self._longest, setting.chunk) * (1 if setting.preemption else 2 * len(self.probes))
-        return replace(config, kv_cache_memory=blocks * layout.bytes_per_block, swap_space=64 * blocks * layout.bytes_per_block)
+        blocks = layout.blocks_for(self._longest, setting.chunk) * (
+            1 if setting.preemption else 2 * len(self.probes)
+        )
+        return replace(
+            config,
+            kv_cache_memory=blocks * layout.bytes_per_block,
+            swap_space=64 * blocks * layout.bytes_per_block,
+        )
 
 
 def build_probes(model: OpenModel) -> list[Probe]:
-    """Prompts that share prefixes and that do not, from 5 tokens to 200 or what the context holds; greedy, and drawn in many ways."""
+    """Prompts that share prefixes and that do not, from 5 tokens to 200 or what the context holds;
+    greedy, and drawn in many ways.
+    """
     longest = min(LONGEST_PROMPT, model.model_config.max_position_embeddings - MAX_OUTPUT)
     if longest < 64:
         raise ConfigError(
-            f"the model was made for {model.model_config.max_position_embeddings} tokens; to verify it takes at least {64 + MAX_OUTPUT}"
+            f"the model was made for {model.model_config.max_position_embeddings} tokens; to "
+            f"verify it takes at least {64 + MAX_OUTPUT}"
         )
     tokens = model.tokenizer.encode(TEXT)
     tokens = tokens * (1 + 2 * longest // len(tokens))
     text, other = tokens[:longest], tokens[longest : 2 * longest]
 
     def probe(name: str, token_ids: list[int], **params: object) -> Probe:
-        shape = SamplingParams(max_tokens=MAX_OUTPUT, logprobs=3, ignore_eos=True, seed=len(token_ids), **params)  # type: ignore[arg-type]
+        shape = SamplingParams(
+            max_tokens=MAX_OUTPUT, logprobs=3, ignore_eos=True, seed=len(token_ids), **params
+        )  # type: ignore[arg-type]
         return Probe(f"{name}, {len(token_ids)} tokens", token_ids, shape)
 
     half = longest // 2
     return [
         probe("greedy", text, temperature=0),
         probe("greedy, short", text[:5], temperature=0),
-        probe("drawn, with a shared prefix", text[: half + 20] + other[:9], temperature=1.0, top_p=0.95),
+        probe(
+            "drawn, with a shared prefix",
+            text[: half + 20] + other[:9],
+            temperature=1.0,
+            top_p=0.95,
+        ),
         probe("drawn, a prefix of another", text[:half], temperature=1.2),
-        probe("greedy, with penalties", other[:33], temperature=0, repetition_penalty=1.1, presence_penalty=0.3),
+        probe(
+            "greedy, with penalties",
+            other[:33],
+            temperature=0,
+            repetition_penalty=1.1,
+            presence_penalty=0.3,
+        ),
         probe("drawn twice", other[:48], temperature=0.9, top_k=40, n=2),
         probe("greedy, prompt scored", text[:30] + other[:17], temperature=0, prompt_logprobs=2),
         probe("drawn, the same prompt", text, temperature=0.8, min_p=0.02),
@@ -208,7 +269,8 @@ def build_probes(model: OpenModel) -> list[Probe]:
 def _run_pass(engine: Engine, probes: Sequence[Probe], setting: Setting) -> list[RequestOutput]:
     core = engine.core
     done: dict[str, RequestOutput] = {}
-    most_steps = {"alone": None, "together": 0, "staggered": _STAGGER}[setting.arrivals]  # before the next arrives
+    # before the next arrives
+    most_steps = {"alone": None, "together": 0, "staggered": _STAGGER}[setting.arrivals]
 
     def step(most: int | None) -> None:
         while core.has_unfinished and most != 0:
@@ -224,8 +286,18 @@ def _run_pass(engine: Engine, probes: Sequence[Probe], setting: Setting) -> list
 
 def _missing(setting: Setting, engine: Engine) -> str | None:
     scheduler = engine.core.scheduler
-    resumed = {request_id for event in scheduler.events if event.kind == "resume" for request_id in event.request_ids}
-    preempted = {request_id for event in scheduler.events if event.kind == "preempt" for request_id in event.request_ids}
+    resumed = {
+        request_id
+        for event in scheduler.events
+        if event.kind == "resume"
+        for request_id in event.request_ids
+    }
+    preempted = {
+        request_id
+        for event in scheduler.events
+        if event.kind == "preempt"
+        for request_id in event.request_ids
+    }
     if setting.preemption and not (scheduler.num_preemptions and resumed == preempted):
         return "nobody was preempted"
     if setting.preemption == "swap" and not scheduler.kv.num_loaded_blocks:
@@ -238,9 +310,18 @@ def _missing(setting: Setting, engine: Engine) -> str | None:
 def _difference(probe: Probe, found: RequestOutput, expected: RequestOutput) -> str | None:
     """The first thing that is not the same, in words."""
     rows: list[tuple[str, list[int], _Rows, list[int], _Rows]] = [
-        ("prompt", expected.prompt_token_ids, expected.prompt_logprobs, found.prompt_token_ids, found.prompt_logprobs)
+        (
+            "prompt",
+            expected.prompt_token_ids,
+            expected.prompt_logprobs,
+            found.prompt_token_ids,
+            found.prompt_logprobs,
+        )
     ]
-    rows += [("output", e.token_ids, e.logprobs, f.token_ids, f.logprobs) for e, f in zip(expected.outputs, found.outputs, strict=True)]
+    rows += [
+        ("output", e.token_ids, e.logprobs, f.token_ids, f.logprobs)
+        for e, f in zip(expected.outputs, found.outputs, strict=True)
+    ]
     for part, tokens, logprobs, found_tokens, found_logprobs in rows:
         for i, (token, found_token) in enumerate(zip(tokens, found_tokens, strict=False)):
             if token != found_token:
@@ -253,7 +334,9 @@ def _difference(probe: Probe, found: RequestOutput, expected: RequestOutput) -> 
     return None
 
 
-def _row_difference(expected: Sequence[LogprobsOnePosition | None], found: Sequence[LogprobsOnePosition | None]) -> str | None:
+def _row_difference(
+    expected: Sequence[LogprobsOnePosition | None], found: Sequence[LogprobsOnePosition | None]
+) -> str | None:
     for row, found_row in zip(expected, found, strict=False):
         if (row is None) != (found_row is None):
             return f"logprobs are {'missing' if found_row is None else 'there, and should not be'}"

@@ -1,9 +1,12 @@
-"""The parts of decoders: attention, the gated MLP, embedding and logits. Each is a declaration of parameters and a function.
+"""The parts of decoders: attention, the gated MLP, embedding and logits. Each is a declaration of
+parameters and a function.
 
-One idea: a part declares its parameters right above the function that reads them, so that the two cannot drift apart. What differs between
-families is read from `ModelConfig`; nothing here asks which family it is.
+One idea: a part declares its parameters right above the function that reads them, so that the two
+cannot drift apart. What differs between families is read from `ModelConfig`; nothing here asks
+which family it is.
 
-Shapes: T tokens, L rows with logits, H query heads, KH key/value heads, D head_dim, C hidden, F intermediate, V vocabulary.
+Shapes: T tokens, L rows with logits, H query heads, KH key/value heads, D head_dim, C hidden, F
+intermediate, V vocabulary.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +33,9 @@ __all__ = [
 Weights = Mapping[str, Tensor]  # canonical name -> the backend's own tensor
 
 
-def linear_parameters(name: str, out: int, in_: int, shard: Shard, group: str, bias: bool) -> Iterator[Param]:
+def linear_parameters(
+    name: str, out: int, in_: int, shard: Shard, group: str, bias: bool
+) -> Iterator[Param]:
     """A weight [out, in] and, where the model has one, a bias [out]."""
     yield Param(f"{name}.weight", (out, in_), shard, group=group, quantizable=True)
     if bias:
@@ -44,23 +49,49 @@ def linear(ops: Ops, weights: Weights, name: str, x: Tensor, bias: bool) -> Tens
 def attention_parameters(config: ModelConfig, layer: int) -> Iterator[Param]:
     name, c = f"layers.{layer}", config.hidden_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    yield from linear_parameters(f"{name}.q_proj", q_size, c, "column", f"{name}.attn_input", config.qkv_bias)
-    yield from linear_parameters(f"{name}.k_proj", kv_size, c, "column", f"{name}.attn_input", config.qkv_bias)
-    yield from linear_parameters(f"{name}.v_proj", kv_size, c, "column", f"{name}.attn_input", config.qkv_bias)
+    yield from linear_parameters(
+        f"{name}.q_proj", q_size, c, "column", f"{name}.attn_input", config.qkv_bias
+    )
+    yield from linear_parameters(
+        f"{name}.k_proj", kv_size, c, "column", f"{name}.attn_input", config.qkv_bias
+    )
+    yield from linear_parameters(
+        f"{name}.v_proj", kv_size, c, "column", f"{name}.attn_input", config.qkv_bias
+    )
     if config.qk_norm:
         yield Param(f"{name}.q_norm.weight", (config.head_dim,))
         yield Param(f"{name}.k_norm.weight", (config.head_dim,))
-    yield from linear_parameters(f"{name}.o_proj", c, q_size, "row", f"{name}.attn_output", config.o_bias)
+    yield from linear_parameters(
+        f"{name}.o_proj", c, q_size, "row", f"{name}.attn_output", config.o_bias
+    )
 
 
 def attention(
-    ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Tensor, batch: ForwardBatch, kv: KVLayer, rope: RopeTable | None
+    ops: Ops,
+    config: ModelConfig,
+    weights: Weights,
+    layer: int,
+    x: Tensor,
+    batch: ForwardBatch,
+    kv: KVLayer,
+    rope: RopeTable | None,
 ) -> Tensor:
-    """Each token looks back at its own request's tokens, its own included, through the paged cache. x [T, C] -> [T, C]."""
+    """Each token looks back at its own request's tokens, its own included, through the paged cache.
+    x [T, C] -> [T, C].
+    """
     name = f"layers.{layer}"
-    q = ops.split_heads(linear(ops, weights, f"{name}.q_proj", x, config.qkv_bias), config.num_heads)  # [T, H, D]
-    k = ops.split_heads(linear(ops, weights, f"{name}.k_proj", x, config.qkv_bias), config.num_kv_heads)  # [T, KH, D]
-    v = ops.split_heads(linear(ops, weights, f"{name}.v_proj", x, config.qkv_bias), config.num_kv_heads)  # [T, KH, D]
+    # [T, H, D]
+    q = ops.split_heads(
+        linear(ops, weights, f"{name}.q_proj", x, config.qkv_bias), config.num_heads
+    )
+    # [T, KH, D]
+    k = ops.split_heads(
+        linear(ops, weights, f"{name}.k_proj", x, config.qkv_bias), config.num_kv_heads
+    )
+    # [T, KH, D]
+    v = ops.split_heads(
+        linear(ops, weights, f"{name}.v_proj", x, config.qkv_bias), config.num_kv_heads
+    )
     if config.qk_norm:
         q = ops.rms_norm(q, weights[f"{name}.q_norm.weight"], config.norm_eps)  # [T, H, D]
         k = ops.rms_norm(k, weights[f"{name}.k_norm.weight"], config.norm_eps)  # [T, KH, D]
@@ -69,16 +100,27 @@ def attention(
         k = ops.rope(k, batch.positions, rope)  # [T, KH, D]
     ops.kv_write(kv, k, v, batch.attention.slot_mapping)
     seen = ops.attention(
-        q, kv, batch.attention, scale=config.attention_scale, window=config.windows[layer], softcap=config.attn_softcap
+        q,
+        kv,
+        batch.attention,
+        scale=config.attention_scale,
+        window=config.windows[layer],
+        softcap=config.attn_softcap,
     )  # [T, H·D]
     return ops.all_reduce(linear(ops, weights, f"{name}.o_proj", seen, config.o_bias))  # [T, C]
 
 
 def gated_mlp_parameters(config: ModelConfig, layer: int) -> Iterator[Param]:
     name, c, f = f"layers.{layer}", config.hidden_size, config.intermediate_size
-    yield from linear_parameters(f"{name}.gate_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias)
-    yield from linear_parameters(f"{name}.up_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias)
-    yield from linear_parameters(f"{name}.down_proj", c, f, "row", f"{name}.mlp_hidden", config.mlp_bias)
+    yield from linear_parameters(
+        f"{name}.gate_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias
+    )
+    yield from linear_parameters(
+        f"{name}.up_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias
+    )
+    yield from linear_parameters(
+        f"{name}.down_proj", c, f, "row", f"{name}.mlp_hidden", config.mlp_bias
+    )
 
 
 def gated_mlp(ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Tensor) -> Tensor:
@@ -86,27 +128,44 @@ def gated_mlp(ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Te
     name = f"layers.{layer}"
     gate = linear(ops, weights, f"{name}.gate_proj", x, config.mlp_bias)  # [T, F]
     up = linear(ops, weights, f"{name}.up_proj", x, config.mlp_bias)  # [T, F]
-    hidden = ops.silu_mul(gate, up) if config.activation == "silu" else ops.gelu_mul(gate, up)  # [T, F]
-    return ops.all_reduce(linear(ops, weights, f"{name}.down_proj", hidden, config.mlp_bias))  # [T, C]
+    # [T, F]
+    hidden = ops.silu_mul(gate, up) if config.activation == "silu" else ops.gelu_mul(gate, up)
+    # [T, C]
+    return ops.all_reduce(linear(ops, weights, f"{name}.down_proj", hidden, config.mlp_bias))
 
 
 def logits_parameters(config: ModelConfig) -> Iterator[Param]:
-    """The embedding and the lm_head, which may be one matrix. As the lm_head it multiplies the output of the last norm."""
+    """The embedding and the lm_head, which may be one matrix. As the lm_head it multiplies the
+    output of the last norm.
+    """
     v, c = config.vocab_size, config.hidden_size
     tied = config.tie_word_embeddings
-    yield Param("embed_tokens.weight", (v, c), "vocab", group="lm_head_input" if tied else None, quantizable=True)
+    yield Param(
+        "embed_tokens.weight",
+        (v, c),
+        "vocab",
+        group="lm_head_input" if tied else None,
+        quantizable=True,
+    )
     if not tied:
         yield Param("lm_head.weight", (v, c), "vocab", group="lm_head_input", quantizable=True)
 
 
 def project_to_logits(ops: Ops, config: ModelConfig, weights: Weights, x: Tensor) -> Tensor:
     """Normed rows [L, C] -> logits [L, V]."""
-    logits = ops.linear(x, weights["embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"])  # [L, V]
+    # [L, V]
+    logits = ops.linear(
+        x, weights["embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
+    )
     return ops.softcap(logits, config.final_softcap) if config.final_softcap is not None else logits
 
 
 def build_rope_tables(config: ModelConfig) -> Sequence[RopeTable | None]:
     """The rotary table of each layer; layers with the same frequencies share one object."""
-    tables = {rope: build_rope_table(rope) for rope in (config.rope, config.rope_local) if rope is not None}
+    tables = {
+        rope: build_rope_table(rope)
+        for rope in (config.rope, config.rope_local)
+        if rope is not None
+    }
     ropes = [config.layer_rope(layer) for layer in range(config.num_layers)]
     return [tables[rope] if rope is not None else None for rope in ropes]

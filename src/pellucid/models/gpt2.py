@@ -1,7 +1,8 @@
 """GPT-2 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
 
-Before RoPE and RMSNorm: positions are learned vectors added to the embedding, norms subtract the mean and have biases, the MLP is two
-matrices with a GELU between, every linear layer has a bias, and all heads have keys and values of their own.
+Before RoPE and RMSNorm: positions are learned vectors added to the embedding, norms subtract the
+mean and have biases, the MLP is two matrices with a GELU between, every linear layer has a bias,
+and all heads have keys and values of their own.
 
 Shapes: T tokens, L rows with logits, C hidden, F intermediate, V vocabulary.
 """
@@ -11,7 +12,15 @@ from collections.abc import Iterator, Sequence
 from ..batch import ForwardBatch
 from ..config import ModelConfig
 from ..ops.protocol import KVLayer, Ops, Tensor
-from .blocks import Weights, attention, attention_parameters, linear, linear_parameters, logits_parameters, project_to_logits
+from .blocks import (
+    Weights,
+    attention,
+    attention_parameters,
+    linear,
+    linear_parameters,
+    logits_parameters,
+    project_to_logits,
+)
 from .params import Param
 
 __all__ = ["forward", "parameters"]
@@ -27,13 +36,25 @@ def parameters(config: ModelConfig) -> Iterator[Param]:
         yield from _norm_parameters(f"{name}.input_norm", c)
         yield from attention_parameters(config, i)
         yield from _norm_parameters(f"{name}.pre_mlp_norm", c)
-        yield from linear_parameters(f"{name}.up_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias)
-        yield from linear_parameters(f"{name}.down_proj", c, f, "row", f"{name}.mlp_hidden", config.mlp_bias)
+        yield from linear_parameters(
+            f"{name}.up_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias
+        )
+        yield from linear_parameters(
+            f"{name}.down_proj", c, f, "row", f"{name}.mlp_hidden", config.mlp_bias
+        )
     yield from _norm_parameters("norm", c)
 
 
-def forward(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch, kv_layers: Sequence[KVLayer]) -> Tensor:
-    """Logits [L, V] of the rows in `batch.logits_indices`; the keys and values of all T tokens are written to `kv_layers`."""
+def forward(
+    ops: Ops,
+    config: ModelConfig,
+    weights: Weights,
+    batch: ForwardBatch,
+    kv_layers: Sequence[KVLayer],
+) -> Tensor:
+    """Logits [L, V] of the rows in `batch.logits_indices`; the keys and values of all T tokens are
+    written to `kv_layers`.
+    """
     tokens = ops.embedding(weights["embed_tokens.weight"], batch.input_ids)  # [T, C]
     x = ops.add(tokens, ops.embedding(weights["embed_positions.weight"], batch.positions))  # [T, C]
     for i in range(config.num_layers):
@@ -48,7 +69,10 @@ def forward(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch
 def _mlp(ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Tensor) -> Tensor:
     """down(gelu(up(x))): x [T, C] -> [T, C]."""
     hidden = ops.gelu(linear(ops, weights, f"layers.{layer}.up_proj", x, config.mlp_bias))  # [T, F]
-    return ops.all_reduce(linear(ops, weights, f"layers.{layer}.down_proj", hidden, config.mlp_bias))  # [T, C]
+    # [T, C]
+    return ops.all_reduce(
+        linear(ops, weights, f"layers.{layer}.down_proj", hidden, config.mlp_bias)
+    )
 
 
 def _norm_parameters(name: str, size: int) -> Iterator[Param]:

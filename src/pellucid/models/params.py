@@ -1,7 +1,9 @@
-"""The single declaration of a parameter. Loading, sharding, the cost model, quantization groups and the memory plan derive from it.
+"""The single declaration of a parameter. Loading, sharding, the cost model, quantization groups and
+the memory plan derive from it.
 
-A model file yields one `Param` for each tensor it reads in its forward pass, under a canonical name: Hugging Face's words without its
-prefixes, as in "layers.3.q_proj.weight". `weights/names.py` maps files to these names.
+A model file yields one `Param` for each tensor it reads in its forward pass, under a canonical
+name: Hugging Face's words without its prefixes, as in "layers.3.q_proj.weight". `weights/names.py`
+maps files to these names.
 """
 
 from dataclasses import dataclass
@@ -16,10 +18,11 @@ Shard = Literal["column", "row", "vocab", "replicated"]
 class Param:
     """One tensor. A linear weight has shape [out, in].
 
-    `shard` is how tensor parallelism cuts it: "column" splits outputs, "row" splits inputs (and its product must be all-reduced),
-    "vocab" splits the vocabulary. A bias declared "row" is added to a partial sum: the first rank holds it, the others hold zeros.
-    `group` names the activation that it multiplies: weights of one group share their input, so they share its Hessian (GPTQ), its scales
-    (AWQ, SmoothQuant) and its quantization to int8.
+    `shard` is how tensor parallelism cuts it: "column" splits outputs, "row" splits inputs (and its
+    product must be all-reduced), "vocab" splits the vocabulary. A bias declared "row" is added to a
+    partial sum: the first rank holds it, the others hold zeros. `group` names the activation that
+    it multiplies: weights of one group share their input, so they share its Hessian (GPTQ), its
+    scales (AWQ, SmoothQuant) and its quantization to int8.
     """
 
     name: str

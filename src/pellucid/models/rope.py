@@ -1,7 +1,9 @@
-"""Rotary position embedding (Su et al., arXiv:2104.09864): from a `RopeConfig` to the frequencies a kernel needs. Plain Python numbers.
+"""Rotary position embedding (Su et al., arXiv:2104.09864): from a `RopeConfig` to the frequencies a
+kernel needs. Plain Python numbers.
 
-One idea: dimension pair i of a head turns by the angle position · inv_freq[i], inv_freq[i] = theta^(-2i/d), d = rotary_dim. To reach beyond
-the training context, every method slows turns down, and they differ in which:
+One idea: dimension pair i of a head turns by the angle position · inv_freq[i], inv_freq[i] =
+theta^(-2i/d), d = rotary_dim. To reach beyond the training context, every method slows turns down,
+and they differ in which:
 
     none      leaves all as they are
     linear    all by `factor` (position interpolation: Chen et al., arXiv:2306.15595)
@@ -11,8 +13,9 @@ the training context, every method slows turns down, and they differ in which:
     llama3    short wavelengths are left alone, long ones go by `factor`, with a smooth passage between (Llama 3.1)
     factors   each pair by a factor of its own, from the file
 
-The result is fixed: it never depends on the length of a sequence, so that cached keys stay valid. What Hugging Face calls "dynamic"
-recomputes the base as a sequence grows past its context; readers of checkpoints map it to a fixed `ntk`, see `weights/hf_rope.py`.
+The result is fixed: it never depends on the length of a sequence, so that cached keys stay valid.
+What Hugging Face calls "dynamic" recomputes the base as a sequence grows past its context; readers
+of checkpoints map it to a fixed `ntk`, see `weights/hf_rope.py`.
 """
 
 import math
@@ -24,7 +27,9 @@ __all__ = ["build_rope_table"]
 
 
 def build_rope_table(config: RopeConfig) -> RopeTable:
-    """The rotary frequencies of `config` -> inv_freq [rotary_dim / 2] and the scale of cos and sin."""
+    """The rotary frequencies of `config` -> inv_freq [rotary_dim / 2] and the scale of cos and
+    sin.
+    """
     d, factor = config.rotary_dim, config.factor
     theta = config.theta * factor ** (d / (d - 2)) if config.scaling == "ntk" else config.theta
     inv_freq = [theta ** (-2 * i / d) for i in range(d // 2)]
@@ -36,21 +41,32 @@ def build_rope_table(config: RopeConfig) -> RopeTable:
         inv_freq = [_llama3(f, config) for f in inv_freq]
     elif config.scaling == "yarn":
         low, high = _yarn_range(config)
-        inv_freq = [_blend(f / factor, f, 1.0 - _clamp((i - low) / (high - low))) for i, f in enumerate(inv_freq)]
-        scale = config.attention_factor if config.attention_factor is not None else 0.1 * math.log(max(factor, 1.0)) + 1.0
+        inv_freq = [
+            _blend(f / factor, f, 1.0 - _clamp((i - low) / (high - low)))
+            for i, f in enumerate(inv_freq)
+        ]
+        scale = (
+            config.attention_factor
+            if config.attention_factor is not None
+            else 0.1 * math.log(max(factor, 1.0)) + 1.0
+        )
         return RopeTable(tuple(inv_freq), scale)
     return RopeTable(tuple(inv_freq))
 
 
 def _llama3(inv_freq: float, config: RopeConfig) -> float:
-    """`turns` is how often the pair turns within the training context: beyond `high` it is left alone, below `low` slowed in full."""
+    """`turns` is how often the pair turns within the training context: beyond `high` it is left
+    alone, below `low` slowed in full.
+    """
     turns = config.original_max_position_embeddings * inv_freq / (2 * math.pi)
     keep = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
     return _blend(inv_freq / config.factor, inv_freq, _clamp(keep))
 
 
 def _yarn_range(config: RopeConfig) -> tuple[float, float]:
-    """Between which pairs the ramp lies: those that turn `beta_fast` and `beta_slow` times within the training context."""
+    """Between which pairs the ramp lies: those that turn `beta_fast` and `beta_slow` times within
+    the training context.
+    """
 
     def pair_that_turns(times: float) -> float:
         wavelength = config.original_max_position_embeddings / (times * 2 * math.pi)

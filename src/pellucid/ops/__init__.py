@@ -1,3 +1,5 @@
-"""The vocabulary between models and backends: the ops (`protocol`), their costs (`cost`), their tests (`cases`, `budget`)."""
+"""The vocabulary between models and backends: the ops (`protocol`), their costs (`cost`), their
+tests (`cases`, `budget`).
+"""
 
 __all__: list[str] = []

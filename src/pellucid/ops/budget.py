@@ -1,17 +1,20 @@
 """How wrong an op may be: a budget that comes from the arithmetic, not from what happens to pass.
 
-One idea: a fast kernel may round in another order than the formula, but it may not be worse at it. So the formula is evaluated twice in the
-plainest way, in float64 (taken as exact) and in float32 (naive), and
+One idea: a fast kernel may round in another order than the formula, but it may not be worse at it.
+So the formula is evaluated twice in the plainest way, in float64 (taken as exact) and in float32
+(naive), and
 
     max |actual - exact|  <=  2 · max |naive - exact|  +  jitter                     (the rule of flash-attention's tests)
 
-where the jitter, a few units in the last place of the largest result, covers cases so small that the naive evaluation is right by luck.
-An op may magnify the rounding of what it is given, as the softmax does with large scores: `condition` says how many times.
+where the jitter, a few units in the last place of the largest result, covers cases so small that
+the naive evaluation is right by luck. An op may magnify the rounding of what it is given, as the
+softmax does with large scores: `condition` says how many times.
 
-A backend that quantizes activations to int8 before it multiplies quantized weights makes an error of another kind. With blocks of 32
-numbers it is about 3e-5 of the output's power for inputs that are normally distributed, so that product is held to
-NMSE = Σ (actual - exact)² / Σ exact² <= 1e-4 · (1 + 4 / sqrt(n)) instead, since the NMSE of few outputs n scatters (ggml's
-test-backend-ops allows 5e-4).
+A backend that quantizes activations to int8 before it multiplies quantized weights makes an error
+of another kind. With blocks of 32 numbers it is about 3e-5 of the output's power for inputs that
+are normally distributed, so that product is held to NMSE = Σ (actual - exact)² / Σ exact² <= 1e-4 ·
+(1 + 4 / sqrt(n)) instead, since the NMSE of few outputs n scatters (ggml's test-backend-ops allows
+5e-4).
 """
 
 from dataclasses import dataclass
@@ -19,7 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FACTOR", "INT8_ACTIVATIONS_NMSE", "Verdict", "check_dense", "check_int8_activations", "nmse"]
+__all__ = [
+    "FACTOR",
+    "INT8_ACTIVATIONS_NMSE",
+    "Verdict",
+    "check_dense",
+    "check_int8_activations",
+    "nmse",
+]
 
 FACTOR = 2.0  # times the naive evaluation's error
 JITTER_ULPS = 4.0  # units in the last place of the largest result
@@ -46,17 +56,27 @@ def _largest(x: NDArray[np.float64]) -> float:
 
 
 def _error(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is off, element by element; a NaN or an infinity that should not be there is infinitely wrong, and so is another shape."""
+    """What is off, element by element; a NaN or an infinity that should not be there is infinitely
+    wrong, and so is another shape.
+    """
     if actual.shape != exact.shape:
         return np.array([np.inf])
     difference = np.subtract(actual, exact, dtype=np.float64)
     return np.where(np.isfinite(difference), difference, np.inf)
 
 
-def check_dense(actual: NDArray[np.float32], exact: NDArray[np.float64], naive: NDArray[np.float32], *, condition: float = 1.0) -> Verdict:
+def check_dense(
+    actual: NDArray[np.float32],
+    exact: NDArray[np.float64],
+    naive: NDArray[np.float32],
+    *,
+    condition: float = 1.0,
+) -> Verdict:
     """Hold a float32 result to twice the error of the naive float32 evaluation."""
     jitter = JITTER_ULPS * condition * float(np.spacing(np.float32(_largest(exact))))
-    return Verdict(_largest(_error(actual, exact)), FACTOR * _largest(_error(naive, exact)) + jitter)
+    return Verdict(
+        _largest(_error(actual, exact)), FACTOR * _largest(_error(naive, exact)) + jitter
+    )
 
 
 def nmse(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> float:

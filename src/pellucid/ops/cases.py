@@ -1,11 +1,14 @@
-"""The conformance cases: each a row of plain data that says which op, on which shapes, with which options.
+"""The conformance cases: each a row of plain data that says which op, on which shapes, with which
+options.
 
-One idea: a case never touches a backend's arrays. What varies from token to token enters as the rows of an embedding table (input_ids
-0 … T-1), weights enter through `load_weight`, and the op runs inside `build_forward`. So the same case holds eager, captured and device
-backends to the same definition, and `scripts/bench_kernels.py` times it with the FLOPs and bytes that it knows.
+One idea: a case never touches a backend's arrays. What varies from token to token enters as the
+rows of an embedding table (input_ids 0 … T-1), weights enter through `load_weight`, and the op runs
+inside `build_forward`. So the same case holds eager, captured and device backends to the same
+definition, and `scripts/bench_kernels.py` times it with the FLOPs and bytes that it knows.
 
-A case's inputs come from a generator seeded by its name: they are the same on every machine. The lists of cases are in `case_lists.py`.
-Shapes: T tokens, R requests, M blocks per request, H query heads, KH key heads, D head_dim.
+A case's inputs come from a generator seeded by its name: they are the same on every machine. The
+lists of cases are in `case_lists.py`. Shapes: T tokens, R requests, M blocks per request, H query
+heads, KH key heads, D head_dim.
 """
 
 import zlib
@@ -42,7 +45,8 @@ Array: TypeAlias = NDArray[np.float32]
 
 DENSE = ("F32", "F16", "BF16")
 
-# Where a quant_block keeps its float16 scales. Its other bytes may be anything; these must be numbers of a sane size.
+# Where a quant_block keeps its float16 scales. Its other bytes may be anything; these must be
+# numbers of a sane size.
 F16_SCALES: Mapping[str, tuple[int, ...]] = {
     "Q4_0": (0,),
     "Q4_1": (0, 2),
@@ -61,12 +65,15 @@ F16_SCALES: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a case runs on. `history` is keys and values of earlier steps, written before the op is run."""
+    """What a case runs on. `history` is keys and values of earlier steps, written before the op is
+    run.
+    """
 
     batch: ForwardBatch
     weights: Mapping[str, HostTensor] = field(default_factory=dict)
     activations: Mapping[str, Array] = field(default_factory=dict)  # each [T, n]
-    history: Mapping[str, Array] = field(default_factory=dict)  # "k", "v": each [earlier tokens, KH·D]
+    # "k", "v": each [earlier tokens, KH·D]
+    history: Mapping[str, Array] = field(default_factory=dict)
     history_batch: ForwardBatch | None = None
     num_blocks: int = 0
 
@@ -90,19 +97,31 @@ class Case(Protocol):
         ...
 
 
-def build_case(backend: Backend, case: Case, inputs: Inputs, *, repeats: int = 1) -> Callable[[], Array]:
-    """Make a case runnable on a backend. `repeats` runs the op so many times within one forward pass, to time it."""
+def build_case(
+    backend: Backend, case: Case, inputs: Inputs, *, repeats: int = 1
+) -> Callable[[], Array]:
+    """Make a case runnable on a backend. `repeats` runs the op so many times within one forward
+    pass, to time it.
+    """
     weights = {name: backend.load_weight(tensor) for name, tensor in inputs.weights.items()}
-    tables = {name: backend.load_weight(encode_dense(rows)) for name, rows in inputs.activations.items()}
+    tables = {
+        name: backend.load_weight(encode_dense(rows)) for name, rows in inputs.activations.items()
+    }
     kv = KVLayer(None)  # of cases that keep nothing
     if isinstance(case, AttentionCase):
         dtypes = case.kv_dtypes or (None, None)
-        kv = KVLayer(backend.new_kv_store(inputs.num_blocks, case.block_size, case.num_kv_heads, case.head_dim, *dtypes))
+        kv = KVLayer(
+            backend.new_kv_store(
+                inputs.num_blocks, case.block_size, case.num_kv_heads, case.head_dim, *dtypes
+            )
+        )
         if inputs.history_batch is not None:
             _write_history(backend, case, inputs, inputs.history_batch, kv)
 
     def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
-        x = weights | {name: ops.embedding(table, batch.input_ids) for name, table in tables.items()}
+        x = weights | {
+            name: ops.embedding(table, batch.input_ids) for name, table in tables.items()
+        }
         for _ in range(repeats):
             out = case.apply(ops, x, batch, kv)
         return out
@@ -116,8 +135,16 @@ def build_case(backend: Backend, case: Case, inputs: Inputs, *, repeats: int = 1
     return run_flat
 
 
-def _write_history(backend: Backend, case: "AttentionCase", inputs: Inputs, history_batch: ForwardBatch, kv: KVLayer) -> None:
-    tables = {name: backend.load_weight(encode_dense(rows)) for name, rows in inputs.history.items()}
+def _write_history(
+    backend: Backend,
+    case: "AttentionCase",
+    inputs: Inputs,
+    history_batch: ForwardBatch,
+    kv: KVLayer,
+) -> None:
+    tables = {
+        name: backend.load_weight(encode_dense(rows)) for name, rows in inputs.history.items()
+    }
 
     def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
         rows = {name: ops.embedding(table, batch.input_ids) for name, table in tables.items()}
@@ -129,16 +156,23 @@ def _write_history(backend: Backend, case: "AttentionCase", inputs: Inputs, hist
 
 
 def build_attention_batch(
-    q_lens: Sequence[int], seq_lens: Sequence[int], block_tables: NDArray[np.int32], block_size: int, logits_indices: Sequence[int] = ()
+    q_lens: Sequence[int],
+    seq_lens: Sequence[int],
+    block_tables: NDArray[np.int32],
+    block_size: int,
+    logits_indices: Sequence[int] = (),
 ) -> ForwardBatch:
-    """The batch in which request r computes its last q_lens[r] tokens of seq_lens[r]; input_ids are 0 … T-1.
+    """The batch in which request r computes its last q_lens[r] tokens of seq_lens[r]; input_ids are
+    0 … T-1.
 
     block_tables are [G, R, M], or [R, M] of one group.
     """
     tables = block_tables if block_tables.ndim == 3 else block_tables[None]
     owner = np.repeat(np.arange(len(q_lens)), q_lens)  # [T]
-    positions = np.concatenate([np.arange(s - q, s) for q, s in zip(q_lens, seq_lens, strict=True)])  # [T]
-    slots = tables[:, owner, positions // block_size] * block_size + positions % block_size  # [G, T]
+    # [T]
+    positions = np.concatenate([np.arange(s - q, s) for q, s in zip(q_lens, seq_lens, strict=True)])
+    # [G, T]
+    slots = tables[:, owner, positions // block_size] * block_size + positions % block_size
     return ForwardBatch(
         input_ids=np.arange(len(owner), dtype=np.int32),
         positions=positions.astype(np.int32),
@@ -155,21 +189,38 @@ def build_attention_batch(
 
 def _plain_batch(tokens: int, logits_indices: Sequence[int] = ()) -> ForwardBatch:
     """One request, whole: for ops that do not look at other tokens."""
-    return build_attention_batch([tokens], [tokens], np.zeros((1, 1), np.int32), tokens, logits_indices)
+    return build_attention_batch(
+        [tokens], [tokens], np.zeros((1, 1), np.int32), tokens, logits_indices
+    )
 
 
 def random_weight(rng: np.random.Generator, shape: tuple[int, int], format: str) -> HostTensor:
-    """A matrix [out, in], its numbers about 1/sqrt(in) in size. Quantized blocks hold random bytes, so that every code occurs."""
+    """A matrix [out, in], its numbers about 1/sqrt(in) in size. Quantized blocks hold random bytes,
+    so that every code occurs.
+    """
     rows, columns = shape
     spread = columns**-0.5
     if format in DENSE:
         return quantize((rng.normal(size=shape) * spread).astype(np.float32), format)
     layout = FORMATS[format]
-    data = rng.integers(0, 256, (rows, columns // layout.block_size, layout.block_bytes), dtype=np.uint8)
-    scales = rng.uniform(0.5, 1.5, (*data.shape[:2], len(F16_SCALES[format]))) * rng.choice([-1, 1], data.shape[:2])[..., None]
+    data = rng.integers(
+        0, 256, (rows, columns // layout.block_size, layout.block_bytes), dtype=np.uint8
+    )
+    scales = (
+        rng.uniform(0.5, 1.5, (*data.shape[:2], len(F16_SCALES[format])))
+        * rng.choice([-1, 1], data.shape[:2])[..., None]
+    )
     _put_scales(data, format, scales)
     sample = data[:64].reshape(min(rows, 64), -1)
-    rms = float(np.sqrt(np.mean(np.square(dequantize(HostTensor(format, (len(sample), columns), sample)), dtype=np.float64))))
+    rms = float(
+        np.sqrt(
+            np.mean(
+                np.square(
+                    dequantize(HostTensor(format, (len(sample), columns), sample)), dtype=np.float64
+                )
+            )
+        )
+    )
     _put_scales(data, format, scales * (spread / rms))  # a value is linear in its block's scales
     return HostTensor(format, shape, data.reshape(rows, -1))
 
@@ -184,7 +235,9 @@ def _generator(case: Case) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(case.name.encode()))
 
 
-def _normal(rng: np.random.Generator, *shape: int, magnitude: float = 1.0, mean: float = 0.0) -> Array:
+def _normal(
+    rng: np.random.Generator, *shape: int, magnitude: float = 1.0, mean: float = 0.0
+) -> Array:
     return (rng.normal(size=shape) * magnitude + mean).astype(np.float32)
 
 
@@ -205,12 +258,20 @@ class EmbeddingCase:
 
     @property
     def cost(self) -> OpCost:
-        return cost.embedding(self.tokens, self.hidden_size, format=self.format, scaled=self.scale != 1.0)
+        return cost.embedding(
+            self.tokens, self.hidden_size, format=self.format, scaled=self.scale != 1.0
+        )
 
     def build_inputs(self) -> Inputs:
         rng = _generator(self)
-        batch = replace(_plain_batch(self.tokens), input_ids=rng.integers(0, self.vocab_size, self.tokens, dtype=np.int32))
-        return Inputs(batch, weights={"table": random_weight(rng, (self.vocab_size, self.hidden_size), self.format)})
+        batch = replace(
+            _plain_batch(self.tokens),
+            input_ids=rng.integers(0, self.vocab_size, self.tokens, dtype=np.int32),
+        )
+        return Inputs(
+            batch,
+            weights={"table": random_weight(rng, (self.vocab_size, self.hidden_size), self.format)},
+        )
 
     def apply(self, ops: Ops, x: Mapping[str, Tensor], batch: ForwardBatch, kv: KVLayer) -> Tensor:
         return ops.embedding(x["table"], batch.input_ids, self.scale)
@@ -218,7 +279,9 @@ class EmbeddingCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearCase:
-    """A product with a weight in a format; with `logits_indices`, an lm_head over the rows that they take, of which there may be none."""
+    """A product with a weight in a format; with `logits_indices`, an lm_head over the rows that
+    they take, of which there may be none.
+    """
 
     tokens: int
     in_features: int
@@ -238,9 +301,13 @@ class LinearCase:
     @property
     def cost(self) -> OpCost:
         if self.logits_indices is None:
-            return cost.linear(self.tokens, self.in_features, self.out_features, format=self.format, bias=self.bias)
+            return cost.linear(
+                self.tokens, self.in_features, self.out_features, format=self.format, bias=self.bias
+            )
         rows = len(self.logits_indices)
-        head = cost.linear(rows, self.in_features, self.out_features, format=self.format, bias=self.bias)
+        head = cost.linear(
+            rows, self.in_features, self.out_features, format=self.format, bias=self.bias
+        )
         return cost.take_rows(rows, self.in_features) + head
 
     def build_inputs(self) -> Inputs:
@@ -252,7 +319,9 @@ class LinearCase:
         return Inputs(_plain_batch(self.tokens, self.logits_indices or ()), weights, activations)
 
     def apply(self, ops: Ops, x: Mapping[str, Tensor], batch: ForwardBatch, kv: KVLayer) -> Tensor:
-        rows = x["x"] if self.logits_indices is None else ops.take_rows(x["x"], batch.logits_indices)
+        rows = (
+            x["x"] if self.logits_indices is None else ops.take_rows(x["x"], batch.logits_indices)
+        )
         return ops.linear(rows, x["weight"], x["bias"] if self.bias else None)
 
 
@@ -276,14 +345,24 @@ class NormCase:
     @property
     def cost(self) -> OpCost:
         rows = self.tokens * (self.num_heads or 1)
-        return cost.rms_norm(rows, self.width) if self.op == "rms_norm" else cost.layer_norm(rows, self.width)
+        return (
+            cost.rms_norm(rows, self.width)
+            if self.op == "rms_norm"
+            else cost.layer_norm(rows, self.width)
+        )
 
     def build_inputs(self) -> Inputs:
         rng = _generator(self)
         weights = {"weight": encode_dense(_normal(rng, self.width, mean=1.0))}
         if self.op == "layer_norm":
             weights["bias"] = encode_dense(_normal(rng, self.width))
-        x = _normal(rng, self.tokens, self.width * (self.num_heads or 1), magnitude=self.magnitude, mean=self.mean)
+        x = _normal(
+            rng,
+            self.tokens,
+            self.width * (self.num_heads or 1),
+            magnitude=self.magnitude,
+            mean=self.mean,
+        )
         return Inputs(_plain_batch(self.tokens), weights, {"x": x})
 
     def apply(self, ops: Ops, x: Mapping[str, Tensor], batch: ForwardBatch, kv: KVLayer) -> Tensor:
@@ -295,7 +374,9 @@ class NormCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElementwiseCase:
-    """An op on each number by itself, with one or two inputs; and all_reduce, which has one rank here."""
+    """An op on each number by itself, with one or two inputs; and all_reduce, which has one rank
+    here.
+    """
 
     op: Literal["add", "silu_mul", "gelu_mul", "gelu", "softcap", "all_reduce"]
     tokens: int
@@ -305,7 +386,10 @@ class ElementwiseCase:
 
     @property
     def name(self) -> str:
-        return f"{self.op} T={self.tokens} F={self.width} x={self.magnitude:g}" + f" cap={self.cap:g}" * (self.op == "softcap")
+        return (
+            f"{self.op} T={self.tokens} F={self.width} x={self.magnitude:g}"
+            + f" cap={self.cap:g}" * (self.op == "softcap")
+        )
 
     @property
     def cost(self) -> OpCost:
@@ -385,12 +469,18 @@ class RopeCase:
 
     @property
     def table(self) -> RopeTable:
-        return RopeTable(tuple(self.theta ** (-i / self.rotary_dim) for i in range(0, self.rotary_dim, 2)), self.scale)
+        return RopeTable(
+            tuple(self.theta ** (-i / self.rotary_dim) for i in range(0, self.rotary_dim, 2)),
+            self.scale,
+        )
 
     def build_inputs(self) -> Inputs:
         x = _normal(_generator(self), self.tokens, self.num_heads * self.head_dim)
         batch = replace(
-            _plain_batch(self.tokens), positions=np.arange(self.first_position, self.first_position + self.tokens, dtype=np.int32)
+            _plain_batch(self.tokens),
+            positions=np.arange(
+                self.first_position, self.first_position + self.tokens, dtype=np.int32
+            ),
         )
         return Inputs(batch, activations={"x": x})
 
@@ -400,7 +490,9 @@ class RopeCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
-    """Several requests, each computing its last q_lens[r] tokens of seq_lens[r]: their keys and values are written, then attended to."""
+    """Several requests, each computing its last q_lens[r] tokens of seq_lens[r]: their keys and
+    values are written, then attended to.
+    """
 
     q_lens: tuple[int, ...]
     seq_lens: tuple[int, ...]
@@ -412,22 +504,37 @@ class AttentionCase:
     softcap: float | None = None
     magnitude: float = 1.0  # of the queries: large ones make the softmax sharp
     kv_dtypes: tuple[str, str] | None = None  # of keys and of values; None: the backend's own
-    scattered: bool = True  # block tables are a random permutation; else each request's blocks lie in a row
+    # block tables are a random permutation; else each request's blocks lie in a row
+    scattered: bool = True
     op: ClassVar[str] = "attention"
 
     @property
     def name(self) -> str:
-        options = f" window={self.window}" * (self.window is not None) + f" softcap={self.softcap}" * (self.softcap is not None)
-        options += f" x={self.magnitude:g}" * (self.magnitude != 1.0) + " scattered" * self.scattered
+        options = f" window={self.window}" * (
+            self.window is not None
+        ) + f" softcap={self.softcap}" * (self.softcap is not None)
+        options += (
+            f" x={self.magnitude:g}" * (self.magnitude != 1.0) + " scattered" * self.scattered
+        )
         options += "" if self.kv_dtypes is None else f" kv={','.join(self.kv_dtypes)}"
         heads = f"H={self.num_heads}/{self.num_kv_heads} D={self.head_dim} B={self.block_size}"
         return f"attention q={_short(self.q_lens)} seq={_short(self.seq_lens)} {heads}{options}"
 
     @property
     def cost(self) -> OpCost:
-        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads, "head_dim": self.head_dim}
+        heads = {
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+        }
         write = cost.kv_write(sum(self.q_lens), self.num_kv_heads, self.head_dim)
-        return write + cost.attention(self.q_lens, self.seq_lens, window=self.window, softcap=self.softcap is not None, **heads)
+        return write + cost.attention(
+            self.q_lens,
+            self.seq_lens,
+            window=self.window,
+            softcap=self.softcap is not None,
+            **heads,
+        )
 
     def build_inputs(self) -> Inputs:
         rng = _generator(self)
@@ -457,7 +564,14 @@ class AttentionCase:
         k, v = (ops.split_heads(x[name], self.num_kv_heads) for name in ("k", "v"))
         ops.kv_write(kv, k, v, batch.attention.slot_mapping)
         q = ops.split_heads(x["q"], self.num_heads)
-        return ops.attention(q, kv, batch.attention, scale=self.head_dim**-0.5, window=self.window, softcap=self.softcap)
+        return ops.attention(
+            q,
+            kv,
+            batch.attention,
+            scale=self.head_dim**-0.5,
+            window=self.window,
+            softcap=self.softcap,
+        )
 
 
 def _short(lengths: Sequence[int]) -> str:

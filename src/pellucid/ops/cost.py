@@ -1,15 +1,22 @@
-"""What each op costs: floating-point operations and bytes, as plain functions of its shapes and formats.
+"""What each op costs: floating-point operations and bytes, as plain functions of its shapes and
+formats.
 
-One idea: arithmetic intensity, FLOPs / bytes, decides which resource binds an op (the roofline: Williams et al., CACM 2009). A linear layer
-over T tokens does 2·T FLOPs for each weight it reads: with one token it waits for memory, with hundreds it waits for arithmetic.
+One idea: arithmetic intensity, FLOPs / bytes, decides which resource binds an op (the roofline:
+Williams et al., CACM 2009). A linear layer over T tokens does 2·T FLOPs for each weight it reads:
+with one token it waits for memory, with hundreds it waits for arithmetic.
 
 The rules of counting:
-- A multiply-add is 2 FLOPs; each other arithmetic operation, comparison or function (exp, tanh, sqrt) on one number is 1.
-- Bytes are the least that can cross: each input read once, each output written once. Weights are as large as their format packs them;
-  activations and the KV cache are float32 unless said otherwise. A gathered table counts the rows that are read. Index arrays are left out.
-- Attention counts what is visible: a query and a key that the mask hides from it cost nothing, nor does a key that no query sees.
+- A multiply-add is 2 FLOPs; each other arithmetic operation, comparison or function (exp, tanh,
+  sqrt) on one number is 1.
+- Bytes are the least that can cross: each input read once, each output written once. Weights are as
+  large as their format packs them;
+  activations and the KV cache are float32 unless said otherwise. A gathered table counts the rows
+  that are read. Index arrays are left out.
+- Attention counts what is visible: a query and a key that the mask hides from it cost nothing, nor
+  does a key that no query sees.
 
-One function per op, by the op's name; sizes in elements and tokens. This module computes with shapes only, never with data.
+One function per op, by the op's name; sizes in elements and tokens. This module computes with
+shapes only, never with data.
 """
 
 from collections.abc import Sequence
@@ -54,7 +61,8 @@ class OpCost:
     flops: int
     bytes_read: int
     bytes_written: int
-    int8_flops: int = 0  # of `flops`, products of bytes: where a backend multiplies so, which a processor does faster
+    # of `flops`, products of bytes: where a backend multiplies so, which a processor does faster
+    int8_flops: int = 0
 
     @property
     def bytes(self) -> int:
@@ -75,29 +83,50 @@ class OpCost:
 
 
 def _elementwise(count: int, flops_each: int, inputs: int = 1, parameters: int = 0) -> OpCost:
-    """`count` outputs, from `inputs` arrays as large and `parameters` numbers that are read once."""
-    return OpCost(count * flops_each, (inputs * count + parameters) * ACTIVATION_BYTES, count * ACTIVATION_BYTES)
+    """`count` outputs, from `inputs` arrays as large and `parameters` numbers that are read
+    once.
+    """
+    return OpCost(
+        count * flops_each,
+        (inputs * count + parameters) * ACTIVATION_BYTES,
+        count * ACTIVATION_BYTES,
+    )
 
 
-def embedding(tokens: int, hidden_size: int, *, format: str = "F32", scaled: bool = False) -> OpCost:
+def embedding(
+    tokens: int, hidden_size: int, *, format: str = "F32", scaled: bool = False
+) -> OpCost:
     """One row of the table per token."""
-    return OpCost(tokens * hidden_size * scaled, tokens * row_bytes(format, hidden_size), tokens * hidden_size * ACTIVATION_BYTES)
+    return OpCost(
+        tokens * hidden_size * scaled,
+        tokens * row_bytes(format, hidden_size),
+        tokens * hidden_size * ACTIVATION_BYTES,
+    )
 
 
-def linear(tokens: int, in_features: int, out_features: int, *, format: str = "F32", bias: bool = False) -> OpCost:
+def linear(
+    tokens: int, in_features: int, out_features: int, *, format: str = "F32", bias: bool = False
+) -> OpCost:
     """The packed weight once, however many tokens share it: this is why batching pays."""
     outputs = tokens * out_features
-    read = out_features * row_bytes(format, in_features) + (tokens * in_features + bias * out_features) * ACTIVATION_BYTES
+    read = (
+        out_features * row_bytes(format, in_features)
+        + (tokens * in_features + bias * out_features) * ACTIVATION_BYTES
+    )
     return OpCost(2 * outputs * in_features + bias * outputs, read, outputs * ACTIVATION_BYTES)
 
 
 def rms_norm(rows: int, width: int) -> OpCost:
-    """`rows` is tokens · heads where each head is normed. Per number: square, sum, divide, times weight; per row: mean, + eps, sqrt."""
+    """`rows` is tokens · heads where each head is normed. Per number: square, sum, divide, times
+    weight; per row: mean, + eps, sqrt.
+    """
     return _elementwise(rows * width, 4, parameters=width) + OpCost(3 * rows, 0, 0)
 
 
 def layer_norm(rows: int, width: int) -> OpCost:
-    """Per number: sum, subtract, square, sum, divide, times weight, + bias; per row: two means, + eps, sqrt."""
+    """Per number: sum, subtract, square, sum, divide, times weight, + bias; per row: two means, +
+    eps, sqrt.
+    """
     return _elementwise(rows * width, 7, parameters=2 * width) + OpCost(4 * rows, 0, 0)
 
 
@@ -127,20 +156,29 @@ def split_heads() -> OpCost:
 
 
 def rope(tokens: int, num_heads: int, head_dim: int, rotary_dim: int) -> OpCost:
-    """Per token and pair: the angle, cos, sin and two scalings, shared by the heads; per head and pair: a turn of 4 products and 2 sums."""
+    """Per token and pair: the angle, cos, sin and two scalings, shared by the heads; per head and
+    pair: a turn of 4 products and 2 sums.
+    """
     pairs = tokens * rotary_dim // 2
-    return _elementwise(tokens * num_heads * head_dim, 0, parameters=rotary_dim // 2) + OpCost(pairs * (5 + 6 * num_heads), 0, 0)
+    return _elementwise(tokens * num_heads * head_dim, 0, parameters=rotary_dim // 2) + OpCost(
+        pairs * (5 + 6 * num_heads), 0, 0
+    )
 
 
-def kv_write(tokens: int, num_kv_heads: int, head_dim: int, *, kv_token_bytes: int | None = None) -> OpCost:
+def kv_write(
+    tokens: int, num_kv_heads: int, head_dim: int, *, kv_token_bytes: int | None = None
+) -> OpCost:
     """`kv_token_bytes`: what the cache takes for one token; float32 where it is not given."""
     row = 2 * num_kv_heads * head_dim * ACTIVATION_BYTES  # keys and values
     return OpCost(0, tokens * row, tokens * (row if kv_token_bytes is None else kv_token_bytes))
 
 
 def visible_pairs(q_len: int, seq_len: int, window: int | None = None) -> int:
-    """How many (query, key) pairs the mask lets through: the last q_len of seq_len tokens look back, at most `window` keys each."""
-    first = seq_len - q_len + 1  # keys that the first query sees without a window; the last sees seq_len
+    """How many (query, key) pairs the mask lets through: the last q_len of seq_len tokens look
+    back, at most `window` keys each.
+    """
+    # keys that the first query sees without a window; the last sees seq_len
+    first = seq_len - q_len + 1
     if window is None or window >= seq_len:
         return q_len * (first + seq_len) // 2
     growing = max(0, window - first)  # queries that see fewer keys than the window holds
@@ -158,16 +196,23 @@ def attention(
     softcap: bool = False,
     kv_token_bytes: int | None = None,
 ) -> OpCost:
-    """Per head and visible pair: q·k, the scale, the softmax, and p·v; per number of the result: a division by the softmax's sum.
+    """Per head and visible pair: q·k, the scale, the softmax, and p·v; per number of the result: a
+    division by the softmax's sum.
 
     Each request reads its own keys and values once, however many queries and heads share them.
     """
     tokens = sum(q_lens)
     pairs = sum(visible_pairs(q, s, window) for q, s in zip(q_lens, seq_lens, strict=True))
-    keys = sum(s if window is None else min(s, q + window - 1) for q, s in zip(q_lens, seq_lens, strict=True))  # that some query sees
+    # that some query sees
+    keys = sum(
+        s if window is None else min(s, q + window - 1)
+        for q, s in zip(q_lens, seq_lens, strict=True)
+    )
     per_pair = 2 * head_dim + 1 + softcap * SOFTCAP + SOFTMAX + 2 * head_dim
     activations = tokens * num_heads * head_dim
-    row = 2 * num_kv_heads * head_dim * ACTIVATION_BYTES if kv_token_bytes is None else kv_token_bytes
+    row = (
+        2 * num_kv_heads * head_dim * ACTIVATION_BYTES if kv_token_bytes is None else kv_token_bytes
+    )
     return OpCost(
         num_heads * pairs * per_pair + activations,
         activations * ACTIVATION_BYTES + keys * row,
@@ -180,5 +225,7 @@ def take_rows(rows: int, width: int) -> OpCost:
 
 
 def all_reduce(tokens: int, width: int, *, ranks: int = 1) -> OpCost:
-    """In local memory: each rank reads the others' parts and writes its sum. With one rank nothing happens."""
+    """In local memory: each rank reads the others' parts and writes its sum. With one rank nothing
+    happens.
+    """
     return _elementwise(tokens * width, ranks - 1, inputs=ranks) if ranks > 1 else OpCost(0, 0, 0)

@@ -1,7 +1,7 @@
 """Names of KV cache dtypes: how they are asked for, and which heads they can keep.
 
-Keys and values may differ: "int8,int4" is int8 for keys and int4 for values. What each of them rounds to is defined in
-`backends/reference/kv_dtypes.py`.
+Keys and values may differ: "int8,int4" is int8 for keys and int4 for values. What each of them
+rounds to is defined in `backends/reference/kv_dtypes.py`.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,27 @@ KV_GROUP = 32  # dimensions that share a scale in int4
 
 
 def choose_kv_dtypes(asked: str, allowed: Sequence[str]) -> tuple[str, str]:
-    """(of keys, of values) from "auto", which is the first that is allowed, one name for both, or two with a comma between them."""
+    """(of keys, of values) from "auto", which is the first that is allowed, one name for both, or
+    two with a comma between them.
+    """
     names = [name.strip() for name in asked.split(",")]
     if len(names) > 2 or any(name not in (*allowed, "auto") for name in names):
-        raise ConfigError(f"kv_cache_dtype is {asked!r}; it must be auto, {', '.join(allowed)}, or two of them, for keys and values: K,V")
+        raise ConfigError(
+            f"kv_cache_dtype is {asked!r}; it must be auto, {', '.join(allowed)}, or two of them, "
+            "for keys and values: K,V"
+        )
     k, v = (allowed[0] if name == "auto" else name for name in (names[0], names[-1]))
     return k, v
 
 
 def check_kv_dtype(dtype: str, allowed: Sequence[str], head_dim: int) -> None:
-    """Raise ConfigError where a backend has no such cache, or heads of that size cannot be kept in it."""
+    """Raise ConfigError where a backend has no such cache, or heads of that size cannot be kept in
+    it.
+    """
     if dtype not in allowed:
         raise ConfigError(f"a KV cache dtype is {dtype!r}; it must be one of: {', '.join(allowed)}")
     if dtype == "int4" and head_dim % KV_GROUP:
-        raise ConfigError(f"a KV cache of int4 needs a head_dim that is a multiple of {KV_GROUP}; this model's is {head_dim}")
+        raise ConfigError(
+            f"a KV cache of int4 needs a head_dim that is a multiple of {KV_GROUP}; this model's "
+            f"is {head_dim}"
+        )

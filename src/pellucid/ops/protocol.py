@@ -1,12 +1,16 @@
-"""The vocabulary that models speak and backends implement: about twenty operations, each big enough to be fast and small enough to read.
+"""The vocabulary that models speak and backends implement: about twenty operations, each big enough
+to be fast and small enough to read.
 
-One idea: a model is written once, over `Ops`, and never meets an array library. The reference backend defines each op in NumPy; every
-other backend must agree with it within the budget of `ops/budget.py` on the cases of `ops/cases.py`. A backend may compute at once
-(reference) or record the calls and replay them later (captured programs): so an op takes and returns opaque `Tensor`s, never mutates
-its inputs (but for `kv_write`), and nothing in a model may depend on a value inside one.
+One idea: a model is written once, over `Ops`, and never meets an array library. The reference
+backend defines each op in NumPy; every other backend must agree with it within the budget of
+`ops/budget.py` on the cases of `ops/cases.py`. A backend may compute at once (reference) or record
+the calls and replay them later (captured programs): so an op takes and returns opaque `Tensor`s,
+never mutates its inputs (but for `kv_write`), and nothing in a model may depend on a value inside
+one.
 
-Shapes: T tokens of the batch, L rows whose logits are wanted, H query heads, KH key/value heads, D head_dim, C hidden, F intermediate,
-V vocabulary. Activations are float32 at this boundary; what a backend keeps inside is its own matter.
+Shapes: T tokens of the batch, L rows whose logits are wanted, H query heads, KH key/value heads, D
+head_dim, C hidden, F intermediate, V vocabulary. Activations are float32 at this boundary; what a
+backend keeps inside is its own matter.
 """
 
 from collections.abc import Callable
@@ -26,7 +30,9 @@ Tensor: TypeAlias = Any  # a backend's own: an array, a handle, a symbol
 
 @dataclass(frozen=True, slots=True)
 class KVLayer:
-    """Where one layer's keys and values lie. Layers of different groups may share a store: a block of it belongs to one group at a time."""
+    """Where one layer's keys and values lie. Layers of different groups may share a store: a block
+    of it belongs to one group at a time.
+    """
 
     store: Any  # a backend's own: paged keys and values, from `Backend.new_kv_store`
     group: int = 0  # which of the batch's block tables and slot mappings are this layer's
@@ -34,7 +40,9 @@ class KVLayer:
 
 @dataclass(frozen=True, slots=True)
 class RopeTable:
-    """Rotary frequencies, ready to use: pair i at position p turns by the angle p · inv_freq[i]; cos and sin are multiplied by `scale`."""
+    """Rotary frequencies, ready to use: pair i at position p turns by the angle p · inv_freq[i];
+    cos and sin are multiplied by `scale`.
+    """
 
     inv_freq: tuple[float, ...]  # [rotary_dim / 2]
     scale: float = 1.0
@@ -52,11 +60,15 @@ class Ops(Protocol):
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x²) + eps) · weight over the last axis, as large as weight -> shape of x (Zhang & Sennrich, arXiv:1910.07467)."""
+        """x / sqrt(mean(x²) + eps) · weight over the last axis, as large as weight -> shape of x
+        (Zhang & Sennrich, arXiv:1910.07467).
+        """
         ...
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        """(x - mean) / sqrt(var + eps) · weight + bias over the last axis -> shape of x (Ba et al., arXiv:1607.06450)."""
+        """(x - mean) / sqrt(var + eps) · weight + bias over the last axis -> shape of x (Ba et al.,
+        arXiv:1607.06450).
+        """
         ...
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -84,11 +96,15 @@ class Ops(Protocol):
         ...
 
     def rope(self, x: Tensor, positions: IntArray, table: RopeTable) -> Tensor:
-        """Turn the first 2·len(inv_freq) dimensions of each head by its token's position (half-split pairs); the rest pass. [T, H, D]."""
+        """Turn the first 2·len(inv_freq) dimensions of each head by its token's position
+        (half-split pairs); the rest pass. [T, H, D].
+        """
         ...
 
     def kv_write(self, kv: KVLayer, k: Tensor, v: Tensor, slot_mapping: IntArray) -> None:
-        """Store k, v [T, KH, D] in the slots of `slot_mapping` [G, T], the row of the layer's group. The one op that changes something."""
+        """Store k, v [T, KH, D] in the slots of `slot_mapping` [G, T], the row of the layer's
+        group. The one op that changes something.
+        """
         ...
 
     def attention(
@@ -101,10 +117,12 @@ class Ops(Protocol):
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
-        """Causal attention of q [T, H, D] over the cached keys and values of each token's own request -> [T, H·D].
+        """Causal attention of q [T, H, D] over the cached keys and values of each token's own
+        request -> [T, H·D].
 
-        A token at position p sees positions max(0, p - window + 1) … p. Scores are q·k·scale, then softcapped. Query head h reads KV head
-        h // (H / KH). This step's own keys and values have been written already.
+        A token at position p sees positions max(0, p - window + 1) … p. Scores are q·k·scale, then
+        softcapped. Query head h reads KV head h // (H / KH). This step's own keys and values have
+        been written already.
         """
         ...
 
@@ -113,11 +131,14 @@ class Ops(Protocol):
         ...
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of x over the ranks of the tensor-parallel group, in rank order; x itself where there is one rank."""
+        """The sum of x over the ranks of the tensor-parallel group, in rank order; x itself where
+        there is one rank.
+        """
         ...
 
 
-Forward: TypeAlias = Callable[[Ops, ForwardBatch], Tensor]  # a model with its weights and caches bound: -> logits [L, V]
+# a model with its weights and caches bound: -> logits [L, V]
+Forward: TypeAlias = Callable[[Ops, ForwardBatch], Tensor]
 
 
 class Backend(Protocol):
@@ -130,36 +151,64 @@ class Backend(Protocol):
 
     @property
     def is_batch_invariant(self) -> bool:
-        """True where a token's bits do not depend on what else is in the batch, or on how its request was cut into steps."""
+        """True where a token's bits do not depend on what else is in the batch, or on how its
+        request was cut into steps.
+        """
         ...
 
     @property
     def kv_dtypes(self) -> tuple[str, ...]:
-        """What keys and values may be kept in, each for itself; the first loses nothing that shows, and is the default."""
+        """What keys and values may be kept in, each for itself; the first loses nothing that shows,
+        and is the default.
+        """
         ...
 
-    def kv_token_bytes(self, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None) -> int:
-        """Bytes of one token's key and value in one layer. Raises ConfigError where heads of that size cannot be kept so."""
+    def kv_token_bytes(
+        self,
+        num_kv_heads: int,
+        head_dim: int,
+        k_dtype: str | None = None,
+        v_dtype: str | None = None,
+    ) -> int:
+        """Bytes of one token's key and value in one layer. Raises ConfigError where heads of that
+        size cannot be kept so.
+        """
         ...
 
     def weight_bytes(self, tensor: HostTensor) -> int:
-        """Memory that `load_weight` will take for this parameter: known before anything is loaded."""
+        """Memory that `load_weight` will take for this parameter: known before anything is
+        loaded.
+        """
         ...
 
     def load_weight(self, tensor: HostTensor) -> Tensor:
-        """Take over one parameter, in whatever layout the kernels like. The host bytes may be dropped afterwards."""
+        """Take over one parameter, in whatever layout the kernels like. The host bytes may be
+        dropped afterwards.
+        """
         ...
 
     def new_kv_store(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        k_dtype: str | None = None,
+        v_dtype: str | None = None,
     ) -> Any:
-        """Room for num_blocks · block_size tokens of one layer's keys and values; None is the default of `kv_dtypes`."""
+        """Room for num_blocks · block_size tokens of one layer's keys and values; None is the
+        default of `kv_dtypes`.
+        """
         ...
 
     def kv_block_bytes(self, store: Any) -> list[NDArray[np.uint8]]:
-        """The memory of a store, writable and without a copy: arrays [num_blocks, bytes per block], to move blocks by."""
+        """The memory of a store, writable and without a copy: arrays [num_blocks, bytes per block],
+        to move blocks by.
+        """
         ...
 
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Any]:
-        """Make `forward` runnable: the result takes a batch and returns its logits as a NumPy float32 array [L, V] that the caller owns."""
+        """Make `forward` runnable: the result takes a batch and returns its logits as a NumPy
+        float32 array [L, V] that the caller owns.
+        """
         ...

@@ -1,6 +1,8 @@
-"""Logits to tokens. `sample` chooses, `top_logprobs` reports, and both look at one row at a time: no token depends on its neighbours.
+"""Logits to tokens. `sample` chooses, `top_logprobs` reports, and both look at one row at a time:
+no token depends on its neighbours.
 
-The order in which parameters act is written at `SamplingParams`. The randomness is `noise.py`'s: a function of (seed, position, token id).
+The order in which parameters act is written at `SamplingParams`. The randomness is `noise.py`'s: a
+function of (seed, position, token id).
 """
 
 from .logprobs import top_logprobs

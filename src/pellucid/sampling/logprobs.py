@@ -1,10 +1,12 @@
-"""What the model itself thought: log-probabilities and ranks of the chosen token and of the likeliest, from raw logits.
+"""What the model itself thought: log-probabilities and ranks of the chosen token and of the
+likeliest, from raw logits.
 
-One idea: a log-probability is logit - ln(Σ exp logits), and only that sum needs the whole vocabulary. So a row costs one pass for the sum
-and one for the rank, and the softmax is never stored: the extra memory does not grow with the number of rows.
+One idea: a log-probability is logit - ln(Σ exp logits), and only that sum needs the whole
+vocabulary. So a row costs one pass for the sum and one for the rank, and the softmax is never
+stored: the extra memory does not grow with the number of rows.
 
-Raw means before bias, bans, penalties and temperature. The sum is good to seven digits, as the logits are. Rank is 1 + the number of
-tokens that are strictly likelier.
+Raw means before bias, bans, penalties and temperature. The sum is good to seven digits, as the
+logits are. Rank is 1 + the number of tokens that are strictly likelier.
 """
 
 import math
@@ -23,19 +25,29 @@ __all__ = ["top_logprobs"]
 def top_logprobs(
     logits: NDArray[np.float32], chosen: Sequence[int], k: Sequence[int | None]
 ) -> list[LogprobsOnePosition | RequestError | None]:
-    """For each row of logits [R, V]: the chosen token, then the k likeliest in falling order (ties by token id).
+    """For each row of logits [R, V]: the chosen token, then the k likeliest in falling order (ties
+    by token id).
 
-    k = 0 gives the chosen token alone, -1 the whole vocabulary, None nothing (None). A row whose logits hold NaN or +inf, or nothing but
-    -inf, gives the error with which its request must end. `decoded_token` is left to whoever knows the tokenizer.
+    k = 0 gives the chosen token alone, -1 the whole vocabulary, None nothing (None). A row whose
+    logits hold NaN or +inf, or nothing but -inf, gives the error with which its request must end.
+    `decoded_token` is left to whoever knows the tokenizer.
     """
     with np.errstate(over="ignore"):  # what is -inf below the largest in float32 has no weight
-        return [None if n is None else _row_logprobs(x, token_id, n) for x, token_id, n in zip(logits, chosen, k, strict=True)]
+        return [
+            None if n is None else _row_logprobs(x, token_id, n)
+            for x, token_id, n in zip(logits, chosen, k, strict=True)
+        ]
 
 
-def _row_logprobs(logits: NDArray[np.float32], chosen: int, k: int) -> LogprobsOnePosition | RequestError:
+def _row_logprobs(
+    logits: NDArray[np.float32], chosen: int, k: int
+) -> LogprobsOnePosition | RequestError:
     largest = float(logits.max())  # NaN if there is one
     if not math.isfinite(largest):
-        return RequestError(f"the logits from which logprobs are asked have {largest} as their largest; it must be a finite number")
+        return RequestError(
+            f"the logits from which logprobs are asked have {largest} as their largest; it must "
+            "be a finite number"
+        )
     log_sum = largest + math.log(total_weight(logits, largest, 1.0))
     rank = 1 + int(np.count_nonzero(logits > logits[chosen]))
     result = {chosen: Logprob(float(logits[chosen]) - log_sum, rank)}
@@ -44,6 +56,8 @@ def _row_logprobs(logits: NDArray[np.float32], chosen: int, k: int) -> LogprobsO
         top = top[np.argsort(-logits[top], kind="stable")]
         values = logits[top]
         ranks = 1 + np.searchsorted(-values, -values)
-        for token_id, value, rank in zip(top.tolist(), values.tolist(), ranks.tolist(), strict=True):
+        for token_id, value, rank in zip(
+            top.tolist(), values.tolist(), ranks.tolist(), strict=True
+        ):
             result[token_id] = Logprob(value - log_sum, rank)
     return result

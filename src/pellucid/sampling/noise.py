@@ -1,28 +1,43 @@
 """Gumbel noise without a generator: a pure function of (seed, position, token id).
 
-One idea: random numbers are computed from what they are for, instead of taken from a stream in the order of the asking. So a token's noise
-is the same whatever else runs, however the batch is cut, and whichever tokens of the vocabulary are asked about; a recomputed or speculated
-position meets the very noise it would have met. (Counter-based generators: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011.)
+One idea: random numbers are computed from what they are for, instead of taken from a stream in the
+order of the asking. So a token's noise is the same whatever else runs, however the batch is cut,
+and whichever tokens of the vocabulary are asked about; a recomputed or speculated position meets
+the very noise it would have met. (Counter-based generators: Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011.)
 
-A Gumbel variable is -ln E with E a standard exponential. The exponentials come in groups of 64 tokens, because what is exponential has no
-memory: the first of 64 to ring does so after E/64, it may be any of them, and the others then wait for an E of their own. So one number
-for a group bounds the noise of all of it, and whoever looks for the largest score need not look at the groups that cannot have it; yet
-each token's noise is an independent Gumbel variable. A slab is 64 rows of 512 tokens and a group one of its columns, so that the largest
-logits of all groups of a slab are found by vectors that run along its rows.
+A Gumbel variable is -ln E with E a standard exponential. The exponentials come in groups of 64
+tokens, because what is exponential has no memory: the first of 64 to ring does so after E/64, it
+may be any of them, and the others then wait for an E of their own. So one number for a group bounds
+the noise of all of it, and whoever looks for the largest score need not look at the groups that
+cannot have it; yet each token's noise is an independent Gumbel variable. A slab is 64 rows of 512
+tokens and a group one of its columns, so that the largest logits of all groups of a slab are found
+by vectors that run along its rows.
 
-The bits are SplitMix64's (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): the t-th output of that
-generator is mix(state + (t + 1)·γ), which needs no walk to t. Two levels of it: seed and position give a state, and token ids and groups
-count from that state. Adjacent seeds and positions give unrelated states because mix turns over half of the bits for each bit that changes.
+The bits are SplitMix64's (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014): the t-th output of that generator is mix(state + (t + 1)·γ), which needs no walk to t.
+Two levels of it: seed and position give a state, and token ids and groups count from that state.
+Adjacent seeds and positions give unrelated states because mix turns over half of the bits for each
+bit that changes.
 
-Integers are exact on every machine. The logarithms are the platform's, which differ in the last bit between machines: that moves a draw
-only where two scores lie within about 1e-15 of each other.
+Integers are exact on every machine. The logarithms are the platform's, which differ in the last bit
+between machines: that moves a draw only where two scores lie within about 1e-15 of each other.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LARGEST_GUMBEL", "SMALLEST_GUMBEL", "group_maxima", "groups_of", "gumbel", "leaders", "members", "noise_state", "random_bits"]
+__all__ = [
+    "LARGEST_GUMBEL",
+    "SMALLEST_GUMBEL",
+    "group_maxima",
+    "groups_of",
+    "gumbel",
+    "leaders",
+    "members",
+    "noise_state",
+    "random_bits",
+]
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # 2⁶⁴ / golden ratio, odd
@@ -41,12 +56,16 @@ LARGEST_GUMBEL = 40.90
 
 
 def noise_state(seed: int, position: int) -> int:
-    """The state from which the noise of a position of a request counts. `seed` counts modulo 2⁶⁴; the position is not negative."""
+    """The state from which the noise of a position of a request counts. `seed` counts modulo 2⁶⁴;
+    the position is not negative.
+    """
     return _mix_int(_mix_int(seed + _GAMMA) + (position + 1) * _GAMMA)
 
 
 def random_bits(states: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """64 random bits for each of `numbers` [..., n], which are not negative, counted from states that broadcast with them."""
+    """64 random bits for each of `numbers` [..., n], which are not negative, counted from states
+    that broadcast with them.
+    """
     bits = np.asarray(numbers.astype(np.uint64) * np.uint64(_GAMMA) + (states + np.uint64(_GAMMA)))
     flat = bits.reshape(-1)
     for start in range(0, flat.size, _SLICE):
@@ -55,9 +74,11 @@ def random_bits(states: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDArr
 
 
 def gumbel(states: NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A standard Gumbel variable for each of `token_ids` [n], whose positions have the states [n] or [1] -> [n].
+    """A standard Gumbel variable for each of `token_ids` [n], whose positions have the states [n]
+    or [1] -> [n].
 
-    The largest of logit + gumbel is a draw from softmax(logits) (Gumbel 1954; Maddison, Tarlow & Minka, arXiv:1411.0030).
+    The largest of logit + gumbel is a draw from softmax(logits) (Gumbel 1954; Maddison, Tarlow &
+    Minka, arXiv:1411.0030).
     """
     first, leader = _first_of_groups(states, groups_of(token_ids))
     wait = _exponential(random_bits(states, token_ids))
@@ -66,8 +87,12 @@ def gumbel(states: NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[
     return _negative_log(wait)
 
 
-def leaders(states: NDArray[np.uint64], vocab_size: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """For states [R] and each group [G]: the largest noise in it, and the token that has it (it may lie beyond the vocabulary): [R, G]."""
+def leaders(
+    states: NDArray[np.uint64], vocab_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """For states [R] and each group [G]: the largest noise in it, and the token that has it (it may
+    lie beyond the vocabulary): [R, G].
+    """
     groups = np.arange(-(-vocab_size // _SLAB) * _COLUMNS)
     first, leader = _first_of_groups(states[:, None], groups)
     return _negative_log(first), _token_ids(groups, leader)
@@ -75,7 +100,9 @@ def leaders(states: NDArray[np.uint64], vocab_size: int) -> tuple[NDArray[np.flo
 
 def groups_of(token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """The group of each token."""
-    groups: NDArray[np.int64] = (token_ids >> _SLAB_BITS << _COLUMN_BITS) + (token_ids & (_COLUMNS - 1))
+    groups: NDArray[np.int64] = (token_ids >> _SLAB_BITS << _COLUMN_BITS) + (
+        token_ids & (_COLUMNS - 1)
+    )
     return groups
 
 
@@ -96,12 +123,20 @@ def group_maxima(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _token_ids(groups: NDArray[np.int64], member: NDArray[np.int64]) -> NDArray[np.int64]:
-    token_ids: NDArray[np.int64] = (groups >> _COLUMN_BITS << _SLAB_BITS) + (groups & (_COLUMNS - 1)) + (member << _COLUMN_BITS)
+    token_ids: NDArray[np.int64] = (
+        (groups >> _COLUMN_BITS << _SLAB_BITS)
+        + (groups & (_COLUMNS - 1))
+        + (member << _COLUMN_BITS)
+    )
     return token_ids
 
 
-def _first_of_groups(states: NDArray[np.uint64], groups: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """When the first member of each group rings, and which it is: from the high 52 and the low 6 bits of what the group's number gives."""
+def _first_of_groups(
+    states: NDArray[np.uint64], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """When the first member of each group rings, and which it is: from the high 52 and the low 6
+    bits of what the group's number gives.
+    """
     bits = random_bits(states, groups + _FIRST_GROUP)
     leader = (bits & np.uint64(_ROWS - 1)).view(np.int64)
     first = _exponential(bits)
@@ -112,7 +147,8 @@ def _first_of_groups(states: NDArray[np.uint64], groups: NDArray[np.int64]) -> t
 def _exponential(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     """-ln u in the place of the bits, u uniform in the midpoints of 2⁵² equal parts of (0, 1)."""
     bits >>= np.uint64(12)
-    bits |= np.uint64(0x3FF0000000000000)  # the bits of a float64 in [1, 2): its fraction is the random number
+    # the bits of a float64 in [1, 2): its fraction is the random number
+    bits |= np.uint64(0x3FF0000000000000)
     u = bits.view(np.float64)
     u -= 1.0 - 2.0**-53  # exact: never 0, never 1
     return _negative_log(u)
@@ -124,7 +160,9 @@ def _negative_log(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _mix(x: NDArray[np.uint64]) -> None:
-    """SplitMix64's finalizer (Stafford's variant 13), in place: a bijection in which every output bit depends on every input bit."""
+    """SplitMix64's finalizer (Stafford's variant 13), in place: a bijection in which every output
+    bit depends on every input bit.
+    """
     x ^= x >> np.uint64(30)
     x *= np.uint64(_MULTIPLIERS[0])
     x ^= x >> np.uint64(27)

@@ -1,12 +1,14 @@
-"""What happens to one row of logits between the model and the draw: corrections that change logits, and filters that drop tokens.
+"""What happens to one row of logits between the model and the draw: corrections that change logits,
+and filters that drop tokens.
 
-One idea: the vocabulary is big and the answer is small. Corrections touch a few tokens, so they index them. Filters leave a few tokens, so
-a cheap bound that no survivor can miss comes first, and what passes it is treated exactly. The vocabulary is never sorted, and never stored
-in float64: what must be summed over all of it is summed in slices that stay in the cache.
+One idea: the vocabulary is big and the answer is small. Corrections touch a few tokens, so they
+index them. Filters leave a few tokens, so a cheap bound that no survivor can miss comes first, and
+what passes it is treated exactly. The vocabulary is never sorted, and never stored in float64: what
+must be summed over all of it is summed in slices that stay in the cache.
 
-Letters: V vocabulary; logits are float32; z = (logit - largest) / temperature in float64; a token's weight is exp(z), its probability
-before it is normalized. Filters return the indices of what they keep, rising. Ties go to the lower index, so every result is a function of
-the values alone.
+Letters: V vocabulary; logits are float32; z = (logit - largest) / temperature in float64; a token's
+weight is exp(z), its probability before it is normalized. Filters return the indices of what they
+keep, rising. Ties go to the lower index, so every result is a function of the values alone.
 """
 
 import math
@@ -16,7 +18,15 @@ from numpy.typing import NDArray
 
 from .row import SamplingRow
 
-__all__ = ["adjust", "keep_largest", "keep_min_p", "keep_top_p", "keep_typical", "moments", "total_weight"]
+__all__ = [
+    "adjust",
+    "keep_largest",
+    "keep_min_p",
+    "keep_top_p",
+    "keep_typical",
+    "moments",
+    "total_weight",
+]
 
 _GROUP = 64  # keep_largest looks at the largest of so many logits first
 _SORTED = 2048  # so many tokens are sorted sooner than divided
@@ -26,10 +36,14 @@ _SLICE = 1 << 14  # logits summed at a time
 
 
 def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]:
-    """logits [V] after logit_bias, allowed and banned tokens and penalties: a copy, or `logits` itself where the row asks for none."""
+    """logits [V] after logit_bias, allowed and banned tokens and penalties: a copy, or `logits`
+    itself where the row asks for none.
+    """
     p = row.params
     banned = _banned_token_ids(row)
-    penalized = p.repetition_penalty != 1 or (len(row.output_token_ids) > 0 and (p.presence_penalty != 0 or p.frequency_penalty != 0))
+    penalized = p.repetition_penalty != 1 or (
+        len(row.output_token_ids) > 0 and (p.presence_penalty != 0 or p.frequency_penalty != 0)
+    )
     if not (p.logit_bias or p.allowed_token_ids or banned or penalized):
         return logits
     logits = logits.copy()
@@ -49,7 +63,8 @@ def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]
 
 
 def _banned_token_ids(row: SamplingRow) -> list[int]:
-    """Tokens that would end the request before min_tokens, and those that would complete a banned sequence.
+    """Tokens that would end the request before min_tokens, and those that would complete a banned
+    sequence.
 
     With ignore_eos an end of sequence ends nothing, so it is not banned.
     """
@@ -72,11 +87,15 @@ def _tail(row: SamplingRow, length: int) -> list[int]:
     """The last `length` tokens of prompt and output, or as many as there are."""
     output = [int(t) for t in row.output_token_ids[max(0, len(row.output_token_ids) - length) :]]
     missing = length - len(output)
-    return [int(t) for t in row.prompt_token_ids[max(0, len(row.prompt_token_ids) - missing) :]] + output
+    return [
+        int(t) for t in row.prompt_token_ids[max(0, len(row.prompt_token_ids) - missing) :]
+    ] + output
 
 
 def _penalize(logits: NDArray[np.float32], row: SamplingRow) -> None:
-    """Repetition over prompt and output (Keskar et al., arXiv:1909.05858), then frequency and presence over the output."""
+    """Repetition over prompt and output (Keskar et al., arXiv:1909.05858), then frequency and
+    presence over the output.
+    """
     p = row.params
     output = np.asarray(row.output_token_ids, dtype=np.int64)
     is_seen = np.zeros(logits.size, dtype=np.bool_)
@@ -94,15 +113,18 @@ def _penalize(logits: NDArray[np.float32], row: SamplingRow) -> None:
 def keep_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Top-k (Fan et al., arXiv:1805.04833): the k largest; no logit is NaN.
 
-    The vocabulary is cut into groups. At least k logits reach the k-th largest of the groups' largest, so all of the k largest do. What
-    reaches that bound is little more than k logits, and only among them is there a selection.
+    The vocabulary is cut into groups. At least k logits reach the k-th largest of the groups'
+    largest, so all of the k largest do. What reaches that bound is little more than k logits, and
+    only among them is there a selection.
     """
     if k >= logits.size:
         return np.arange(logits.size)
     num_groups = logits.size // _GROUP
     bound = np.float32(-np.inf)
     if k < num_groups:
-        bound = _kth_largest(logits[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0), k)
+        bound = _kth_largest(
+            logits[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0), k
+        )
     near = np.flatnonzero(logits >= bound)
     values = logits[near]
     kth = _kth_largest(values, k)
@@ -118,7 +140,9 @@ def _kth_largest(values: NDArray[np.float32], k: int) -> np.float32:
 
 
 def moments(logits: NDArray[np.float32], largest: float, temperature: float) -> tuple[float, float]:
-    """The sum of the weights Σ exp z, and the mean of z under them. `largest` is finite and no logit is above it."""
+    """The sum of the weights Σ exp z, and the mean of z under them. `largest` is finite and no
+    logit is above it.
+    """
     total = weighted = 0.0
     for start in range(0, logits.size, _SLICE):
         z = logits[start : start + _SLICE].astype(np.float64)
@@ -133,45 +157,61 @@ def moments(logits: NDArray[np.float32], largest: float, temperature: float) -> 
 
 
 def total_weight(logits: NDArray[np.float32], largest: float, temperature: float) -> float:
-    """The sum of the weights Σ exp z, to seven digits: float32 in slices, whose sums are added in float64."""
+    """The sum of the weights Σ exp z, to seven digits: float32 in slices, whose sums are added in
+    float64.
+    """
     total = 0.0
     for start in range(0, logits.size, _SLICE):
         z = logits[start : start + _SLICE] - np.float32(largest)
         if temperature != 1:
-            z /= np.float32(max(temperature, 1e-30))  # less is no float32, and z = 0 divided by any temperature is 0
+            # less is no float32, and z = 0 divided by any temperature is 0
+            z /= np.float32(max(temperature, 1e-30))
         total += float(np.exp(z, out=z).sum())
     return total
 
 
 def keep_top_p(z: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
-    """Nucleus (Holtzman et al., arXiv:1904.09751): the fewest likeliest tokens whose weights reach `mass`."""
+    """Nucleus (Holtzman et al., arXiv:1904.09751): the fewest likeliest tokens whose weights reach
+    `mass`.
+    """
     return _keep_first(-z, np.exp(z), mass)
 
 
 def keep_typical(z: NDArray[np.float64], mean: float, mass: float) -> NDArray[np.int64]:
-    """Locally typical (Meister et al., arXiv:2202.00666): the fewest tokens of surprise nearest the entropy whose weights reach `mass`.
+    """Locally typical (Meister et al., arXiv:2202.00666): the fewest tokens of surprise nearest the
+    entropy whose weights reach `mass`.
 
-    Surprise is ln(Σ exp z) - z and entropy ln(Σ exp z) - mean z, so these are the tokens whose z is nearest the mean z.
+    Surprise is ln(Σ exp z) - z and entropy ln(Σ exp z) - mean z, so these are the tokens whose z is
+    nearest the mean z.
     """
     return _keep_first(np.abs(z - mean), np.exp(z), mass)
 
 
 def keep_min_p(z: NDArray[np.float64], min_p: float) -> NDArray[np.int64]:
-    """Min-p (Nguyen et al., arXiv:2407.01082): what is at least `min_p` times as likely as the likeliest."""
+    """Min-p (Nguyen et al., arXiv:2407.01082): what is at least `min_p` times as likely as the
+    likeliest.
+    """
     return np.flatnonzero(z >= z.max() + math.log(min_p))
 
 
-def _keep_first(rank: NDArray[np.float64], weights: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
+def _keep_first(
+    rank: NDArray[np.float64], weights: NDArray[np.float64], mass: float
+) -> NDArray[np.int64]:
     """The fewest tokens of lowest rank whose weights reach `mass`; the one that reaches it is kept.
 
-    Where the mass is reached is found by sums over equal parts of the ranks' range, and by parts of that part; the last few are sorted.
+    Where the mass is reached is found by sums over equal parts of the ranks' range, and by parts of
+    that part; the last few are sorted.
     """
     keep = np.zeros(rank.size, dtype=np.bool_)
     near = np.arange(rank.size)  # the mass is reached among these, after the weights held
     held = 0.0
     ranks, masses = rank, weights
-    while near.size > _SORTED and (span := float(ranks.max()) - (low := float(ranks.min()))) > _SMALLEST_SPAN:
-        part = ((ranks - low) * (_PARTS / span)).astype(np.int64)  # rises with the rank, whatever is rounded
+    while (
+        near.size > _SORTED
+        and (span := float(ranks.max()) - (low := float(ranks.min()))) > _SMALLEST_SPAN
+    ):
+        # rises with the rank, whatever is rounded
+        part = ((ranks - low) * (_PARTS / span)).astype(np.int64)
         reached = held + np.cumsum(np.bincount(part, masses))
         last = min(int(np.searchsorted(reached, mass)), reached.size - 1)
         keep[near[part < last]] = True

@@ -1,16 +1,19 @@
 """Logits to tokens: each row is corrected, filtered and drawn from by itself.
 
-One idea: the Gumbel-max trick with counter-based noise. A token is the argmax of z + gumbel(seed, position, token id) over the tokens that
-are left: a draw from their softmax that never normalizes, never walks a cumulative sum, and depends on nothing but its own row. Greedy is
-the same argmax without the noise. Where nothing is filtered, the noise of the groups of tokens (noise.py) says which few can have the
-largest score, and nothing else is asked about the others.
+One idea: the Gumbel-max trick with counter-based noise. A token is the argmax of z + gumbel(seed,
+position, token id) over the tokens that are left: a draw from their softmax that never normalizes,
+never walks a cumulative sum, and depends on nothing but its own row. Greedy is the same argmax
+without the noise. Where nothing is filtered, the noise of the groups of tokens (noise.py) says
+which few can have the largest score, and nothing else is asked about the others.
 
-NumPy's passes over the vocabulary run row after row: the temporaries of one row stay in the cache and those of R rows do not. What is
-small (groups, and the tokens that are left) is worked on for several rows at once, element by element, so that no row feels its
-neighbours, neither in its bits nor in its errors.
+NumPy's passes over the vocabulary run row after row: the temporaries of one row stay in the cache
+and those of R rows do not. What is small (groups, and the tokens that are left) is worked on for
+several rows at once, element by element, so that no row feels its neighbours, neither in its bits
+nor in its errors.
 
-Shapes: logits [R, V] float32, one `SamplingRow` for each row; they are read and not changed. R rows, V vocabulary.
-It must not keep anything between calls, and must not draw from a generator that has a state.
+Shapes: logits [R, V] float32, one `SamplingRow` for each row; they are read and not changed. R
+rows, V vocabulary. It must not keep anything between calls, and must not draw from a generator that
+has a state.
 """
 
 import math
@@ -22,31 +25,60 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..request import SamplingParams
-from .noise import LARGEST_GUMBEL, SMALLEST_GUMBEL, group_maxima, groups_of, gumbel, leaders, members, noise_state
-from .processors import adjust, keep_largest, keep_min_p, keep_top_p, keep_typical, moments, total_weight
+from .noise import (
+    LARGEST_GUMBEL,
+    SMALLEST_GUMBEL,
+    group_maxima,
+    groups_of,
+    gumbel,
+    leaders,
+    members,
+    noise_state,
+)
+from .processors import (
+    adjust,
+    keep_largest,
+    keep_min_p,
+    keep_top_p,
+    keep_typical,
+    moments,
+    total_weight,
+)
 from .row import SamplingRow
 
 __all__ = ["sample", "survivors"]
 
-_NEVER_DRAWN = SMALLEST_GUMBEL - LARGEST_GUMBEL  # no noise lifts a z below this over the largest, whose z is 0
+# no noise lifts a z below this over the largest, whose z is 0
+_NEVER_DRAWN = SMALLEST_GUMBEL - LARGEST_GUMBEL
 _FLOAT32_MIN = float(np.finfo(np.float32).min)
 _FEW = 1024  # tokens that often hold the mass of top_p
 _MANY = 4096  # tokens left by filters whose noise costs more than that of all groups
-_TOGETHER = 16  # rows drawn from at a time: what there is for each group of tokens stays in the cache
+# rows drawn from at a time: what there is for each group of tokens stays in the cache
+_TOGETHER = 16
 _ROUNDING = 1e-6  # more than any score may be off by; scores are below 100 wherever it matters
 
 
 def sample(logits: NDArray[np.float32], rows: Sequence[SamplingRow]) -> list[int | RequestError]:
-    """The token of each row of logits [R, V]; or, in its place, the error with which that request alone must end.
+    """The token of each row of logits [R, V]; or, in its place, the error with which that request
+    alone must end.
 
-    A row fails where its logits hold NaN or +inf, or where bans leave it no token. The others are served as if it were not there.
+    A row fails where its logits hold NaN or +inf, or where bans leave it no token. The others are
+    served as if it were not there.
     """
     tokens: list[int | RequestError] = []
-    with np.errstate(over="ignore"):  # a penalty may take a logit to inf, which its row is then told
+    # a penalty may take a logit to inf, which its row is then told
+    with np.errstate(over="ignore"):
         for start in range(0, len(rows), _TOGETHER):
             some = rows[start : start + _TOGETHER]
-            found = [_peak(row_logits, row) for row_logits, row in zip(logits[start : start + _TOGETHER], some, strict=True)]
-            drawing = [(peak, row) for peak, row in zip(found, some, strict=True) if isinstance(peak, _Peak)]
+            found = [
+                _peak(row_logits, row)
+                for row_logits, row in zip(logits[start : start + _TOGETHER], some, strict=True)
+            ]
+            drawing = [
+                (peak, row)
+                for peak, row in zip(found, some, strict=True)
+                if isinstance(peak, _Peak)
+            ]
             drawn = iter(_draw(drawing)) if drawing else iter(())
             tokens += [next(drawn) if isinstance(token, _Peak) else token for token in found]
     return tokens
@@ -64,15 +96,24 @@ def _peak(logits: NDArray[np.float32], row: SamplingRow) -> _Peak | int | Reques
     """What a row is drawn from; or its token at once, where it is greedy."""
     best = int(logits.argmax())  # the first NaN if there is one, which no ban may hide
     if not math.isfinite(largest := float(logits[best])):
-        return RequestError(f"the model's logits at position {row.position} have {largest} as their largest; it must be a finite number")
+        return RequestError(
+            f"the model's logits at position {row.position} have {largest} as their largest; it "
+            "must be a finite number"
+        )
     adjusted = adjust(logits, row)
     if adjusted is not logits:
         best = int(adjusted.argmax())
         largest = float(adjusted[best])
         if largest == -math.inf:
-            return RequestError("no token is left to draw: logit_bias, allowed_token_ids, bad_words and min_tokens ban all of them")
+            return RequestError(
+                "no token is left to draw: logit_bias, allowed_token_ids, bad_words and "
+                "min_tokens ban all of them"
+            )
         if largest == math.inf:
-            return RequestError(f"repetition_penalty {row.params.repetition_penalty} takes the logit of token {best} beyond float32")
+            return RequestError(
+                f"repetition_penalty {row.params.repetition_penalty} takes the logit of token "
+                f"{best} beyond float32"
+            )
     return best if row.params.temperature == 0 else _Peak(adjusted, best, largest)
 
 
@@ -80,7 +121,8 @@ def _draw(rows: Sequence[tuple[_Peak, SamplingRow]]) -> list[int]:
     """For each row the argmax of z + noise over what the filters leave, the first of equals."""
     states = np.array([noise_state(row.seed, row.position) for _, row in rows], np.uint64)
     found: list[tuple[NDArray[np.int64], NDArray[np.float64]] | None] = [
-        survivors(peak.logits, row.params, peak.largest) if _is_filtered(row.params) else None for peak, row in rows
+        survivors(peak.logits, row.params, peak.largest) if _is_filtered(row.params) else None
+        for peak, row in rows
     ]
     free = [i for i, kept in enumerate(found) if kept is None]
     if free:
@@ -107,10 +149,12 @@ def _is_filtered(p: SamplingParams) -> bool:
 def _contenders(
     rows: Sequence[tuple[_Peak, SamplingRow]], states: NDArray[np.uint64]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """For each row: tokens among which the draw from all of its logits must fall, in no order, and their z.
+    """For each row: tokens among which the draw from all of its logits must fall, in no order, and
+    their z.
 
-    The noise of a group's leader over the group's largest logit is a ceiling of its scores. Whatever token's score is known is a floor of
-    the largest: that of the likeliest is a high one where the distribution is peaked, the highest of the leaders' where it is flat.
+    The noise of a group's leader over the group's largest logit is a ceiling of its scores.
+    Whatever token's score is known is a floor of the largest: that of the likeliest is a high one
+    where the distribution is peaked, the highest of the leaders' where it is flat.
     """
     vocab_size = rows[0][0].logits.size
     largest = np.array([[peak.largest] for peak, _ in rows])  # [R, 1]
@@ -120,12 +164,16 @@ def _contenders(
     ceiling -= largest
     ceiling /= temperature
     ceiling += noise
-    score = np.stack([peak.logits.take(t, mode="clip") for (peak, _), t in zip(rows, leader, strict=True)]).astype(np.float64)
+    score = np.stack(
+        [peak.logits.take(t, mode="clip") for (peak, _), t in zip(rows, leader, strict=True)]
+    ).astype(np.float64)
     score -= largest
     score /= temperature
     score += noise
     score[leader >= vocab_size] = -math.inf
-    floor = np.maximum(score.max(axis=1), gumbel(states, np.array([peak.token_id for peak, _ in rows])))
+    floor = np.maximum(
+        score.max(axis=1), gumbel(states, np.array([peak.token_id for peak, _ in rows]))
+    )
     floor -= _ROUNDING
     found = []
     for i, (peak, row) in enumerate(rows):
@@ -134,7 +182,8 @@ def _contenders(
         z = peak.logits.take(token_ids, mode="clip").astype(np.float64)
         z -= peak.largest
         z /= row.params.temperature
-        keep = z >= floor[i] - noise[i, groups][:, None]  # nor can a token beat its own z with its leader's noise
+        # nor can a token beat its own z with its leader's noise
+        keep = z >= floor[i] - noise[i, groups][:, None]
         keep &= token_ids < vocab_size
         found.append((token_ids[keep], z[keep]))
     return found
@@ -143,7 +192,9 @@ def _contenders(
 def _contenders_among(
     token_ids: NDArray[np.int64], z: NDArray[np.float64], state: NDArray[np.uint64], vocab_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Those of the tokens that filters leave which the draw can fall on, in order, and their z: as above, token by token."""
+    """Those of the tokens that filters leave which the draw can fall on, in order, and their z: as
+    above, token by token.
+    """
     noise, leader = leaders(state, vocab_size)
     groups = groups_of(token_ids)
     ceiling = noise[0].take(groups)
@@ -156,10 +207,14 @@ def _contenders_among(
     return token_ids[keep], z[keep]
 
 
-def survivors(logits: NDArray[np.float32], params: SamplingParams, largest: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens of logits [V] that top_k, typical_p, top_p and min_p leave, rising, and their z = (logit - largest) / temperature.
+def survivors(
+    logits: NDArray[np.float32], params: SamplingParams, largest: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The tokens of logits [V] that top_k, typical_p, top_p and min_p leave, rising, and their z =
+    (logit - largest) / temperature.
 
-    `largest` is finite and the temperature above 0. Tokens that no noise could make the draw may be left out.
+    `largest` is finite and the temperature above 0. Tokens that no noise could make the draw may be
+    left out.
     """
     p = params
     token_ids = keep_largest(logits, p.top_k) if p.top_k > 0 else None
@@ -168,15 +223,23 @@ def survivors(logits: NDArray[np.float32], params: SamplingParams, largest: floa
     lowest = max(_NEVER_DRAWN, math.log(p.min_p)) if p.min_p > 0 else _NEVER_DRAWN
     if p.typical_p < 1:
         total, mean = moments(values, largest, p.temperature)
-        # those below this hold less than their share together, however many: nobody needs them to reach the mass;
-        # and they are farther from the mean than the likeliest is
+        # those below this hold less than their share together, however many: nobody needs them to
+        # reach the mass; and they are farther from the mean than the likeliest is
         lowest = min(_log_share((1 - p.typical_p) * total, values.size), 2 * mean)
     elif p.top_p < 1:
         total = total_weight(values, largest, p.temperature)
         lowest = _log_share((1 - p.top_p) * total, min(values.size, _FEW))
     near, z = _above(values, largest, p.temperature, lowest)
-    if p.typical_p == 1 and p.top_p < 1 and values.size > _FEW and float(np.exp(z).sum()) < p.top_p * total:  # many hold the mass
-        near, z = _above(values, largest, p.temperature, _log_share((1 - p.top_p) * total, values.size))
+    # many hold the mass
+    if (
+        p.typical_p == 1
+        and p.top_p < 1
+        and values.size > _FEW
+        and float(np.exp(z).sum()) < p.top_p * total
+    ):
+        near, z = _above(
+            values, largest, p.temperature, _log_share((1 - p.top_p) * total, values.size)
+        )
     token_ids = near if token_ids is None else token_ids[near]
     if p.typical_p < 1:
         keep = keep_typical(z, mean, p.typical_p * total)
@@ -196,8 +259,12 @@ def _log_share(mass: float, count: int) -> float:
     return math.log(max(mass / count, 5e-324))
 
 
-def _above(values: NDArray[np.float32], largest: float, temperature: float, lowest: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Where z is at least `lowest`, or a little below, rising; and these z. What is banned is not among them."""
+def _above(
+    values: NDArray[np.float32], largest: float, temperature: float, lowest: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Where z is at least `lowest`, or a little below, rising; and these z. What is banned is not
+    among them.
+    """
     bound = largest + temperature * (lowest - 1)  # a nat of room, so that no rounding matters
     near = np.flatnonzero(values >= max(bound, _FLOAT32_MIN))
     z = values[near].astype(np.float64)

@@ -1,4 +1,6 @@
-"""Who runs in the next step: a waiting queue with its policy, and the scheduler. Integers only: no arrays, no clock, no I/O."""
+"""Who runs in the next step: a waiting queue with its policy, and the scheduler. Integers only: no
+arrays, no clock, no I/O.
+"""
 
 from .events import Event
 from .scheduler import ScheduledStep, Scheduler

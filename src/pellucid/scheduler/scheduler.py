@@ -1,16 +1,19 @@
 """Who runs in the next step: continuous batching over two counters, a token budget, and preemption.
 
-One idea: a step computes some of `num_tokens - num_computed_tokens` of each running request. A chunk of a long prompt, one token of an
-answer and what is left after a prefix hit or a preemption are the same subtraction, so they share a step (Orca, OSDI 2022; Sarathi-Serve,
-arXiv:2403.02310). `schedule()` plans, the model runner computes, `update()` books.
+One idea: a step computes some of `num_tokens - num_computed_tokens` of each running request. A
+chunk of a long prompt, one token of an answer and what is left after a prefix hit or a preemption
+are the same subtraction, so they share a step (Orca, OSDI 2022; Sarathi-Serve, arXiv:2403.02310).
+`schedule()` plans, the model runner computes, `update()` books.
 
-A step in order: those that run, by rank, each getting room in the cache, if need be by preempting the last in rank; so whoever is first in
-rank always advances. One token is set aside for each that decodes, so that no prompt delays an answer. Then, where nobody was preempted,
-those that wait, in the order of the policy, while there is room.
+A step in order: those that run, by rank, each getting room in the cache, if need be by preempting
+the last in rank; so whoever is first in rank always advances. One token is set aside for each that
+decodes, so that no prompt delays an answer. Then, where nobody was preempted, those that wait, in
+the order of the policy, while there is room.
 
-`batching` says when those that wait may join. continuous: at every step. static: when nobody runs, as many as fit, and the batch is held
-until its last has ended. dynamic: the same, but of lengths that are alike, so that they end together: the ways of the textbook, to be
-measured beside each other.
+`batching` says when those that wait may join. continuous: at every step. static: when nobody runs,
+as many as fit, and the batch is held until its last has ended. dynamic: the same, but of lengths
+that are alike, so that they end together: the ways of the textbook, to be measured beside each
+other.
 
 The scheduler sees no arrays and no clock.
 """
@@ -29,14 +32,17 @@ from .waiting import WaitingQueue
 
 __all__ = ["ScheduledStep", "Scheduler"]
 
-_MOST_PASSED_OVER = 64  # of those that wait for a prefix which somebody computes: looked at in one step
+# of those that wait for a prefix which somebody computes: looked at in one step
+_MOST_PASSED_OVER = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """The plan of one step: what the model runner executes. First the ops on blocks, in order, then all requests as one batch.
+    """The plan of one step: what the model runner executes. First the ops on blocks, in order, then
+    all requests as one batch.
 
-    What each computes is its `num_scheduled_tokens`, and where its keys and values lie its `block_tables`, until the next step is planned.
+    What each computes is its `num_scheduled_tokens`, and where its keys and values lie its
+    `block_tables`, until the next step is planned.
     """
 
     requests: list[Request]
@@ -59,13 +65,17 @@ class Scheduler:
         max_waiting_tokens: int | None = None,
     ) -> None:
         if kv.capacity(max_num_batched_tokens, max_model_len) < max_model_len:
-            raise AssertionError(f"a request of max_model_len, {max_model_len} tokens, does not fit in the KV cache")
+            raise AssertionError(
+                f"a request of max_model_len, {max_model_len} tokens, does not fit in the KV cache"
+            )
         self.kv = kv
         self.max_model_len = max_model_len
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
         self.batching = batching
-        self.waiting = WaitingQueue(policy, lambda r: kv.lookup(r).num_tokens, max_waiting_requests, max_waiting_tokens)
+        self.waiting = WaitingQueue(
+            policy, lambda r: kv.lookup(r).num_tokens, max_waiting_requests, max_waiting_tokens
+        )
         self.running: list[Request] = []  # by rank
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.num_preemptions = 0
@@ -79,13 +89,16 @@ class Scheduler:
         return len(self.waiting) + len(self.running)
 
     def add(self, *requests: Request) -> None:
-        """Queue requests: all of them, or none. Raises RequestError where one could never run, QueueFullError where the queue is full."""
+        """Queue requests: all of them, or none. Raises RequestError where one could never run,
+        QueueFullError where the queue is full.
+        """
         for request in requests:
             if not request.prompt_token_ids:
                 raise RequestError("the prompt is empty; it must hold at least one token")
             if request.num_tokens >= self.max_model_len:
                 raise RequestError(
-                    f"the prompt has {request.num_tokens} tokens; with room for one more it must be at most {self.max_model_len - 1} "
+                    f"the prompt has {request.num_tokens} tokens; with room for one more it must "
+                    f"be at most {self.max_model_len - 1} "
                     f"(max_model_len is {self.max_model_len})"
                 )
         self.waiting.check_room(len(requests), sum(r.num_tokens for r in requests))
@@ -111,9 +124,12 @@ class Scheduler:
         return ScheduledStep(planned, self.kv.take_ops())
 
     def _plan_running(self, planned: list[Request]) -> tuple[int, bool]:
-        """Give each of those that run its tokens; the budget that is left, and whether somebody was preempted for it."""
+        """Give each of those that run its tokens; the budget that is left, and whether somebody was
+        preempted for it.
+        """
         left, preempted = self.max_num_batched_tokens, False
-        for i, request in enumerate(self.running):  # preemption takes from the end of the list, so those that come first stay in place
+        # preemption takes from the end of the list, so those that come first stay in place
+        for i, request in enumerate(self.running):
             if not left:
                 break
             computed = request.num_computed_tokens
@@ -135,7 +151,9 @@ class Scheduler:
         return left, preempted
 
     def _num_decoding(self, first: int) -> int:
-        """How many of those that run decode, from the `first` in rank: each will want one token of the budget."""
+        """How many of those that run decode, from the `first` in rank: each will want one token of
+        the budget.
+        """
         return sum(r.num_tokens - r.num_computed_tokens == 1 for r in self.running[first:])
 
     def _plan_waiting(self, planned: list[Request], left: int) -> None:
@@ -144,7 +162,9 @@ class Scheduler:
             return
         passed_over: set[str] = set()
         first: Request | None = None
-        while left and len(self.running) < self.max_num_seqs and len(passed_over) < _MOST_PASSED_OVER:
+        while (
+            left and len(self.running) < self.max_num_seqs and len(passed_over) < _MOST_PASSED_OVER
+        ):
             if first is not None and self.batching == "dynamic":
                 request = self.waiting.nearest(first.num_tokens, passed_over)
             else:
@@ -165,32 +185,45 @@ class Scheduler:
             left -= count
 
     def _is_being_computed(self, request: Request, hit: Hit) -> bool:
-        """True where somebody computes, and will publish, the next block that this request lacks: it waits for it instead."""
+        """True where somebody computes, and will publish, the next block that this request lacks:
+        it waits for it instead.
+        """
         stop = (hit.num_tokens // self.kv.layout.block_size + 1) * self.kv.layout.block_size
         if not self.kv.enable_prefix_caching or stop >= request.num_tokens:
             return False
         beginning: list[int] | None = None
         for other in self.running:
-            if other.num_computed_tokens < stop <= other.num_prompt_tokens and other.cache_salt == request.cache_salt:
+            if (
+                other.num_computed_tokens < stop <= other.num_prompt_tokens
+                and other.cache_salt == request.cache_salt
+            ):
                 beginning = beginning or request.token_ids(0, stop)
                 if other.prompt_token_ids[:stop] == beginning:
                     return True
         return False
 
     def _start(self, request: Request) -> None:
-        self._log("resume" if request.status is RequestStatus.PREEMPTED else "admit", [request], [request.num_computed_tokens])
+        self._log(
+            "resume" if request.status is RequestStatus.PREEMPTED else "admit",
+            [request],
+            [request.num_computed_tokens],
+        )
         if request.status is RequestStatus.WAITING:
             request.num_cached_tokens = request.num_computed_tokens
             self.num_prompt_tokens += request.num_prompt_tokens
             self.num_cached_tokens += request.num_cached_tokens
         self.waiting.remove(request)
-        self.waiting.charge(request, request.num_prompt_tokens if request.status is RequestStatus.WAITING else 0, 0)
+        self.waiting.charge(
+            request, request.num_prompt_tokens if request.status is RequestStatus.WAITING else 0, 0
+        )
         request.status = RequestStatus.RUNNING
         self.running.append(request)
         self.running.sort(key=self.waiting.rank)
 
     def _preempt(self, request: Request) -> None:
-        """Send the last in rank back to wait. Its blocks stay in the tree until they are needed: resuming begins with a hit."""
+        """Send the last in rank back to wait. Its blocks stay in the tree until they are needed:
+        resuming begins with a hit.
+        """
         self._log("preempt", [request], [request.num_computed_tokens])
         self.running.remove(request)
         self.kv.release(request)
@@ -201,7 +234,9 @@ class Scheduler:
         self.waiting.push(request)
 
     def update(self, step: ScheduledStep, sampled: Mapping[str, int]) -> None:
-        """Book a step: `sampled` has the new token of each request that sampled. Ends requests at a stop token or at their length."""
+        """Book a step: `sampled` has the new token of each request that sampled. Ends requests at a
+        stop token or at their length.
+        """
         finished, is_fair = RequestStatus.FINISHED, self.waiting.policy == "fair"
         for request in step.requests:
             if request.status is finished:  # it failed, or was aborted, while the step ran
@@ -238,13 +273,17 @@ class Scheduler:
         self._log("finish", [request], [request.num_tokens])
 
     def _log(self, kind: EventKind, requests: Sequence[Request], num_tokens: Sequence[int]) -> None:
-        self.events.append(Event(self._step, kind, tuple([r.request_id for r in requests]), tuple(num_tokens)))
+        self.events.append(
+            Event(self._step, kind, tuple([r.request_id for r in requests]), tuple(num_tokens))
+        )
 
     def check_integrity(self) -> None:
         """Raise AssertionError where requests, blocks and budgets do not add up."""
         self.kv.check_integrity()
         if len(self.running) > self.max_num_seqs:
-            raise AssertionError(f"{len(self.running)} requests run, and max_num_seqs is {self.max_num_seqs}")
+            raise AssertionError(
+                f"{len(self.running)} requests run, and max_num_seqs is {self.max_num_seqs}"
+            )
         if {r.request_id for r in self.running} != self.kv.holders():
             raise AssertionError("other requests hold blocks than those that run")
         if any(r not in self.waiting for r in self.waiting.requests()):

@@ -7,11 +7,13 @@ One idea: a policy is a sort key, the smallest first.
     lpm       (-cached prefix - patience · steps waited, arrival)     longest prefix match first (SGLang, arXiv:2312.07104)
     fair      (virtual tokens of the tenant, arrival)          the virtual token counter (Sheng et al., arXiv:2401.00588)
 
-Longest prefix match serves those whose prefix is in the cache before it is evicted; a request gains on them with every step that it
-waits, so none waits for ever. Its keys cost a walk down the tree for each that waits, so a long queue is served in order of arrival.
+Longest prefix match serves those whose prefix is in the cache before it is evicted; a request gains
+on them with every step that it waits, so none waits for ever. Its keys cost a walk down the tree
+for each that waits, so a long queue is served in order of arrival.
 
-Fair: a tenant's counter grows by what it is served, an output token counting twice a prompt token. A tenant that comes back after a pause
-starts at the least counter of those that are active: an idle tenant saves nothing up.
+Fair: a tenant's counter grows by what it is served, an output token counting twice a prompt token.
+A tenant that comes back after a pause starts at the least counter of those that are active: an idle
+tenant saves nothing up.
 """
 
 import bisect
@@ -23,16 +25,23 @@ from ..request import Request
 
 __all__ = ["WaitingQueue"]
 
-_LONGEST_LPM_QUEUE = 128  # requests; beyond that, walking the tree for each would cost more than it saves
+# requests; beyond that, walking the tree for each would cost more than it saves
+_LONGEST_LPM_QUEUE = 128
 _PATIENCE = 16  # tokens of prefix that one step of waiting is worth
 _PROMPT_WEIGHT, _OUTPUT_WEIGHT = 1, 2
 
 
 class WaitingQueue:
-    """Owns the requests that wait, in order of arrival (and priority), and the counters of tenants."""
+    """Owns the requests that wait, in order of arrival (and priority), and the counters of
+    tenants.
+    """
 
     def __init__(
-        self, policy: SchedulingPolicy, cached_tokens: Callable[[Request], int], max_requests: int | None, max_tokens: int | None
+        self,
+        policy: SchedulingPolicy,
+        cached_tokens: Callable[[Request], int],
+        max_requests: int | None,
+        max_tokens: int | None,
     ) -> None:
         self.policy = policy
         self.num_tokens = 0
@@ -55,16 +64,22 @@ class WaitingQueue:
         return list(self._queue)
 
     def rank(self, request: Request) -> tuple[int, int]:
-        """The order that never changes: of those that wait under fcfs and priority, and of those that run under every policy."""
+        """The order that never changes: of those that wait under fcfs and priority, and of those
+        that run under every policy.
+        """
         return (request.priority if self.policy == "priority" else 0, request.arrival)
 
     def check_room(self, num_requests: int, num_tokens: int) -> None:
         """Raise QueueFullError where so much more would be too much."""
         if self._max_requests is not None and len(self._queue) + num_requests > self._max_requests:
-            raise QueueFullError(f"{len(self._queue)} requests wait, and max_waiting_requests is {self._max_requests}; try again later")
+            raise QueueFullError(
+                f"{len(self._queue)} requests wait, and max_waiting_requests is "
+                f"{self._max_requests}; try again later"
+            )
         if self._max_tokens is not None and self.num_tokens + num_tokens > self._max_tokens:
             raise QueueFullError(
-                f"{self.num_tokens} tokens wait, and with {num_tokens} more they would exceed max_waiting_tokens, {self._max_tokens}; "
+                f"{self.num_tokens} tokens wait, and with {num_tokens} more they would exceed "
+                f"max_waiting_tokens, {self._max_tokens}; "
                 "try again later"
             )
 
@@ -85,7 +100,14 @@ class WaitingQueue:
         """Who is next, of those that are not passed over."""
         waiting = (r for r in self._queue if r.request_id not in passed_over)
         if self.policy == "lpm" and len(self._queue) <= _LONGEST_LPM_QUEUE:
-            return min(waiting, key=lambda r: (-self._cached_tokens(r) - _PATIENCE * (step - r.queued_step), r.arrival), default=None)
+            return min(
+                waiting,
+                key=lambda r: (
+                    -self._cached_tokens(r) - _PATIENCE * (step - r.queued_step),
+                    r.arrival,
+                ),
+                default=None,
+            )
         if self.policy == "fair":
             return min(waiting, key=lambda r: (self._served[r.tenant], r.arrival), default=None)
         return next(waiting, None)
@@ -113,4 +135,6 @@ class WaitingQueue:
 
     def charge(self, request: Request, num_prompt_tokens: int, num_output_tokens: int) -> None:
         """A tenant was served."""
-        self._served[request.tenant] += _PROMPT_WEIGHT * num_prompt_tokens + _OUTPUT_WEIGHT * num_output_tokens
+        self._served[request.tenant] += (
+            _PROMPT_WEIGHT * num_prompt_tokens + _OUTPUT_WEIGHT * num_output_tokens
+        )

@@ -1,16 +1,19 @@
 """Text that grows token by token, of which only what can be shown is shown.
 
-One idea: hold back exactly what the future may still change, and nothing else. That is, at the end of the text so far,
+One idea: hold back exactly what the future may still change, and nothing else. That is, at the end
+of the text so far,
 
 - the bytes of an unfinished character (a token may end in the middle of one), and
 - the longest suffix that begins a stop string.
 
-What `push` and `finish` return, put together, is `Tokenizer.decode` of all the tokens, cut before the first stop string. It does not depend
-on how the tokens came. The space that SentencePiece puts before a text is taken away at the beginning of a text only: after a prompt's own
-words, " word" keeps its space.
+What `push` and `finish` return, put together, is `Tokenizer.decode` of all the tokens, cut before
+the first stop string. It does not depend on how the tokens came. The space that SentencePiece puts
+before a text is taken away at the beginning of a text only: after a prompt's own words, " word"
+keeps its space.
 
-A stop string counts once it is complete, as soon as one is; of several that end together, the longest. Each of them is followed by the
-automaton of Knuth, Morris & Pratt (SIAM J. Comput. 6, 1977), so the work per token is the same however long the text.
+A stop string counts once it is complete, as soon as one is; of several that end together, the
+longest. Each of them is followed by the automaton of Knuth, Morris & Pratt (SIAM J. Comput. 6,
+1977), so the work per token is the same however long the text.
 """
 
 import codecs
@@ -35,13 +38,16 @@ class Detokenizer:
         skip_special: bool = True,
         min_tokens: int = 0,
     ) -> None:
-        """`prompt_tail`: the last tokens of the prompt, which tell whether this text continues another. `include_stop`: the text ends
-        after the stop string, not before it. Stop strings that the first `min_tokens` tokens complete do not count.
+        """`prompt_tail`: the last tokens of the prompt, which tell whether this text continues
+        another. `include_stop`: the text ends after the stop string, not before it. Stop strings
+        that the first `min_tokens` tokens complete do not count.
         """
         self.stopped_by: str | None = None
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special else frozenset()
-        self._drops_space = tokenizer.strips_leading_space and not any(map(self._visible_bytes, prompt_tail))
+        self._drops_space = tokenizer.strips_leading_space and not any(
+            map(self._visible_bytes, prompt_tail)
+        )
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = [_StopString(text) for text in stop]
         self._include_stop = include_stop
@@ -56,7 +62,9 @@ class Detokenizer:
         return "".join(self._shown)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Take in tokens and return the text that can now be shown. After a stop string tokens change nothing."""
+        """Take in tokens and return the text that can now be shown. After a stop string tokens
+        change nothing.
+        """
         return self._show("".join([self._take(token_id) for token_id in token_ids]))
 
     def finish(self) -> str:

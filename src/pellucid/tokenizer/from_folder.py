@@ -1,13 +1,14 @@
 """A tokenizer from a folder in Hugging Face's layout.
 
-`tokenizer.json` holds the vocabulary and how to encode; the `tokenizers` library reads it. `tokenizer_config.json`,
-`generation_config.json` and `config.json` name the special tokens. The chat template is `chat_template.jinja`, or else in
-tokenizer_config.json.
+`tokenizer.json` holds the vocabulary and how to encode; the `tokenizers` library reads it.
+`tokenizer_config.json`, `generation_config.json` and `config.json` name the special tokens. The
+chat template is `chat_template.jinja`, or else in tokenizer_config.json.
 
-One idea: encoding is the library's, as the file says; decoding is ours, from the bytes of tokens. So the file's decoder is read and not
-used: it tells whether the vocabulary writes bytes GPT-2's way or SentencePiece's (`vocabulary.py`), and any other is refused. Truncation
-and padding, which files sometimes bring along, are turned off. Every file is bounded before it is read. Nothing outside the folder is
-opened.
+One idea: encoding is the library's, as the file says; decoding is ours, from the bytes of tokens.
+So the file's decoder is read and not used: it tells whether the vocabulary writes bytes GPT-2's way
+or SentencePiece's (`vocabulary.py`), and any other is refused. Truncation and padding, which files
+sometimes bring along, are turned off. Every file is bounded before it is read. Nothing outside the
+folder is opened.
 """
 
 import json
@@ -30,7 +31,9 @@ MAX_CONFIG_BYTES = 1 << 24
 
 
 def from_folder(path: Path) -> Tokenizer:
-    """The tokenizer that the folder `path` holds. Raises FormatError for files that are missing or wrong."""
+    """The tokenizer that the folder `path` holds. Raises FormatError for files that are missing or
+    wrong.
+    """
     from tokenizers import Tokenizer as RustTokenizer
 
     file = path / "tokenizer.json"
@@ -42,15 +45,31 @@ def from_folder(path: Path) -> Tokenizer:
 
     byte_level, strips_space = _read_decoder(rust, file)
     vocabulary = _read_vocabulary(rust, byte_level, file)
-    config, generation, model = (_read_json(path / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json"))
-    bos, eos = (_named_token(name, (config, generation, model), rust, path) for name in ("bos", "eos"))
-    ends = _ids(generation.get("eos_token_id", model.get("eos_token_id")), path, "eos_token_id") | ({eos} if eos is not None else set())
+    config, generation, model = (
+        _read_json(path / name)
+        for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+    )
+    bos, eos = (
+        _named_token(name, (config, generation, model), rust, path) for name in ("bos", "eos")
+    )
+    ends = _ids(generation.get("eos_token_id", model.get("eos_token_id")), path, "eos_token_id") | (
+        {eos} if eos is not None else set()
+    )
     prefix, suffix = _around(rust)
-    if not prefix and bos is not None and config.get("add_bos_token") is True:  # DeepSeek's file leaves it to the config
+    # DeepSeek's file leaves it to the config
+    if not prefix and bos is not None and config.get("add_bos_token") is True:
         prefix = (bos,)
     ids = {"bos_token": bos, "eos_token": eos}
-    names = {name: vocabulary.tokens[i] for name, i in ids.items() if i is not None and i < len(vocabulary.tokens)}
-    names |= {name: text for name in ("unk_token", "pad_token") if (text := _token_text(config.get(name))) is not None}
+    names = {
+        name: vocabulary.tokens[i]
+        for name, i in ids.items()
+        if i is not None and i < len(vocabulary.tokens)
+    }
+    names |= {
+        name: text
+        for name in ("unk_token", "pad_token")
+        if (text := _token_text(config.get(name))) is not None
+    }
     return Tokenizer(
         vocabulary,
         rust,
@@ -75,20 +94,39 @@ def _read_decoder(rust: "tokenizers.Tokenizer", file: Path) -> tuple[bool, bool]
     kinds = {step["type"] for step in steps}
     if kinds == {"ByteLevel"}:
         return True, False
-    if kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and kinds & {"Replace", "Metaspace"}:
-        strips = any(step["type"] == "Strip" and step["content"] == " " and step["start"] == 1 and not step["stop"] for step in steps)
-        return False, strips or any(step["type"] == "Metaspace" and step["prepend_scheme"] != "never" for step in steps)
-    raise UnsupportedError(f"{file} decodes by {', '.join(sorted(kinds)) or 'nothing'}; known are ByteLevel and SentencePiece's ways")
+    if (
+        kinds
+        and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+        and kinds & {"Replace", "Metaspace"}
+    ):
+        strips = any(
+            step["type"] == "Strip"
+            and step["content"] == " "
+            and step["start"] == 1
+            and not step["stop"]
+            for step in steps
+        )
+        return False, strips or any(
+            step["type"] == "Metaspace" and step["prepend_scheme"] != "never" for step in steps
+        )
+    raise UnsupportedError(
+        f"{file} decodes by {', '.join(sorted(kinds)) or 'nothing'}; known are ByteLevel and "
+        "SentencePiece's ways"
+    )
 
 
 def _read_vocabulary(rust: "tokenizers.Tokenizer", byte_level: bool, file: Path) -> Vocabulary:
     ids = rust.get_vocab(with_added_tokens=True)
     size = 1 + max(ids.values(), default=0)
     if size > MAX_TOKENS:
-        raise FormatError(f"{file} has a token with the id {size - 1}; ids must be below {MAX_TOKENS}")
+        raise FormatError(
+            f"{file} has a token with the id {size - 1}; ids must be below {MAX_TOKENS}"
+        )
     tokens, kinds = [""] * size, bytearray([TokenKind.UNUSED]) * size
     for text, token_id in ids.items():
-        is_byte = not byte_level and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        is_byte = (
+            not byte_level and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        )
         tokens[token_id], kinds[token_id] = text, TokenKind.BYTE if is_byte else TokenKind.NORMAL
     for token_id, token in rust.get_added_tokens_decoder().items():
         kinds[token_id] = TokenKind.CONTROL if token.special else TokenKind.USER_DEFINED
@@ -107,13 +145,20 @@ def _around(rust: "tokenizers.Tokenizer") -> tuple[tuple[int, ...], tuple[int, .
 # ---- the other files
 
 
-def _named_token(name: str, configs: tuple[Mapping[str, Any], ...], rust: "tokenizers.Tokenizer", path: Path) -> int | None:
-    """The id of "bos" or "eos": by the text in tokenizer_config.json, else by an id in the other two."""
+def _named_token(
+    name: str, configs: tuple[Mapping[str, Any], ...], rust: "tokenizers.Tokenizer", path: Path
+) -> int | None:
+    """The id of "bos" or "eos": by the text in tokenizer_config.json, else by an id in the other
+    two.
+    """
     text = _token_text(configs[0].get(f"{name}_token"))
     if text is not None:
         token_id: int | None = rust.token_to_id(text)
         if token_id is None:
-            raise FormatError(f"{path / 'tokenizer_config.json'}: {name}_token is {text[:80]!r}, which is not in the vocabulary")
+            raise FormatError(
+                f"{path / 'tokenizer_config.json'}: {name}_token is {text[:80]!r}, which is not "
+                "in the vocabulary"
+            )
         return token_id
     for config in configs[1:]:
         if ids := _ids(config.get(f"{name}_token_id"), path, f"{name}_token_id", first=True):
@@ -128,21 +173,33 @@ def _token_text(value: object) -> str | None:
 
 
 def _ids(value: object, path: Path, key: str, *, first: bool = False) -> set[int]:
-    """Ids as configs write them: none, one, or a list; of a list only the `first`, if that is asked."""
+    """Ids as configs write them: none, one, or a list; of a list only the `first`, if that is
+    asked.
+    """
     listed = value if isinstance(value, list) else [] if value is None else [value]
     for token_id in listed:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_TOKENS:
-            raise FormatError(f"{path}: {key} is {str(value)[:80]}; it must be a token id or a list of them")
+        if (
+            not isinstance(token_id, int)
+            or isinstance(token_id, bool)
+            or not 0 <= token_id < MAX_TOKENS
+        ):
+            raise FormatError(
+                f"{path}: {key} is {str(value)[:80]}; it must be a token id or a list of them"
+            )
     return set(listed[:1] if first else listed)
 
 
-def _read_chat_template(path: Path, config: Mapping[str, Any], names: Mapping[str, str]) -> ChatTemplate | None:
+def _read_chat_template(
+    path: Path, config: Mapping[str, Any], names: Mapping[str, str]
+) -> ChatTemplate | None:
     file = path / "chat_template.jinja"
     if file.is_file():
         return ChatTemplate(_read(file, MAX_CONFIG_BYTES), names)
     given = config.get("chat_template")
     if isinstance(given, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}
+        named = {
+            entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)
+        }
         default, for_tools = named.get("default"), named.get("tool_use")
     else:
         default, for_tools = given, None
@@ -150,7 +207,8 @@ def _read_chat_template(path: Path, config: Mapping[str, Any], names: Mapping[st
         return None
     if not isinstance(default, str) or not isinstance(for_tools, str | None):
         raise FormatError(
-            f"{path / 'tokenizer_config.json'}: chat_template must be a string, or a list of objects with 'name' and 'template'"
+            f"{path / 'tokenizer_config.json'}: chat_template must be a string, or a list of "
+            "objects with 'name' and 'template'"
         )
     return ChatTemplate(default, names, for_tools=for_tools)
 

@@ -1,12 +1,14 @@
 """A tokenizer from the metadata of a GGUF file (`tokenizer.*`).
 
-One idea: two kinds of vocabulary, one way to encode. Byte-level BPE ("gpt2") has its merges in the file and cuts text into words first
-(`pretokenizers.py`). SentencePiece ("llama": Llama 2, Mistral, Gemma) has scores, from which the same kind of merges follow
-(`sentencepiece.py`). Either becomes a BPE model of the `tokenizers` library.
+One idea: two kinds of vocabulary, one way to encode. Byte-level BPE ("gpt2") has its merges in the
+file and cuts text into words first (`pretokenizers.py`). SentencePiece ("llama": Llama 2, Mistral,
+Gemma) has scores, from which the same kind of merges follow (`sentencepiece.py`). Either becomes a
+BPE model of the `tokenizers` library.
 
-Token ids are llama.cpp's, with one exception that it would be wrong to copy: no merge makes a control token, so that plain text never
-turns into one. Where the file says nothing, defaults are llama.cpp's too. The file comes from a stranger: types, lengths, ids and merges
-are checked before anything is built from them. Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
+Token ids are llama.cpp's, with one exception that it would be wrong to copy: no merge makes a
+control token, so that plain text never turns into one. Where the file says nothing, defaults are
+llama.cpp's too. The file comes from a stranger: types, lengths, ids and merges are checked before
+anything is built from them. Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
 """
 
 import reprlib
@@ -30,23 +32,31 @@ __all__ = ["from_gguf"]
 
 MAX_MERGES = 4 * MAX_TOKENS
 
-# Tokens that end an answer, by their names: files often tell only one of several. llama.cpp's lists; the second has the tokens with which
-# a code model begins the next file, having finished this one.
+# Tokens that end an answer, by their names: files often tell only one of several. llama.cpp's
+# lists; the second has the tokens with which a code model begins the next file, having finished
+# this one.
 _ENDS = (
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] "
-    "[EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~["
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
+    "<|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] "
+    "[EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> "
+    "[e~["
 )
 _NEXT_FILE = "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>"
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
-    """The tokenizer that `metadata` (key -> int, float, bool, str or list of one of them) describes.
+    """The tokenizer that `metadata` (key -> int, float, bool, str or list of one of them)
+    describes.
 
-    Raises FormatError where the metadata contradicts itself, UnsupportedError where it asks for a tokenizer that is not built.
+    Raises FormatError where the metadata contradicts itself, UnsupportedError where it asks for a
+    tokenizer that is not built.
     """
     model = _string(metadata, "model", None)
     if model not in ("gpt2", "llama"):
-        raise UnsupportedError(f"tokenizer.ggml.model is {model[:80]!r}; known are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)")
+        raise UnsupportedError(
+            f"tokenizer.ggml.model is {model[:80]!r}; known are 'gpt2' (byte-level BPE) and "
+            "'llama' (SentencePiece)"
+        )
     vocabulary = _read_vocabulary(metadata, byte_level=model == "gpt2")
     if model == "gpt2":
         pre = get_pretokenizer(_string(metadata, "pre", "default"))
@@ -60,7 +70,11 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     ends = [eos, *(_token_id(metadata, vocabulary, name, model) for name in ("eot", "eom"))]
     prefix = (bos,) if bos is not None and _flag(metadata, "add_bos_token", add_bos) else ()
     suffix = (eos,) if eos is not None and _flag(metadata, "add_eos_token", False) else ()
-    names = {name: vocabulary.tokens[i] for name, i in (("bos_token", bos), ("eos_token", eos)) if i is not None}
+    names = {
+        name: vocabulary.tokens[i]
+        for name, i in (("bos_token", bos), ("eos_token", eos))
+        if i is not None
+    }
     return Tokenizer(
         vocabulary,
         rust,
@@ -84,20 +98,38 @@ def _read_vocabulary(metadata: Mapping[str, object], *, byte_level: bool) -> Voc
     if len(set(tokens)) != len(tokens):
         twice = next(text for text, count in Counter(tokens).items() if count > 1)
         raise FormatError(f"tokenizer.ggml.tokens holds {twice[:80]!r} twice; tokens must differ")
-    kinds = _list(metadata, "token_type", int) if _key("token_type") in metadata else [TokenKind.NORMAL] * len(tokens)
+    kinds = (
+        _list(metadata, "token_type", int)
+        if _key("token_type") in metadata
+        else [TokenKind.NORMAL] * len(tokens)
+    )
     if len(kinds) != len(tokens):
-        raise FormatError(f"tokenizer.ggml.token_type has {len(kinds)} entries; there are {len(tokens)} tokens")
+        raise FormatError(
+            f"tokenizer.ggml.token_type has {len(kinds)} entries; there are {len(tokens)} tokens"
+        )
     if strange := set(kinds) - set(TokenKind):
-        raise FormatError(f"tokenizer.ggml.token_type holds {min(strange)}; kinds are {min(TokenKind)} to {max(TokenKind)}")
+        raise FormatError(
+            f"tokenizer.ggml.token_type holds {min(strange)}; kinds are {min(TokenKind)} to "
+            f"{max(TokenKind)}"
+        )
     return Vocabulary(tokens, bytes(kinds), byte_level)
 
 
-def _token_id(metadata: Mapping[str, object], vocabulary: Vocabulary, name: str, model: str) -> int | None:
+def _token_id(
+    metadata: Mapping[str, object], vocabulary: Vocabulary, name: str, model: str
+) -> int | None:
     key = _key(f"{name}_token_id")
     if key in metadata:
         value = metadata[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(vocabulary.tokens):
-            raise FormatError(f"{key} is {_show(value)}; it must be an integer from 0 to {len(vocabulary.tokens) - 1}")
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or not 0 <= value < len(vocabulary.tokens)
+        ):
+            raise FormatError(
+                f"{key} is {_show(value)}; it must be an integer from 0 to "
+                f"{len(vocabulary.tokens) - 1}"
+            )
         return value
     default = {"unknown": 0, "bos": 1, "eos": 2}.get(name) if model == "llama" else None
     if default is None or default >= len(vocabulary.tokens):
@@ -114,8 +146,12 @@ def _ends_by_name(vocabulary: Vocabulary) -> frozenset[int]:
     return frozenset(control[name] for name in names)
 
 
-def _read_chat_template(metadata: Mapping[str, object], names: Mapping[str, str]) -> ChatTemplate | None:
-    source, for_tools = (metadata.get(f"tokenizer.chat_template{suffix}") for suffix in ("", ".tool_use"))
+def _read_chat_template(
+    metadata: Mapping[str, object], names: Mapping[str, str]
+) -> ChatTemplate | None:
+    source, for_tools = (
+        metadata.get(f"tokenizer.chat_template{suffix}") for suffix in ("", ".tool_use")
+    )
     if source is None:
         return None
     for text in (source, for_tools):
@@ -149,32 +185,48 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> "toke
 def _read_merges(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """The merges in order, without those that would make a control token."""
     merges: list[str] = _list(metadata, "merges", str, limit=MAX_MERGES)
-    reserved = {vocabulary.tokens[i] for i in vocabulary.ids_of(TokenKind.CONTROL, TokenKind.UNKNOWN)}
+    reserved = {
+        vocabulary.tokens[i] for i in vocabulary.ids_of(TokenKind.CONTROL, TokenKind.UNKNOWN)
+    }
     forbidden = {f"{text[:cut]} {text[cut:]}" for text in reserved for cut in range(1, len(text))}
     if not forbidden.isdisjoint(merges):
         merges = [merge for merge in merges if merge not in forbidden]
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     if not all(left and right for left, right in pairs):
-        raise FormatError("tokenizer.ggml.merges holds an entry that is not two tokens with a space between them")
+        raise FormatError(
+            "tokenizer.ggml.merges holds an entry that is not two tokens with a space between them"
+        )
     return pairs
 
 
-def _sentencepiece(metadata: Mapping[str, object], vocabulary: Vocabulary, space_prefix: bool) -> "tokenizers.Tokenizer":
+def _sentencepiece(
+    metadata: Mapping[str, object], vocabulary: Vocabulary, space_prefix: bool
+) -> "tokenizers.Tokenizer":
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers import models, normalizers
 
     scores = np.array(_list(metadata, "scores", float, int), np.float64)
     if len(scores) != len(vocabulary.tokens) or not np.isfinite(scores).all():
-        raise FormatError(f"tokenizer.ggml.scores has {len(scores)} entries; it must have a finite number for each token")
-    pieces = vocabulary.ids_of(TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.UNDEFINED)
+        raise FormatError(
+            f"tokenizer.ggml.scores has {len(scores)} entries; it must have a finite number for "
+            "each token"
+        )
+    pieces = vocabulary.ids_of(
+        TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.UNDEFINED
+    )
     merges = derive_merges([vocabulary.tokens[i] for i in pieces], scores[pieces])
     ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     unknown = _token_id(metadata, vocabulary, "unknown", "llama")
     if unknown is None and not all(f"<0x{byte:02X}>" in ids for byte in range(256)):
-        raise FormatError("tokenizer.ggml.tokens has neither a token for each byte nor one for what is unknown; some text has no tokens")
+        raise FormatError(
+            "tokenizer.ggml.tokens has neither a token for each byte nor one for what is unknown; "
+            "some text has no tokens"
+        )
     unk = None if unknown is None else vocabulary.tokens[unknown]
     with library_errors(FormatError, "tokenizer.ggml.tokens is not a vocabulary"):
-        rust = RustTokenizer(models.BPE(vocab=ids, merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+        rust = RustTokenizer(
+            models.BPE(vocab=ids, merges=merges, unk_token=unk, fuse_unk=True, byte_fallback=True)
+        )
     steps = [normalizers.Prepend(" ")] if space_prefix else []
     rust.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     return rust
@@ -185,8 +237,13 @@ def _add_fixed_tokens(rust: "tokenizers.Tokenizer", vocabulary: Vocabulary) -> N
     from tokenizers import AddedToken
 
     special = (TokenKind.CONTROL, TokenKind.UNKNOWN)
-    fixed = [(vocabulary.tokens[i], vocabulary.kinds[i] in special) for i in vocabulary.ids_of(*special, TokenKind.USER_DEFINED)]
-    rust.add_tokens([AddedToken(text, normalized=False, special=is_special) for text, is_special in fixed])
+    fixed = [
+        (vocabulary.tokens[i], vocabulary.kinds[i] in special)
+        for i in vocabulary.ids_of(*special, TokenKind.USER_DEFINED)
+    ]
+    rust.add_tokens(
+        [AddedToken(text, normalized=False, special=is_special) for text, is_special in fixed]
+    )
 
 
 # ---- typed access
@@ -214,10 +271,14 @@ def _flag(metadata: Mapping[str, object], name: str, default: bool) -> bool:
     return value
 
 
-def _list(metadata: Mapping[str, object], name: str, *types: type, limit: int = MAX_TOKENS) -> list[Any]:
+def _list(
+    metadata: Mapping[str, object], name: str, *types: type, limit: int = MAX_TOKENS
+) -> list[Any]:
     value = metadata.get(_key(name))
     if not isinstance(value, list) or not set(map(type, value)) <= set(types):
-        raise FormatError(f"{_key(name)} must be a list of {' or '.join(kind.__name__ for kind in types)}")
+        raise FormatError(
+            f"{_key(name)} must be a list of {' or '.join(kind.__name__ for kind in types)}"
+        )
     if len(value) > limit:
         raise FormatError(f"{_key(name)} has {len(value)} entries; it must have at most {limit}")
     return value

@@ -1,10 +1,13 @@
-"""How text is cut into words before byte-level BPE: one row per kind of vocabulary, found by the name in `tokenizer.ggml.pre`.
+"""How text is cut into words before byte-level BPE: one row per kind of vocabulary, found by the
+name in `tokenizer.ggml.pre`.
 
-One idea: BPE never merges across the border of a word, so the cut decides which tokens are possible. A pre-tokenizer is a list of regular
-expressions. Each cuts the pieces that the one before has left; a match is a piece, and so is what lies between two matches.
+One idea: BPE never merges across the border of a word, so the cut decides which tokens are
+possible. A pre-tokenizer is a list of regular expressions. Each cuts the pieces that the one before
+has left; a match is a piece, and so is what lies between two matches.
 
-The expressions are those that the models' authors published with their vocabularies, and names are GGUF's. What is not in the table is
-refused: a text cut in the wrong places gives a model that runs and answers badly. SentencePiece vocabularies have no pre-tokenizer.
+The expressions are those that the models' authors published with their vocabularies, and names are
+GGUF's. What is not in the table is refused: a text cut in the wrong places gives a model that runs
+and answers badly. SentencePiece vocabularies have no pre-tokenizer.
 """
 
 from collections.abc import Mapping
@@ -28,7 +31,10 @@ class PreTokenizer:
 def get_pretokenizer(name: str) -> PreTokenizer:
     """The row called `name`; an error that lists the known names where there is none."""
     if name not in _TABLE:
-        raise UnsupportedError(f"tokenizer.ggml.pre is {name[:80]!r}; known pre-tokenizers are {', '.join(sorted(_TABLE))}")
+        raise UnsupportedError(
+            f"tokenizer.ggml.pre is {name[:80]!r}; known pre-tokenizers are "
+            f"{', '.join(sorted(_TABLE))}"
+        )
     return _TABLE[name]
 
 
@@ -38,7 +44,9 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _tiktoken(numbers: str, letter: str = r"\p{L}", neither: str = r"\p{L}\p{N}") -> str:
-    """The family of GPT-4's expression: contractions in any case, a word with the one sign before it, numbers, signs, spaces."""
+    """The family of GPT-4's expression: contractions in any case, a word with the one sign before
+    it, numbers, signs, spaces.
+    """
     return rf"(?:{_CONTRACTION})|[^\r\n\p{{L}}\p{{N}}]?{letter}+|{numbers}| ?[^\s{neither}]+[\r\n]*|{_SPACES}"
 
 
@@ -48,7 +56,8 @@ _TEKKEN = (
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
 
-# DeepSeek's first two vocabularies list their letters one range after the other: the scripts that know capitals.
+# DeepSeek's first two vocabularies list their letters one range after the other: the scripts that
+# know capitals.
 _CASED = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d"
     "\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5"
@@ -64,7 +73,9 @@ _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _WIDE_SIGNS = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
 _TRAILING = (
-    r"(?<!\s)\s+$"  # published without the look behind, which changes no match and keeps long runs of spaces from costing their square
+    # published without the look behind, which changes no match and keeps long runs of spaces from
+    # costing their square
+    r"(?<!\s)\s+$"
 )
 _ASCII_SIGNS = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
 
@@ -74,23 +85,33 @@ _TABLE: Mapping[str, PreTokenizer] = MappingProxyType(
         "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
         **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "exaone4"), PreTokenizer((_GPT2,))),
         # GPT-2's with every digit a word of its own
-        **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), PreTokenizer((r"\p{N}", _GPT2))),
+        **dict.fromkeys(
+            ("smollm", "starcoder", "refact", "command-r", "codeshell"),
+            PreTokenizer((r"\p{N}", _GPT2)),
+        ),
         **dict.fromkeys(
             ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"),
             PreTokenizer((_tiktoken(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True),
         ),
         "dbrx": PreTokenizer((_tiktoken(r"\p{N}{1,3}"),)),
         "glm4": PreTokenizer((_tiktoken(r"\p{N}{1,3}"),), ignore_merges=True),
-        **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), PreTokenizer((_tiktoken(r"\p{N}"),))),
+        **dict.fromkeys(
+            ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"),
+            PreTokenizer((_tiktoken(r"\p{N}"),)),
+        ),
         "qwen35": PreTokenizer((_tiktoken(r"\p{N}", r"[\p{L}\p{M}]", r"\p{L}\p{M}\p{N}"),)),
         "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
-        "deepseek-llm": PreTokenizer((r"[\r\n]", rf"\s?[{_CASED}]+", rf"\s?[{_WIDE_SIGNS}]+", _TRAILING, _CJK, r"\p{N}+")),
+        "deepseek-llm": PreTokenizer(
+            (r"[\r\n]", rf"\s?[{_CASED}]+", rf"\s?[{_WIDE_SIGNS}]+", _TRAILING, _CJK, r"\p{N}+")
+        ),
         "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
         "deepseek-v3": PreTokenizer(
             (
                 r"\p{N}{1,3}",
                 _HAN_KANA,
-                _ASCII_SIGNS + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + _SPACES,
+                _ASCII_SIGNS
+                + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
+                + _SPACES,
             )
         ),
     }

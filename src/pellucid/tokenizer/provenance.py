@@ -1,10 +1,12 @@
 """What each rule of a template's language does to the marks of a `TracedText`.
 
-One idea: what cuts and joins texts cuts and joins the marks along with them. A template's own texts are plain str. Where the characters of
-a result cannot be followed one by one (JSON, an indented text, a list written out), all of them count as the caller's.
+One idea: what cuts and joins texts cuts and joins the marks along with them. A template's own texts
+are plain str. Where the characters of a result cannot be followed one by one (JSON, an indented
+text, a list written out), all of them count as the caller's.
 
-The sandbox asks here about every method, filter and operator that it lets a template use; none of them may lose a mark, for then a user
-could write control tokens. This module knows neither Jinja nor tokens.
+The sandbox asks here about every method, filter and operator that it lets a template use; none of
+them may lose a mark, for then a user could write control tokens. This module knows neither Jinja
+nor tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,14 +18,25 @@ from markupsafe import Markup
 
 from .traced_text import TracedText, whole
 
-__all__ = ["ForeignMarkup", "as_text", "joined", "of_filter", "of_method", "of_operator", "replaced", "traced_format"]
+__all__ = [
+    "ForeignMarkup",
+    "as_text",
+    "joined",
+    "of_filter",
+    "of_method",
+    "of_operator",
+    "replaced",
+    "traced_format",
+]
 
 _SAME_PLACES = frozenset(("capitalize", "casefold", "lower", "swapcase", "title", "upper"))
 _STRIPS = frozenset(("lstrip", "removeprefix", "removesuffix", "rstrip", "strip"))
 
 
 class ForeignMarkup(Markup):
-    """What an escaping filter made of a caller's text. Its methods give the same class, so all that follows from it is the caller's."""
+    """What an escaping filter made of a caller's text. Its methods give the same class, so all that
+    follows from it is the caller's.
+    """
 
     def __str__(self) -> str:
         return whole(str.__str__(self))
@@ -50,7 +63,9 @@ def replaced(text: str, old: str, new: str, count: int = -1) -> str:
     return joined(_strided(text, text.split(old, count), len(old)), new)
 
 
-def of_method(method: BuiltinMethodType, args: Sequence[Any], named: Mapping[str, Any], result: Any) -> Any:
+def of_method(
+    method: BuiltinMethodType, args: Sequence[Any], named: Mapping[str, Any], result: Any
+) -> Any:
     """The `result` of a method of str with its marks."""
     text, name = method.__self__, method.__name__
     assert isinstance(text, str)
@@ -61,7 +76,9 @@ def of_method(method: BuiltinMethodType, args: Sequence[Any], named: Mapping[str
     if not isinstance(text, TracedText):
         return result  # pieces of the template's own text
     if isinstance(result, str):
-        return _stripped(text, name, args, result) if name in _STRIPS else _same_places(text, result)
+        return (
+            _stripped(text, name, args, result) if name in _STRIPS else _same_places(text, result)
+        )
     if name in ("partition", "rpartition"):
         return tuple(_strided(text, result, 0))
     if name in ("rsplit", "split"):
@@ -85,7 +102,8 @@ def of_operator(operator: str, left: Any, right: Any, result: Any) -> Any:
 def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
     """The `result` of a filter that makes a text of `value`, with its marks."""
     text = as_text(value)
-    if name in ("safe", "string"):  # nothing is escaped when it is written out, so "safe" says nothing
+    # nothing is escaped when it is written out, so "safe" says nothing
+    if name in ("safe", "string"):
         return text
     if not _is_foreign(text) and not any(map(_is_foreign, args)):
         return result
@@ -96,7 +114,9 @@ def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
     return _same_places(text, result) if name in _SAME_PLACES else whole(result)
 
 
-def traced_format(formatter: type[Formatter], *options: Any) -> Callable[[str, Sequence[Any], Mapping[str, Any]], str]:
+def traced_format(
+    formatter: type[Formatter], *options: Any
+) -> Callable[[str, Sequence[Any], Mapping[str, Any]], str]:
     """`text.format(…)` by a class of formatters, with marks."""
 
     class Traced(formatter):  # type: ignore[misc,valid-type]
@@ -104,7 +124,9 @@ def traced_format(formatter: type[Formatter], *options: Any) -> Callable[[str, S
             super().__init__(*options)
             self.parts: list[str] = []
 
-        def parse(self, format_string: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
+        def parse(
+            self, format_string: str
+        ) -> Iterator[tuple[str, str | None, str | None, str | None]]:
             for literal, *field in super().parse(format_string):
                 self.parts.append(_whole_if(_is_foreign(format_string), literal))
                 yield literal, *field
@@ -115,7 +137,9 @@ def traced_format(formatter: type[Formatter], *options: Any) -> Callable[[str, S
 
         def format_field(self, value: Any, format_spec: str) -> Any:
             text = super().format_field(value, format_spec)
-            self.parts.append(value if isinstance(value, str) and value == text else whole(str(text)))
+            self.parts.append(
+                value if isinstance(value, str) and value == text else whole(str(text))
+            )
             return text
 
     def traced(text: str, args: Sequence[Any], named: Mapping[str, Any]) -> str:
@@ -132,7 +156,9 @@ def _whole_if(is_foreign: bool, text: str) -> str:
 
 def _is_foreign(value: Any) -> bool:
     """May a text made of `value` hold what a caller wrote?"""
-    return isinstance(value, TracedText | ForeignMarkup) or not isinstance(value, str | int | float | None)
+    return isinstance(value, TracedText | ForeignMarkup) or not isinstance(
+        value, str | int | float | None
+    )
 
 
 def _marks(text: str) -> bytes:
@@ -165,7 +191,9 @@ def _strided(text: str, parts: Sequence[str], between: int) -> list[str]:
 
 
 def _found(text: TracedText, parts: Sequence[str]) -> list[str]:
-    """`parts` of `text`, which lie in order with nothing but separators between them, of which no part holds one at its beginning."""
+    """`parts` of `text`, which lie in order with nothing but separators between them, of which no
+    part holds one at its beginning.
+    """
     cut, start = [], 0
     for part in parts:
         start = text.find(part, start)

@@ -1,12 +1,16 @@
 """The token ids of a rendered chat prompt, in which only the template writes control tokens.
 
-One idea: a control token counts where its first and its last character are the template's. Any other is cut like all text, so no message,
-role, tool or variable of a caller can end a turn or begin one, whatever it spells. (Between the two ends a caller's text may lie: some
-templates write "<|", the role and "|>".) Tokens that are not for control but have a fixed text are found everywhere, as always.
+One idea: a control token counts where its first and its last character are the template's. Any
+other is cut like all text, so no message, role, tool or variable of a caller can end a turn or
+begin one, whatever it spells. (Between the two ends a caller's text may lie: some templates write
+"<|", the role and "|>".) Tokens that are not for control but have a fixed text are found
+everywhere, as always.
 
-Almost no prompt spells a control token that it may not. So a prompt is encoded as trusted text first; where each control token found is the
-template's, that is the answer. Else those of the template are replaced by stand-ins, texts that occur nowhere in the prompt, which a
-tokenizer made for this one prompt knows in place of the control tokens: what lies between them is cut as ever, at the same borders.
+Almost no prompt spells a control token that it may not. So a prompt is encoded as trusted text
+first; where each control token found is the template's, that is the answer. Else those of the
+template are replaced by stand-ins, texts that occur nowhere in the prompt, which a tokenizer made
+for this one prompt knows in place of the control tokens: what lies between them is cut as ever, at
+the same borders.
 """
 
 import os
@@ -30,16 +34,21 @@ class RenderedEncoder:
         self._rust = rust
         added = sorted(rust.get_added_tokens_decoder().items())
         self._fixed = [token for _, token in added if not token.special]
-        self._control = {token.content: token for _, token in added if token.special and token.content}
+        self._control = {
+            token.content: token for _, token in added if token.special and token.content
+        }
         self._ids = {token.content: token_id for token_id, token in added}
-        self._names = {token_id: token.content for token_id, token in added if token.content in self._control}
+        self._names = {
+            token_id: token.content for token_id, token in added if token.content in self._control
+        }
         self._lengths = sorted({len(text) for text in self._control}, reverse=True)
         self._first = {text[0] for text in self._control}
 
     def encode(self, text: TracedText) -> list[int]:
         """The token ids of `text`. What the `tokenizers` library raises passes through.
 
-        Raises RequestError where the vocabulary has no way to write as text what the caller wrote: its merges make a control token.
+        Raises RequestError where the vocabulary has no way to write as text what the caller wrote:
+        its merges make a control token.
         """
         plain = text.plain
         encoding = self._rust.encode_batch([plain], add_special_tokens=False)[0]
@@ -50,7 +59,9 @@ class RenderedEncoder:
         return ids
 
     def _is_written(self, text: TracedText, name: str, start: int, end: int) -> bool:
-        """Is the control token at this place the template's? White space around it, which some tokens swallow, may be anyone's."""
+        """Is the control token at this place the template's? White space around it, which some
+        tokens swallow, may be anyone's.
+        """
         at = text.plain.find(name, start, end)
         return at >= 0 and not text.foreign[at] and not text.foreign[at + len(name) - 1]
 
@@ -70,15 +81,23 @@ class RenderedEncoder:
         rust.add_tokens(self._fixed)
         for name, stand_in in stand_ins.items():
             token = self._control[name]
-            same = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
+            same = {
+                "single_word": token.single_word,
+                "lstrip": token.lstrip,
+                "rstrip": token.rstrip,
+            }
             rust.add_tokens([AddedToken(stand_in, normalized=False, special=False, **same)])
-        control = {rust.token_to_id(stand_in): self._ids[name] for name, stand_in in stand_ins.items()}
+        control = {
+            rust.token_to_id(stand_in): self._ids[name] for name, stand_in in stand_ins.items()
+        }
         cut = "".join([*parts, plain[last:]])
         encoding = rust.encode_batch([cut], add_special_tokens=False)[0]
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            if token_id in self._names and self._names[token_id] in cut[start:end]:  # else it stands for what has no token
+            # else it stands for what has no token
+            if token_id in self._names and self._names[token_id] in cut[start:end]:
                 raise RequestError(
-                    f"the messages hold {self._names[token_id]!r}, of which this vocabulary makes a control token even in text"
+                    f"the messages hold {self._names[token_id]!r}, of which this vocabulary makes "
+                    "a control token even in text"
                 )
         return [control.get(token_id, token_id) for token_id in encoding.ids]
 
@@ -96,7 +115,11 @@ class RenderedEncoder:
     def _length_at(self, text: TracedText, start: int) -> int:
         for length in self._lengths:
             end = start + length
-            if end <= len(text) and not text.foreign[end - 1] and text.plain[start:end] in self._control:
+            if (
+                end <= len(text)
+                and not text.foreign[end - 1]
+                and text.plain[start:end] in self._control
+            ):
                 return length
         return 0
 

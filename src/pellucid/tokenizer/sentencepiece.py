@@ -1,16 +1,20 @@
-"""The merges that a SentencePiece vocabulary implies, so that byte-pair encoding by rank gives the tokens that its scores give.
+"""The merges that a SentencePiece vocabulary implies, so that byte-pair encoding by rank gives the
+tokens that its scores give.
 
-One idea: SentencePiece knows no merges. Of all neighbours whose texts together are a token it joins the pair with the highest score, the
-leftmost among equals, until there is none (Kudo & Richardson, arXiv:1808.06226; llama.cpp's "SPM"). So every way to cut a token into two
-tokens is a merge, and its rank is the order of the scores. Two different pairs of equal score are told apart by place in SentencePiece and
-by rank here. The vocabularies that have equal scores have them for runs of spaces, which grow from the left; the longest piece first gives
-the same.
+One idea: SentencePiece knows no merges. Of all neighbours whose texts together are a token it joins
+the pair with the highest score, the leftmost among equals, until there is none (Kudo & Richardson,
+arXiv:1808.06226; llama.cpp's "SPM"). So every way to cut a token into two tokens is a merge, and
+its rank is the order of the scores. Two different pairs of equal score are told apart by place in
+SentencePiece and by rank here. The vocabularies that have equal scores have them for runs of
+spaces, which grow from the left; the longest piece first gives the same.
 
-A vocabulary of 262,000 tokens has 1.2 million cuts, of which 510,000 are merges. They are found by hashing all prefixes and suffixes at
-once: with H(c₀c₁…) = Σ cᵢ·bⁱ mod 2⁶⁴, a running sum over the whole vocabulary gives the hash of each. A false match, of probability
-about 10⁻⁸ for a whole vocabulary, is found out by the library that takes the merges, as a pair that makes no token.
+A vocabulary of 262,000 tokens has 1.2 million cuts, of which 510,000 are merges. They are found by
+hashing all prefixes and suffixes at once: with H(c₀c₁…) = Σ cᵢ·bⁱ mod 2⁶⁴, a running sum over the
+whole vocabulary gives the hash of each. A false match, of probability about 10⁻⁸ for a whole
+vocabulary, is found out by the library that takes the merges, as a pair that makes no token.
 
-This module knows nothing of files; it returns texts, because that is what the `tokenizers` library wants.
+This module knows nothing of files; it returns texts, because that is what the `tokenizers` library
+wants.
 """
 
 from collections.abc import Sequence
@@ -25,18 +29,27 @@ _SLOT_BITS = 22  # of the table of hashes: 16 slots for each token of the larges
 
 
 def derive_merges(tokens: Sequence[str], scores: NDArray[np.float64]) -> list[tuple[str, str]]:
-    """The merges of `tokens` (distinct, none empty) in the order of their ranks. `scores` has one finite number per token."""
+    """The merges of `tokens` (distinct, none empty) in the order of their ranks. `scores` has one
+    finite number per token.
+    """
     if not tokens:
         return []
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))  # [V]
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    chars = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32).astype(np.uint64)  # [C] of the whole vocabulary
+    # [C] of the whole vocabulary
+    chars = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32).astype(np.uint64)
     owner = np.repeat(np.arange(len(tokens)), lengths)  # [C] whose character it is
     place = np.arange(len(chars)) - starts[owner]  # [C] its place in the token
 
-    powers, inverses = _powers(_BASE, int(lengths.max())), _powers(pow(_BASE, -1, 1 << 64), int(lengths.max()))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum((chars + np.uint64(1)) * powers[place])])  # [C + 1], wraps around
+    powers, inverses = (
+        _powers(_BASE, int(lengths.max())),
+        _powers(pow(_BASE, -1, 1 << 64), int(lengths.max())),
+    )
+    # [C + 1], wraps around
+    sums = np.concatenate(
+        [np.zeros(1, np.uint64), np.cumsum((chars + np.uint64(1)) * powers[place])]
+    )
     whole = sums[ends] - sums[starts]  # [V] hash of each token
 
     cuts = np.flatnonzero(place)  # a cut lies before each character but a token's first
@@ -51,17 +64,24 @@ def derive_merges(tokens: Sequence[str], scores: NDArray[np.float64]) -> list[tu
     real = (whole[left] == prefix) & (whole[right] == suffix)
     left, right, made = left[real], right[real], owner[cuts[real]]
 
-    ranks = np.lexsort((-lengths[left], -lengths[made], -scores[made]))  # by score, then longest piece, then longest left part
+    # by score, then longest piece, then longest left part
+    ranks = np.lexsort((-lengths[left], -lengths[made], -scores[made]))
     texts = np.array(tokens, object)
     return list(zip(texts[left[ranks]].tolist(), texts[right[ranks]].tolist(), strict=True))
 
 
-def _find(hashes: NDArray[np.uint64], whole: NDArray[np.uint64], table: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The token whose hash is each of `hashes`; any token where there is none. Most lie where the table says, the rest are searched."""
+def _find(
+    hashes: NDArray[np.uint64], whole: NDArray[np.uint64], table: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """The token whose hash is each of `hashes`; any token where there is none. Most lie where the
+    table says, the rest are searched.
+    """
     found = table[_slot(hashes)].astype(np.int64)
     missed = np.flatnonzero(whole[found] != hashes)
     order = np.argsort(whole)
-    found[missed] = order[np.minimum(np.searchsorted(whole, hashes[missed], sorter=order), len(order) - 1)]
+    found[missed] = order[
+        np.minimum(np.searchsorted(whole, hashes[missed], sorter=order), len(order) - 1)
+    ]
     return found
 
 
@@ -71,5 +91,7 @@ def _powers(base: int, count: int) -> NDArray[np.uint64]:
 
 
 def _slot(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The place of a hash in the table: its high bits, after a multiplication that brings the low ones up."""
+    """The place of a hash in the table: its high bits, after a multiplication that brings the low
+    ones up.
+    """
     return (hashes * np.uint64(_BASE)) >> np.uint64(64 - _SLOT_BITS)

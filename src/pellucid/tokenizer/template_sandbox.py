@@ -1,13 +1,17 @@
-"""Jinja for templates that strangers wrote: what they may touch, how long they may run, how much they may build.
+"""Jinja for templates that strangers wrote: what they may touch, how long they may run, how much
+they may build.
 
-One idea: every statement, call, operator, filter and literal of a template spends from one allowance, in units of about a byte. Nothing
-that can grow is built before it is known to fit, so a template that loops for ever, doubles a string or nests lists in lists ends with an
-error after MAX_SECONDS at most, and some hundred megabytes, whatever it tries. Jinja's own sandbox keeps it from Python's insides; here
-it is narrowed further, from "no private attribute" to lists of the methods and filters that templates use.
+One idea: every statement, call, operator, filter and literal of a template spends from one
+allowance, in units of about a byte. Nothing that can grow is built before it is known to fit, so a
+template that loops for ever, doubles a string or nests lists in lists ends with an error after
+MAX_SECONDS at most, and some hundred megabytes, whatever it tries. Jinja's own sandbox keeps it
+from Python's insides; here it is narrowed further, from "no private attribute" to lists of the
+methods and filters that templates use.
 
-Filters, functions and whitespace are those of transformers' chat templates, so a template gives the same text. Left out are filters that
-no chat template uses and str's "%". A text that knows who wrote it keeps its marks through all of this (`provenance.py`). Reference:
-jinja2.sandbox. This module knows nothing of messages.
+Filters, functions and whitespace are those of transformers' chat templates, so a template gives the
+same text. Left out are filters that no chat template uses and str's "%". A text that knows who
+wrote it keeps its marks through all of this (`provenance.py`). Reference: jinja2.sandbox. This
+module knows nothing of messages.
 """
 
 import functools
@@ -28,7 +32,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Cycler, Joiner, Namespace, pass_context
 from markupsafe import Markup
 
-from .provenance import ForeignMarkup, as_text, joined, of_filter, of_method, of_operator, replaced, traced_format
+from .provenance import (
+    ForeignMarkup,
+    as_text,
+    joined,
+    of_filter,
+    of_method,
+    of_operator,
+    replaced,
+    traced_format,
+)
 from .traced_text import whole
 
 __all__ = ["LimitError", "RefusedError", "compile_template", "render_template"]
@@ -41,8 +54,10 @@ MAX_INT_BITS = 4096
 MAX_INDENT = 32
 
 _TEXT_METHODS = (
-    "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric isspace "
-    "istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split "
+    "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit "
+    "isidentifier islower isnumeric isspace "
+    "istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
+    "rpartition rsplit rstrip split "
     "splitlines startswith strip swapcase title upper"
 )
 _METHODS: Mapping[type, frozenset[str]] = {
@@ -52,10 +67,13 @@ _METHODS: Mapping[type, frozenset[str]] = {
     tuple: frozenset(("count", "index")),
 }
 _FILTERS = (
-    "abs capitalize count d default dictsort e escape first float forceescape groupby indent int items join last length list lower map "
-    "max min reject rejectattr replace reverse safe select selectattr sort string title tojson trim unique upper wordcount"
+    "abs capitalize count d default dictsort e escape first float forceescape groupby indent int "
+    "items join last length list lower map "
+    "max min reject rejectattr replace reverse safe select selectattr sort string title tojson "
+    "trim unique upper wordcount"
 )
-_TEXT_FILTERS = "capitalize e escape forceescape indent lower safe string title trim upper"  # those that make a text of a text
+# those that make a text of a text
+_TEXT_FILTERS = "capitalize e escape forceescape indent lower safe string title trim upper"
 
 
 class LimitError(Exception):
@@ -67,13 +85,16 @@ class RefusedError(Exception):
 
 
 def compile_template(source: str) -> CodeType:
-    """Python code for `source`. Raises what Jinja raises: TemplateSyntaxError, or RecursionError for absurd nesting."""
+    """Python code for `source`. Raises what Jinja raises: TemplateSyntaxError, or RecursionError
+    for absurd nesting.
+    """
     code: CodeType = _Environment().compile(source)
     return code
 
 
 def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
-    """The text that a compiled template makes of `variables`, which must be plain data. Raises whatever goes wrong in it.
+    """The text that a compiled template makes of `variables`, which must be plain data. Raises
+    whatever goes wrong in it.
 
     Of texts that are `TracedText` it keeps the marks.
     """
@@ -123,13 +144,17 @@ class _CodeGenerator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks the assistant's words for training. Here they are words like others."""
+    """`{% generation %}`: marks the assistant's words for training. Here they are words like
+    others.
+    """
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        return nodes.Scope(
+            parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line
+        )
 
 
 class _Namespace(Namespace):
@@ -148,18 +173,36 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False, finalize=_finalize, cache_size=0
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, loopcontrols],
+            optimized=False,
+            finalize=_finalize,
+            cache_size=0,
         )
         self._spent = 0
         self._deadline = time.monotonic() + MAX_SECONDS
-        self._weights: dict[int, tuple[object, int]] = {}  # by identity; the object is held, so that its identity stays its own
+        # by identity; the object is held, so that its identity stays its own
+        self._weights: dict[int, tuple[object, int]] = {}
         given = self.filters
-        own = {"tojson": self._tojson, "join": self._bounded_join(given["join"]), "replace": self._bounded_replace(given["replace"])}
+        own = {
+            "tojson": self._tojson,
+            "join": self._bounded_join(given["join"]),
+            "replace": self._bounded_replace(given["replace"]),
+        }
         own["indent"] = self._bounded_indent(given["indent"])
         own |= {name: _traced(name, own.get(name, given[name])) for name in _TEXT_FILTERS.split()}
-        self.filters = {name: self._watched(own.get(name, given[name])) for name in _FILTERS.split()}
+        self.filters = {
+            name: self._watched(own.get(name, given[name])) for name in _FILTERS.split()
+        }
         ranges = self.globals["range"]
-        self.globals = {"range": ranges, "dict": _dict, "namespace": _Namespace, "cycler": Cycler, "joiner": Joiner}
+        self.globals = {
+            "range": ranges,
+            "dict": _dict,
+            "namespace": _Namespace,
+            "cycler": Cycler,
+            "joiner": Joiner,
+        }
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     # ---- the allowance
@@ -178,7 +221,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError(f"it makes a value of more than {MAX_VALUE} characters or elements")
 
     def weigh(self, value: Any) -> int:
-        """Characters and elements of a value, those of what it holds counted as often as they are held."""
+        """Characters and elements of a value, those of what it holds counted as often as they are
+        held.
+        """
         if isinstance(value, str):
             return len(value)
         if isinstance(value, int):
@@ -186,7 +231,8 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise LimitError(f"it makes a number of more than {MAX_INT_BITS} bits")
             return 1
         if not isinstance(value, list | tuple | dict):
-            return 1  # numbers, nothing, iterators, functions: what they give is weighed when it is there
+            # numbers, nothing, iterators, functions: what they give is weighed when it is there
+            return 1
         if (known := self._weights.get(id(value))) is not None:
             return known[1]
         parts = (*value, *value.values()) if isinstance(value, dict) else value
@@ -198,7 +244,16 @@ class _Environment(ImmutableSandboxedEnvironment):
     def made(self, value: Any) -> Any:
         """Every new value passes here."""
         self.room_for(self.weigh(value))
-        self.spend(1 + (len(value) if isinstance(value, str) else ELEMENT * len(value) if isinstance(value, list | tuple | dict) else 0))
+        self.spend(
+            1
+            + (
+                len(value)
+                if isinstance(value, str)
+                else ELEMENT * len(value)
+                if isinstance(value, list | tuple | dict)
+                else 0
+            )
+        )
         return value
 
     def concatenated(self, values: tuple[Any, ...]) -> str:
@@ -218,12 +273,19 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`"{}".format`, without widths: they make much out of nothing."""
-        if super().wrap_str_format(value) is None or ":" in value.__self__ or isinstance(value.__self__, Markup):
+        if (
+            super().wrap_str_format(value) is None
+            or ":" in value.__self__
+            or isinstance(value.__self__, Markup)
+        ):
             return None
         traced = traced_format(SandboxedFormatter, self)
 
         def bounded(*args: Any, **kwargs: Any) -> str:
-            self.room_for(len(value.__self__) + value.__self__.count("{") * self.weigh([*args, *kwargs.values()]))
+            self.room_for(
+                len(value.__self__)
+                + value.__self__.count("{") * self.weigh([*args, *kwargs.values()])
+            )
             return traced(value.__self__, args, kwargs)
 
         return bounded
@@ -234,7 +296,9 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self.room_for(_replaced_length(method.__self__, *args))
             elif method.__name__ == "join":
                 args = (self._joinable(*args, between=method.__self__),)
-            return self.made(of_method(method, args, kwargs, super().call(context, method, *args, **kwargs)))
+            return self.made(
+                of_method(method, args, kwargs, super().call(context, method, *args, **kwargs))
+            )
         result = super().call(context, method, *args, **kwargs)
         return self.made(ForeignMarkup(result) if isinstance(result, Markup) else result)
 
@@ -243,18 +307,27 @@ class _Environment(ImmutableSandboxedEnvironment):
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
                     self.room_for((1 + self.weigh(value)) * times)
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_INT_BITS:
+        elif (
+            operator == "**"
+            and isinstance(left, int)
+            and isinstance(right, int)
+            and left.bit_length() * right > MAX_INT_BITS
+        ):
             raise LimitError(f"it makes a number of more than {MAX_INT_BITS} bits")
         elif operator == "%" and isinstance(left, str):
             raise LimitError("it formats text with '%', which is not built; use '~'")
         elif operator == "+":
             self.room_for(self.weigh(left) + self.weigh(right))
-        return self.made(of_operator(operator, left, right, super().call_binop(context, operator, left, right)))
+        return self.made(
+            of_operator(operator, left, right, super().call_binop(context, operator, left, right))
+        )
 
     # ---- filters
 
     def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter whose arguments and result are weighed. What Jinja passes before the value (context, environment) is of weight 1."""
+        """A filter whose arguments and result are weighed. What Jinja passes before the value
+        (context, environment) is of weight 1.
+        """
 
         @functools.wraps(function)  # with Jinja's marks, which tell who wants the context
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -296,12 +369,21 @@ class _Environment(ImmutableSandboxedEnvironment):
         return bounded
 
     def _tojson(
-        self, x: Any, ensure_ascii: bool = False, indent: int | str | None = None, separators: Any = None, sort_keys: bool = False
+        self,
+        x: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
     ) -> str:
         columns = len(indent) if isinstance(indent, str) else indent or 0
         if columns > MAX_INDENT:
-            raise LimitError(f"it indents JSON by {columns}; at most {MAX_INDENT} columns are allowed")
-        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+            raise LimitError(
+                f"it indents JSON by {columns}; at most {MAX_INDENT} columns are allowed"
+            )
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
         parts: list[str] = []
         for part in encoder.iterencode(x):
             self.spend(len(part))
@@ -311,7 +393,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 @pass_context
 def _finalize(context: Context, value: Any) -> str:
-    """What is written out. It takes the context so that Jinja does not call it while it compiles."""
+    """What is written out. It takes the context so that Jinja does not call it while it
+    compiles.
+    """
     environment = context.environment
     assert isinstance(environment, _Environment)
     environment.room_for(environment.weigh(value))

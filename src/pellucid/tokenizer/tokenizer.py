@@ -1,13 +1,18 @@
-"""Text to token ids and back, for one model: encode, decode, the bytes of a token, its chat template.
+"""Text to token ids and back, for one model: encode, decode, the bytes of a token, its chat
+template.
 
-One idea: the `tokenizers` library (Rust) cuts text into ids, and nothing else. Ids become text here, as the bytes of each token one after
-the other (`vocabulary.py`), so decoding costs the same per token whatever came before, and streaming is the same function.
+One idea: the `tokenizers` library (Rust) cuts text into ids, and nothing else. Ids become text
+here, as the bytes of each token one after the other (`vocabulary.py`), so decoding costs the same
+per token whatever came before, and streaming is the same function.
 
-Whether text may name control tokens is the caller's choice, per call. `parse_special=False`: a user's "<|im_end|>" is text like any other.
-`parse_special=True`: it is the token; for prompts that a chat template has written, and there only what the template itself wrote is
-(`rendered.py`). Tokens that are not for control but have a fixed text (Gemma's runs of newlines) are found either way.
+Whether text may name control tokens is the caller's choice, per call. `parse_special=False`: a
+user's "<|im_end|>" is text like any other. `parse_special=True`: it is the token; for prompts that
+a chat template has written, and there only what the template itself wrote is (`rendered.py`).
+Tokens that are not for control but have a fixed text (Gemma's runs of newlines) are found either
+way.
 
-Text that is not Unicode (a lone surrogate) is refused, not replaced. Nothing here is changed by use: one Tokenizer serves all threads.
+Text that is not Unicode (a lone surrogate) is refused, not replaced. Nothing here is changed by
+use: one Tokenizer serves all threads.
 """
 
 import contextlib
@@ -46,19 +51,29 @@ class Tokenizer:
         strips_leading_space: bool = False,
         chat_template: "ChatTemplate | None" = None,
     ) -> None:
-        """`rust` encodes plain text to ids of `vocabulary`; its added tokens are those with a fixed text, special or not.
+        """`rust` encodes plain text to ids of `vocabulary`; its added tokens are those with a fixed
+        text, special or not.
 
-        `prefix_ids` and `suffix_ids` stand around a whole text (`add_special`). `strips_leading_space`: encoding puts a space before the
-        text, so decoding takes one away.
+        `prefix_ids` and `suffix_ids` stand around a whole text (`add_special`).
+        `strips_leading_space`: encoding puts a space before the text, so decoding takes one away.
         """
-        for token_id in (*prefix_ids, *suffix_ids, *eos_token_ids, *(() if bos_token_id is None else (bos_token_id,))):
+        for token_id in (
+            *prefix_ids,
+            *suffix_ids,
+            *eos_token_ids,
+            *(() if bos_token_id is None else (bos_token_id,)),
+        ):
             if not 0 <= token_id < len(vocabulary.tokens):
-                raise FormatError(f"a special token has the id {token_id}; ids go from 0 to {len(vocabulary.tokens) - 1}")
+                raise FormatError(
+                    f"a special token has the id {token_id}; ids go from 0 to "
+                    f"{len(vocabulary.tokens) - 1}"
+                )
         self.vocab_size = len(vocabulary.tokens)
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
         self.add_bos = bos_token_id is not None and bos_token_id in prefix_ids
-        self.special_token_ids = frozenset(vocabulary.ids_of(TokenKind.CONTROL, TokenKind.UNKNOWN))  # those that `skip_special` skips
+        # those that `skip_special` skips
+        self.special_token_ids = frozenset(vocabulary.ids_of(TokenKind.CONTROL, TokenKind.UNKNOWN))
         self.strips_leading_space = strips_leading_space
         self._vocabulary = vocabulary
         self._prefix, self._suffix = prefix_ids, suffix_ids
@@ -75,22 +90,33 @@ class Tokenizer:
         """The Jinja source that came with the model."""
         return self._chat_template.source if self._chat_template is not None else None
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """The token ids of `text`. `add_special`: with the tokens that begin and end a text, where the model wants them.
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """The token ids of `text`. `add_special`: with the tokens that begin and end a text, where
+        the model wants them.
 
-        In what `apply_chat_template` gave, `parse_special` trusts the template and not the messages.
+        In what `apply_chat_template` gave, `parse_special` trusts the template and not the
+        messages.
 
-        Raises RequestError for text that is not Unicode. A byte that a byte-level vocabulary does not have is left out, as everywhere
-        that vocabulary is used; a log entry names it.
+        Raises RequestError for text that is not Unicode. A byte that a byte-level vocabulary does
+        not have is left out, as everywhere that vocabulary is used; a log entry names it.
         """
         try:
             utf8 = text.encode()
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
-            raise RequestError(f"the text is not Unicode: it has the lone surrogate {code} at character {error.start}") from None
+            raise RequestError(
+                f"the text is not Unicode: it has the lone surrogate {code} at character "
+                f"{error.start}"
+            ) from None
         if self._known_bytes is not None and (unknown := utf8.translate(None, self._known_bytes)):
             names = ", ".join(f"0x{byte:02X}" for byte in sorted(set(unknown)))
-            _log.warning("bytes of a text are left out, because the model's vocabulary has no token for them: %s", names)
+            _log.warning(
+                "bytes of a text are left out, because the model's vocabulary has no token for "
+                "them: %s",
+                names,
+            )
         ids: list[int] = []
         if text:
             rust = self._trusting if parse_special else self._plain
@@ -98,17 +124,24 @@ class Tokenizer:
                 if parse_special and isinstance(text, TracedText):
                     ids = self._rendered.encode(text)
                 else:
-                    ids = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids  # the batch call lets other threads run
+                    # the batch call lets other threads run
+                    ids = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of a whole sequence. Bytes that are not UTF-8 become U+FFFD. Use `Detokenizer` for a text that grows."""
+        """The text of a whole sequence. Bytes that are not UTF-8 become U+FFFD. Use `Detokenizer`
+        for a text that grows.
+        """
         skipped = self.special_token_ids if skip_special else frozenset()
         data = b"".join(self.token_bytes(token_id) for token_id in ids if token_id not in skipped)
-        return (data.removeprefix(b" ") if self.strips_leading_space else data).decode(errors="replace")
+        return (data.removeprefix(b" ") if self.strips_leading_space else data).decode(
+            errors="replace"
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token; a control token's are its name's. None beyond the vocabulary, where models pad their embeddings."""
+        """The bytes of one token; a control token's are its name's. None beyond the vocabulary,
+        where models pad their embeddings.
+        """
         if token_id < 0:
             raise RequestError(f"a token id is {token_id}; it must be at least 0")
         return self._vocabulary.token_bytes(token_id) if token_id < self.vocab_size else b""
@@ -125,30 +158,42 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **template_vars: Any,
     ) -> TracedText:
-        """The prompt that `messages` make, to be encoded with `add_special=False, parse_special=True`. It tells who wrote what.
+        """The prompt that `messages` make, to be encoded with `add_special=False,
+        parse_special=True`. It tells who wrote what.
 
-        Raises RequestError where the model has no template, the messages are malformed or the template refuses them.
+        Raises RequestError where the model has no template, the messages are malformed or the
+        template refuses them.
         """
         if self._chat_template is None:
-            raise RequestError("the model has no chat template; it continues text, and cannot be given messages")
-        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_vars)
+            raise RequestError(
+                "the model has no chat template; it continues text, and cannot be given messages"
+            )
+        return self._chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_vars
+        )
 
 
 @contextlib.contextmanager
 def library_errors(kind: type[PellucidError], what: str) -> Iterator[None]:
-    """Turn what the `tokenizers` library raises into `kind`: its exceptions have no types of their own, and its panics are none."""
+    """Turn what the `tokenizers` library raises into `kind`: its exceptions have no types of their
+    own, and its panics are none.
+    """
     try:
         yield
     except BaseException as error:
-        if isinstance(error, PellucidError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        if isinstance(error, PellucidError) or not (
+            isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        ):
             raise
         raise kind(f"{what}: {str(error)[:200]}") from None
 
 
 def _without_special_tokens(rust: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
-    """A second tokenizer over the same model (shared, not copied) that takes special tokens in text for text.
+    """A second tokenizer over the same model (shared, not copied) that takes special tokens in text
+    for text.
 
-    The library has a switch for that, but the switch belongs to the object; two objects need no lock.
+    The library has a switch for that, but the switch belongs to the object; two objects need no
+    lock.
     """
     plain = tokenizer_like(rust)
     plain.add_tokens([token for _, token in sorted(rust.get_added_tokens_decoder().items())])
@@ -157,7 +202,9 @@ def _without_special_tokens(rust: "tokenizers.Tokenizer") -> "tokenizers.Tokeniz
 
 
 def _known_bytes(vocabulary: Vocabulary) -> bytes | None:
-    """The bytes for which a byte-level vocabulary has a letter. None where nothing can be lost: every byte of UTF-8 is covered."""
+    """The bytes for which a byte-level vocabulary has a letter. None where nothing can be lost:
+    every byte of UTF-8 is covered.
+    """
     if not vocabulary.byte_level:
         return None
     short = {text for text in vocabulary.tokens if len(text) == 1}

@@ -1,8 +1,9 @@
-"""A text that knows who wrote each of its characters: the model's chat template, or the caller whose messages it renders.
+"""A text that knows who wrote each of its characters: the model's chat template, or the caller
+whose messages it renders.
 
-One idea: it is a str with a mark per character. It compares, hashes and searches as the str that it is, so a template runs as it would
-without marks. What is done to it there, and what becomes of the marks, is in `provenance.py`; whoever else makes a new text out of it gets
-a plain str.
+One idea: it is a str with a mark per character. It compares, hashes and searches as the str that it
+is, so a template runs as it would without marks. What is done to it there, and what becomes of the
+marks, is in `provenance.py`; whoever else makes a new text out of it gets a plain str.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,9 @@ class TracedText(str):
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         marks = self.foreign[key]
-        return TracedText(super().__getitem__(key), marks if isinstance(marks, bytes) else bytes((marks,)))
+        return TracedText(
+            super().__getitem__(key), marks if isinstance(marks, bytes) else bytes((marks,))
+        )
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))

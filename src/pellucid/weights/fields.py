@@ -1,8 +1,9 @@
 """Typed reading of what a file says about a model: JSON objects and GGUF metadata alike.
 
-One idea: a field is read by its type or refused by its name; and a `Fields` remembers what was read, so that a reader of configs can ask at
-the end what it has passed over (`unread`) instead of dropping it in silence. Values come from strangers: nothing is coerced, numbers are
-finite, and JSON is bounded in size and (by the parser's recursion limit) in nesting.
+One idea: a field is read by its type or refused by its name; and a `Fields` remembers what was
+read, so that a reader of configs can ask at the end what it has passed over (`unread`) instead of
+dropping it in silence. Values come from strangers: nothing is coerced, numbers are finite, and JSON
+is bounded in size and (by the parser's recursion limit) in nesting.
 """
 
 import json
@@ -22,7 +23,9 @@ MAX_TEXT = 100
 
 
 class Fields:
-    """The fields of one mapping. `where` opens every message; names are looked up under `prefix`. A null counts as absent."""
+    """The fields of one mapping. `where` opens every message; names are looked up under `prefix`. A
+    null counts as absent.
+    """
 
     def __init__(self, where: str, values: Mapping[str, object], prefix: str = "") -> None:
         self.where = where
@@ -35,22 +38,36 @@ class Fields:
         return self._prefix + name in self._values
 
     def value(self, name: str) -> object:
-        """Whatever the field holds, None where it is absent: for a field that may be of several types."""
+        """Whatever the field holds, None where it is absent: for a field that may be of several
+        types.
+        """
         self._read.add(self._prefix + name)
         return self._values.get(self._prefix + name)
 
     def unread(self) -> list[str]:
         """Fields under the prefix that nobody has asked for, in order, without the prefix."""
-        return [key[len(self._prefix) :] for key in self._values if key.startswith(self._prefix) and key not in self._read]
+        return [
+            key[len(self._prefix) :]
+            for key in self._values
+            if key.startswith(self._prefix) and key not in self._read
+        ]
 
     def optional_integer(self, name: str) -> int | None:
-        """A whole number. GGUF may give a list with a value per layer: a list of equal values counts as one."""
+        """A whole number. GGUF may give a list with a value per layer: a list of equal values
+        counts as one.
+        """
         value = self.value(name)
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes) and 0 < len(value) <= MAX_LAYERS:
+        if (
+            isinstance(value, Sequence)
+            and not isinstance(value, str | bytes)
+            and 0 < len(value) <= MAX_LAYERS
+        ):
             if any(v != value[0] for v in value):
                 raise self.error(name, "a list whose values differ; layers must be alike")
             value = value[0]
-        if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63):
+        if value is None or (
+            isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+        ):
             return value
         raise self.error(name, f"{_show(value)}; it must be an integer of 64 bits")
 
@@ -63,7 +80,12 @@ class Fields:
         value = self.value(name)
         if value is None:
             return None
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value):
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) < 1e300
+            and math.isfinite(value)
+        ):
             return float(value)
         raise self.error(name, f"{_show(value)}; it must be a finite number")
 
@@ -82,7 +104,9 @@ class Fields:
         value = self.value(name)
         if value is None or (isinstance(value, str) and len(value) <= MAX_TEXT):
             return value
-        raise self.error(name, f"{_show(value)}; it must be a string of at most {MAX_TEXT} characters")
+        raise self.error(
+            name, f"{_show(value)}; it must be a string of at most {MAX_TEXT} characters"
+        )
 
     def text(self, name: str, default: str | None = None) -> str:
         value = self.optional_text(name)
@@ -93,7 +117,11 @@ class Fields:
         value = self.value(name)
         if value is None:
             return None
-        if isinstance(value, list) and len(value) <= MAX_LAYERS and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value):
+        if (
+            isinstance(value, list)
+            and len(value) <= MAX_LAYERS
+            and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value)
+        ):
             return value
         raise self.error(name, f"{_show(value)}; it must be a list of at most {MAX_LAYERS} strings")
 
@@ -128,9 +156,13 @@ def read_json(path: Path, max_bytes: int) -> dict[str, object]:
 
 
 def parse_json(text: bytes, where: str) -> dict[str, object]:
-    """The JSON object that `text` is. Keys given twice, NaN and nesting beyond the parser's recursion limit are refused."""
+    """The JSON object that `text` is. Keys given twice, NaN and nesting beyond the parser's
+    recursion limit are refused.
+    """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where} is not a JSON object that can be read: {error}") from error
     if not isinstance(value, dict):
@@ -159,7 +191,9 @@ def _show(value: object) -> str:
 
 @contextmanager
 def config_from_file(where: str) -> Iterator[None]:
-    """Around the building of a config from a file's fields: an impossible value is the file's fault, and the message names the file."""
+    """Around the building of a config from a file's fields: an impossible value is the file's
+    fault, and the message names the file.
+    """
     try:
         yield
     except ConfigError as error:

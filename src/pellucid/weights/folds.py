@@ -1,7 +1,9 @@
-"""Mending weights as they are loaded, so that the forward pass never does: row permutations, splits, transposes, Gemma's 1 + w.
+"""Mending weights as they are loaded, so that the forward pass never does: row permutations,
+splits, transposes, Gemma's 1 + w.
 
-One idea: a `HostTensor`'s rows are bytes, and quantized blocks never cross a row. What moves whole rows (split, permute) works on any
-format and decodes nothing; a split is a view. What moves or changes single values (transpose, 1 + w) needs a dense format.
+One idea: a `HostTensor`'s rows are bytes, and quantized blocks never cross a row. What moves whole
+rows (split, permute) works on any format and decodes nothing; a split is a view. What moves or
+changes single values (transpose, 1 + w) needs a dense format.
 """
 
 from typing import Any
@@ -15,7 +17,8 @@ from ..formats.tensor import HostTensor
 
 __all__ = ["add_one", "interleaved_to_half_split", "slice_outputs", "transpose"]
 
-_DENSE = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}  # the bits of one value, moved without being read
+# the bits of one value, moved without being read
+_DENSE = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
 def slice_outputs(tensor: HostTensor, start: int, stop: int) -> HostTensor:
@@ -27,7 +30,9 @@ def slice_outputs(tensor: HostTensor, start: int, stop: int) -> HostTensor:
 
 
 def interleaved_to_half_split(tensor: HostTensor, num_heads: int) -> HostTensor:
-    """Reorder the outputs of q or k from the interleaved RoPE layout (pairs 2i, 2i + 1) to the half-split one (pairs i, i + D/2)."""
+    """Reorder the outputs of q or k from the interleaved RoPE layout (pairs 2i, 2i + 1) to the
+    half-split one (pairs i, i + D/2).
+    """
     rows = tensor.data if len(tensor.shape) == 2 else _values(tensor).reshape(-1, 1)
     pairs = rows.reshape(num_heads, -1, 2, rows.shape[-1])  # [H, D/2, 2, bytes of a row]
     moved = pairs.swapaxes(1, 2).reshape(rows.shape)  # [H · 2 · D/2, bytes of a row]
@@ -49,6 +54,7 @@ def _values(tensor: HostTensor) -> NDArray[Any]:
     """The bits of a dense tensor's values [rows, row length]."""
     if tensor.format not in _DENSE:
         raise UnsupportedError(
-            f"a tensor of format {tensor.format} must be split or transposed within its rows; only {', '.join(_DENSE)} can be"
+            f"a tensor of format {tensor.format} must be split or transposed within its rows; "
+            f"only {', '.join(_DENSE)} can be"
         )
     return tensor.data.view(_DENSE[tensor.format])

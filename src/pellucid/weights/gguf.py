@@ -1,13 +1,17 @@
-"""A strict reader of GGUF, the one-file format of ggml and llama.cpp: metadata, then tensors, then their bytes, all memory-mapped.
+"""A strict reader of GGUF, the one-file format of ggml and llama.cpp: metadata, then tensors, then
+their bytes, all memory-mapped.
 
-One idea: the file comes from a stranger, and every number in it is a claim. No count, length, type or offset is used before it has been
-held against what is left of the file, so a damaged or hostile file costs one clear sentence, not memory. What is returned afterwards needs
-no further check: each value and each tensor lies whole inside the file, and no two tensors share a byte.
+One idea: the file comes from a stranger, and every number in it is a claim. No count, length, type
+or offset is used before it has been held against what is left of the file, so a damaged or hostile
+file costs one clear sentence, not memory. What is returned afterwards needs no further check: each
+value and each tensor lies whole inside the file, and no two tensors share a byte.
 
-    "GGUF" | u32 version | u64 tensors | u64 values | metadata | names, shapes, types, offsets of tensors | padding | bytes of tensors
+    "GGUF" | u32 version | u64 tensors | u64 values | metadata | names, shapes, types, offsets of
+    tensors | padding | bytes of tensors
 
-Versions 2 and 3, little-endian. Reference: docs/gguf.md in ggml. Offsets and sizes are in bytes. This module knows no architecture and no
-tensor by its name, never writes to the file, and never copies a tensor's bytes.
+Versions 2 and 3, little-endian. Reference: docs/gguf.md in ggml. Offsets and sizes are in bytes.
+This module knows no architecture and no tensor by its name, never writes to the file, and never
+copies a tensor's bytes.
 """
 
 import math
@@ -56,9 +60,18 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """An open GGUF file. Tensors are views of the memory map, which stays mapped until the last of them is gone, even after `close`."""
+    """An open GGUF file. Tensors are views of the memory map, which stays mapped until the last of
+    them is gone, even after `close`.
+    """
 
-    def __init__(self, path: Path, version: int, metadata: Metadata, tensors: Mapping[str, TensorInfo], buffer: mmap.mmap) -> None:
+    def __init__(
+        self,
+        path: Path,
+        version: int,
+        metadata: Metadata,
+        tensors: Mapping[str, TensorInfo],
+        buffer: mmap.mmap,
+    ) -> None:
         """Use `GGUFFile.open`."""
         self.path = path
         self.version = version
@@ -69,7 +82,9 @@ class GGUFFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Map the file and check all that it says about itself. Takes hundredths of a second, whatever the size of its tensors."""
+        """Map the file and check all that it says about itself. Takes hundredths of a second,
+        whatever the size of its tensors.
+        """
         path = Path(path)
         buffer = _map_file(path)
         cursor = _Cursor(path, buffer)
@@ -77,10 +92,15 @@ class GGUFFile:
         num_tensors = cursor.count("tensors", MAX_TENSORS, MIN_TENSOR_BYTES)
         num_values = cursor.count("metadata values", MAX_VALUES, MIN_VALUE_BYTES)
         metadata = Metadata(path, buffer, _read_fields(cursor, num_values))
-        alignment = check_alignment(metadata.integer("general.alignment", 1, MAX_ALIGNMENT, DEFAULT_ALIGNMENT), str(path))
+        alignment = check_alignment(
+            metadata.integer("general.alignment", 1, MAX_ALIGNMENT, DEFAULT_ALIGNMENT), str(path)
+        )
         parts = metadata.integer("split.count", 0, MAX_TENSORS, 1)
         if parts > 1:
-            raise UnsupportedError(f"{path} is one of the {parts} parts of a split model; merge them into one file first")
+            raise UnsupportedError(
+                f"{path} is one of the {parts} parts of a split model; merge them into one file "
+                "first"
+            )
         tensors = _read_tensors(cursor, num_tensors, alignment)
         return cls(path, version, metadata, tensors, buffer)
 
@@ -91,10 +111,14 @@ class GGUFFile:
         if name not in self.tensors:
             raise FormatError(f"{self.path}: there is no tensor {name!r}")
         info = self.tensors[name]
-        return host_tensor(info.format, info.shape, self._data[info.offset : info.offset + info.nbytes])
+        return host_tensor(
+            info.format, info.shape, self._data[info.offset : info.offset + info.nbytes]
+        )
 
     def release(self, name: str) -> None:
-        """Give back the memory that a tensor's pages take. Whoever still reads it gets them from the page cache again."""
+        """Give back the memory that a tensor's pages take. Whoever still reads it gets them from
+        the page cache again.
+        """
         if sys.platform == "linux" and self._data is not None:
             info, page = self.tensors[name], mmap.PAGESIZE
             start = -(-info.offset // page) * page  # whole pages, none of which a neighbour shares
@@ -103,25 +127,37 @@ class GGUFFile:
                 self._buffer.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def close(self) -> None:
-        """Let go of the file: no further tensors. Those that were handed out, and the metadata, stay readable."""
+        """Let go of the file: no further tensors. Those that were handed out, and the metadata,
+        stay readable.
+        """
         self._data = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 def check_alignment(alignment: int, where: str) -> int:
     """`alignment` itself, if tensors can be aligned to it: a power of two, 8 or more."""
     if not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise FormatError(f"{where}: metadata 'general.alignment' is {alignment}; it must be a power of two from 8 to {MAX_ALIGNMENT}")
+        raise FormatError(
+            f"{where}: metadata 'general.alignment' is {alignment}; it must be a power of two "
+            f"from 8 to {MAX_ALIGNMENT}"
+        )
     return alignment
 
 
 class _Cursor:
-    """Reads the header from front to back. Its one invariant: nothing past the end of the file is touched or believed."""
+    """Reads the header from front to back. Its one invariant: nothing past the end of the file is
+    touched or believed.
+    """
 
     def __init__(self, path: Path, buffer: mmap.mmap) -> None:
         self.path, self.buffer, self.size, self.position = path, buffer, len(buffer), 0
@@ -130,7 +166,10 @@ class _Cursor:
         """Step over `nbytes` and return where they begin."""
         start = self.position
         if nbytes > self.size - start:
-            raise FormatError(f"{self.path}: {what} takes {nbytes} bytes at offset {start}, but the file ends after {self.size}")
+            raise FormatError(
+                f"{self.path}: {what} takes {nbytes} bytes at offset {start}, but the file ends "
+                f"after {self.size}"
+            )
         self.position = start + nbytes
         return start
 
@@ -146,33 +185,48 @@ class _Cursor:
         """A number of things that follow, of which each takes at least `min_bytes`."""
         count = self.u64(f"the number of {what}")
         if count > limit:
-            raise FormatError(f"{self.path}: the number of {what} is {count}; it must be at most {limit}")
+            raise FormatError(
+                f"{self.path}: the number of {what} is {count}; it must be at most {limit}"
+            )
         if count * min_bytes > self.size - self.position:
             left = self.size - self.position
-            raise FormatError(f"{self.path}: {count} {what} take at least {count * min_bytes} bytes, but the file has {left} left")
+            raise FormatError(
+                f"{self.path}: {count} {what} take at least {count * min_bytes} bytes, but the "
+                f"file has {left} left"
+            )
         return count
 
     def name(self, what: str, limit: int) -> str:
         """A string that names something: of 1 to `limit` bytes."""
         length = self.u64(f"the length of {what}")
         if not 1 <= length <= limit:
-            raise FormatError(f"{self.path}: {what} is {length} bytes long; it must be from 1 to {limit}")
+            raise FormatError(
+                f"{self.path}: {what} is {length} bytes long; it must be from 1 to {limit}"
+            )
         start = self.take(length, what)
         try:
             return self.buffer[start : start + length].decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"{self.path}: {what} is not valid UTF-8 ({error.reason} at its byte {error.start})") from None
+            raise FormatError(
+                f"{self.path}: {what} is not valid UTF-8 ({error.reason} at its byte {error.start})"
+            ) from None
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Step over `count` strings. This loop is what opening a file spends its time on, hence the local names."""
+        """Step over `count` strings. This loop is what opening a file spends its time on, hence the
+        local names.
+        """
         buffer, unpack, position = self.buffer, U64.unpack_from, self.position
         last = self.size - 8  # where the last length may begin
         for _ in repeat(None, count):
             if position > last:
-                raise FormatError(f"{self.path}: {what} runs past the end of the file, which is at {self.size}")
+                raise FormatError(
+                    f"{self.path}: {what} runs past the end of the file, which is at {self.size}"
+                )
             position += 8 + unpack(buffer, position)[0]
         if position > self.size:
-            raise FormatError(f"{self.path}: {what} runs past the end of the file, which is at {self.size}")
+            raise FormatError(
+                f"{self.path}: {what} runs past the end of the file, which is at {self.size}"
+            )
         self.position = position
 
 
@@ -191,13 +245,19 @@ def _map_file(path: Path) -> mmap.mmap:
 def _read_version(cursor: _Cursor) -> int:
     magic = cursor.buffer[: len(MAGIC)]
     if magic != MAGIC:
-        raise FormatError(f"{cursor.path} is not a GGUF file: it begins with {magic!r} instead of {MAGIC!r}")
+        raise FormatError(
+            f"{cursor.path} is not a GGUF file: it begins with {magic!r} instead of {MAGIC!r}"
+        )
     cursor.take(len(MAGIC), "the magic")
     version = cursor.u32("the version")
     if version and version % (1 << 16) == 0:  # a small number with its bytes the other way round
-        raise UnsupportedError(f"{cursor.path} is a big-endian GGUF file; only little-endian ones can be read")
+        raise UnsupportedError(
+            f"{cursor.path} is a big-endian GGUF file; only little-endian ones can be read"
+        )
     if version not in VERSIONS:
-        raise UnsupportedError(f"{cursor.path} is of GGUF version {version}; versions 2 and 3 can be read")
+        raise UnsupportedError(
+            f"{cursor.path} is of GGUF version {version}; versions 2 and 3 can be read"
+        )
     return version
 
 
@@ -214,7 +274,9 @@ def _read_fields(cursor: _Cursor, num_values: int) -> dict[str, Field]:
         if value_type is ValueType.ARRAY:
             value_type = _read_value_type(cursor, what)
             if value_type is ValueType.ARRAY:
-                raise UnsupportedError(f"{cursor.path}: {what} is an array of arrays; only flat arrays can be read")
+                raise UnsupportedError(
+                    f"{cursor.path}: {what} is an array of arrays; only flat arrays can be read"
+                )
             count = cursor.count(f"elements of {what}", MAX_ELEMENTS, value_type.size)
         fields[key] = Field(value_type, cursor.position, count)
         if value_type is ValueType.STRING:
@@ -227,38 +289,55 @@ def _read_fields(cursor: _Cursor, num_values: int) -> dict[str, Field]:
 def _read_value_type(cursor: _Cursor, what: str) -> ValueType:
     number = cursor.u32(f"the type of {what}")
     if number > max(ValueType):
-        raise FormatError(f"{cursor.path}: {what} is of value type {number}; it must be from 0 to {max(ValueType):d}")
+        raise FormatError(
+            f"{cursor.path}: {what} is of value type {number}; it must be from 0 to "
+            f"{max(ValueType):d}"
+        )
     return ValueType(number)
 
 
 def _read_tensors(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str, TensorInfo]:
     """Find every tensor, and check that they lie apart and inside the file."""
     claims = [_read_tensor(cursor, i) for i in range(num_tensors)]
-    start = -(-cursor.position // alignment) * alignment  # where tensors' bytes begin; their offsets count from here
+    # where tensors' bytes begin; their offsets count from here
+    start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     for name, shape, format, offset, nbytes in claims:
         what = f"{cursor.path}: tensor {quote(name)}"
         if name in tensors:
             raise FormatError(f"{what} occurs twice")
         if offset % alignment:
-            raise FormatError(f"{what} begins at offset {offset}, which is not a multiple of the alignment, {alignment}")
+            raise FormatError(
+                f"{what} begins at offset {offset}, which is not a multiple of the alignment, "
+                f"{alignment}"
+            )
         if start + offset + nbytes > cursor.size:
-            raise FormatError(f"{what} takes {nbytes} bytes at offset {start + offset}, but the file ends after {cursor.size}")
+            raise FormatError(
+                f"{what} takes {nbytes} bytes at offset {start + offset}, but the file ends after "
+                f"{cursor.size}"
+            )
         tensors[name] = TensorInfo(name, shape, format, start + offset, nbytes)
     by_offset = sorted(tensors.values(), key=lambda info: info.offset)
     for before, after in pairwise(by_offset):
         if before.offset + before.nbytes > after.offset:
-            raise FormatError(f"{cursor.path}: the tensors {quote(before.name)} and {quote(after.name)} overlap at offset {after.offset}")
+            raise FormatError(
+                f"{cursor.path}: the tensors {quote(before.name)} and {quote(after.name)} overlap "
+                f"at offset {after.offset}"
+            )
     return tensors
 
 
 def _read_tensor(cursor: _Cursor, index: int) -> tuple[str, tuple[int, ...], str, int, int]:
-    """(name, shape, format, offset from the first tensor byte, bytes) of one tensor, as the file claims."""
+    """(name, shape, format, offset from the first tensor byte, bytes) of one tensor, as the file
+    claims.
+    """
     name = cursor.name(f"the name of tensor {index}", MAX_NAME_BYTES)
     what = f"tensor {quote(name)}"
     num_dims = cursor.u32(f"the number of dimensions of {what}")
     if not 1 <= num_dims <= MAX_DIMS:
-        raise FormatError(f"{cursor.path}: {what} has {num_dims} dimensions; it must have from 1 to {MAX_DIMS}")
+        raise FormatError(
+            f"{cursor.path}: {what} has {num_dims} dimensions; it must have from 1 to {MAX_DIMS}"
+        )
     shape = tuple(cursor.u64(f"dimension {i} of {what}") for i in range(num_dims))[::-1]
     if min(shape) < 1:
         raise FormatError(f"{cursor.path}: {what} has the shape {shape}; no dimension may be 0")

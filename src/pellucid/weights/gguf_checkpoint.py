@@ -1,4 +1,6 @@
-"""A GGUF file as a checkpoint: `gguf.py` reads it, `gguf_config.py` says what it describes, `names.py` where each parameter lies."""
+"""A GGUF file as a checkpoint: `gguf.py` reads it, `gguf_config.py` says what it describes,
+`names.py` where each parameter lies.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ class GGUFCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map the file, read its config and check its tensors against what the architecture declares."""
+        """Map the file, read its config and check its tensors against what the architecture
+        declares.
+        """
         gguf = GGUFFile.open(path)
         try:
             shapes = {name: info.shape for name, info in gguf.tensors.items()}
@@ -47,8 +51,12 @@ class GGUFCheckpoint:
         return self.gguf.metadata
 
     def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        """Each parameter in turn; when the next is asked for, the pages of the last are given back: what is loaded is not held twice."""
-        for (_, recipe), parameter in zip(self._plan, read_plan(self._plan, self.gguf.tensor), strict=True):
+        """Each parameter in turn; when the next is asked for, the pages of the last are given back:
+        what is loaded is not held twice.
+        """
+        for (_, recipe), parameter in zip(
+            self._plan, read_plan(self._plan, self.gguf.tensor), strict=True
+        ):
             yield parameter
             self.gguf.release(recipe.source)
 
@@ -58,7 +66,12 @@ class GGUFCheckpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -68,5 +81,8 @@ def _rope_freqs(gguf: GGUFFile) -> list[float] | None:
         return None
     shape = gguf.tensors[ROPE_FREQS].shape
     if len(shape) != 1 or shape[0] > MAX_ROPE_FREQS:
-        raise FormatError(f"{gguf.path}: tensor {ROPE_FREQS!r} has shape {list(shape)}; it must be one row of at most {MAX_ROPE_FREQS}")
+        raise FormatError(
+            f"{gguf.path}: tensor {ROPE_FREQS!r} has shape {list(shape)}; it must be one row of "
+            f"at most {MAX_ROPE_FREQS}"
+        )
     return [float(f) for f in dequantize(gguf.tensor(ROPE_FREQS))]

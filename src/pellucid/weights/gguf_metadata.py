@@ -1,10 +1,12 @@
 """The metadata of a GGUF file: typed values under dotted keys, decoded when somebody asks for them.
 
-One idea: opening a file finds out where each value lies, and no more. A vocabulary of 150,000 strings is stepped over in a few hundredths
-of a second and becomes a Python list only on access, so a string that is not UTF-8 is an error of that access.
+One idea: opening a file finds out where each value lies, and no more. A vocabulary of 150,000
+strings is stepped over in a few hundredths of a second and becomes a Python list only on access, so
+a string that is not UTF-8 is an error of that access.
 
-Reference: docs/gguf.md in ggml. Numbers are little-endian; a string is a 64-bit length and that many bytes of UTF-8.
-Values returned are shared and read-only by custom. The map of the file stays open for as long as its metadata is held.
+Reference: docs/gguf.md in ggml. Numbers are little-endian; a string is a 64-bit length and that
+many bytes of UTF-8. Values returned are shared and read-only by custom. The map of the file stays
+open for as long as its metadata is held.
 """
 
 import enum
@@ -54,14 +56,29 @@ class ValueType(enum.IntEnum):
 
 
 _CODES = MappingProxyType(
-    {ValueType.UINT8: "B", ValueType.INT8: "b", ValueType.UINT16: "H", ValueType.INT16: "h", ValueType.UINT32: "I", ValueType.INT32: "i"}
-    | {ValueType.FLOAT32: "f", ValueType.BOOL: "?", ValueType.UINT64: "Q", ValueType.INT64: "q", ValueType.FLOAT64: "d"}
+    {
+        ValueType.UINT8: "B",
+        ValueType.INT8: "b",
+        ValueType.UINT16: "H",
+        ValueType.INT16: "h",
+        ValueType.UINT32: "I",
+        ValueType.INT32: "i",
+    }
+    | {
+        ValueType.FLOAT32: "f",
+        ValueType.BOOL: "?",
+        ValueType.UINT64: "Q",
+        ValueType.INT64: "q",
+        ValueType.FLOAT64: "d",
+    }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A value, and the type that a file gives it: the type of a scalar or string, or of each element of a list."""
+    """A value, and the type that a file gives it: the type of a scalar or string, or of each
+    element of a list.
+    """
 
     value: object
     type: ValueType
@@ -69,7 +86,9 @@ class Typed:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where one value lies: its type (an array's: that of its elements), its first byte, and how many there are (None: not an array)."""
+    """Where one value lies: its type (an array's: that of its elements), its first byte, and how
+    many there are (None: not an array).
+    """
 
     type: ValueType
     start: int
@@ -116,7 +135,10 @@ class Metadata(Mapping[str, object]):
         """The integer `key`, which must be in low … high; `default` where the file has none."""
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise FormatError(f"{self.path}: metadata {quote(key)} is {quote(value)}; it must be an integer from {low} to {high}")
+            raise FormatError(
+                f"{self.path}: metadata {quote(key)} is {quote(value)}; it must be an integer "
+                f"from {low} to {high}"
+            )
         return value
 
     def _decode(self, key: str, field: Field) -> object:
@@ -127,7 +149,10 @@ class Metadata(Mapping[str, object]):
         elif field.type is ValueType.BOOL:
             flags = self._buffer[field.start : field.start + count]
             if flags.strip(b"\0\1"):
-                raise FormatError(f"{self.path}: metadata {quote(key)} holds the byte {max(flags)} as a truth value; it must be 0 or 1")
+                raise FormatError(
+                    f"{self.path}: metadata {quote(key)} holds the byte {max(flags)} as a truth "
+                    "value; it must be 0 or 1"
+                )
             values = [flag == 1 for flag in flags]
         else:
             values = np.frombuffer(self._buffer, "<" + field.type.code, count, field.start).tolist()
@@ -144,6 +169,7 @@ class Metadata(Mapping[str, object]):
         except UnicodeDecodeError as error:
             element = f" element {len(strings)}" if self._fields[key].count is not None else ""
             raise FormatError(
-                f"{self.path}: metadata {quote(key)}{element} is not valid UTF-8 ({error.reason} at its byte {error.start})"
+                f"{self.path}: metadata {quote(key)}{element} is not valid UTF-8 ({error.reason} "
+                f"at its byte {error.start})"
             ) from None
         return strings

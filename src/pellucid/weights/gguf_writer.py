@@ -1,10 +1,12 @@
 """Writes GGUF version 3 files that this reader, the `gguf` package and llama.cpp read alike.
 
-One idea: the file appears whole or not at all. It is written beside its final name and moved there when every byte has reached the disk, so
-a reader never meets half a file, and a file may be rewritten from its own memory-mapped tensors.
+One idea: the file appears whole or not at all. It is written beside its final name and moved there
+when every byte has reached the disk, so a reader never meets half a file, and a file may be
+rewritten from its own memory-mapped tensors.
 
-A metadata value is written as the type that its Python value suggests; `Typed` says otherwise where that matters. Tensors are written as
-the bytes they are, in the order given. Sizes are in bytes. This module quantizes nothing and knows no key but `general.alignment`.
+A metadata value is written as the type that its Python value suggests; `Typed` says otherwise where
+that matters. Tensors are written as the bytes they are, in the order given. Sizes are in bytes.
+This module quantizes nothing and knows no key but `general.alignment`.
 """
 
 import os
@@ -31,10 +33,15 @@ _INTEGER_RANGES = (
 )
 
 
-def write_gguf(path: str | os.PathLike[str], metadata: Mapping[str, object], tensors: Iterable[tuple[str, HostTensor]]) -> None:
-    """Write a model file. `metadata` may be another file's `Metadata`, whose types are kept; or any mapping, in which a bool, str or float
-    becomes that type (float32), an int UINT32 or the first of INT32, UINT64, INT64 that holds it, and a list an array of one of these
-    (integers INT32 first, as ggml's readers expect them)."""
+def write_gguf(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, object],
+    tensors: Iterable[tuple[str, HostTensor]],
+) -> None:
+    """Write a model file. `metadata` may be another file's `Metadata`, whose types are kept; or any
+    mapping, in which a bool, str or float becomes that type (float32), an int UINT32 or the first
+    of INT32, UINT64, INT64 that holds it, and a list an array of one of these (integers INT32
+    first, as ggml's readers expect them)."""
     path = Path(path)
     values = metadata.typed() if isinstance(metadata, Metadata) else metadata
     listed = list(tensors)
@@ -76,10 +83,15 @@ def _tensor_infos(tensors: list[tuple[str, HostTensor]], alignment: int) -> byte
         if name in seen:
             raise ConfigError(f"the tensor {name!r} is given twice")
         seen.add(name)
-        host_tensor(tensor.format, tensor.shape, tensor.data)  # checks that its bytes are as many as its shape needs
+        # checks that its bytes are as many as its shape needs
+        host_tensor(tensor.format, tensor.shape, tensor.data)
         if len(tensor.shape) > MAX_DIMS:
-            raise ConfigError(f"the tensor {name!r} has {len(tensor.shape)} dimensions; a GGUF file allows at most {MAX_DIMS}")
-        infos += _string(name, "a tensor's name", MAX_NAME_BYTES - 1)  # llama.cpp wants room for a final zero
+            raise ConfigError(
+                f"the tensor {name!r} has {len(tensor.shape)} dimensions; a GGUF file allows at "
+                f"most {MAX_DIMS}"
+            )
+        # llama.cpp wants room for a final zero
+        infos += _string(name, "a tensor's name", MAX_NAME_BYTES - 1)
         infos += struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
         infos += struct.pack("<IQ", get_format(tensor.format).ggml_type, offset)
         offset += -(-tensor.data.nbytes // alignment) * alignment
@@ -90,10 +102,14 @@ def _value(key: str, value: object) -> bytes:
     """A value as it stands in the file: its type, then itself."""
     typed = value if isinstance(value, Typed) else Typed(value, _infer_type(key, value))
     if typed.type is ValueType.ARRAY:
-        raise ConfigError(f"metadata {key!r} is given the type ARRAY; give a list the type of its elements")
+        raise ConfigError(
+            f"metadata {key!r} is given the type ARRAY; give a list the type of its elements"
+        )
     if not isinstance(typed.value, list):
         return struct.pack("<I", typed.type) + b"".join(_elements(key, [typed.value], typed.type))
-    return struct.pack("<IIQ", ValueType.ARRAY, typed.type, len(typed.value)) + b"".join(_elements(key, typed.value, typed.type))
+    return struct.pack("<IIQ", ValueType.ARRAY, typed.type, len(typed.value)) + b"".join(
+        _elements(key, typed.value, typed.type)
+    )
 
 
 def _elements(key: str, values: list[object], value_type: ValueType) -> Iterator[bytes]:
@@ -103,10 +119,16 @@ def _elements(key: str, values: list[object], value_type: ValueType) -> Iterator
                 raise ConfigError(f"metadata {key!r} holds {value!r}; it must be a string")
             yield _string(value, f"metadata {key!r}", None)
         return
-    allowed = {ValueType.BOOL: (bool,), ValueType.FLOAT32: (float, int), ValueType.FLOAT64: (float, int)}.get(value_type, (int,))
+    allowed = {
+        ValueType.BOOL: (bool,),
+        ValueType.FLOAT32: (float, int),
+        ValueType.FLOAT64: (float, int),
+    }.get(value_type, (int,))
     for value in values:
         if type(value) not in allowed:
-            raise ConfigError(f"metadata {key!r} holds {value!r}, which cannot be written as {value_type.name}")
+            raise ConfigError(
+                f"metadata {key!r} holds {value!r}, which cannot be written as {value_type.name}"
+            )
     try:
         yield struct.pack(f"<{len(values)}{value_type.code}", *values)
     except (struct.error, OverflowError) as error:
@@ -123,12 +145,19 @@ def _infer_type(key: str, value: object) -> ValueType:
     if kinds == {float}:
         return ValueType.FLOAT32
     if kinds == {int}:
-        ranges = sorted(_INTEGER_RANGES, key=lambda entry: entry[0] is not ValueType.INT32) if isinstance(value, list) else _INTEGER_RANGES
+        ranges = (
+            sorted(_INTEGER_RANGES, key=lambda entry: entry[0] is not ValueType.INT32)
+            if isinstance(value, list)
+            else _INTEGER_RANGES
+        )
         for value_type, low, high in ranges:
             if low <= min(elements) and max(elements) <= high:
                 return value_type
     names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
-    raise ConfigError(f"metadata {key!r} holds {names}; it must be bool, int (of 64 bits), float or str, or a list of one of these")
+    raise ConfigError(
+        f"metadata {key!r} holds {names}; it must be bool, int (of 64 bits), float or str, or a "
+        "list of one of these"
+    )
 
 
 def _string(text: str, what: str, limit: int | None) -> bytes:
@@ -137,5 +166,7 @@ def _string(text: str, what: str, limit: int | None) -> bytes:
     except UnicodeEncodeError as error:
         raise ConfigError(f"{what} cannot be written as UTF-8: {error.reason}") from None
     if limit is not None and not 1 <= len(encoded) <= limit:
-        raise ConfigError(f"{what} is {text!r}, of {len(encoded)} bytes; it must be of 1 to {limit}")
+        raise ConfigError(
+            f"{what} is {text!r}, of {len(encoded)} bytes; it must be of 1 to {limit}"
+        )
     return U64.pack(len(encoded)) + encoded

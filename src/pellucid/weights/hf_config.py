@@ -1,7 +1,9 @@
-"""Hugging Face `config.json` -> `ModelConfig`. `model_type` decides the family; fields mean what transformers makes of them.
+"""Hugging Face `config.json` -> `ModelConfig`. `model_type` decides the family; fields mean what
+transformers makes of them.
 
-One idea: a field that transformers' model of that type reads is read here or refused; a field that it does not read changes nothing there
-and nothing here. Defaults are those of transformers' config classes, for files that leave them out; sizes have none.
+One idea: a field that transformers' model of that type reads is read here or refused; a field that
+it does not read changes nothing there and nothing here. Defaults are those of transformers' config
+classes, for files that leave them out; sizes have none.
 
 Rotary fields have a file of their own, `hf_rope.py`.
 """
@@ -27,21 +29,30 @@ def build_hf_config(values: Mapping[str, object], where: str) -> ModelConfig:
     fields = Fields(where, values)
     model_type = fields.text("model_type")
     if fields.section("vision_config") is not None or fields.section("text_config") is not None:
-        raise UnsupportedError(f"{where}: model_type {model_type!r} has text and images; only text models run")
+        raise UnsupportedError(
+            f"{where}: model_type {model_type!r} has text and images; only text models run"
+        )
     for name in ("num_local_experts", "num_experts", "n_routed_experts"):
         if fields.optional_integer(name):
             raise UnsupportedError(
-                f"{where}: {model_type} with {name} {fields.integer(name)} is a mixture of experts; only dense models run"
+                f"{where}: {model_type} with {name} {fields.integer(name)} is a mixture of "
+                "experts; only dense models run"
             )
     if model_type not in _FAMILIES:
-        raise UnsupportedError(f"{where}: model_type is {model_type!r}; known ones are: {', '.join(_FAMILIES)}")
+        raise UnsupportedError(
+            f"{where}: model_type is {model_type!r}; known ones are: {', '.join(_FAMILIES)}"
+        )
     for architecture in fields.optional_texts("architectures") or ():
         if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-            raise UnsupportedError(f"{where}: architectures names {architecture!r}; only causal language models (…ForCausalLM) run")
+            raise UnsupportedError(
+                f"{where}: architectures names {architecture!r}; only causal language models "
+                "(…ForCausalLM) run"
+            )
     quantization = fields.section("quantization_config")
     if quantization is not None:
         raise UnsupportedError(
-            f"{where}: weights are quantized by {quantization.text('quant_method', 'an unnamed method')!r}, which is not supported"
+            f"{where}: weights are quantized by "
+            f"{quantization.text('quant_method', 'an unnamed method')!r}, which is not supported"
         )
     for name in ("use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention"):
         if fields.flag(name, False):
@@ -52,7 +63,9 @@ def build_hf_config(values: Mapping[str, object], where: str) -> ModelConfig:
 
 def _gpt2(fields: Fields) -> ModelConfig:
     if fields.flag("scale_attn_by_inverse_layer_idx", False):
-        raise UnsupportedError(f"{fields.where}: scale_attn_by_inverse_layer_idx is true, which is not supported")
+        raise UnsupportedError(
+            f"{fields.where}: scale_attn_by_inverse_layer_idx is true, which is not supported"
+        )
     hidden_size, num_heads = fields.integer("n_embd"), _positive(fields, "n_head")
     return ModelConfig(
         architecture="gpt2",
@@ -89,7 +102,9 @@ class _Common(TypedDict):
 
 
 def _common(fields: Fields, *, num_kv_heads: int | None, head_dim: int | None) -> _Common:
-    """`num_kv_heads` and `head_dim` are the family's defaults; None: num_heads, and hidden_size / num_heads."""
+    """`num_kv_heads` and `head_dim` are the family's defaults; None: num_heads, and hidden_size /
+    num_heads.
+    """
     hidden_size, num_heads = fields.integer("hidden_size"), _positive(fields, "num_attention_heads")
     absent = not fields.has("num_key_value_heads")  # null means num_heads
     return {
@@ -98,8 +113,12 @@ def _common(fields: Fields, *, num_kv_heads: int | None, head_dim: int | None) -
         "intermediate_size": fields.integer("intermediate_size"),
         "num_layers": _num_layers(fields, "num_hidden_layers"),
         "num_heads": num_heads,
-        "num_kv_heads": fields.integer("num_key_value_heads", num_kv_heads if absent and num_kv_heads else num_heads),
-        "head_dim": fields.optional_integer("head_dim") or head_dim or _head_dim(fields, hidden_size, num_heads),
+        "num_kv_heads": fields.integer(
+            "num_key_value_heads", num_kv_heads if absent and num_kv_heads else num_heads
+        ),
+        "head_dim": fields.optional_integer("head_dim")
+        or head_dim
+        or _head_dim(fields, hidden_size, num_heads),
         "max_position_embeddings": fields.integer("max_position_embeddings"),
         "norm_eps": fields.number("rms_norm_eps", 1e-6),
     }
@@ -123,7 +142,9 @@ def _llama(fields: Fields) -> ModelConfig:
 def _mistral(fields: Fields) -> ModelConfig:
     common = _common(fields, num_kv_heads=8, head_dim=None)
     if fields.optional_texts("layer_types") is not None:
-        raise UnsupportedError(f"{fields.where}: layer_types is set, which is not supported for mistral")
+        raise UnsupportedError(
+            f"{fields.where}: layer_types is set, which is not supported for mistral"
+        )
     window = fields.optional_integer("sliding_window") if fields.has("sliding_window") else 4096
     return ModelConfig(
         architecture="mistral",
@@ -136,15 +157,25 @@ def _mistral(fields: Fields) -> ModelConfig:
 
 
 def _qwen2(fields: Fields) -> ModelConfig:
-    return _qwen("qwen2", fields, _common(fields, num_kv_heads=32, head_dim=None), qkv_bias=True, o_bias=False)
+    return _qwen(
+        "qwen2",
+        fields,
+        _common(fields, num_kv_heads=32, head_dim=None),
+        qkv_bias=True,
+        o_bias=False,
+    )
 
 
 def _qwen3(fields: Fields) -> ModelConfig:
     bias = fields.flag("attention_bias", False)
-    return _qwen("qwen3", fields, _common(fields, num_kv_heads=32, head_dim=128), qkv_bias=bias, o_bias=bias)
+    return _qwen(
+        "qwen3", fields, _common(fields, num_kv_heads=32, head_dim=128), qkv_bias=bias, o_bias=bias
+    )
 
 
-def _qwen(architecture: str, fields: Fields, common: _Common, *, qkv_bias: bool, o_bias: bool) -> ModelConfig:
+def _qwen(
+    architecture: str, fields: Fields, common: _Common, *, qkv_bias: bool, o_bias: bool
+) -> ModelConfig:
     window = None
     if fields.flag("use_sliding_window", False):
         window = fields.optional_integer("sliding_window") if fields.has("sliding_window") else 4096
@@ -168,13 +199,21 @@ def _gemma2(fields: Fields) -> ModelConfig:
 
 
 def _gemma3(fields: Fields) -> ModelConfig:
-    return _gemma("gemma3", fields, period=fields.integer("sliding_window_pattern", fields.integer("_sliding_window_pattern", 6)))
+    return _gemma(
+        "gemma3",
+        fields,
+        period=fields.integer(
+            "sliding_window_pattern", fields.integer("_sliding_window_pattern", 6)
+        ),
+    )
 
 
 def _gemma(architecture: str, fields: Fields, *, period: int) -> ModelConfig:
     """The last layer of each `period` sees all, the others a window."""
     if period < 1:
-        raise FormatError(f"{fields.where}: sliding_window_pattern is {period}; it must be at least 1")
+        raise FormatError(
+            f"{fields.where}: sliding_window_pattern is {period}; it must be at least 1"
+        )
     common = _common(fields, num_kv_heads=4, head_dim=256)
     window = fields.optional_integer("sliding_window") if fields.has("sliding_window") else 4096
     default = [window if (i + 1) % period else None for i in range(common["num_layers"])]
@@ -192,32 +231,49 @@ def _gemma(architecture: str, fields: Fields, *, period: int) -> ModelConfig:
         tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         embedding_scale=common["hidden_size"] ** 0.5,
         softmax_scale=_positive_number(fields, "query_pre_attn_scalar", 256.0) ** -0.5,
-        attn_softcap=fields.optional_number("attn_logit_softcapping") if fields.has("attn_logit_softcapping") else attn_cap,
-        final_softcap=fields.optional_number("final_logit_softcapping") if fields.has("final_logit_softcapping") else final_cap,
+        attn_softcap=fields.optional_number("attn_logit_softcapping")
+        if fields.has("attn_logit_softcapping")
+        else attn_cap,
+        final_softcap=fields.optional_number("final_logit_softcapping")
+        if fields.has("final_logit_softcapping")
+        else final_cap,
         windows=_windows(fields, window, default),
-        rope=build_rope(fields, head_dim) if second else build_rope(fields, head_dim, layer_type="full_attention", theta=1_000_000.0),
+        rope=build_rope(fields, head_dim)
+        if second
+        else build_rope(fields, head_dim, layer_type="full_attention", theta=1_000_000.0),
         rope_local=None if second else build_local_rope(fields, head_dim),
     )
 
 
-def _windows(fields: Fields, window: int | None, default: list[int | None]) -> tuple[int | None, ...]:
+def _windows(
+    fields: Fields, window: int | None, default: list[int | None]
+) -> tuple[int | None, ...]:
     """The window of each layer: by `layer_types` where the file has it."""
     types = fields.optional_texts("layer_types")
     if types is None:
         return tuple(default)
     unknown = [t for t in types if t not in ("full_attention", "sliding_attention")]
     if unknown:
-        raise UnsupportedError(f"{fields.where}: layer_types names {unknown[0]!r}; known ones are: full_attention, sliding_attention")
+        raise UnsupportedError(
+            f"{fields.where}: layer_types names {unknown[0]!r}; known ones are: full_attention, "
+            "sliding_attention"
+        )
     if window is None and "sliding_attention" in types:
-        raise FormatError(f"{fields.where}: layer_types names 'sliding_attention' but there is no sliding_window")
+        raise FormatError(
+            f"{fields.where}: layer_types names 'sliding_attention' but there is no sliding_window"
+        )
     return tuple(window if t == "sliding_attention" else None for t in types)
 
 
-def _activation(fields: Fields, name: str, default: str, only: Activation | None = None) -> Activation:
+def _activation(
+    fields: Fields, name: str, default: str, only: Activation | None = None
+) -> Activation:
     value = fields.text(name, default)
     if value not in _ACTIVATIONS or only not in (None, _ACTIVATIONS[value]):
         known = [key for key, activation in _ACTIVATIONS.items() if only in (None, activation)]
-        raise UnsupportedError(f"{fields.where}: {name} is {value!r}; known ones are: {', '.join(known)}")
+        raise UnsupportedError(
+            f"{fields.where}: {name} is {value!r}; known ones are: {', '.join(known)}"
+        )
     return _ACTIVATIONS[value]
 
 
@@ -245,7 +301,8 @@ def _positive_number(fields: Fields, name: str, default: float) -> float:
 def _head_dim(fields: Fields, hidden_size: int, num_heads: int) -> int:
     if hidden_size % num_heads:
         raise FormatError(
-            f"{fields.where}: hidden size {hidden_size} is not a multiple of the number of heads, {num_heads}, and head_dim is not given"
+            f"{fields.where}: hidden size {hidden_size} is not a multiple of the number of heads, "
+            f"{num_heads}, and head_dim is not given"
         )
     return hidden_size // num_heads
 

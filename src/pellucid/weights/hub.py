@@ -1,6 +1,8 @@
-"""From what the user wrote to a path: a file or folder that is here, a model of the catalogue, or a model of the Hugging Face hub.
+"""From what the user wrote to a path: a file or folder that is here, a model of the catalogue, or a
+model of the Hugging Face hub.
 
-One idea: what is here is used without asking anybody. Only a model that is not here, or `pull`, goes to the network.
+One idea: what is here is used without asking anybody. Only a model that is not here, or `pull`,
+goes to the network.
 
     PATH                    an existing .gguf file, or a folder with config.json and *.safetensors; it wins over every other meaning
     NAME                    a model of weights/catalogue.py
@@ -8,7 +10,8 @@ One idea: what is here is used without asking anybody. Only a model that is not 
     ORG/NAME:QUANT          the GGUF file of that quantization
     ORG/NAME/FILE.gguf      that very file
 
-Hub models live in Hugging Face's own cache, so what other programs fetched is found. Pickled weights (*.bin, *.pt) are never fetched.
+Hub models live in Hugging Face's own cache, so what other programs fetched is found. Pickled
+weights (*.bin, *.pt) are never fetched.
 """
 
 import difflib
@@ -27,40 +30,60 @@ from .wheels import fetch_model
 __all__ = ["choose_files", "default_cache_dir", "pull", "resolve_model"]
 
 _HUB_NAME = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,32})|/(?P<file>[^:*?]{1,200}\.gguf))?", re.ASCII
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,32})|/(?P<file>[^:*?]{1,200}\.gguf))?",
+    re.ASCII,
 )
-_FOLDER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+_FOLDER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _INDEX = "model.safetensors.index.json"
 _DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")  # llama.cpp's choice where none is named
-_NOT_A_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")  # what else lies in GGUF repositories
+# what else lies in GGUF repositories
+_NOT_A_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _PATH_ENDINGS = (".gguf", ".safetensors", ".bin", ".json")
 _MAX_INDEX_BYTES = 64 << 20
 
 
 def default_cache_dir() -> Path:
-    """Where models of the catalogue are kept: $XDG_CACHE_HOME/pellucid/models, by default ~/.cache/pellucid/models."""
+    """Where models of the catalogue are kept: $XDG_CACHE_HOME/pellucid/models, by default
+    ~/.cache/pellucid/models.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pellucid" / "models"
 
 
-def resolve_model(name_or_path: str | Path, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
-    """The file or folder that `name_or_path` means; fetched where it is a name and not here. Raises ConfigError or DownloadError.
+def resolve_model(
+    name_or_path: str | Path, *, cache_dir: Path | None = None, progress: bool = False
+) -> Path:
+    """The file or folder that `name_or_path` means; fetched where it is a name and not here. Raises
+    ConfigError or DownloadError.
 
-    `cache_dir` holds the files of the catalogue; None: `default_cache_dir()`. `progress` shows bars on standard error if it is a terminal.
+    `cache_dir` holds the files of the catalogue; None: `default_cache_dir()`. `progress` shows bars
+    on standard error if it is a terminal.
     """
     path = _existing(str(name_or_path))
     if path is not None:
         return path
     if name_or_path in CATALOGUE:
-        return fetch_model(CATALOGUE[str(name_or_path)], cache_dir or default_cache_dir(), progress=progress)
+        return fetch_model(
+            CATALOGUE[str(name_or_path)], cache_dir or default_cache_dir(), progress=progress
+        )
     name = _parse(str(name_or_path))
     return _cached(name) or _download(name, progress)
 
 
 def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
-    """Bring a named model here, or make sure that it is: a catalogue file is read whole and checked, the hub is asked for changes."""
+    """Bring a named model here, or make sure that it is: a catalogue file is read whole and
+    checked, the hub is asked for changes.
+    """
     if name in CATALOGUE:
-        return fetch_model(CATALOGUE[name], cache_dir or default_cache_dir(), verify=True, progress=progress)
+        return fetch_model(
+            CATALOGUE[name], cache_dir or default_cache_dir(), verify=True, progress=progress
+        )
     return _download(_parse(name), progress)
 
 
@@ -71,7 +94,9 @@ class _HubName:
     file: str | None  # "folder/model-Q4_K_M.gguf"
 
     def __str__(self) -> str:
-        return self.repo + (f":{self.quant}" if self.quant else f"/{self.file}" if self.file else "")
+        return self.repo + (
+            f":{self.quant}" if self.quant else f"/{self.file}" if self.file else ""
+        )
 
 
 def _existing(text: str) -> Path | None:
@@ -86,22 +111,31 @@ def _parse(name: str) -> _HubName:
     match = _HUB_NAME.fullmatch(name)
     if match is not None and (match["file"] or not name.lower().endswith(_PATH_ENDINGS)):
         return _HubName(match["repo"], match["quant"], match["file"])
-    if name.startswith((".", "/", "~")) or name.endswith("/") or name.lower().endswith(_PATH_ENDINGS):
+    if (
+        name.startswith((".", "/", "~"))
+        or name.endswith("/")
+        or name.lower().endswith(_PATH_ENDINGS)
+    ):
         raise ConfigError(f"there is no file or folder {name!r}")
-    close = [known for known in CATALOGUE if name and known.startswith(name.lower())] or difflib.get_close_matches(
-        name.lower(), CATALOGUE, 1
-    )
+    close = [
+        known for known in CATALOGUE if name and known.startswith(name.lower())
+    ] or difflib.get_close_matches(name.lower(), CATALOGUE, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     known = ", ".join(CATALOGUE)
     raise ConfigError(
-        f"{name!r} is no file or folder here, and no model's name; known are {known}, and ORG/NAME of the Hugging Face hub{hint}"
+        f"{name!r} is no file or folder here, and no model's name; known are {known}, and "
+        f"ORG/NAME of the Hugging Face hub{hint}"
     )
 
 
-def choose_files(name: str, files: Sequence[str], *, quant: str | None = None, file: str | None = None) -> list[str]:
-    """Which of a repository's files make the model: one .gguf file, or config.json, *.safetensors and the tokenizer's files.
+def choose_files(
+    name: str, files: Sequence[str], *, quant: str | None = None, file: str | None = None
+) -> list[str]:
+    """Which of a repository's files make the model: one .gguf file, or config.json, *.safetensors
+    and the tokenizer's files.
 
-    Raises DownloadError where there are none, UnsupportedError where the model is cut into several GGUF files.
+    Raises DownloadError where there are none, UnsupportedError where the model is cut into several
+    GGUF files.
     """
     present = set(files)
     if file is None and quant is None and "config.json" in present:
@@ -109,7 +143,10 @@ def choose_files(name: str, files: Sequence[str], *, quant: str | None = None, f
         if weights:
             return ["config.json", *weights, *(f for f in _FOLDER_FILES if f in present)]
     models = sorted(
-        f for f in files if f.lower().endswith(".gguf") and not any(word in f.rpartition("/")[2].lower() for word in _NOT_A_MODEL)
+        f
+        for f in files
+        if f.lower().endswith(".gguf")
+        and not any(word in f.rpartition("/")[2].lower() for word in _NOT_A_MODEL)
     )
     if file is not None:
         chosen = [file] if file in present else []
@@ -135,7 +172,8 @@ def choose_files(name: str, files: Sequence[str], *, quant: str | None = None, f
         raise DownloadError(f"{name} has {wanted}{has}")
     if re.search(r"-\d{5}-of-\d{5}\.gguf$", chosen[0]):
         raise UnsupportedError(
-            f"{name}: {chosen[0]} is one of several files that a model was cut into; only models in one GGUF file are read"
+            f"{name}: {chosen[0]} is one of several files that a model was cut into; only models "
+            "in one GGUF file are read"
         )
     return chosen[:1]
 
@@ -165,7 +203,8 @@ def _cached(name: _HubName) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name.repo, local_files_only=True, allow_patterns=[]))  # no file is wanted: only the folder's name
+        # no file is wanted: only the folder's name
+        folder = Path(snapshot_download(name.repo, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         return None
     files = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
@@ -175,12 +214,16 @@ def _cached(name: _HubName) -> Path | None:
         return None
     if chosen[0].endswith(".gguf"):
         return folder / chosen[0]
-    complete = "tokenizer.json" in files and (_INDEX not in chosen or _shards(folder / _INDEX) <= set(files))
+    complete = "tokenizer.json" in files and (
+        _INDEX not in chosen or _shards(folder / _INDEX) <= set(files)
+    )
     return folder if complete else None
 
 
 def _shards(index: Path) -> set[str]:
-    """The files that an index of shards names; one that cannot be read names a file that is not there."""
+    """The files that an index of shards names; one that cannot be read names a file that is not
+    there.
+    """
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
             return {""}
@@ -204,11 +247,22 @@ def _download(name: _HubName, progress: bool) -> Path:
     except (DownloadError, UnsupportedError):
         raise
     except GatedRepoError as error:
-        raise DownloadError(f"{name.repo} is gated: accept its terms on its page on the hub and log in with `hf auth login`") from error
+        raise DownloadError(
+            f"{name.repo} is gated: accept its terms on its page on the hub and log in with `hf "
+            "auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise DownloadError(f"the Hugging Face hub has no model {name.repo!r}, or it is private and needs `hf auth login`") from error
-    except Exception as error:  # the hub's client raises what its HTTP library of the day raises; all of it means: it did not come
-        raise DownloadError(f"{name} is not in the Hugging Face cache and could not be fetched: {_first_line(error)}") from error
+        raise DownloadError(
+            f"the Hugging Face hub has no model {name.repo!r}, or it is private and needs `hf "
+            "auth login`"
+        ) from error
+    # the hub's client raises what its HTTP library of the day raises; all of it means: it did not
+    # come
+    except Exception as error:
+        raise DownloadError(
+            f"{name} is not in the Hugging Face cache and could not be fetched: "
+            f"{_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -219,7 +273,11 @@ def _first_line(error: Exception) -> str:
 @contextmanager
 def _progress_bars(wanted: bool) -> Iterator[None]:
     """The hub's client draws its own bars; without `wanted` they are off for the while."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     off = wanted or are_progress_bars_disabled()
     if not off:

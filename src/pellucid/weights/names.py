@@ -1,7 +1,9 @@
-"""Where each declared parameter lies in a file: canonical names ↔ the names of GGUF and of Hugging Face.
+"""Where each declared parameter lies in a file: canonical names ↔ the names of GGUF and of Hugging
+Face.
 
-One idea: the declaration leads. For each `Param` this module says which tensor of the file holds it, under which shape, and which fold
-makes it canonical; what the file holds beyond that is unexpected. So a tensor is never guessed from its name, and none is passed over.
+One idea: the declaration leads. For each `Param` this module says which tensor of the file holds
+it, under which shape, and which fold makes it canonical; what the file holds beyond that is
+unexpected. So a tensor is never guessed from its name, and none is passed over.
 """
 
 import re
@@ -20,14 +22,21 @@ Fold = Callable[[HostTensor], HostTensor]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one parameter is made: from tensor `source` of the file, which must have `shape`, by `fold` (None: as it is)."""
+    """How one parameter is made: from tensor `source` of the file, which must have `shape`, by
+    `fold` (None: as it is).
+    """
 
     source: str
     shape: tuple[int, ...]
     fold: Fold | None = None
 
 
-_GGUF_TOP = {"embed_tokens": "token_embd", "embed_positions": "position_embd", "norm": "output_norm", "lm_head": "output"}
+_GGUF_TOP = {
+    "embed_tokens": "token_embd",
+    "embed_positions": "position_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+}
 _GGUF_LAYER = {
     "input_norm": "attn_norm",
     "q_proj": "attn_q",
@@ -72,8 +81,11 @@ _HF_GPT2_LAYER = {
 }
 _QKV = ("q_proj", "k_proj", "v_proj")
 
-# Buffers that old checkpoints carry beside the parameters, computed anew here: rotary frequencies, causal masks and their fill value.
-_IGNORED = re.compile(r"(.+\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(bias|masked_bias)|blk\.\d+\.attn_rot_embd(\.weight)?)")
+# Buffers that old checkpoints carry beside the parameters, computed anew here: rotary frequencies,
+# causal masks and their fill value.
+_IGNORED = re.compile(
+    r"(.+\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(bias|masked_bias)|blk\.\d+\.attn_rot_embd(\.weight)?)"
+)
 
 
 def is_ignored(name: str) -> bool:
@@ -84,15 +96,20 @@ def is_ignored(name: str) -> bool:
 def gguf_recipe(config: ModelConfig, param: Param) -> Recipe:
     """Where a GGUF file holds `param`.
 
-    Files of architecture "llama" (Mistral's too) hold the rows of q and k in the interleaved RoPE layout; no other family here does.
-    GPT-2's q, k and v are one tensor. Gemma's norm weights have their 1 added already.
+    Files of architecture "llama" (Mistral's too) hold the rows of q and k in the interleaved RoPE
+    layout; no other family here does. GPT-2's q, k and v are one tensor. Gemma's norm weights have
+    their 1 added already.
     """
     layer, module, kind = _split(param.name)
     if layer is None:
         return Recipe(f"{_GGUF_TOP[module]}.{kind}", param.shape)
     if config.architecture == "gpt2" and module in _QKV:
         start, stop, total = _qkv_rows(config, module)
-        return Recipe(f"blk.{layer}.attn_qkv.{kind}", (total, *param.shape[1:]), lambda t: folds.slice_outputs(t, start, stop))
+        return Recipe(
+            f"blk.{layer}.attn_qkv.{kind}",
+            (total, *param.shape[1:]),
+            lambda t: folds.slice_outputs(t, start, stop),
+        )
     source = f"blk.{layer}.{_GGUF_LAYER[module]}.{kind}"
     if config.architecture == "llama" and module in ("q_proj", "k_proj"):
         heads = config.num_heads if module == "q_proj" else config.num_kv_heads
@@ -101,7 +118,9 @@ def gguf_recipe(config: ModelConfig, param: Param) -> Recipe:
 
 
 def safetensors_recipe(config: ModelConfig, param: Param, prefix: str = "transformer.") -> Recipe:
-    """Where a Hugging Face checkpoint holds `param`. `prefix` is GPT-2's own: "transformer." or nothing, as the file has it."""
+    """Where a Hugging Face checkpoint holds `param`. `prefix` is GPT-2's own: "transformer." or
+    nothing, as the file has it.
+    """
     layer, module, kind = _split(param.name)
     if config.architecture == "gpt2":
         return _gpt2_recipe(config, param, prefix)
@@ -126,7 +145,9 @@ def _gpt2_recipe(config: ModelConfig, param: Param, prefix: str) -> Recipe:
         source = f"{prefix}h.{layer}.attn.c_attn.{kind}"
         if kind == "bias":
             return Recipe(source, (total,), lambda t: folds.slice_outputs(t, start, stop))
-        return Recipe(source, (config.hidden_size, total), lambda t: folds.transpose(t, start, stop))
+        return Recipe(
+            source, (config.hidden_size, total), lambda t: folds.transpose(t, start, stop)
+        )
     source = f"{prefix}h.{layer}.{_HF_GPT2_LAYER[module]}.{kind}"
     if len(param.shape) == 2:
         return Recipe(source, param.shape[::-1], folds.transpose)
@@ -135,12 +156,17 @@ def _gpt2_recipe(config: ModelConfig, param: Param, prefix: str) -> Recipe:
 
 def _qkv_rows(config: ModelConfig, module: str) -> tuple[int, int, int]:
     """Which rows of the fused matrix are `module`'s, and how many there are: q, k, v in turn."""
-    sizes = [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+    sizes = [
+        heads * config.head_dim
+        for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    ]
     start = sum(sizes[: _QKV.index(module)])
     return start, start + sizes[_QKV.index(module)], sum(sizes)
 
 
 def _split(name: str) -> tuple[int | None, str, str]:
-    """ "layers.3.q_proj.weight" -> (3, "q_proj", "weight"); "norm.weight" -> (None, "norm", "weight")."""
+    """ "layers.3.q_proj.weight" -> (3, "q_proj", "weight"); "norm.weight" -> (None, "norm",
+    "weight").
+    """
     *head, module, kind = name.split(".")
     return (int(head[1]) if head else None), module, kind

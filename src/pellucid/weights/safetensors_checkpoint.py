@@ -1,7 +1,9 @@
-"""A Hugging Face folder as a checkpoint: config.json beside one .safetensors file, or several and their index.
+"""A Hugging Face folder as a checkpoint: config.json beside one .safetensors file, or several and
+their index.
 
-One idea: a sharded model is one table of tensors. The index says which file holds each; it is held against what the files say, and a file's
-name in it is a plain name in the folder, never a path that leads elsewhere.
+One idea: a sharded model is one table of tensors. The index says which file holds each; it is held
+against what the files say, and a file's name in it is a plain name in the folder, never a path that
+leads elsewhere.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,16 +41,21 @@ class SafetensorsCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read config.json, map the files and check their tensors against what the architecture declares."""
+        """Read config.json, map the files and check their tensors against what the architecture
+        declares.
+        """
         config_path = path / "config.json"
         if not config_path.is_file():
-            raise FormatError(f"{path} has no config.json; a model's folder holds config.json and *.safetensors")
+            raise FormatError(
+                f"{path} has no config.json; a model's folder holds config.json and *.safetensors"
+            )
         config = build_hf_config(read_json(config_path, MAX_CONFIG_BYTES), str(config_path))
         files = _open_files(path)
         config = _untie(config, files)
         shapes = {name: file.shapes[name] for name, file in files.items()}
         if config.tie_word_embeddings:
-            shapes.pop("lm_head.weight", None)  # the same values as the embedding's, which `_untie` has seen to
+            # the same values as the embedding's, which `_untie` has seen to
+            shapes.pop("lm_head.weight", None)
         prefix = "transformer." if "transformer.wte.weight" in shapes else ""
         plan = build_plan(config, partial(safetensors_recipe, prefix=prefix), shapes, str(path))
         return cls(path, config, files, plan)
@@ -67,7 +74,12 @@ class SafetensorsCheckpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -79,11 +91,15 @@ def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
     if (folder / SINGLE).is_file():
         found = [folder / SINGLE]
     if len(found) > 1:
-        raise FormatError(f"{folder} has {len(found)} .safetensors files and neither {SINGLE} nor {INDEX} to say which are the model")
+        raise FormatError(
+            f"{folder} has {len(found)} .safetensors files and neither {SINGLE} nor {INDEX} to "
+            "say which are the model"
+        )
     if not found:
         if any(folder.glob("*.bin")):
             raise UnsupportedError(
-                f"{folder} holds a pickled checkpoint (*.bin), which can run code when it is read; convert it to safetensors"
+                f"{folder} holds a pickled checkpoint (*.bin), which can run code when it is "
+                "read; convert it to safetensors"
             )
         raise FormatError(f"{folder} has no .safetensors file")
     file = SafetensorsFile.open(found[0])
@@ -103,25 +119,44 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     files = {tensor: shard for shard in shards.values() for tensor in shard.shapes}
     for tensor, name in weight_map.items():
         if tensor not in shards[name].shapes:
-            raise FormatError(f"{index} says that {name} holds the tensor {tensor!r}, which it does not")
+            raise FormatError(
+                f"{index} says that {name} holds the tensor {tensor!r}, which it does not"
+            )
     unnamed = [tensor for tensor in files if tensor not in weight_map]
     if unnamed:
-        raise FormatError(f"{files[unnamed[0]].path} holds the tensor {unnamed[0]!r}, which {INDEX} does not name")
+        raise FormatError(
+            f"{files[unnamed[0]].path} holds the tensor {unnamed[0]!r}, which {INDEX} does not name"
+        )
     return {tensor: shards[name] for tensor, name in weight_map.items()}
 
 
 def _check_shard_name(index: Path, name: object) -> str:
-    if not isinstance(name, str) or not name.endswith(".safetensors") or name != Path(name).name or "\\" in name or "\0" in name:
-        raise FormatError(f"{index} names the file {str(name)[:100]!r}; it must be a .safetensors file in the same folder")
+    if (
+        not isinstance(name, str)
+        or not name.endswith(".safetensors")
+        or name != Path(name).name
+        or "\\" in name
+        or "\0" in name
+    ):
+        raise FormatError(
+            f"{index} names the file {str(name)[:100]!r}; it must be a .safetensors file in the "
+            "same folder"
+        )
     return name
 
 
 def _untie(config: ModelConfig, files: Mapping[str, SafetensorsFile]) -> ModelConfig:
-    """Some files of tied models hold the lm_head too. As in transformers, it counts where it differs from the embedding."""
+    """Some files of tied models hold the lm_head too. As in transformers, it counts where it
+    differs from the embedding.
+    """
     embedding = "wte.weight" if config.architecture == "gpt2" else "embed_tokens.weight"
     names = [name for name in files if name.endswith(embedding)]
     if not config.tie_word_embeddings or "lm_head.weight" not in files or len(names) != 1:
         return config
     head, table = files["lm_head.weight"].tensor("lm_head.weight"), files[names[0]].tensor(names[0])
-    same = head.format == table.format and head.shape == table.shape and bool((head.data == table.data).all())
+    same = (
+        head.format == table.format
+        and head.shape == table.shape
+        and bool((head.data == table.data).all())
+    )
     return config if same else replace(config, tie_word_embeddings=False)

@@ -1,10 +1,12 @@
 """One .safetensors file, memory-mapped: names, shapes, formats and bytes.
 
-One idea: the `safetensors` library checks the file (that its header is sound, and that the tensors lie one after another, inside it, as
-long as their shapes say), and the bytes are then read in place. The library's own NumPy reader knows no bfloat16 and copies; a
-`HostTensor` needs neither values nor a copy, only where the bytes are.
+One idea: the `safetensors` library checks the file (that its header is sound, and that the tensors
+lie one after another, inside it, as long as their shapes say), and the bytes are then read in
+place. The library's own NumPy reader knows no bfloat16 and copies; a `HostTensor` needs neither
+values nor a copy, only where the bytes are.
 
-    u64 length of the header | the header, JSON: name -> {dtype, shape, data_offsets} | the tensors' bytes
+    u64 length of the header | the header, JSON: name -> {dtype, shape, data_offsets} | the tensors'
+    bytes
 
 Little-endian. Sizes and offsets are in bytes, offsets count from the end of the header.
 """
@@ -35,12 +37,16 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """An open file. Tensors are views of the memory map, which stays mapped until the last of them is gone."""
+    """An open file. Tensors are views of the memory map, which stays mapped until the last of them
+    is gone.
+    """
 
     def __init__(self, path: Path, entries: Mapping[str, _Entry], data: NDArray[np.uint8]) -> None:
         """Use `SafetensorsFile.open`."""
         self.path = path
-        self.shapes: dict[str, tuple[int, ...]] = {name: entry.shape for name, entry in entries.items()}
+        self.shapes: dict[str, tuple[int, ...]] = {
+            name: entry.shape for name, entry in entries.items()
+        }
         self._entries = entries
         self._data = data
 
@@ -63,16 +69,21 @@ class SafetensorsFile:
         return cls(path, entries, data)
 
     def tensor(self, name: str) -> HostTensor:
-        """The bytes of one tensor, in place. Types other than float32, float16 and bfloat16 are refused."""
+        """The bytes of one tensor, in place. Types other than float32, float16 and bfloat16 are
+        refused.
+        """
         entry = self._entries[name]
         if entry.dtype not in _FORMATS:
             raise UnsupportedError(
-                f"{self.path}: tensor {name!r} is of type {entry.dtype}; those that can be read are {', '.join(_FORMATS)}"
+                f"{self.path}: tensor {name!r} is of type {entry.dtype}; those that can be read "
+                f"are {', '.join(_FORMATS)}"
             )
         return host_tensor(entry.dtype, entry.shape, self._data[entry.start : entry.stop])
 
 
 def _entry(value: Any, first: int) -> _Entry:
-    """An entry of a header that the library has found sound. `first` is the offset of the tensors' first byte."""
+    """An entry of a header that the library has found sound. `first` is the offset of the tensors'
+    first byte.
+    """
     start, stop = value["data_offsets"]
     return _Entry(value["dtype"], tuple(value["shape"]), first + start, first + stop)

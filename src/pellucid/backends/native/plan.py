@@ -1,12 +1,14 @@
 """Where a program's symbols lie in memory, and where its threads must wait for each other.
 
-Memory: a symbol lives from the entry that writes it to the last that reads it; two that never live together may share their bytes. First
-fit over a list of free stretches, in bytes per token, so that one plan serves every batch size.
+Memory: a symbol lives from the entry that writes it to the last that reads it; two that never live
+together may share their bytes. First fit over a list of free stretches, in bytes per token, so that
+one plan serves every batch size.
 
-Barriers: entries of one kind of rows divide the rows into shares in the same way, so a share may go on with the rows it has just
-written, or write where it has just read; if the rows lie in memory alike, which quantized ones, or the angles of RoPE, in the place of
-plain ones do not. Every other pair of entries that touch the same bytes, one of them writing, needs a barrier between them. Reading what
-others read needs none: q, k and v, or gate and up, run without waiting.
+Barriers: entries of one kind of rows divide the rows into shares in the same way, so a share may go
+on with the rows it has just written, or write where it has just read; if the rows lie in memory
+alike, which quantized ones, or the angles of RoPE, in the place of plain ones do not. Every other
+pair of entries that touch the same bytes, one of them writing, needs a barrier between them.
+Reading what others read needs none: q, k and v, or gate and up, run without waiting.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ BY_ROWS = {
     Op.EMBED, Op.QUANTIZE, Op.RMS_NORM, Op.LAYER_NORM, Op.ADD, Op.SILU_MUL, Op.GELU_MUL, Op.SOFTCAP, Op.ROPE_ANGLES, Op.ROPE, Op.KV_WRITE,
 }  # fmt: skip
 
-# For so many entries a place that has become free is left alone: to write where others have just read would need a barrier of its own.
+# For so many entries a place that has become free is left alone: to write where others have just
+# read would need a barrier of its own.
 REST = 3
 
 
@@ -37,7 +40,9 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What capture's entries need to run: a buffer for each symbol, and a barrier before some entries."""
+    """What capture's entries need to run: a buffer for each symbol, and a barrier before some
+    entries.
+    """
 
     buffers: list[Placement]
     index: dict[Symbol, int]  # storage -> its buffer
@@ -62,7 +67,9 @@ def build_plan(entries: list[Entry], result: Symbol) -> Plan:
             size = 0 if storage is output else bytes_per_row(storage)
             offset, end = _take(free, size, end)
             index[storage] = len(buffers)
-            buffers.append(Placement(offset, size, storage.width, storage.quantized, storage.logits_rows))
+            buffers.append(
+                Placement(offset, size, storage.width, storage.quantized, storage.logits_rows)
+            )
         for storage in {s.storage for s in _symbols(entry)}:
             if last_use[storage] == i and storage is not output:
                 resting.append((i, buffers[index[storage]]))
@@ -74,7 +81,9 @@ def _symbols(entry: Entry) -> list[Symbol]:
 
 
 def bytes_per_row(symbol: Symbol) -> int:
-    """8-bit codes, with a scale and a sum per 32 of them and a sum per 16, in float32; or float32."""
+    """8-bit codes, with a scale and a sum per 32 of them and a sum per 16, in float32; or
+    float32.
+    """
     return symbol.width + symbol.width // 32 * 4 * 4 if symbol.quantized else symbol.width * 4
 
 
@@ -106,12 +115,19 @@ def _give(free: list[tuple[int, int]], place: Placement) -> None:
 class _Access:
     place: object  # (offset, size) of a buffer, or a KV cache
     writes: bool
-    rows: tuple[bool, str] | None  # (of logits?, how they lie) where the entry divides its rows, None where it touches all
+    # (of logits?, how they lie) where the entry divides its rows, None where it touches all
+    rows: tuple[bool, str] | None
 
 
-def _barriers(entries: list[Entry], buffers: list[Placement], index: dict[Symbol, int]) -> list[bool]:
+def _barriers(
+    entries: list[Entry], buffers: list[Placement], index: dict[Symbol, int]
+) -> list[bool]:
     """For each entry, whether it must wait for what others did since the last barrier."""
-    angles = {entry.output.storage for entry in entries if entry.op is Op.ROPE_ANGLES and entry.output is not None}
+    angles = {
+        entry.output.storage
+        for entry in entries
+        if entry.op is Op.ROPE_ANGLES and entry.output is not None
+    }
     since: list[_Access] = []
     barriers = []
     for entry in entries:
@@ -122,16 +138,27 @@ def _barriers(entries: list[Entry], buffers: list[Placement], index: dict[Symbol
     return barriers
 
 
-def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int], angles: set[Symbol]) -> list[_Access]:
+def _accesses(
+    entry: Entry, buffers: list[Placement], index: dict[Symbol, int], angles: set[Symbol]
+) -> list[_Access]:
     def rows(symbol: Symbol, writes: bool) -> tuple[bool, str] | None:
         if entry.op not in BY_ROWS and not (entry.op is Op.TAKE_ROWS and writes):
             return None
-        return symbol.logits_rows, "quantized" if symbol.quantized else "angles" if symbol.storage in angles else "plain"
+        return (
+            symbol.logits_rows,
+            "quantized" if symbol.quantized else "angles" if symbol.storage in angles else "plain",
+        )
 
     found = []
-    for symbol, writes in [(s, False) for s in entry.inputs] + ([(entry.output, True)] if entry.output is not None else []):
+    for symbol, writes in [(s, False) for s in entry.inputs] + (
+        [(entry.output, True)] if entry.output is not None else []
+    ):
         place = buffers[index[symbol.storage]]
-        found.append(_Access((place.offset, place.size) if place.size else "output", writes, rows(symbol, writes)))
+        found.append(
+            _Access(
+                (place.offset, place.size) if place.size else "output", writes, rows(symbol, writes)
+            )
+        )
     if entry.kv is not None:
         found.append(_Access(entry.kv, entry.op is Op.KV_WRITE, None))
     if entry.op is Op.ATTENTION:

@@ -1,4 +1,6 @@
-"""A captured forward pass, ready to run: Python's handle on the list that csrc/program.cpp replays."""
+"""A captured forward pass, ready to run: Python's handle on the list that csrc/program.cpp
+replays.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +15,17 @@ __all__ = ["CapturedForward"]
 
 
 class CapturedForward:
-    """Called with a batch, it returns the forward pass's result: float32 [rows, width], in memory of its own."""
+    """Called with a batch, it returns the forward pass's result: float32 [rows, width], in memory
+    of its own.
+    """
 
     def __init__(self, forward: Forward, isa: str, pool: _native.ThreadPool) -> None:
         self.entries, self._result = capture(forward)
         self.plan = build_plan(self.entries, self._result)
         buffers = [(p.offset, p.width, p.quantized, p.logits_rows) for p in self.plan.buffers]
-        self._program = _native.new_program(isa, pool, buffers, self.plan.bytes_per_token, self.plan.output)
+        self._program = _native.new_program(
+            isa, pool, buffers, self.plan.bytes_per_token, self.plan.output
+        )
         for entry, barrier in zip(self.entries, self.plan.barriers, strict=True):
             self._program.add(
                 op=int(entry.op),

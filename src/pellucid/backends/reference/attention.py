@@ -1,13 +1,16 @@
-"""Exact attention, and the paged store that it reads: the definition that every faster attention is held to.
+"""Exact attention, and the paged store that it reads: the definition that every faster attention is
+held to.
 
     softmax(mask(softcap(q·kᵀ·scale))) · v                          (Vaswani et al., arXiv:1706.03762)
 
-One idea: a request's keys lie in blocks anywhere in the cache, in the order of its block table (paged attention, Kwon et al.,
-arXiv:2309.06180). `read_kv` brings the positions that somebody sees into one array [S, KH, D]; from there on it is plain attention.
+One idea: a request's keys lie in blocks anywhere in the cache, in the order of its block table
+(paged attention, Kwon et al., arXiv:2309.06180). `read_kv` brings the positions that somebody sees
+into one array [S, KH, D]; from there on it is plain attention.
 
-Heads are grouped (Ainslie et al., arXiv:2305.13245): the G = H / KH query heads that share a key head are stacked, so that one matrix
-product per key head serves them all. Query i sits at key index `q_start + i`, so one definition serves a whole prompt, a chunk of one, a
-single token and a part of the keys. Scores take H·T·S numbers at once; `flash_attention.py` does with less.
+Heads are grouped (Ainslie et al., arXiv:2305.13245): the G = H / KH query heads that share a key
+head are stacked, so that one matrix product per key head serves them all. Query i sits at key index
+`q_start + i`, so one definition serves a whole prompt, a chunk of one, a single token and a part of
+the keys. Scores take H·T·S numbers at once; `flash_attention.py` does with less.
 """
 
 from dataclasses import dataclass
@@ -20,14 +23,27 @@ from ...batch import IntArray
 from ...ops.protocol import KVLayer
 from .kv_dtypes import round_trip
 
-__all__ = ["Array", "PagedKV", "attend", "attention_scores", "group_heads", "kv_write", "read_kv", "softmax", "ungroup_heads"]
+__all__ = [
+    "Array",
+    "PagedKV",
+    "attend",
+    "attention_scores",
+    "group_heads",
+    "kv_write",
+    "read_kv",
+    "softmax",
+    "ungroup_heads",
+]
 
-Array: TypeAlias = NDArray[Any]  # float32: NumPy's annotations, not NumPy, lose that where a Python number joins in
+# float32: NumPy's annotations, not NumPy, lose that where a Python number joins in
+Array: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class PagedKV:
-    """Keys and values of one layer. Slot block · B + offset holds one token; who owns a block is the scheduler's matter."""
+    """Keys and values of one layer. Slot block · B + offset holds one token; who owns a block is
+    the scheduler's matter.
+    """
 
     k: Array  # [N·B, KH, D]
     v: Array  # [N·B, KH, D]
@@ -44,10 +60,14 @@ def kv_write(kv: KVLayer, k: Array, v: Array, slot_mapping: IntArray) -> None:
     store.v[slots] = round_trip(v, store.v_dtype, keys=False)
 
 
-def read_kv(kv: PagedKV, blocks: IntArray, block_size: int, start: int, stop: int) -> tuple[Array, Array]:
-    """Keys and values at positions start … stop - 1 of the request whose block table is `blocks` -> two of [stop - start, KH, D].
+def read_kv(
+    kv: PagedKV, blocks: IntArray, block_size: int, start: int, stop: int
+) -> tuple[Array, Array]:
+    """Keys and values at positions start … stop - 1 of the request whose block table is `blocks` ->
+    two of [stop - start, KH, D].
 
-    No other slot is in the result, whatever it holds. Blocks that lie one after another are seen in place; others are gathered into a copy.
+    No other slot is in the result, whatever it holds. Blocks that lie one after another are seen in
+    place; others are gathered into a copy.
     """
     first = start // block_size
     used = blocks[first : -(-stop // block_size)]
@@ -55,12 +75,18 @@ def read_kv(kv: PagedKV, blocks: IntArray, block_size: int, start: int, stop: in
     if np.all(used[1:] - used[:-1] == 1):
         begin = int(used[0]) * block_size + skip
         return kv.k[begin : begin + size], kv.v[begin : begin + size]
-    k, v = (x.reshape(-1, block_size, *x.shape[1:])[used].reshape(-1, *x.shape[1:]) for x in (kv.k, kv.v))  # [blocks·B, KH, D]
+    # [blocks·B, KH, D]
+    k, v = (
+        x.reshape(-1, block_size, *x.shape[1:])[used].reshape(-1, *x.shape[1:])
+        for x in (kv.k, kv.v)
+    )
     return k[skip : skip + size], v[skip : skip + size]
 
 
 def softmax(x: Array) -> Array:
-    """Over the last axis. The largest is subtracted first: exp never overflows, and -inf becomes an exact 0."""
+    """Over the last axis. The largest is subtracted first: exp never overflows, and -inf becomes an
+    exact 0.
+    """
     weights: Array = np.exp(x - x.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
@@ -69,20 +95,38 @@ def softmax(x: Array) -> Array:
 def group_heads(q: Array, num_kv_heads: int) -> Array:
     """[T, H, D] -> [KH, G·T, D]: the queries of all heads that read one key head, stacked."""
     tokens, heads, dim = q.shape
-    return q.reshape(tokens, num_kv_heads, heads // num_kv_heads, dim).transpose(1, 2, 0, 3).reshape(num_kv_heads, -1, dim)
+    return (
+        q.reshape(tokens, num_kv_heads, heads // num_kv_heads, dim)
+        .transpose(1, 2, 0, 3)
+        .reshape(num_kv_heads, -1, dim)
+    )
 
 
 def ungroup_heads(x: Array, tokens: int) -> Array:
     """[KH, G·T, D] -> [T, H, D]: the way back."""
     kv_heads, rows, dim = x.shape
-    return x.reshape(kv_heads, rows // tokens, tokens, dim).transpose(2, 0, 1, 3).reshape(tokens, -1, dim)
+    return (
+        x.reshape(kv_heads, rows // tokens, tokens, dim)
+        .transpose(2, 0, 1, 3)
+        .reshape(tokens, -1, dim)
+    )
 
 
 def attention_scores(
-    grouped: Array, k: Array, *, tokens: int, q_start: int, scale: float, window: int | None = None, softcap: float | None = None
+    grouped: Array,
+    k: Array,
+    *,
+    tokens: int,
+    q_start: int,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Array:
-    """Grouped queries [KH, G·T, D] against keys [S, KH, D] -> scores [KH, G·T, S], -inf where a query does not see a key."""
-    scores: Array = (grouped * scale) @ k.transpose(1, 2, 0)  # [KH, G·T, D] @ [KH, D, S] -> [KH, G·T, S]
+    """Grouped queries [KH, G·T, D] against keys [S, KH, D] -> scores [KH, G·T, S], -inf where a
+    query does not see a key.
+    """
+    # [KH, G·T, D] @ [KH, D, S] -> [KH, G·T, S]
+    scores: Array = (grouped * scale) @ k.transpose(1, 2, 0)
     if softcap is not None:
         scores = softcap * np.tanh(scores / softcap)
     keys = len(k)
@@ -90,16 +134,35 @@ def attention_scores(
     everyone_sees_the_first_key = window is None or q_start + tokens - 1 < window
     if everyone_sees_the_last_key and everyone_sees_the_first_key:  # as in decode: no mask to build
         return scores
-    distance = (q_start + np.arange(tokens))[:, None] - np.arange(keys)  # [T, S]  how far back a key lies
+    # [T, S]  how far back a key lies
+    distance = (q_start + np.arange(tokens))[:, None] - np.arange(keys)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)  # [T, S]
-    np.copyto(scores.reshape(len(scores), -1, tokens, keys), -np.inf, where=hidden)  # [KH, G, T, S] seen through [T, S]
+    # [KH, G, T, S] seen through [T, S]
+    np.copyto(scores.reshape(len(scores), -1, tokens, keys), -np.inf, where=hidden)
     return scores
 
 
-def attend(q: Array, k: Array, v: Array, *, scale: float, window: int | None = None, softcap: float | None = None) -> Array:
-    """Causal attention of q [T, H, D], the last T tokens of a request, over its k and v [S, KH, D] -> [T, H, D]."""
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """Causal attention of q [T, H, D], the last T tokens of a request, over its k and v [S, KH, D]
+    -> [T, H, D].
+    """
     tokens, (keys, kv_heads, _) = len(q), k.shape
     scores = attention_scores(
-        group_heads(q, kv_heads), k, tokens=tokens, q_start=keys - tokens, scale=scale, window=window, softcap=softcap
+        group_heads(q, kv_heads),
+        k,
+        tokens=tokens,
+        q_start=keys - tokens,
+        scale=scale,
+        window=window,
+        softcap=softcap,
     )
-    return ungroup_heads(softmax(scores) @ v.transpose(1, 0, 2), tokens)  # [KH, G·T, S] @ [KH, S, D] -> [KH, G·T, D] -> [T, H, D]
+    # [KH, G·T, S] @ [KH, S, D] -> [KH, G·T, D] -> [T, H, D]
+    return ungroup_heads(softmax(scores) @ v.transpose(1, 0, 2), tokens)

@@ -1,6 +1,7 @@
 """The reference backend: float32 arrays and the functions of `ops.py`, run as they are called.
 
-Weights are decoded once, when they are loaded: memory is 4 bytes per parameter whatever the file's format, and each step is plain BLAS.
+Weights are decoded once, when they are loaded: memory is 4 bytes per parameter whatever the file's
+format, and each step is plain BLAS.
 """
 
 from collections.abc import Callable
@@ -38,13 +39,26 @@ class ReferenceBackend:
         weight.flags.writeable = False  # no op changes what it is given
         return weight
 
-    def kv_token_bytes(self, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None) -> int:
+    def kv_token_bytes(
+        self,
+        num_kv_heads: int,
+        head_dim: int,
+        k_dtype: str | None = None,
+        v_dtype: str | None = None,
+    ) -> int:
         for dtype in (k_dtype, v_dtype):
             check_kv_dtype(dtype or KV_DTYPES[0], KV_DTYPES, head_dim)
-        return 2 * num_kv_heads * head_dim * ELEMENT_BYTES  # rounded as the dtype says, and kept as float32
+        # rounded as the dtype says, and kept as float32
+        return 2 * num_kv_heads * head_dim * ELEMENT_BYTES
 
     def new_kv_store(
-        self, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, k_dtype: str | None = None, v_dtype: str | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        k_dtype: str | None = None,
+        v_dtype: str | None = None,
     ) -> PagedKV:
         for dtype in (k_dtype, v_dtype):
             check_kv_dtype(dtype or KV_DTYPES[0], KV_DTYPES, head_dim)

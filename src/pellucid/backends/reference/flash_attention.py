@@ -1,17 +1,21 @@
-"""FlashAttention-2 (Dao, arXiv:2307.08691) in NumPy: attention in tiles, never holding more than one tile of scores.
+"""FlashAttention-2 (Dao, arXiv:2307.08691) in NumPy: attention in tiles, never holding more than
+one tile of scores.
 
-One idea: a softmax can be summed in parts. Keep for each query the largest score so far `m`, the sum `l` of exp(score - m) and the sum
-`acc` of exp(score - m) · v. A new tile of keys may raise m; what was summed before is then worth exp(m_old - m_new) of itself (the online
-softmax of Milakov & Gimelshein, arXiv:1805.02867). At the end
+One idea: a softmax can be summed in parts. Keep for each query the largest score so far `m`, the
+sum `l` of exp(score - m) and the sum `acc` of exp(score - m) · v. A new tile of keys may raise m;
+what was summed before is then worth exp(m_old - m_new) of itself (the online softmax of Milakov &
+Gimelshein, arXiv:1805.02867). At the end
 
     out = acc / l        lse = m + log(l)
 
-and `lse`, the log of the softmax's denominator, is all that is needed to join results over disjoint sets of keys: `merge_states`. Tiles
-that no query of theirs sees (the future, or beyond the window) are skipped, so a causal prompt costs half.
+and `lse`, the log of the softmax's denominator, is all that is needed to join results over disjoint
+sets of keys: `merge_states`. Tiles that no query of theirs sees (the future, or beyond the window)
+are skipped, so a causal prompt costs half.
 
-Memory: H · TILE_Q · TILE_K scores instead of H · T · S. The reference uses it where the whole matrix would be too large, and merges states
-where a context is too long to be copied out of its blocks at once (`ops.attention`). It must agree with `attention.attend` within the error
-budget of `ops/budget.py`.
+Memory: H · TILE_Q · TILE_K scores instead of H · T · S. The reference uses it where the whole
+matrix would be too large, and merges states where a context is too long to be copied out of its
+blocks at once (`ops.attention`). It must agree with `attention.attend` within the error budget of
+`ops/budget.py`.
 """
 
 import numpy as np
@@ -21,7 +25,8 @@ from .attention import Array, attention_scores, group_heads, ungroup_heads
 __all__ = ["TILE_K", "TILE_Q", "flash_attention", "merge_states"]
 
 TILE_Q = 128  # queries per tile
-TILE_K = 256  # keys per tile: the scores of one tile, and of few heads, stay in a processor's L2 cache
+# keys per tile: the scores of one tile, and of few heads, stay in a processor's L2 cache
+TILE_K = 256
 
 
 def flash_attention(
@@ -38,8 +43,8 @@ def flash_attention(
 ) -> tuple[Array, Array]:
     """Causal attention of q [T, H, D] over k and v [S, KH, D] -> out [T, H, D], lse [T, H].
 
-    Query i sits at key index q_start + i, by default at the end. k may be a part of the keys: a query that sees none of them gets
-    out 0 and lse -inf, which `merge_states` ignores.
+    Query i sits at key index q_start + i, by default at the end. k may be a part of the keys: a
+    query that sees none of them gets out 0 and lse -inf, which `merge_states` ignores.
     """
     tokens, keys, kv_heads = len(q), len(k), k.shape[1]
     start = keys - tokens if q_start is None else q_start
@@ -56,9 +61,18 @@ def flash_attention(
         end = min(keys, first + rows)
         for s in range(begin, end, tile_k):
             stop = min(s + tile_k, end)
-            scores = attention_scores(grouped, k[s:stop], tokens=rows, q_start=first - s, scale=scale, window=window, softcap=softcap)
+            scores = attention_scores(
+                grouped,
+                k[s:stop],
+                tokens=rows,
+                q_start=first - s,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+            )
             largest = np.maximum(m, scores.max(axis=-1, keepdims=True))
-            shift = np.where(largest == -np.inf, 0.0, largest)  # a query that has seen no key yet: exp(-inf - 0) = 0
+            # a query that has seen no key yet: exp(-inf - 0) = 0
+            shift = np.where(largest == -np.inf, 0.0, largest)
             scores -= shift
             p = np.exp(scores, out=scores)  # [KH, G·t, s]
             decay = np.exp(m - shift)
@@ -70,15 +84,20 @@ def flash_attention(
         seen = l > 0
         denominator = np.where(seen, l, 1.0)
         out[t : t + rows] = ungroup_heads(acc / denominator, rows)
-        lse[t : t + rows] = ungroup_heads(np.where(seen, m + np.log(denominator), -np.inf), rows)[..., 0]
+        lse[t : t + rows] = ungroup_heads(np.where(seen, m + np.log(denominator), -np.inf), rows)[
+            ..., 0
+        ]
     return out, lse
 
 
 def merge_states(out_a: Array, lse_a: Array, out_b: Array, lse_b: Array) -> tuple[Array, Array]:
-    """Join attention over two disjoint sets of keys: outs [T, H, D] and lses [T, H] -> (out, lse), as if it had been computed at once."""
+    """Join attention over two disjoint sets of keys: outs [T, H, D] and lses [T, H] -> (out, lse),
+    as if it had been computed at once.
+    """
     largest = np.maximum(lse_a, lse_b)
     shift = np.where(largest == -np.inf, 0.0, largest)
-    a, b = np.exp(lse_a - shift), np.exp(lse_b - shift)  # [T, H]  each part's share, before it is normalized
+    # [T, H]  each part's share, before it is normalized
+    a, b = np.exp(lse_a - shift), np.exp(lse_b - shift)
     total = np.where(a + b > 0, a + b, 1.0)
     out: Array = out_a * (a / total)[..., None] + out_b * (b / total)[..., None]
     return out, largest + np.log(total)

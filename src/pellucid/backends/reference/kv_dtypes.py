@@ -1,14 +1,17 @@
-"""What a KV cache keeps of a key or a value, in each of its dtypes: the definition, as numbers that are written and read back.
+"""What a KV cache keeps of a key or a value, in each of its dtypes: the definition, as numbers that
+are written and read back.
 
-One idea: a cache dtype is a rounding. `f32` rounds nothing, `f16` to the nearest half. The others scale by the largest number of a group
-and round to integers, with the scale itself in float16:
+One idea: a cache dtype is a rounding. `f32` rounds nothing, `f16` to the nearest half. The others
+scale by the largest number of a group and round to integers, with the scale itself in float16:
 
     int8    one group per token and head: x ≈ scale · code, scale = max |x| / 127, code in -127 … 127
     int4    groups of 32 dimensions: scale = (the x of the largest |x|) / -8, code in -8 … 7, so that the largest is met by -8
 
-A few dimensions of keys are much larger than the others, and would leave those nothing of 4 bits. So int4 first rotates keys by a Hadamard
-matrix, which spreads them over all (QuaRot, Ashkboos et al., arXiv:2404.00456). It is its own inverse, and q·k does not change where both
-are rotated. Values have no such dimensions, and are not rotated. Every step is one float32 operation, so that kernels can do the same.
+A few dimensions of keys are much larger than the others, and would leave those nothing of 4 bits.
+So int4 first rotates keys by a Hadamard matrix, which spreads them over all (QuaRot, Ashkboos et
+al., arXiv:2404.00456). It is its own inverse, and q·k does not change where both are rotated.
+Values have no such dimensions, and are not rotated. Every step is one float32 operation, so that
+kernels can do the same.
 """
 
 import math
@@ -29,7 +32,8 @@ def round_trip(x: Array, dtype: str, *, keys: bool) -> Array:
     """Keys or values [..., D] as a cache gives them back."""
     if dtype == "f32":
         return x
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is no number, or too large for a half, shows in the result
+    # what is no number, or too large for a half, shows in the result
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if dtype == "f16":
             return x.astype(np.float16).astype(np.float32)
         if dtype == "int8":
@@ -48,12 +52,16 @@ def _quantize(x: Array, scale: Array, least: int, most: int) -> Array:
 
 
 def rotate(x: Array) -> Array:
-    """x · H / sqrt(n) over the last axis, H the Hadamard matrix of the largest power of two n that divides it: its own inverse."""
+    """x · H / sqrt(n) over the last axis, H the Hadamard matrix of the largest power of two n that
+    divides it: its own inverse.
+    """
     n = x.shape[-1] & -x.shape[-1]
     half, turned = 1, x
     while half < n:
         pairs = turned.reshape(*x.shape[:-1], -1, 2, half)
-        turned = np.stack((pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]), axis=-2).reshape(x.shape)
+        turned = np.stack(
+            (pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]), axis=-2
+        ).reshape(x.shape)
         half *= 2
     scaled: Array = turned * np.float32(1 / math.sqrt(n))
     return scaled

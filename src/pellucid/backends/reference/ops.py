@@ -1,10 +1,12 @@
-"""The definition of every op, in NumPy. The functions of this module, taken together, are an `Ops` (`ops/protocol.py`).
+"""The definition of every op, in NumPy. The functions of this module, taken together, are an `Ops`
+(`ops/protocol.py`).
 
-One idea: say it as the paper says it, in float32, with the shape on each line. No function keeps anything or changes what it is given, but
-for `kv_write`. Large inputs give large results, never a NaN or a warning: each formula is written so that its middle cannot overflow.
+One idea: say it as the paper says it, in float32, with the shape on each line. No function keeps
+anything or changes what it is given, but for `kv_write`. Large inputs give large results, never a
+NaN or a warning: each formula is written so that its middle cannot overflow.
 
-Matrix products go to BLAS, whose sums differ in the last bits with the number of rows. So a token computed alone and in a batch agree
-within the error budget here, not bit for bit.
+Matrix products go to BLAS, whose sums differ in the last bits with the number of rows. So a token
+computed alone and in a batch agree within the error budget here, not bit for bit.
 """
 
 import math
@@ -37,11 +39,14 @@ __all__ = [
     "take_rows",
 ]
 
-# Attention is computed as it is defined while a request's score matrix is small. A larger one leaves the processor's cache (and for a
-# prompt of 8k tokens would take gigabytes): then tiles need a megabyte or two, and are up to twice as fast.
+# Attention is computed as it is defined while a request's score matrix is small. A larger one
+# leaves the processor's cache (and for a prompt of 8k tokens would take gigabytes): then tiles need
+# a megabyte or two, and are up to twice as fast.
 MAX_SCORE_BYTES = 4 << 20
 PART_KEYS = (
-    4096  # a longer context is read and attended to in parts, which are merged in order: so much is copied out of its blocks at a time
+    # a longer context is read and attended to in parts, which are merged in order: so much is
+    # copied out of its blocks at a time
+    4096
 )
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 GELU_SATURATES = 16.0  # beyond ±16 the tanh of gelu is ±1 to the last bit of a float32
@@ -104,11 +109,13 @@ def split_heads(x: Array, num_heads: int) -> Array:
 
 
 def rope(x: Array, positions: IntArray, table: RopeTable) -> Array:
-    angles = np.multiply.outer(positions, np.array(table.inv_freq))  # [T, P] in float64: position 100,000 still turns by the right angle
+    # [T, P] in float64: position 100,000 still turns by the right angle
+    angles = np.multiply.outer(positions, np.array(table.inv_freq))
     cos = (np.cos(angles) * table.scale).astype(np.float32)[:, None]  # [T, 1, P]
     sin = (np.sin(angles) * table.scale).astype(np.float32)[:, None]
     pairs = len(table.inv_freq)
-    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]  # [T, H, P]  dimension i turns with dimension i + P
+    # [T, H, P]  dimension i turns with dimension i + P
+    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
     turned = x.copy()
     turned[..., :pairs] = first * cos - second * sin
     turned[..., pairs : 2 * pairs] = second * cos + first * sin
@@ -116,19 +123,32 @@ def rope(x: Array, positions: IntArray, table: RopeTable) -> Array:
 
 
 def attention(
-    q: Array, kv: KVLayer, metadata: AttentionMetadata, *, scale: float, window: int | None = None, softcap: float | None = None
+    q: Array,
+    kv: KVLayer,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Array:
     tokens, heads, dim = q.shape
     out = np.empty_like(q, order="C")  # [T, H, D]
     borders, seq_lens = metadata.cu_seqlens_q.tolist(), metadata.seq_lens.tolist()
-    for begin, end, seq_len, blocks in zip(borders[:-1], borders[1:], seq_lens, metadata.block_tables[kv.group], strict=True):
+    for begin, end, seq_len, blocks in zip(
+        borders[:-1], borders[1:], seq_lens, metadata.block_tables[kv.group], strict=True
+    ):
         own, first_position = q[begin:end], seq_len - (end - begin)
-        oldest = 0 if window is None else max(0, first_position - window + 1)  # the oldest key that the first query sees
+        # the oldest key that the first query sees
+        oldest = 0 if window is None else max(0, first_position - window + 1)
         keys, read = seq_len - oldest, partial(read_kv, kv.store, blocks, metadata.block_size)
         if keys <= PART_KEYS and heads * len(own) * keys * own.itemsize <= MAX_SCORE_BYTES:
-            out[begin:end] = attend(own, *read(oldest, seq_len), scale=scale, window=window, softcap=softcap)
+            out[begin:end] = attend(
+                own, *read(oldest, seq_len), scale=scale, window=window, softcap=softcap
+            )
         else:
-            out[begin:end] = _attend_in_parts(own, read, oldest, seq_len, scale=scale, window=window, softcap=softcap)
+            out[begin:end] = _attend_in_parts(
+                own, read, oldest, seq_len, scale=scale, window=window, softcap=softcap
+            )
     return out.reshape(tokens, heads * dim)
 
 
@@ -142,11 +162,21 @@ def _attend_in_parts(
     window: int | None,
     softcap: float | None,
 ) -> Array:
-    """`attend` over keys oldest … seq_len - 1, a part of them at a time; parts end at multiples of PART_KEYS and are merged in order."""
+    """`attend` over keys oldest … seq_len - 1, a part of them at a time; parts end at multiples of
+    PART_KEYS and are merged in order.
+    """
     tile_k = max(TILE_K, TILE_Q * TILE_K // len(q))  # few queries take more keys at a time
     borders = [oldest, *range((oldest // PART_KEYS + 1) * PART_KEYS, seq_len, PART_KEYS), seq_len]
     states = (
-        flash_attention(q, *read(a, b), scale=scale, q_start=seq_len - len(q) - a, window=window, softcap=softcap, tile_k=tile_k)
+        flash_attention(
+            q,
+            *read(a, b),
+            scale=scale,
+            q_start=seq_len - len(q) - a,
+            window=window,
+            softcap=softcap,
+            tile_k=tile_k,
+        )
         for a, b in pairwise(borders)
     )
     out, _ = reduce(lambda whole, part: merge_states(*whole, *part), states)
