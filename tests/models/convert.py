@@ -87,7 +87,7 @@ def _encode(array: NDArray[np.float32], weights: str) -> HostTensor:
 
 def _read(file: Path) -> dict[str, NDArray[np.float32]]:
     opened = SafetensorsFile.open(file)
-    return {name: dequantize(opened.tensor(name)) for name in opened.shapes}
+    return {name: dequantize(opened.tensor(name)) for name in opened.specs}
 
 
 def _convert(

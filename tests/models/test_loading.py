@@ -15,8 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from pellucid.errors import ConfigError, FormatError, PellucidError, UnsupportedError
 from pellucid.weights.checkpoint import open_checkpoint
+from pellucid.weights.gguf import GGUFFile
+from pellucid.weights.safetensors_file import SafetensorsFile
 
-from .harness import GOLDEN, Session, check_close, load
+from .convert import convert
+from .harness import GOLDEN, GOLDEN_NAMES, Session, check_close, load
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -152,6 +155,23 @@ def test_parameters_can_be_asked_for_twice_and_outlive_the_checkpoint() -> None:
         np.testing.assert_array_equal(tensor.data, second[name].data)
 
 
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("gguf", [False, True], ids=["safetensors", "gguf"])
+def test_specs_tell_formats_and_shapes_without_reading_weights(
+    name: str, gguf: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = GOLDEN / name
+    if gguf:
+        path = tmp_path / "model.gguf"
+        convert(GOLDEN / name, path, "Q8_0")
+    with open_checkpoint(path) as checkpoint:
+        made = {parameter: tensor.spec for parameter, tensor in checkpoint.parameters()}
+        for reader in (GGUFFile, SafetensorsFile):
+            monkeypatch.delattr(reader, "tensor")  # whoever asks for bytes now fails
+        assert checkpoint.specs() == made
+        assert list(checkpoint.specs()) == list(made)
+
+
 # What is refused
 
 
@@ -239,13 +259,7 @@ def test_types_that_are_no_weights(folder: Callable[[str], Path]) -> None:
     path = change_tensors(
         folder("llama3"), lambda a: a.update({"model.norm.weight": np.ones(32, np.float64)})
     )
-    with (
-        open_checkpoint(path) as checkpoint,
-        pytest.raises(
-            UnsupportedError, match=r"'model.norm.weight' is of type F64; .* F32, F16, BF16"
-        ),
-    ):
-        list(checkpoint.parameters())
+    refused(path, UnsupportedError, r"'model.norm.weight' is of type F64; .* F32, F16, BF16")
 
 
 @pytest.mark.parametrize(

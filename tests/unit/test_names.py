@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pellucid.config import ModelConfig, RopeConfig
 from pellucid.errors import FormatError, UnsupportedError
 from pellucid.formats import HostTensor, dequantize, encode_dense, quantize
+from pellucid.formats.tensor import TensorSpec
 from pellucid.models.registry import ARCHITECTURES, get_architecture
-from pellucid.weights import folds
-from pellucid.weights.checkpoint import build_plan
-from pellucid.weights.names import Recipe, gguf_recipe, is_ignored, safetensors_recipe
+from pellucid.weights.folds import AddOne, Fold, InterleavedToHalfSplit, SliceOutputs, Transpose
+from pellucid.weights.names import gguf_source, safetensors_source
+from pellucid.weights.plan import ParamSource, build_plan, is_ignored
 
 CONFIG = ModelConfig(
     architecture="llama",
@@ -33,7 +34,7 @@ CONFIG = ModelConfig(
     qk_norm=True,
     rope=RopeConfig(rotary_dim=8),
 )
-RECIPES: list[Callable[..., Recipe]] = [gguf_recipe, safetensors_recipe]
+SOURCES: list[Callable[..., ParamSource]] = [gguf_source, safetensors_source]
 
 
 def config_of(architecture: str) -> ModelConfig:
@@ -43,15 +44,17 @@ def config_of(architecture: str) -> ModelConfig:
     )
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("source_of", SOURCES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_each_parameter_has_a_source_of_its_own(
-    architecture: str, recipe: Callable[..., Recipe]
+    architecture: str, source_of: Callable[..., ParamSource]
 ) -> None:
     """But for GPT-2, whose q, k and v share one."""
     config = config_of(architecture)
     sources = [
-        recipe(config, param).source for param in get_architecture(architecture).parameters(config)
+        name
+        for param in get_architecture(architecture).parameters(config)
+        for name in source_of(config, param).tensors
     ]
     # two of three, weights and biases
     shared = 2 * 2 * config.num_layers if architecture == "gpt2" else 0
@@ -110,44 +113,49 @@ def test_only_buffers_of_old_checkpoints_are_ignored(name: str, ignored: bool) -
     assert is_ignored(name) is ignored
 
 
-def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    recipes = [
-        gguf_recipe(config, param)
+def specs_of(config: ModelConfig) -> dict[str, TensorSpec]:
+    """The table of contents of a GGUF file that holds this model in float32."""
+    sources = [
+        gguf_source(config, param)
         for param in get_architecture(config.architecture).parameters(config)
     ]
-    return {recipe.source: recipe.shape for recipe in recipes}
+    return {
+        name: TensorSpec("F32", shape)
+        for source in sources
+        for name, shape in source.tensors.items()
+    }
 
 
 def test_a_missing_tensor_is_refused_by_its_name_in_the_file() -> None:
-    shapes = shapes_of(CONFIG)
-    del shapes["blk.1.ffn_up.weight"]
+    specs = specs_of(CONFIG)
+    del specs["blk.1.ffn_up.weight"]
     with pytest.raises(
         FormatError,
         match=r"x.gguf lacks the tensor 'blk.1.ffn_up.weight' \(parameter layers.1.up_proj.weight of llama\)",
     ):
-        build_plan(CONFIG, gguf_recipe, shapes, "x.gguf")
+        build_plan(CONFIG, gguf_source, specs, "x.gguf")
 
 
 def test_an_unexpected_tensor_is_refused_by_its_name() -> None:
-    shapes = {
-        **shapes_of(CONFIG),
-        "blk.0.ffn_gate_inp.weight": (8, 32),
-        "blk.1.ffn_gate_inp.weight": (8, 32),
+    specs = {
+        **specs_of(CONFIG),
+        "blk.0.ffn_gate_inp.weight": TensorSpec("F32", (8, 32)),
+        "blk.1.ffn_gate_inp.weight": TensorSpec("F32", (8, 32)),
     }
     with pytest.raises(
         FormatError,
         match=r"x.gguf holds the tensor 'blk.0.ffn_gate_inp.weight' and 1 more, which llama",
     ):
-        build_plan(CONFIG, gguf_recipe, shapes, "x.gguf")
+        build_plan(CONFIG, gguf_source, specs, "x.gguf")
 
 
 def test_a_misshapen_tensor_is_refused_with_both_shapes() -> None:
-    shapes = {**shapes_of(CONFIG), "blk.0.attn_k.weight": (32, 32)}
+    specs = {**specs_of(CONFIG), "blk.0.attn_k.weight": TensorSpec("F32", (32, 32))}
     with pytest.raises(
         FormatError,
         match=r"'blk.0.attn_k.weight' has shape \[32, 32\]; its config implies \[16, 32\]",
     ):
-        build_plan(CONFIG, gguf_recipe, shapes, "x.gguf")
+        build_plan(CONFIG, gguf_source, specs, "x.gguf")
 
 
 def random(*shape: int) -> NDArray[np.float32]:
@@ -162,20 +170,20 @@ def test_rows_are_brought_to_the_half_split_layout_without_being_decoded(format:
     half_split = quantize(random(2 * 8, 32), format)
     order = [h * 8 + s * 4 + i for h in range(2) for i in range(4) for s in range(2)]
     interleaved = HostTensor(format, half_split.shape, half_split.data[order])
-    mended = folds.interleaved_to_half_split(interleaved, 2)
+    mended = InterleavedToHalfSplit(2)(interleaved)
     np.testing.assert_array_equal(mended.data, half_split.data)
     assert mended.shape == half_split.shape
 
 
 def test_biases_are_brought_to_the_half_split_layout_like_rows() -> None:
-    mended = folds.interleaved_to_half_split(encode_dense(np.arange(8, dtype=np.float32)), 2)
+    mended = InterleavedToHalfSplit(2)(encode_dense(np.arange(8, dtype=np.float32)))
     np.testing.assert_array_equal(dequantize(mended), [0, 2, 1, 3, 4, 6, 5, 7])
 
 
 def test_outputs_are_cut_out_as_views() -> None:
     weight, bias = quantize(random(96, 32), "Q8_0"), encode_dense(random(96))
     for tensor in (weight, bias):
-        part = folds.slice_outputs(tensor, 32, 64)
+        part = SliceOutputs(32, 64)(tensor)
         np.testing.assert_array_equal(dequantize(part), dequantize(tensor)[32:64])
         assert np.shares_memory(part.data, tensor.data)
 
@@ -187,10 +195,10 @@ def test_transposed_columns_are_the_rows(dtype: type) -> None:
         if dtype is np.uint16
         else random(32, 96).astype(dtype)
     )
-    part = folds.transpose(tensor, 32, 64)
+    part = Transpose(32, 64)(tensor)
     assert part.shape == (32, 32) and part.format == tensor.format
     np.testing.assert_array_equal(dequantize(part), dequantize(tensor)[:, 32:64].T)
-    assert folds.transpose(tensor).shape == (96, 32)
+    assert Transpose()(tensor).shape == (96, 32)
 
 
 def test_only_dense_tensors_are_transposed() -> None:
@@ -198,7 +206,7 @@ def test_only_dense_tensors_are_transposed() -> None:
         UnsupportedError,
         match="a tensor of format Q8_0 must be split or transposed within its rows",
     ):
-        folds.transpose(quantize(random(32, 32), "Q8_0"))
+        Transpose()(quantize(random(32, 32), "Q8_0"))
 
 
 def test_gemmas_one_is_added_in_float32() -> None:
@@ -206,6 +214,36 @@ def test_gemmas_one_is_added_in_float32() -> None:
     # bfloat16: 8 bits of it
     stored = encode_dense((weight.view(np.uint32) >> 16).astype(np.uint16))
     assert stored.format == "BF16"
-    mended = folds.add_one(stored)
+    mended = AddOne()(stored)
     assert mended.format == "F32"
     np.testing.assert_array_equal(dequantize(mended), dequantize(stored) + np.float32(1))
+
+
+@pytest.mark.parametrize(
+    ("fold", "format", "shape"),
+    [
+        (SliceOutputs(16, 48), "Q4_1", (64, 32)),
+        (SliceOutputs(16, 48), "F16", (64,)),
+        (InterleavedToHalfSplit(4), "Q8_0", (64, 32)),
+        (InterleavedToHalfSplit(4), "F32", (64,)),
+        (Transpose(), "F32", (32, 96)),
+        (Transpose(32, 64), "BF16", (32, 96)),
+        (AddOne(), "BF16", (32,)),
+        (AddOne(), "F16", (32,)),
+    ],
+    ids=str,
+)
+def test_a_fold_tells_the_format_and_shape_of_what_it_makes(
+    fold: Fold, format: str, shape: tuple[int, ...]
+) -> None:
+    source = quantize(random(*shape), format)
+    assert fold.spec(source.spec) == fold(source).spec
+
+
+def test_a_format_that_cannot_be_folded_is_refused_when_the_plan_is_built() -> None:
+    config = config_of("gpt2")
+    specs = specs_of(config) | {"blk.0.attn_qkv.bias": TensorSpec("Q8_0", (96,))}
+    with pytest.raises(
+        UnsupportedError, match=r"x.gguf: tensor 'blk.0.attn_qkv.bias': a tensor of format Q8_0"
+    ):
+        build_plan(config, gguf_source, specs, "x.gguf")

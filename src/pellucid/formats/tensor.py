@@ -1,5 +1,5 @@
-"""A tensor as it lies on disk: a format's name, a shape, and bytes. What `weights` hands to a
-backend, which makes of it what it likes.
+"""A tensor as it lies on disk: a format's name, a shape, and bytes. `weights` hands such tensors to
+a backend, which chooses a layout of its own.
 """
 
 from dataclasses import dataclass
@@ -7,19 +7,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HostTensor"]
+__all__ = ["HostTensor", "TensorSpec"]
 
 
 @dataclass(frozen=True, slots=True)
-class HostTensor:
-    """`data` holds the rows one after another, uint8 [rows, bytes per row]: often a view of a
-    memory-mapped file, and read-only by custom.
+class TensorSpec:
+    """What is known of a tensor without its bytes.
 
     `shape` is in row-major order, as NumPy and Hugging Face write it: a linear weight is [out, in].
-    Quantized blocks run along the last axis and never cross a row, so rows may be permuted or split
-    as bytes without decoding them.
+    Quantized blocks run along the last axis.
     """
 
     format: str  # a key of formats.FORMATS: "F32", "Q4_K", …
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostTensor:
+    """`data` holds the rows one after another, uint8 [rows, bytes per row]. It is often a view of a
+    memory-mapped file, and nobody writes to it.
+
+    `format` and `shape` are those of `TensorSpec`. Quantized blocks never cross a row, so rows may
+    be permuted or split as bytes without decoding them.
+    """
+
+    format: str
+    shape: tuple[int, ...]
     data: NDArray[np.uint8]
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.format, self.shape)

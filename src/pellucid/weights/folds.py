@@ -1,60 +1,131 @@
-"""Mending weights as they are loaded, so that the forward pass never does: row permutations,
-splits, transposes, Gemma's 1 + w.
+"""Folds: how weights are mended as they are loaded, so that the forward pass never does it. Row
+permutations, splits, joins, transposes, Gemma's 1 + w.
 
-One idea: a `HostTensor`'s rows are bytes, and quantized blocks never cross a row. What moves whole
-rows (split, permute) works on any format and decodes nothing; a split is a view. What moves or
-changes single values (transpose, 1 + w) needs a dense format.
+A fold is called with the tensors of a file and returns one parameter. `spec` tells the format and
+shape of that parameter from the formats and shapes of the tensors, so that a memory plan reads no
+bytes; it also refuses tensors that the fold cannot take.
+
+A `HostTensor`'s rows are bytes, and quantized blocks never cross a row. So a fold that moves whole
+rows (split, join, permute) works on any format and decodes nothing; a split is a view. A fold that
+moves or changes single values (transpose, 1 + w) needs a dense format.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedError
 from ..formats import dequantize, encode_dense
-from ..formats.tensor import HostTensor
+from ..formats.tensor import HostTensor, TensorSpec
 
-__all__ = ["add_one", "interleaved_to_half_split", "slice_outputs", "transpose"]
+__all__ = ["AddOne", "Fold", "InterleavedToHalfSplit", "SliceOutputs", "Transpose"]
 
 # the bits of one value, moved without being read
 _DENSE = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
-def slice_outputs(tensor: HostTensor, start: int, stop: int) -> HostTensor:
+class Fold(Protocol):
+    """Makes one parameter from one or several tensors of a file."""
+
+    def spec(self, *sources: TensorSpec) -> TensorSpec:
+        """Format and shape of the result. Raises UnsupportedError where a source's format cannot be
+        folded.
+        """
+        ...
+
+    def __call__(self, *sources: HostTensor) -> HostTensor:
+        """The parameter itself."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SliceOutputs:
     """Outputs start … stop - 1 of a weight [out, in] or of a bias [out]: a view."""
-    shape = (stop - start, *tensor.shape[1:])
-    if len(tensor.shape) == 1:
-        return HostTensor(tensor.format, shape, _values(tensor)[:, start:stop].view(np.uint8))
-    return HostTensor(tensor.format, shape, tensor.data[start:stop])
+
+    start: int
+    stop: int
+
+    def spec(self, *sources: TensorSpec) -> TensorSpec:
+        (source,) = sources
+        if len(source.shape) == 1:
+            _check_dense(source.format)
+        return TensorSpec(source.format, (self.stop - self.start, *source.shape[1:]))
+
+    def __call__(self, *sources: HostTensor) -> HostTensor:
+        (source,) = sources
+        shape = self.spec(source.spec).shape
+        if len(shape) == 1:
+            values = _values(source)[:, self.start : self.stop]
+            return HostTensor(source.format, shape, values.view(np.uint8))
+        return HostTensor(source.format, shape, source.data[self.start : self.stop])
 
 
-def interleaved_to_half_split(tensor: HostTensor, num_heads: int) -> HostTensor:
-    """Reorder the outputs of q or k from the interleaved RoPE layout (pairs 2i, 2i + 1) to the
+@dataclass(frozen=True, slots=True)
+class InterleavedToHalfSplit:
+    """The outputs of q or k, reordered from the interleaved RoPE layout (pairs 2i, 2i + 1) to the
     half-split one (pairs i, i + D/2).
     """
-    rows = tensor.data if len(tensor.shape) == 2 else _values(tensor).reshape(-1, 1)
-    pairs = rows.reshape(num_heads, -1, 2, rows.shape[-1])  # [H, D/2, 2, bytes of a row]
-    moved = pairs.swapaxes(1, 2).reshape(rows.shape)  # [H · 2 · D/2, bytes of a row]
-    return HostTensor(tensor.format, tensor.shape, moved.view(np.uint8).reshape(tensor.data.shape))
+
+    num_heads: int
+
+    def spec(self, *sources: TensorSpec) -> TensorSpec:
+        (source,) = sources
+        if len(source.shape) == 1:
+            _check_dense(source.format)
+        return source
+
+    def __call__(self, *sources: HostTensor) -> HostTensor:
+        (source,) = sources
+        rows = source.data if len(source.shape) == 2 else _values(source).reshape(-1, 1)
+        pairs = rows.reshape(self.num_heads, -1, 2, rows.shape[-1])  # [H, D/2, 2, bytes of a row]
+        moved = pairs.swapaxes(1, 2).reshape(rows.shape)  # [H · 2 · D/2, bytes of a row]
+        data = moved.view(np.uint8).reshape(source.data.shape)
+        return HostTensor(source.format, source.shape, data)
 
 
-def transpose(tensor: HostTensor, start: int = 0, stop: int | None = None) -> HostTensor:
+@dataclass(frozen=True, slots=True)
+class Transpose:
     """Columns start … stop - 1 of a dense [in, out] as rows [out, in]."""
-    columns = np.ascontiguousarray(_values(tensor)[:, start:stop].T)  # [out, in]
-    return HostTensor(tensor.format, columns.shape, columns.view(np.uint8))
+
+    start: int = 0
+    stop: int | None = None
+
+    def spec(self, *sources: TensorSpec) -> TensorSpec:
+        (source,) = sources
+        _check_dense(source.format)
+        rows, columns = source.shape
+        return TensorSpec(source.format, (len(range(columns)[self.start : self.stop]), rows))
+
+    def __call__(self, *sources: HostTensor) -> HostTensor:
+        (source,) = sources
+        columns = np.ascontiguousarray(_values(source)[:, self.start : self.stop].T)  # [out, in]
+        return HostTensor(source.format, columns.shape, columns.view(np.uint8))
 
 
-def add_one(tensor: HostTensor) -> HostTensor:
+@dataclass(frozen=True, slots=True)
+class AddOne:
     """1 + w in float32, as Gemma's norm computes its factor."""
-    return encode_dense(dequantize(tensor) + np.float32(1.0))
+
+    def spec(self, *sources: TensorSpec) -> TensorSpec:
+        (source,) = sources
+        return TensorSpec("F32", source.shape)
+
+    def __call__(self, *sources: HostTensor) -> HostTensor:
+        (source,) = sources
+        return encode_dense(dequantize(source) + np.float32(1.0))
+
+
+def _check_dense(format: str) -> None:
+    if format not in _DENSE:
+        raise UnsupportedError(
+            f"a tensor of format {format} must be split or transposed within its rows; only "
+            f"{', '.join(_DENSE)} can be"
+        )
 
 
 def _values(tensor: HostTensor) -> NDArray[Any]:
     """The bits of a dense tensor's values [rows, row length]."""
-    if tensor.format not in _DENSE:
-        raise UnsupportedError(
-            f"a tensor of format {tensor.format} must be split or transposed within its rows; "
-            f"only {', '.join(_DENSE)} can be"
-        )
+    _check_dense(tensor.format)
     return tensor.data.view(_DENSE[tensor.format])

@@ -11,11 +11,11 @@ from typing import Self
 from ..config import MAX_HEAD_DIM, ModelConfig
 from ..errors import FormatError
 from ..formats import dequantize
-from ..formats.tensor import HostTensor
-from .checkpoint import Plan, build_plan, read_plan
+from ..formats.tensor import HostTensor, TensorSpec
 from .gguf import GGUFFile
 from .gguf_config import ROPE_FREQS, build_gguf_config
-from .names import gguf_recipe
+from .names import gguf_source
+from .plan import Plan, build_plan, read_plan
 
 __all__ = ["GGUFCheckpoint"]
 
@@ -38,10 +38,11 @@ class GGUFCheckpoint:
         """
         gguf = GGUFFile.open(path)
         try:
-            shapes = {name: info.shape for name, info in gguf.tensors.items()}
+            specs = {name: TensorSpec(i.format, i.shape) for name, i in gguf.tensors.items()}
+            shapes = {name: spec.shape for name, spec in specs.items()}
             config = build_gguf_config(gguf.metadata, shapes, _rope_freqs(gguf), str(path))
-            shapes.pop(ROPE_FREQS, None)  # it is part of the config now
-            return cls(path, gguf, config, build_plan(config, gguf_recipe, shapes, str(path)))
+            specs.pop(ROPE_FREQS, None)  # it is part of the config now
+            return cls(path, gguf, config, build_plan(config, gguf_source, specs, str(path)))
         except BaseException:
             gguf.close()
             raise
@@ -50,15 +51,19 @@ class GGUFCheckpoint:
     def tokenizer_source(self) -> Mapping[str, object]:
         return self.gguf.metadata
 
+    def specs(self) -> dict[str, TensorSpec]:
+        return {planned.name: planned.spec for planned in self._plan}
+
     def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        """Each parameter in turn; when the next is asked for, the pages of the last are given back:
-        what is loaded is not held twice.
+        """Each parameter in turn. When the next one is asked for, the pages of the last are given
+        back, so that a loaded weight is not in memory twice.
         """
-        for (_, recipe), parameter in zip(
+        for planned, parameter in zip(
             self._plan, read_plan(self._plan, self.gguf.tensor), strict=True
         ):
             yield parameter
-            self.gguf.release(recipe.source)
+            for name in planned.source.tensors:
+                self.gguf.release(name)
 
     def close(self) -> None:
         self.gguf.close()

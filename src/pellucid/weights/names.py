@@ -6,30 +6,12 @@ it, under which shape, and which fold makes it canonical; what the file holds be
 unexpected. So a tensor is never guessed from its name, and none is passed over.
 """
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from ..config import ModelConfig
-from ..formats.tensor import HostTensor
 from ..models.params import Param
-from . import folds
+from .folds import AddOne, InterleavedToHalfSplit, SliceOutputs, Transpose
+from .plan import ParamSource
 
-__all__ = ["Fold", "Recipe", "gguf_recipe", "is_ignored", "safetensors_recipe"]
-
-Fold = Callable[[HostTensor], HostTensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How one parameter is made: from tensor `source` of the file, which must have `shape`, by
-    `fold` (None: as it is).
-    """
-
-    source: str
-    shape: tuple[int, ...]
-    fold: Fold | None = None
-
+__all__ = ["gguf_source", "safetensors_source"]
 
 _GGUF_TOP = {
     "embed_tokens": "token_embd",
@@ -81,19 +63,8 @@ _HF_GPT2_LAYER = {
 }
 _QKV = ("q_proj", "k_proj", "v_proj")
 
-# Buffers that old checkpoints carry beside the parameters, computed anew here: rotary frequencies,
-# causal masks and their fill value.
-_IGNORED = re.compile(
-    r"(.+\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(bias|masked_bias)|blk\.\d+\.attn_rot_embd(\.weight)?)"
-)
 
-
-def is_ignored(name: str) -> bool:
-    """Whether a tensor that no parameter asks for may stay unread."""
-    return _IGNORED.fullmatch(name) is not None
-
-
-def gguf_recipe(config: ModelConfig, param: Param) -> Recipe:
+def gguf_source(config: ModelConfig, param: Param) -> ParamSource:
     """Where a GGUF file holds `param`.
 
     Files of architecture "llama" (Mistral's too) hold the rows of q and k in the interleaved RoPE
@@ -102,56 +73,53 @@ def gguf_recipe(config: ModelConfig, param: Param) -> Recipe:
     """
     layer, module, kind = _split(param.name)
     if layer is None:
-        return Recipe(f"{_GGUF_TOP[module]}.{kind}", param.shape)
+        return ParamSource({f"{_GGUF_TOP[module]}.{kind}": param.shape})
     if config.architecture == "gpt2" and module in _QKV:
         start, stop, total = _qkv_rows(config, module)
-        return Recipe(
-            f"blk.{layer}.attn_qkv.{kind}",
-            (total, *param.shape[1:]),
-            lambda t: folds.slice_outputs(t, start, stop),
-        )
+        fused = {f"blk.{layer}.attn_qkv.{kind}": (total, *param.shape[1:])}
+        return ParamSource(fused, SliceOutputs(start, stop))
     source = f"blk.{layer}.{_GGUF_LAYER[module]}.{kind}"
     if config.architecture == "llama" and module in ("q_proj", "k_proj"):
         heads = config.num_heads if module == "q_proj" else config.num_kv_heads
-        return Recipe(source, param.shape, lambda t: folds.interleaved_to_half_split(t, heads))
-    return Recipe(source, param.shape)
+        return ParamSource({source: param.shape}, InterleavedToHalfSplit(heads))
+    return ParamSource({source: param.shape})
 
 
-def safetensors_recipe(config: ModelConfig, param: Param, prefix: str = "transformer.") -> Recipe:
+def safetensors_source(
+    config: ModelConfig, param: Param, prefix: str = "transformer."
+) -> ParamSource:
     """Where a Hugging Face checkpoint holds `param`. `prefix` is GPT-2's own: "transformer." or
     nothing, as the file has it.
     """
     layer, module, kind = _split(param.name)
     if config.architecture == "gpt2":
-        return _gpt2_recipe(config, param, prefix)
+        return _gpt2_source(config, param, prefix)
     if layer is None:
         source = f"{_HF_TOP[module]}.{kind}"
     else:
         gemma = config.architecture in ("gemma2", "gemma3")
         source = f"model.layers.{layer}.{(_HF_LAYER | _HF_SANDWICH if gemma else _HF_LAYER)[module]}.{kind}"
     adds_one = config.architecture in ("gemma2", "gemma3") and module.endswith("norm")
-    return Recipe(source, param.shape, folds.add_one if adds_one else None)
+    return ParamSource({source: param.shape}, AddOne() if adds_one else None)
 
 
-def _gpt2_recipe(config: ModelConfig, param: Param, prefix: str) -> Recipe:
+def _gpt2_source(config: ModelConfig, param: Param, prefix: str) -> ParamSource:
     """GPT-2's linear layers are Conv1D: weights are [in, out], and q, k and v are one of them."""
     layer, module, kind = _split(param.name)
     if module == "lm_head":
-        return Recipe("lm_head.weight", param.shape)
+        return ParamSource({"lm_head.weight": param.shape})
     if layer is None:
-        return Recipe(f"{prefix}{_HF_GPT2_TOP[module]}.{kind}", param.shape)
+        return ParamSource({f"{prefix}{_HF_GPT2_TOP[module]}.{kind}": param.shape})
     if module in _QKV:
         start, stop, total = _qkv_rows(config, module)
         source = f"{prefix}h.{layer}.attn.c_attn.{kind}"
         if kind == "bias":
-            return Recipe(source, (total,), lambda t: folds.slice_outputs(t, start, stop))
-        return Recipe(
-            source, (config.hidden_size, total), lambda t: folds.transpose(t, start, stop)
-        )
+            return ParamSource({source: (total,)}, SliceOutputs(start, stop))
+        return ParamSource({source: (config.hidden_size, total)}, Transpose(start, stop))
     source = f"{prefix}h.{layer}.{_HF_GPT2_LAYER[module]}.{kind}"
     if len(param.shape) == 2:
-        return Recipe(source, param.shape[::-1], folds.transpose)
-    return Recipe(source, param.shape)
+        return ParamSource({source: param.shape[::-1]}, Transpose())
+    return ParamSource({source: param.shape})
 
 
 def _qkv_rows(config: ModelConfig, module: str) -> tuple[int, int, int]:

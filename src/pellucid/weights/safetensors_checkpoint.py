@@ -15,12 +15,12 @@ from typing import Self
 
 from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
-from ..formats.tensor import HostTensor
-from .checkpoint import Plan, build_plan, read_plan
+from ..formats.tensor import HostTensor, TensorSpec
 from .fields import read_json
 from .hf_config import build_hf_config
-from .names import safetensors_recipe
-from .safetensors_file import SafetensorsFile
+from .names import safetensors_source
+from .plan import Plan, build_plan, read_plan
+from .safetensors_file import DTYPES, SafetensorsFile
 
 __all__ = ["SafetensorsCheckpoint"]
 
@@ -52,17 +52,21 @@ class SafetensorsCheckpoint:
         config = build_hf_config(read_json(config_path, MAX_CONFIG_BYTES), str(config_path))
         files = _open_files(path)
         config = _untie(config, files)
-        shapes = {name: file.shapes[name] for name, file in files.items()}
+        specs = {name: file.specs[name] for name, file in files.items()}
         if config.tie_word_embeddings:
             # the same values as the embedding's, which `_untie` has seen to
-            shapes.pop("lm_head.weight", None)
-        prefix = "transformer." if "transformer.wte.weight" in shapes else ""
-        plan = build_plan(config, partial(safetensors_recipe, prefix=prefix), shapes, str(path))
+            specs.pop("lm_head.weight", None)
+        prefix = "transformer." if "transformer.wte.weight" in specs else ""
+        source = partial(safetensors_source, prefix=prefix)
+        plan = build_plan(config, source, specs, str(path), DTYPES)
         return cls(path, config, files, plan)
 
     @property
     def tokenizer_source(self) -> Path:
         return self.path
+
+    def specs(self) -> dict[str, TensorSpec]:
+        return {planned.name: planned.spec for planned in self._plan}
 
     def parameters(self) -> Iterator[tuple[str, HostTensor]]:
         return read_plan(self._plan, lambda name: self._files[name].tensor(name))
@@ -103,7 +107,7 @@ def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
             )
         raise FormatError(f"{folder} has no .safetensors file")
     file = SafetensorsFile.open(found[0])
-    return dict.fromkeys(file.shapes, file)
+    return dict.fromkeys(file.specs, file)
 
 
 def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
@@ -116,9 +120,9 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     if missing:
         raise FormatError(f"{index} names the file {missing[0]!r}, which is not in the folder")
     shards = {name: SafetensorsFile.open(folder / name) for name in names}
-    files = {tensor: shard for shard in shards.values() for tensor in shard.shapes}
+    files = {tensor: shard for shard in shards.values() for tensor in shard.specs}
     for tensor, name in weight_map.items():
-        if tensor not in shards[name].shapes:
+        if tensor not in shards[name].specs:
             raise FormatError(
                 f"{index} says that {name} holds the tensor {tensor!r}, which it does not"
             )

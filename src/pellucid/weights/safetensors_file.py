@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError, UnsupportedError
 from ..formats import HostTensor, host_tensor
+from ..formats.tensor import TensorSpec
 from .fields import parse_json
 
-__all__ = ["SafetensorsFile"]
+__all__ = ["DTYPES", "SafetensorsFile"]
 
-_FORMATS = ("F32", "F16", "BF16")  # the file's types that are formats here, under the same names
+DTYPES = ("F32", "F16", "BF16")  # the file's types that are formats here, under the same names
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class SafetensorsFile:
     def __init__(self, path: Path, entries: Mapping[str, _Entry], data: NDArray[np.uint8]) -> None:
         """Use `SafetensorsFile.open`."""
         self.path = path
-        self.shapes: dict[str, tuple[int, ...]] = {
-            name: entry.shape for name, entry in entries.items()
+        self.specs: dict[str, TensorSpec] = {
+            name: TensorSpec(entry.dtype, entry.shape) for name, entry in entries.items()
         }
         self._entries = entries
         self._data = data
@@ -73,10 +74,10 @@ class SafetensorsFile:
         refused.
         """
         entry = self._entries[name]
-        if entry.dtype not in _FORMATS:
+        if entry.dtype not in DTYPES:
             raise UnsupportedError(
                 f"{self.path}: tensor {name!r} is of type {entry.dtype}; those that can be read "
-                f"are {', '.join(_FORMATS)}"
+                f"are {', '.join(DTYPES)}"
             )
         return host_tensor(entry.dtype, entry.shape, self._data[entry.start : entry.stop])
 

@@ -1,0 +1,132 @@
+"""The plan of loading: for each declared parameter, the tensors of the file that it is made from,
+and the fold that makes it.
+
+The architecture's declaration leads. Each declared parameter must find its tensors in the file,
+under the shapes that the config implies; a tensor of the file that no parameter uses is an error.
+So no tensor is guessed from its name and none is dropped in silence. Building the plan needs the
+file's table of contents alone: it reads no weights, and it already knows the format and shape of
+every parameter that will come out.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from ..config import ModelConfig
+from ..errors import FormatError, UnsupportedError
+from ..formats import FORMATS
+from ..formats.tensor import HostTensor, TensorSpec
+from ..models.params import Param
+from ..models.registry import get_architecture
+from .folds import Fold
+
+__all__ = ["ParamSource", "Plan", "PlannedParam", "build_plan", "is_ignored", "read_plan"]
+
+Shape = tuple[int, ...]
+
+# Buffers that old checkpoints carry beside the parameters: rotary frequencies, causal masks and
+# their fill value. They are computed anew here.
+_IGNORED = re.compile(
+    r"(.+\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(bias|masked_bias)"
+    r"|blk\.\d+\.attn_rot_embd(\.weight)?)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSource:
+    """Where one parameter comes from: tensors of the file by name, each with the shape that it must
+    have, in the order in which `fold` takes them. Without a fold there is one tensor, used as it
+    is.
+    """
+
+    tensors: Mapping[str, Shape]
+    fold: Fold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedParam:
+    """A declared parameter: its canonical name, where it comes from, and what it will be."""
+
+    name: str
+    source: ParamSource
+    spec: TensorSpec
+
+
+Plan = list[PlannedParam]
+
+
+def build_plan(
+    config: ModelConfig,
+    source_of: Callable[[ModelConfig, Param], ParamSource],
+    tensors: Mapping[str, TensorSpec],
+    where: str,
+    formats: Collection[str] = FORMATS.keys(),
+) -> Plan:
+    """How each declared parameter is made from the `tensors` of a file. `where` names the file,
+    and `formats` are those that such a file can be read in.
+
+    Raises FormatError where a tensor is missing, misshapen or unexpected, and UnsupportedError
+    where its format cannot be used.
+    """
+    plan = []
+    for param in get_architecture(config.architecture).parameters(config):
+        source = source_of(config, param)
+        for name, shape in source.tensors.items():
+            _check_tensor(config, param, tensors, name, shape, where)
+            if tensors[name].format not in formats:
+                raise UnsupportedError(
+                    f"{where}: tensor {name!r} is of type {tensors[name].format}; those that can "
+                    f"be read are {', '.join(formats)}"
+                )
+        specs = [tensors[name] for name in source.tensors]
+        try:
+            spec = specs[0] if source.fold is None else source.fold.spec(*specs)
+        except UnsupportedError as error:
+            names = ", ".join(source.tensors)
+            raise UnsupportedError(f"{where}: tensor {names!r}: {error}") from error
+        assert spec.shape == param.shape, (param, spec)
+        plan.append(PlannedParam(param.name, source, spec))
+    used = {name for planned in plan for name in planned.source.tensors}
+    extra = [name for name in tensors if name not in used and not is_ignored(name)]
+    if extra:
+        others = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise FormatError(
+            f"{where} holds the tensor {extra[0]!r}{others}, which {config.architecture} with "
+            "this config does not have"
+        )
+    return plan
+
+
+def read_plan(plan: Plan, tensor: Callable[[str], HostTensor]) -> Iterator[tuple[str, HostTensor]]:
+    """Carry the plan out, one parameter at a time: canonical name and tensor. At most one mended
+    copy is held.
+    """
+    for planned in plan:
+        sources = [tensor(name) for name in planned.source.tensors]
+        fold = planned.source.fold
+        yield planned.name, sources[0] if fold is None else fold(*sources)
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a tensor that no parameter uses may stay unread."""
+    return _IGNORED.fullmatch(name) is not None
+
+
+def _check_tensor(
+    config: ModelConfig,
+    param: Param,
+    tensors: Mapping[str, TensorSpec],
+    name: str,
+    shape: Shape,
+    where: str,
+) -> None:
+    """Hold one tensor that `param` needs against the file: it is there, and of the right shape."""
+    if name not in tensors:
+        raise FormatError(
+            f"{where} lacks the tensor {name!r} (parameter {param.name} of {config.architecture})"
+        )
+    if tensors[name].shape != shape:
+        raise FormatError(
+            f"{where}: tensor {name!r} has shape {list(tensors[name].shape)}; its config implies "
+            f"{list(shape)}"
+        )
