@@ -52,7 +52,8 @@ def main() -> None:
             row[f"{name}_of_roof"] = row[name] / roof
         results.append(row)
         print(
-            f"{context:>8} {row['decode']:>13.1f} {row['decode_of_roof']:>8.0%} {row['prefill']:>14.0f} {row['prefill_of_roof']:>8.0%}",
+            f"{context:>8} {row['decode']:>13.1f} {row['decode_of_roof']:>8.0%} "
+            f"{row['prefill']:>14.0f} {row['prefill_of_roof']:>8.0%}",
             flush=True,
         )
     print(

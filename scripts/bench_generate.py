@@ -88,7 +88,8 @@ def main() -> None:
         "runs": args.runs,
     }
     print(
-        f"{'engine':<12} {'prefill ' + str(args.prompt):>16} {'decode ' + str(args.output):>16}   tokens/s, median (min – max)"
+        f"{'engine':<12} {'prefill ' + str(args.prompt):>16} {'decode ' + str(args.output):>16}   "
+        "tokens/s, median (min – max)"
     )
     for engine, runs in results.items():
         columns = []

@@ -66,7 +66,8 @@ def bench_linear(isa: str | None, threads: int | None) -> None:
         "GB/s",
     )
     print(
-        f"{'format':<8} {'rows':>5} {'µs':>10} {'GB/s':>8} {'of read':>8} {'GOP/s':>8} {'of peak':>8} {'bound':>7}"
+        f"{'format':<8} {'rows':>5} {'µs':>10} {'GB/s':>8} {'of read':>8} {'GOP/s':>8} "
+        f"{'of peak':>8} {'bound':>7}"
     )
     results = []
     for name in FORMATS:
@@ -97,7 +98,8 @@ def bench_linear(isa: str | None, threads: int | None) -> None:
             }
             results.append(row)
             print(
-                f"{name:<8} {rows:>5} {row['us']:>10.1f} {row['gbytes']:>8.1f} {read:>8.0%} {row['gops']:>8.1f} {peak:>8.0%} {bound:>7.0%}",
+                f"{name:<8} {rows:>5} {row['us']:>10.1f} {row['gbytes']:>8.1f} {read:>8.0%} "
+                f"{row['gops']:>8.1f} {peak:>8.0%} {bound:>7.0%}",
                 flush=True,
             )
     figures = {
@@ -152,7 +154,8 @@ def main() -> None:
         }
         results.append(row | {"flops": cost.flops, "bytes": cost.bytes})
         print(
-            f"{case.name:<{width}} {row['us']:>10.1f} {row['gflops']:>9.2f} {row['gbytes']:>8.2f} {cost.arithmetic_intensity:>10.2f}"
+            f"{case.name:<{width}} {row['us']:>10.1f} {row['gflops']:>9.2f} {row['gbytes']:>8.2f} "
+            f"{cost.arithmetic_intensity:>10.2f}"
         )
     print(json.dumps({"bench": "kernels", "backend": args.backend, "results": results}))
 

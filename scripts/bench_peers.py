@@ -375,7 +375,10 @@ def measure(ours: Ours, shape: Shape, runs: int) -> dict[str, Any]:
     return row | {"flash_attention": flash, "first_round": tried, "ratios": ratios}
 
 
-HEADER = f"{'':<22} {'pellucid':>9} {'of roof':>8} {'llama.cpp':>10} {'-fa':>4} {'most':>6}   ratio (least – largest)"
+HEADER = (
+    f"{'':<22} {'pellucid':>9} {'of roof':>8} {'llama.cpp':>10} {'-fa':>4} {'most':>6}   "
+    "ratio (least – largest)"
+)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -401,7 +404,8 @@ def beside_python_peer(
             rows.append(row)
             speed = statistics.median(mine)
             print(
-                f"{shape.name:<22} {speed:>9.1f} {name:>19} {speeds[shape.name]:>8.1f}   {speed / speeds[shape.name]:>5.2f}",
+                f"{shape.name:<22} {speed:>9.1f} {name:>19} {speeds[shape.name]:>8.1f}   "
+                f"{speed / speeds[shape.name]:>5.2f}",
                 flush=True,
             )
     return rows

@@ -70,7 +70,8 @@ def measure(running: int, enable_prefix_caching: bool) -> Cost:
 def main() -> None:
     found = []
     print(
-        f"{'running':>8}{'prefix cache':>14}{'schedule, µs':>14}{'update, µs':>12}{'step, µs':>10}{'mean':>8}{'longest':>9}"
+        f"{'running':>8}{'prefix cache':>14}{'schedule, µs':>14}{'update, µs':>12}"
+        f"{'step, µs':>10}{'mean':>8}{'longest':>9}"
     )
     for running in (1, 8, 64, 256):
         for caching in (True, False):
@@ -83,7 +84,10 @@ def main() -> None:
                     "mean_us": round(cost.mean, 1),
                 }
             )
-            columns = f"{cost.schedule:>14.1f}{cost.update:>12.1f}{cost.step:>10.1f}{cost.mean:>8.1f}{cost.longest:>9.1f}"
+            columns = (
+                f"{cost.schedule:>14.1f}{cost.update:>12.1f}{cost.step:>10.1f}{cost.mean:>8.1f}"
+                f"{cost.longest:>9.1f}"
+            )
             print(f"{running:>8}{'on' if caching else 'off':>14}{columns}")
     print(json.dumps({"benchmark": "scheduler", "found": found}))
 

@@ -163,7 +163,8 @@ def main() -> None:
             found[case.name].append(measure(args.model, case, args.steps))
     alone = statistics.median(run.speed for run in found[cases[0].name])
     print(
-        f"{args.model.name:<38} {'tokens/s':>9} {'worst':>7} {'fair':>7} {'×':>5} {'worst':>6} {'neighbours':>11} {'strangers':>10}"
+        f"{args.model.name:<38} {'tokens/s':>9} {'worst':>7} {'fair':>7} {'×':>5} {'worst':>6} "
+        f"{'neighbours':>11} {'strangers':>10}"
     )
     for case in cases:
         runs = found[case.name]
@@ -172,9 +173,12 @@ def main() -> None:
             min(r.speed for r in runs),
             alone * case.fair,
         )
-        cores = f"{statistics.median(r.neighbours for r in runs):>11.2f} {statistics.median(r.strangers for r in runs):>10.2f}"
+        neighbours = statistics.median(r.neighbours for r in runs)
+        strangers = statistics.median(r.strangers for r in runs)
+        cores = f"{neighbours:>11.2f} {strangers:>10.2f}"
         print(
-            f"{case.name:<38} {speed:>9.1f} {worst:>7.1f} {fair:>7.1f} {fair / speed:>5.2f} {fair / worst:>6.2f} {cores}"
+            f"{case.name:<38} {speed:>9.1f} {worst:>7.1f} {fair:>7.1f} {fair / speed:>5.2f} "
+            f"{fair / worst:>6.2f} {cores}"
         )
     print(
         json.dumps(

@@ -1,7 +1,7 @@
 """The peers that are Python packages, on the shapes of bench_peers: run by it, in an environment
 that holds the peer and not Pellucid.
 
-    PYTHON scripts/peers_python.py vllm FOLDER THREADS         (config.json alone: weights are random, in bfloat16)
+    PYTHON scripts/peers_python.py vllm FOLDER THREADS  (config.json alone: random bfloat16 weights)
     PYTHON scripts/peers_python.py openvino FILE.gguf THREADS
 
 Prompts are token ids. Prefill: a prompt of 512 and one token. Decode of n sequences: the time of n

@@ -1,7 +1,7 @@
-"""Fixtures for what a test may need and a machine may lack. A test that lacks it is skipped, and
-its reason says how to bring it.
+"""Fixtures for what a test may need and a machine may lack, and Hypothesis' settings for all tests.
 
-PELLUCID_MODELS names a folder of .gguf files, PELLUCID_DATA a folder that holds wikitext-2/.
+A test is skipped where something is missing, and its reason says how to bring it. PELLUCID_MODELS
+names a folder of .gguf files, PELLUCID_DATA a folder that holds wikitext-2/.
 """
 
 import os
@@ -10,6 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test may fail because the machine is busy: examples have no deadline, and slow ones are no
+# fault. HYPOTHESIS_PROFILE=fast (scripts/test --fast) tries fewer examples.
+settings.register_profile(
+    "default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("fast", settings.get_profile("default"), max_examples=10)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # A runner that was put into the background ignores Ctrl-C, and so would every program that a test
 # starts and interrupts.

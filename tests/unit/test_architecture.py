@@ -426,15 +426,17 @@ PROBE = """
 import json, sys, threading, time
 noise = []
 def listen(event, args):
-    if event.startswith(("socket.", "subprocess.", "urllib.", "os.system", "os.fork", "os.exec", "os.posix_spawn")):
+    if event.startswith(("socket.", "subprocess.", "urllib.", "os.system", "os.fork", "os.exec",
+                         "os.posix_spawn")):
         noise.append(event)
 sys.addaudithook(listen)
 threading.setprofile(lambda *_: noise.append("a thread"))  # called in every thread that begins
-start = time.perf_counter()
+start = time.process_time()  # of this process alone: the machine may be busy
 import {name}
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 loaded = sorted({{module.partition(".")[0] for module in sys.modules}})
-print(json.dumps({{"seconds": seconds, "noise": noise, "threads": threading.active_count(), "loaded": loaded}}))
+print(json.dumps({{"seconds": seconds, "noise": noise, "threads": threading.active_count(),
+                  "loaded": loaded}}))
 """
 HEAVY = {
     "numpy",

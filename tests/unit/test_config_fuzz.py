@@ -86,7 +86,7 @@ def check_usable(config: ModelConfig) -> None:
     )
 
 
-@settings(max_examples=300, deadline=1000, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     st.sampled_from(MODEL_TYPES),
     st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3),
@@ -113,7 +113,7 @@ def test_any_config_json(
         check_usable(config)
 
 
-@settings(max_examples=300, deadline=1000, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     st.sampled_from(["gpt2", "llama", "qwen2", "gemma2", "gemma3"]),
     st.dictionaries(st.sampled_from(GGUF_KEYS), VALUES, max_size=4),

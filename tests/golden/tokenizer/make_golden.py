@@ -138,7 +138,8 @@ def main(models: Path) -> None:
     llama_cpp.llama_backend_init()
     for name in MODELS:
         golden: dict[str, Any] = {
-            "made_by": f"llama-cpp-python {llama_cpp.__version__}, transformers {transformers.__version__}",
+            "made_by": f"llama-cpp-python {llama_cpp.__version__}, "
+            f"transformers {transformers.__version__}",
             "model": name,
             **token_ids(models / name),
             "chats": prompts(models / name),
