@@ -152,7 +152,7 @@ def _read_folder(path: Path) -> _Model:
     for file in (
         SafetensorsFile.open(path / name) for name in names if name.endswith(".safetensors")
     ):
-        for name in file.shapes:
+        for name in file.specs:
             tensor = file.tensor(name)  # a view: no byte of it is read
             tensors.append(_Tensor(name, tensor.shape, tensor.format, tensor.data.nbytes))
     config, obstacle = _read_config(path)
