@@ -266,7 +266,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, save: Save) -> None
         from_folder(tmp_path)
     folder = save(byte_level())
     (folder / "tokenizer_config.json").write_text("[" * 100_000)
-    with pytest.raises(FormatError, match=r"tokenizer_config\.json is not JSON"):
+    with pytest.raises(FormatError, match=r"tokenizer_config\.json is not a JSON object"):
         from_folder(folder)
 
 

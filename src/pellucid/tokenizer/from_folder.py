@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, UnsupportedError
+from ..files import is_there, read_bytes, read_json
 from .chat_template import ChatTemplate
 from .tokenizer import Tokenizer, library_errors
 from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
@@ -37,7 +38,7 @@ def from_folder(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as RustTokenizer
 
     file = path / "tokenizer.json"
-    source = _read(file, MAX_TOKENIZER_BYTES)
+    source = _read_text(path, file.name, MAX_TOKENIZER_BYTES)
     with library_errors(FormatError, f"{file} is not a tokenizer"):
         rust = RustTokenizer.from_str(source)
     rust.no_truncation()
@@ -46,7 +47,7 @@ def from_folder(path: Path) -> Tokenizer:
     byte_level, strips_space = _read_decoder(rust, file)
     vocabulary = _read_vocabulary(rust, byte_level, file)
     config, generation, model = (
-        _read_json(path / name)
+        _read_json(path, name)
         for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
     bos, eos = (
@@ -193,8 +194,8 @@ def _read_chat_template(
     path: Path, config: Mapping[str, Any], names: Mapping[str, str]
 ) -> ChatTemplate | None:
     file = path / "chat_template.jinja"
-    if file.is_file():
-        return ChatTemplate(_read(file, MAX_CONFIG_BYTES), names)
+    if is_there(file):
+        return ChatTemplate(_read_text(path, file.name, MAX_CONFIG_BYTES), names)
     given = config.get("chat_template")
     if isinstance(given, list):  # several, by name
         named = {
@@ -213,28 +214,17 @@ def _read_chat_template(
     return ChatTemplate(default, names, for_tools=for_tools)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """An object out of a file that need not be there."""
-    if not file.is_file():
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    """The object in a file that need not be there."""
+    if not is_there(path / name):
         return {}
-    try:
-        value = json.loads(_read(file, MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{file} holds a {type(value).__name__}; it must hold an object")
-    return value
+    return read_json(path / name, MAX_CONFIG_BYTES, within=path)
 
 
-def _read(file: Path, limit: int) -> str:
+def _read_text(path: Path, name: str, limit: int) -> str:
     try:
-        with file.open("rb") as stream:
-            data = stream.read(limit + 1)
-    except OSError as error:
-        raise FormatError(f"{file} cannot be read: {error.strerror}") from None
-    if len(data) > limit:
-        raise FormatError(f"{file} is longer than {limit} bytes")
-    try:
-        return data.decode()
+        return read_bytes(path / name, limit, within=path).decode()
     except UnicodeDecodeError as error:
-        raise FormatError(f"{file} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise FormatError(
+            f"{path / name} is not UTF-8: {error.reason} at byte {error.start}"
+        ) from None

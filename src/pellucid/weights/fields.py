@@ -1,22 +1,19 @@
 """Typed reading of what a file says about a model: JSON objects and GGUF metadata alike.
 
-One idea: a field is read by its type or refused by its name; and a `Fields` remembers what was
-read, so that a reader of configs can ask at the end what it has passed over (`unread`) instead of
-dropping it in silence. Values come from strangers: nothing is coerced, numbers are finite, and JSON
-is bounded in size and (by the parser's recursion limit) in nesting.
+A field is read by its type or refused by its name. A `Fields` remembers which fields were read, so
+that a reader of configs can ask at the end for the others (`unread`) and drop none in silence.
+Values come from strangers: nothing is coerced, and numbers are finite.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 from ..config import MAX_LAYERS
 from ..errors import ConfigError, FormatError
 
-__all__ = ["Fields", "config_from_file", "parse_json", "read_json"]
+__all__ = ["Fields", "config_from_file"]
 
 T = TypeVar("T", int, float, str)
 MAX_TEXT = 100
@@ -142,43 +139,6 @@ class Fields:
         if default is None:
             raise self.error(name, "missing")
         return default
-
-
-def read_json(path: Path, max_bytes: int) -> dict[str, object]:
-    """The JSON object in a file of at most `max_bytes`."""
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise FormatError(f"{path} has {size} bytes; at most {max_bytes} are read")
-        return parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def parse_json(text: bytes, where: str) -> dict[str, object]:
-    """The JSON object that `text` is. Keys given twice, NaN and nesting beyond the parser's
-    recursion limit are refused.
-    """
-    try:
-        value = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where} is not a JSON object that can be read: {error}") from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{where} holds {_show(value)}; it must hold a JSON object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("an object has a key twice")
-    return result
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _show(value: object) -> str:

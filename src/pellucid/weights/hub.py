@@ -15,7 +15,6 @@ weights (*.bin, *.pt) are never fetched.
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError, DownloadError, UnsupportedError
+from ..errors import ConfigError, DownloadError, FormatError, UnsupportedError
+from ..files import read_json
 from .catalogue import CATALOGUE
 from .wheels import fetch_model
 
@@ -225,10 +225,9 @@ def _shards(index: Path) -> set[str]:
     there.
     """
     try:
-        if index.stat().st_size > _MAX_INDEX_BYTES:
-            return {""}
-        return {str(file) for file in json.loads(index.read_bytes())["weight_map"].values()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        named = read_json(index, _MAX_INDEX_BYTES, within=index.parent)["weight_map"]
+        return {str(file) for file in named.values()} if isinstance(named, dict) else {""}
+    except (FormatError, KeyError):
         return {""}
 
 

@@ -15,8 +15,8 @@ from typing import Self
 
 from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
+from ..files import is_there, read_json
 from ..formats.tensor import HostTensor, TensorSpec
-from .fields import read_json
 from .hf_config import build_hf_config
 from .names import safetensors_source
 from .plan import Plan, build_plan, read_plan
@@ -45,11 +45,13 @@ class SafetensorsCheckpoint:
         declares.
         """
         config_path = path / "config.json"
-        if not config_path.is_file():
+        if not is_there(config_path):
             raise FormatError(
                 f"{path} has no config.json; a model's folder holds config.json and *.safetensors"
             )
-        config = build_hf_config(read_json(config_path, MAX_CONFIG_BYTES), str(config_path))
+        config = build_hf_config(
+            read_json(config_path, MAX_CONFIG_BYTES, within=path), str(config_path)
+        )
         files = _open_files(path)
         config = _untie(config, files)
         specs = {name: file.specs[name] for name, file in files.items()}
@@ -89,10 +91,10 @@ class SafetensorsCheckpoint:
 
 def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
     """Which open file holds each tensor."""
-    if (folder / INDEX).is_file():
+    if is_there(folder / INDEX):
         return _open_shards(folder)
     found = sorted(folder.glob("*.safetensors"))
-    if (folder / SINGLE).is_file():
+    if is_there(folder / SINGLE):
         found = [folder / SINGLE]
     if len(found) > 1:
         raise FormatError(
@@ -112,11 +114,11 @@ def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
 
 def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     index = folder / INDEX
-    weight_map = read_json(index, MAX_INDEX_BYTES).get("weight_map")
+    weight_map = read_json(index, MAX_INDEX_BYTES, within=folder).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise FormatError(f"{index} has no weight_map that names a file for each tensor")
     names = sorted({_check_shard_name(index, name) for name in weight_map.values()})
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_there(folder / name)]
     if missing:
         raise FormatError(f"{index} names the file {missing[0]!r}, which is not in the folder")
     shards = {name: SafetensorsFile.open(folder / name) for name in names}

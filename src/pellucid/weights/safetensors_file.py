@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError, UnsupportedError
+from ..files import parse_json
 from ..formats import HostTensor, host_tensor
 from ..formats.tensor import TensorSpec
-from .fields import parse_json
 
 __all__ = ["DTYPES", "SafetensorsFile"]
 

@@ -1,0 +1,246 @@
+"""Opening and reading the files of strangers, within bounds.
+
+Three rules hold for every file that a user names or a model's folder holds:
+
+- It is a regular file. A FIFO, a socket, a device or a folder is refused and never waited for.
+- A file of a model's folder lies in that folder. A link may lead to another file of the folder. In
+  a Hugging Face cache it may also lead elsewhere in the repository's own tree,
+  `models--ORG--NAME/{snapshots,blobs}`, because that is how the cache stores files.
+- No more is read than a limit, and JSON is bounded in size, number of values and depth.
+
+A path that a user types may be a link to anywhere: `open_regular` follows it. Sizes are in bytes.
+Every error is a FormatError with one sentence.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from .errors import FormatError
+
+__all__ = [
+    "check_regular",
+    "is_there",
+    "open_regular",
+    "open_within",
+    "parse_json",
+    "read_at",
+    "read_bytes",
+    "read_json",
+    "size_of",
+]
+
+MAX_JSON_DEPTH = 64  # real files have about ten levels
+MAX_JSON_VALUES = 1 << 20  # commas and brackets of one file, unless the caller allows more
+# POSIX lets one read be cut at this size; Linux does so
+_MAX_READ = 1 << 30
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise FormatError unless `path` is, or is a link to, a regular file. Opens nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        _refuse(path, error)
+    _check_mode(path, mode)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file that a user named, for reading. Links are followed."""
+    check_regular(path)  # before opening: to open a device or a pipe may already do something
+    with _readable(path):
+        return _checked(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def open_within(folder: Path, name: str | Path) -> BinaryIO:
+    """Open the file `name` of a model's folder, for reading. `name` may have folders in it.
+
+    The links of the path are resolved first. The result is then opened from the allowed folder
+    downwards, one step at a time, following no further link: a link that is put there in between
+    is refused too.
+    """
+    path = folder / name
+    check_regular(path)
+    with _readable(path):
+        root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+        base = next((b for b in _allowed(root) if target.is_relative_to(b) and target != b), None)
+        if base is None:
+            raise FormatError(
+                f"{path} leads to {target}, outside the model's folder; only files in the folder "
+                "are opened"
+            )
+        *folders, last = target.relative_to(base).parts
+        fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in folders:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                outer, fd = fd, os.open(part, flags, dir_fd=fd)
+                os.close(outer)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return _checked(path, os.open(last, flags, dir_fd=fd))
+        finally:
+            os.close(fd)
+
+
+def is_there(path: Path) -> bool:
+    """Whether the folder has an entry of this name, of whatever kind: a broken link counts."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:
+        return False
+
+
+def size_of(file: BinaryIO) -> int:
+    """The size of an open file, as it is now."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_at(file: BinaryIO, offset: int, into: memoryview, what: str) -> None:
+    """Fill the bytes of `into` from `offset` of an open file. `what` names them in an error.
+
+    The bytes are copied into memory of the caller's, not mapped: when the file is cut short or the
+    disk fails meanwhile, that is an error here and not a signal that ends the process.
+    """
+    done = 0
+    while done < len(into):
+        where = f"{file.name}: {what}, at offset {offset + done},"
+        try:
+            count = os.preadv(file.fileno(), [into[done : done + _MAX_READ]], offset + done)
+        except OSError as error:
+            raise FormatError(f"{where} cannot be read: {error.strerror}") from error
+        if count == 0:
+            raise FormatError(
+                f"{where} is missing: the file ends after {size_of(file)} bytes; it was cut short "
+                "while it was read, or its copy is incomplete"
+            )
+        done += count
+
+
+def read_bytes(path: Path, max_bytes: int, *, within: Path | None = None) -> bytes:
+    """All of a file of at most `max_bytes`. `within`: the model's folder in which it must lie."""
+    opened = open_regular(path) if within is None else open_within(within, path.relative_to(within))
+    with opened as file, _readable(path):
+        size = size_of(file)
+        # one byte more than is allowed: a file may grow, or have no size of its own (/proc)
+        data = b"" if size > max_bytes else file.read(max_bytes + 1)
+    if max(size, len(data)) > max_bytes:
+        raise FormatError(f"{path} has {max(size, len(data))} bytes; at most {max_bytes} are read")
+    return data
+
+
+def read_json(
+    path: Path, max_bytes: int, *, within: Path | None = None, max_values: int = MAX_JSON_VALUES
+) -> dict[str, object]:
+    """The JSON object in a file of at most `max_bytes`. `within`: the folder in which it lies."""
+    data = read_bytes(path, max_bytes, within=within)
+    return parse_json(data, str(path), max_values=max_values)
+
+
+def parse_json(text: bytes, where: str, *, max_values: int = MAX_JSON_VALUES) -> dict[str, object]:
+    """The JSON object that `text` is. `where` opens every message.
+
+    Refused are keys given twice, NaN, infinity, more than `max_values` values and nesting of more
+    than MAX_JSON_DEPTH levels.
+    """
+    # before anything is built: a list of empty lists takes twenty times its text in memory
+    if (count := sum(map(text.count, (b",", b"[", b"{")))) > max_values:
+        raise FormatError(
+            f"{where} is JSON with {count} commas and brackets; at most {max_values} are read"
+        )
+    try:
+        value = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where} is not a JSON object that can be read: {error}") from error
+    if not isinstance(value, dict):
+        shown = "a list" if isinstance(value, list) else f"{value!r:.60}"
+        raise FormatError(f"{where} holds {shown}; it must hold a JSON object")
+    _check_depth(value, where)
+    return value
+
+
+# ---- which files may be opened
+
+
+def _allowed(root: Path) -> list[Path]:
+    """The folders below which the files of the model in `root` may lie. `root` has no links."""
+    for parent in (root, *root.parents):
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            return [root, parent, parent.parent / "blobs"]
+    return [root]
+
+
+def _checked(path: str | os.PathLike[str], fd: int) -> BinaryIO:
+    """The file that `fd` is, if it is a regular one. `fd` is closed with it, or now."""
+    try:
+        _check_mode(path, os.fstat(fd).st_mode)
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    # the file's name is the path, for messages; the opener hands over what is open already
+    return open(path, "rb", opener=lambda *_: fd)
+
+
+def _check_mode(path: str | os.PathLike[str], mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise FormatError(f"{os.fspath(path)} is {kind}; it must be a regular file")
+
+
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what may fail with an error of the system: it becomes one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        _refuse(path, error)
+
+
+def _refuse(path: str | os.PathLike[str], error: Exception) -> NoReturn:
+    reason = error.strerror or error if isinstance(error, OSError) else error
+    raise FormatError(f"{os.fspath(path)} cannot be read: {reason}") from error
+
+
+# ---- JSON
+
+
+def _check_depth(value: object, where: str) -> None:
+    """Level by level: the nesting of a value is no reason to recurse."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise FormatError(f"{where} is JSON nested more than {MAX_JSON_DEPTH} levels deep")
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)  # type: ignore[attr-defined]
+            if isinstance(inner, dict | list)
+        ]
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("an object has a key twice")
+    return result
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number")
