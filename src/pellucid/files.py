@@ -4,8 +4,8 @@ Three rules hold for every file that a user names or a model's folder holds:
 
 - It is a regular file. A FIFO, a socket, a device or a folder is refused and never waited for.
 - A file of a model's folder lies in that folder. A link may lead to another file of the folder. In
-  a Hugging Face cache it may also lead elsewhere in the repository's own tree,
-  `models--ORG--NAME/{snapshots,blobs}`, because that is how the cache stores files.
+  a Hugging Face cache it may also lead to `models--ORG--NAME/{snapshots,blobs}`, the tree of its
+  repository, and to the cache's shared `blobs/`: that is how the cache stores files.
 - No more is read than a limit, and JSON is bounded in size, number of values and depth.
 
 A path that a user types may be a link to anywhere: `open_regular` follows it. Sizes are in bytes.
@@ -14,6 +14,7 @@ Every error is a FormatError with one sentence.
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,12 +76,12 @@ def open_within(folder: Path, name: str | Path) -> BinaryIO:
     check_regular(path)
     with _readable(path):
         root, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-        base = next((b for b in _allowed(root) if target.is_relative_to(b) and target != b), None)
-        if base is None:
+        if not _is_allowed(root, target):
             raise FormatError(
                 f"{path} leads to {target}, outside the model's folder; only files in the folder "
                 "are opened"
             )
+        base = Path(os.path.commonpath([root, target]))
         *folders, last = target.relative_to(base).parts
         fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -175,12 +176,21 @@ def parse_json(text: bytes, where: str, *, max_values: int = MAX_JSON_VALUES) ->
 # ---- which files may be opened
 
 
-def _allowed(root: Path) -> list[Path]:
-    """The folders below which the files of the model in `root` may lie. `root` has no links."""
-    for parent in (root, *root.parents):
+def _is_allowed(root: Path, target: Path) -> bool:
+    """Whether a file of the model in `root` may lie at `target`. Both are without links."""
+    if target.is_relative_to(root):
+        return True
+    for parent in root.parents if root.name != "snapshots" else (root, *root.parents):
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
-            return [root, parent, parent.parent / "blobs"]
-    return [root]
+            repository = parent.parent
+            # newer caches also have one store for all repositories: blobs/<2 hex>/<64 hex>
+            shared = target.parent.parent == repository.parent / "blobs"
+            return (
+                target.is_relative_to(parent)
+                or target.is_relative_to(repository / "blobs")
+                or (shared and re.fullmatch("[0-9a-f]{64}", target.name) is not None)
+            )
+    return False
 
 
 def _checked(path: str | os.PathLike[str], fd: int) -> BinaryIO:

@@ -174,8 +174,18 @@ def test_links_of_a_hub_cache_stay_in_the_tree_of_their_repository(tmp_path: Pat
             assert file.read() == b"models--o--n"
     with open_within(snapshot / "sub", "x") as file:
         assert file.read() == b"models--o--n"
-    with pytest.raises(FormatError, match="outside the model's folder"):
-        open_within(snapshot, "y")
+    digest = "ab" * 32
+    (tmp_path / "blobs" / "ab").mkdir(parents=True)
+    (tmp_path / "blobs" / "ab" / digest).write_text("shared")
+    (tmp_path / "blobs" / "secret").write_text("secret")
+    (tmp_path / "models--o--n" / "blobs" / "z").symlink_to(f"../../blobs/ab/{digest}")
+    (snapshot / "z").symlink_to("../../blobs/z")
+    (snapshot / "w").symlink_to("../../../blobs/secret")
+    with open_within(snapshot, "z") as file:
+        assert file.read() == b"shared"
+    for name in ("y", "w"):
+        with pytest.raises(FormatError, match="outside the model's folder"):
+            open_within(snapshot, name)
 
 
 def test_a_link_that_is_put_there_after_links_were_resolved_is_not_followed(

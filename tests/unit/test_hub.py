@@ -216,12 +216,19 @@ def test_a_repository_without_the_model_is_refused(
 
 SCRIPT = """
 import json, sys
+from pathlib import Path
 from pellucid.errors import PellucidError
 from pellucid.weights import hub
 answers = []
+verbs = {
+    "resolve": hub.resolve_model,
+    "pull": hub.pull,
+    "remove": hub.remove_cached,
+    "list": lambda _: json.dumps([[m.name, str(m.path), m.num_bytes] for m in hub.list_cached()]),
+}
 for verb, name in json.loads(sys.argv[1]):
     try:
-        answers.append(["ok", str({"resolve": hub.resolve_model, "pull": hub.pull}[verb](name))])
+        answers.append(["ok", str(verbs[verb](name))])
     except PellucidError as error:
         answers.append([type(error).__name__, str(error)])
 print(json.dumps(answers))
@@ -304,6 +311,46 @@ def test_models_that_others_fetched_are_found_offline(tmp_path: Path) -> None:
             f"{name} is not in the Hugging Face cache and could not be fetched: "
         )
         assert "\n" not in message
+
+
+def test_what_is_in_the_caches_is_listed_and_deleted_by_name(tmp_path: Path) -> None:
+    model = next(iter(CATALOGUE.values()))
+    file = tmp_path / "pellucid" / "models" / model.file
+    file.parent.mkdir(parents=True)
+    with file.open("wb") as sparse:
+        sparse.truncate(model.num_bytes)
+    plain = lay_out(tmp_path, "org/plain", FOLDER)
+    gguf = lay_out(tmp_path, "org/some-GGUF", ["some-Q8_0.gguf", "deep/some-Q4_0.gguf"])
+    lay_out(tmp_path, "org/tokenizer-only", ["config.json", "tokenizer.json"])
+    names = ["org/some-GGUF:Q4_0", "org/some-GGUF:Q4_0", "ORG/plain", "org/plain", "org/never"]
+    answers = ask(
+        tmp_path,
+        ("list", ""),
+        *(("remove", name) for name in [*names, model.name.upper(), model.name, "~", ".."]),
+        ("list", ""),
+    )
+    assert answers[0][0] == "ok" and json.loads(answers[0][1]) == [
+        [model.name, str(file), model.num_bytes],
+        ["org/plain", str(plain), sum(map(len, FOLDER))],
+        ["org/some-GGUF/deep/some-Q4_0.gguf", str(gguf / "deep/some-Q4_0.gguf"), 19],
+        ["org/some-GGUF/some-Q8_0.gguf", str(gguf / "some-Q8_0.gguf"), 14],
+    ]
+    freed = [text for kind, text in answers[1:-1] if kind == "ok"]
+    whole = sum(map(len, FOLDER)) + len(COMMIT)
+    assert freed == ["19", str(whole), str(model.num_bytes)]
+    refused = [text for kind, text in answers[1:-1] if kind != "ok"]
+    assert refused == [
+        "org/some-GGUF:Q4_0 has no GGUF file of Q4_0; its GGUF files are some-Q8_0.gguf",
+        "org/plain is not in the Hugging Face cache; nothing was deleted",
+        "org/never is not in the Hugging Face cache; nothing was deleted",
+        f"{model.name} is not in {file.parent}; there is nothing to delete",
+        "'~' is a path; only models of the cache are deleted, by the names that they have there",
+        "'..' is a path; only models of the cache are deleted, by the names that they have there",
+    ]
+    assert json.loads(answers[-1][1]) == [
+        ["org/some-GGUF/some-Q8_0.gguf", str(gguf / "some-Q8_0.gguf"), 14]
+    ]
+    assert not plain.parents[1].exists() and not file.exists()
 
 
 class Hub(http.server.ThreadingHTTPServer):

