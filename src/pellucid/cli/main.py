@@ -6,13 +6,11 @@
 130  Ctrl-C;  143, 129: ended by SIGTERM, SIGHUP — what was begun is cleaned up first
 """
 
+import errno
 import io
+import os
 import platform
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -26,10 +24,13 @@ from .models import models, pull
 from .options import DEBUG, debug_option
 from .perplexity import perplexity
 from .run import run
+from .signals import Stopped, fill_closed_streams, unwind
 from .terminal import one_line
 from .verify import verify
 
 __all__ = ["main"]
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Failure(click.ClickException):
@@ -40,32 +41,92 @@ class _Failure(click.ClickException):
 
 
 class _Pellucid(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        _tolerate_any_character()
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command and leave with its exit code, whatever happens."""
+        code: Any = 0
         try:
-            with _signals_unwind():
-                return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo(err=True)
-            raise click.exceptions.Exit(130) from None
+            with unwind():
+                if not fill_closed_streams():
+                    raise _Failure("standard output is closed, so the answer has nowhere to go")
+                _tolerate_any_character()
+                code = super().main(*args, **{**extra, "standalone_mode": False})
+                sys.stdout.flush()
+        except click.Abort:  # click has ended the line of the ^C
+            code = 130
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except OSError as error:  # --help and --version, written to a full disk
+            _Failure(_sentence(error)).show()
+            code = 1
+        _give_up_unwritten_output()
+        sys.exit(code)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click's own ways to end; a reader of our output that went away is no error
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise
+            interruption = _interruption(error)
+            if interruption is not None:
+                raise interruption from None
             raise _Failure(_sentence(error)) from None
+
+
+def _interruption(error: BaseException) -> BaseException | None:
+    """The signal that some library turned into `error`, if it was one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt | Stopped):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, PellucidError):
         return str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
+        return f"there is not enough memory{_limit('RLIMIT_AS', 'v', 1024, ' KiB')}"
     if isinstance(error, OSError) and error.strerror:
-        return (
-            f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-        )
-    if isinstance(error, MemoryError):
-        return "the memory is not enough"
+        if error.errno == errno.EMFILE:
+            return f"too many files are open{_limit('RLIMIT_NOFILE', 'n', 1, '')}"
+        if error.filename is not None:
+            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        wrote = "the output could not be written: " if error.errno in _CANNOT_WRITE else ""
+        return f"{wrote}{error.strerror}"
+    if isinstance(error, ImportError):
+        return f"a library could not be loaded: {error}"
     return f"this is a bug in Pellucid: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _limit(name: str, flag: str, unit: int, suffix: str) -> str:
+    """The limit that the shell may have set, in its own unit."""
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    limit = resource.getrlimit(vars(resource)[name])[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"; `ulimit -{flag}` allows this process {limit // unit}{suffix}"
+
+
+def _give_up_unwritten_output() -> None:
+    """Output that cannot be written is dropped here, so that the interpreter does not try again
+    when it ends, and complain.
+    """
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _tolerate_any_character() -> None:
@@ -75,29 +136,6 @@ def _tolerate_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-@contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: through every `finally`, so that no
-    child and no half-made file is left.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [signal.SIGTERM] if sys.platform == "win32" else [signal.SIGTERM, signal.SIGHUP]
-    before = {
-        n: signal.signal(n, leave) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -1,0 +1,103 @@
+"""Signals and broken standard streams, met by the real program in a process of its own."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pellucid
+
+PROGRAM = [sys.executable, "-m", "pellucid"]
+ENVIRONMENT = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]))
+
+
+def start(*arguments: str | Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_until_signals_are_handled(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the program's first lines: before them, Python itself is being started."""
+    handled = 1 << (signal.SIGTERM - 1)
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+        if int(caught.split()[1], 16) & handled:
+            return
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells what is handled")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_first_second_ends_the_program_without_a_traceback(
+    long_path: Path, number: signal.Signals
+) -> None:
+    moments = random.Random(0)
+    for _ in range(20):
+        moment = moments.uniform(0, 1)
+        with start("run", "hi", "-m", long_path, "-q", "--max-tokens", "90000") as process:
+            wait_until_signals_are_handled(process)
+            time.sleep(moment)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors.strip()) == (128 + number, b""), moment
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirection", "sentence"),
+    [
+        ("run hi -m MODEL", ">&-", "standard output is closed, so the answer has nowhere to go"),
+        ("--help", ">&-", "standard output is closed, so the answer has nowhere to go"),
+        ("run hi -m MODEL", ">/dev/full", "the output could not be written: No space left"),
+        ("run --help", ">/dev/full", "the output could not be written: No space left"),
+        ("--version", ">/dev/full", "the output could not be written: No space left"),
+        ("run -m MODEL", "<&-", "the prompt is empty"),
+        ("chat -m MODEL", "<&-", ""),
+        ("run hi -q -m MODEL", "2>&-", ""),
+        ("run hi -q -m MODEL", "| true", ""),
+    ],
+)
+def test_broken_standard_streams_are_told_in_one_sentence(
+    tiny_path: Path, arguments: str, redirection: str, sentence: str
+) -> None:
+    command = f'"$0" -m pellucid {arguments} {redirection}'.replace("MODEL", '"$1"')
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, str(tiny_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert sentence in done.stderr and (done.returncode != 0) == bool(sentence)
+    if sentence and "empty" not in sentence:
+        assert done.stderr.startswith("pellucid: error: ") and done.stderr.count("\n") == 1
+
+
+def test_too_many_open_files_are_told_with_the_limit(tiny_path: Path) -> None:
+    script = (
+        "import resource, pellucid.engine.llm; from pellucid.cli.main import main; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "run", "hi", "-m", str(tiny_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "pellucid: error: too many files are open; `ulimit -n` allows this process 3\n"
+    )
