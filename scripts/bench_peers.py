@@ -47,9 +47,11 @@ from pellucid.batch import AttentionMetadata, ForwardBatch
 from pellucid.config import ModelConfig
 from pellucid.kv.layout import build_layout
 from pellucid.kv.storage import KVStorage
+from pellucid.kv_spec import build_kv_specs
 from pellucid.measure.machine import Ceilings, measure_ceilings
 from pellucid.models.registry import get_architecture
 from pellucid.ops.cost import OpCost
+from pellucid.ops.kv_dtypes import choose_kv_dtypes
 from pellucid.weights.checkpoint import open_checkpoint
 
 BLOCK_SIZE = 16
@@ -78,11 +80,8 @@ class Ours:
                 backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters()
             )
         self.num_blocks = -(-longest // BLOCK_SIZE) + max(SEQUENCES)
-        layout = build_layout(
-            self.config,
-            BLOCK_SIZE,
-            backend.kv_token_bytes(self.config.num_kv_heads, self.config.head_dim),
-        )
+        specs = build_kv_specs(self.config, *choose_kv_dtypes("auto", backend.kv_dtypes))
+        layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
         self._groups = len(layout.groups)
         storage = KVStorage(backend, layout, self.num_blocks * self._groups)
         forward = get_architecture(self.config.architecture).forward

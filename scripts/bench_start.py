@@ -76,7 +76,7 @@ def time_stages(path: Path, threads: int) -> dict[str, float]:
     from pellucid.tokenizer import load_tokenizer
     from pellucid.weights.checkpoint import open_checkpoint
 
-    backend = get_backend("native", threads=threads)
+    backend = get_backend("native", {"threads": threads})
     with timed("open", lambda: open_checkpoint(path)) as checkpoint:
         timed("tokenizer", lambda: load_tokenizer(checkpoint.tokenizer_source))
         timed(

@@ -32,8 +32,8 @@ class AttentionMetadata:
     # [R]      tokens of request r whose KV is in the cache once this step has written: what its
     # last token sees
     seq_lens: IntArray
-    # [G, R, M]  the KV blocks of request r in order, padded with 0; position i lies in block [g, r,
-    # i // B]
+    # [G, R, M]  the KV blocks of request r in order, padded with a block that no request owns;
+    # position i lies in block [g, r, i // B]
     block_tables: IntArray
     slot_mapping: IntArray  # [G, T]     where this step's keys and values go: block · B + offset
     block_size: int  # B

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.errors import ConfigError
 from pellucid.formats import FORMATS
@@ -58,20 +59,10 @@ class _Recorder:
 
 def test_every_op_of_the_vocabulary_is_exercised_by_some_case() -> None:
     called: set[str] = set()
-    backend = get_backend("reference")
-    plain = backend.build_forward
 
-    class Recording:
-        is_batch_invariant, kv_dtypes, kv_token_bytes = (
-            backend.is_batch_invariant,
-            backend.kv_dtypes,
-            backend.kv_token_bytes,
-        )
-        name, load_weight, weight_bytes = backend.name, backend.load_weight, backend.weight_bytes
-        new_kv_store, kv_block_bytes = backend.new_kv_store, backend.kv_block_bytes
-
+    class Recording(ReferenceBackend):
         def build_forward(self, forward: Any) -> Any:
-            return plain(lambda ops, batch: forward(_Recorder(ops, called), batch))
+            return super().build_forward(lambda ops, batch: forward(_Recorder(ops, called), batch))
 
     for case in CASES:
         build_case(Recording(), case, case.build_inputs())()

@@ -16,6 +16,7 @@ from pellucid.backends.reference import ops
 from pellucid.backends.reference.attention import Array, attend
 from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.backends.reference.flash_attention import flash_attention, merge_states
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.budget import check_dense
 from pellucid.ops.cases import build_attention_batch
 from pellucid.ops.protocol import KVLayer
@@ -197,7 +198,7 @@ def test_the_op_tiles_a_long_prompt_and_its_result_is_exact_attention() -> None:
     assert heads * tokens * tokens * 4 > ops.MAX_SCORE_BYTES
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(tokens, n, dim)).astype(np.float32) for n in (heads, 1, 1))
-    kv = KVLayer(ReferenceBackend().new_kv_store(70, block_size, 1, dim))
+    kv = KVLayer(ReferenceBackend().new_kv_store(70, block_size, KVSpec(1, dim, dim, "f32", "f32")))
     tables = rng.permutation(70).astype(np.int32)[None, :69]
     metadata = build_attention_batch([tokens], [tokens], tables, block_size).attention
     ops.kv_write(kv, k, v, metadata.slot_mapping)

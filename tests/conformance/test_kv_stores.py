@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.cases import build_attention_batch
+from pellucid.ops.kv_dtypes import choose_kv_dtypes
 from pellucid.ops.protocol import Backend, KVLayer, Ops, Tensor
 
 BLOCK, HEADS, KV_HEADS, DIM, NUM_BLOCKS = 16, 4, 2, 32, 12
@@ -26,7 +28,9 @@ Run = Callable[[ForwardBatch], NDArray[np.float32]]
 
 
 def new_store(backend: Backend) -> Any:
-    return backend.new_kv_store(NUM_BLOCKS, BLOCK, KV_HEADS, DIM)
+    return backend.new_kv_store(
+        NUM_BLOCKS, BLOCK, KVSpec(KV_HEADS, DIM, DIM, *choose_kv_dtypes("auto", backend.kv_dtypes))
+    )
 
 
 def layers_forward(backend: Backend, layers: Sequence[KVLayer], wanted: int) -> Run:
@@ -58,7 +62,8 @@ def layers_forward(backend: Backend, layers: Sequence[KVLayer], wanted: int) -> 
             )
         return results[wanted]
 
-    return backend.build_forward(forward)
+    run = backend.build_forward(forward)
+    return lambda batch: run(batch).to_host()
 
 
 def step(first: Sequence[int], tables: NDArray[np.int32]) -> ForwardBatch:
@@ -100,21 +105,24 @@ def test_a_block_moved_as_bytes_is_the_same_block(name: str) -> None:
     moved[moved == 7] = 9
     moved[moved == 5] = 6
     for store in stores:
-        for view in backend.kv_block_bytes(store):
-            assert view.shape[0] == NUM_BLOCKS and view.dtype == np.uint8 and not view[9].any()
-            view[9], saved = view[7], view[5].copy()
-            view[[5, 7]] = 0xFF  # the numbers there are none any more
-            view[6] = saved
+        assert not backend.save_blocks(store, [9]).any()
+        backend.copy_blocks(store, [(7, 9), (9, 10)])
+        saved = backend.save_blocks(store, [5, 7, 10])
+        assert saved.dtype == np.uint8 and np.array_equal(saved[1], saved[2])
+        backend.load_blocks(store, [5, 7], np.full_like(saved[:2], 0xFF))  # not numbers any more
+        backend.load_blocks(store, [6], saved[:1])
     assert np.array_equal(run(step((36, 19), moved)), expected)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_the_bytes_of_a_store_live_as_long_as_a_view_of_them(name: str) -> None:
+def test_saved_blocks_are_a_copy_of_as_many_bytes_as_the_plan_says(name: str) -> None:
     backend = get_backend(name)
-    views = backend.kv_block_bytes(new_store(backend))
-    for view in views:
-        view[:] = 3
-    assert all((view == 3).all() for view in views)
+    spec = KVSpec(KV_HEADS, DIM, DIM, *choose_kv_dtypes("auto", backend.kv_dtypes))
+    store = new_store(backend)
+    saved = backend.save_blocks(store, [2, 3])
+    assert saved.shape == (2, BLOCK * backend.kv_token_bytes(spec))
+    backend.load_blocks(store, [2], np.ones_like(saved[:1]))
+    assert not saved.any() and backend.save_blocks(store, [2]).all()
 
 
 def test_a_group_that_the_batch_lacks_is_refused() -> None:

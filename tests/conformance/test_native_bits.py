@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import FORMATS, encode_dense
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.case_lists import CASES
 from pellucid.ops.cases import (
     AttentionCase,
@@ -26,7 +27,7 @@ from pellucid.ops.cases import (
     build_attention_batch,
     random_weight,
 )
-from pellucid.ops.protocol import KVLayer, Ops, Tensor
+from pellucid.ops.protocol import Forward, KVLayer, Ops, Tensor
 
 from .native_isas import USABLE
 
@@ -84,9 +85,14 @@ def _linear(native: NativeBackend, matrix: Any, bias: Array, rows: Array) -> Run
     weight, vector, table = (
         native.load_weight(t) for t in (matrix, encode_dense(bias), encode_dense(rows))
     )
-    return native.build_forward(
-        lambda ops, batch: ops.linear(ops.embedding(table, batch.input_ids), weight, vector)
+    return _on_host(
+        native, lambda ops, batch: ops.linear(ops.embedding(table, batch.input_ids), weight, vector)
     )
+
+
+def _on_host(native: NativeBackend, forward: Forward) -> Run:
+    run = native.build_forward(forward)
+    return lambda batch: run(batch).to_host()
 
 
 @isas
@@ -127,7 +133,7 @@ def _single_tokens(native: NativeBackend, case: Case) -> Run:
         }
         return case.apply(ops, x, batch, KVLayer(None))
 
-    return native.build_forward(forward)
+    return _on_host(native, forward)
 
 
 # ---- attention
@@ -189,7 +195,9 @@ class Requests:
         }
         self._kv = KVLayer(
             backend(isa, 1).new_kv_store(
-                sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim, *shape.kv_dtypes
+                sum(blocks),
+                shape.block_size,
+                KVSpec(shape.kv_heads, shape.head_dim, shape.head_dim, *shape.kv_dtypes),
             )
         )
         self._runs = [self._build(threads, self._kv) for threads in THREADS]
@@ -215,7 +223,7 @@ class Requests:
                 softcap=shape.softcap,
             )
 
-        return native.build_forward(forward)
+        return _on_host(native, forward)
 
     def run(self, threads: int, chunks: Sequence[tuple[int, int, int]]) -> Array:
         """Attention of each (request, first position, end), in one batch. Their keys and values are

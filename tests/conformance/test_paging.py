@@ -11,6 +11,7 @@ import pytest
 from pellucid.backends.reference import ops
 from pellucid.backends.reference.attention import Array, PagedKV
 from pellucid.backends.reference.backend import ReferenceBackend
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.cases import AttentionCase, build_attention_batch
 from pellucid.ops.protocol import KVLayer
 
@@ -52,7 +53,9 @@ def block_tables(case: AttentionCase, order: Any) -> Any:
 def new_kv(
     num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, filler: float = 0.0
 ) -> KVLayer:
-    store = ReferenceBackend().new_kv_store(num_blocks, block_size, num_kv_heads, head_dim)
+    store = ReferenceBackend().new_kv_store(
+        num_blocks, block_size, KVSpec(num_kv_heads, head_dim, head_dim, "f32", "f32")
+    )
     store.k[:], store.v[:] = filler, filler
     return KVLayer(store)
 

@@ -9,6 +9,7 @@ from pellucid.backends.reference import ops
 from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.formats import FORMATS, dequantize
 from pellucid.formats.tensor import HostTensor
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.cases import build_attention_batch, random_weight
 from pellucid.ops.protocol import KVLayer, RopeTable
 
@@ -43,8 +44,9 @@ def test_a_one_dimensional_parameter_keeps_its_shape() -> None:
 
 def test_a_kv_layer_takes_the_bytes_that_the_plan_says() -> None:
     backend = ReferenceBackend()
-    kv = backend.new_kv_store(5, 16, 3, 64)
-    assert kv.k.nbytes + kv.v.nbytes == 5 * 16 * backend.kv_token_bytes(3, 64, "f32", "f32")
+    spec = KVSpec(3, 64, 32, "f32", "f32")
+    kv = backend.new_kv_store(5, 16, spec)
+    assert kv.k.nbytes + kv.v.nbytes == 5 * 16 * backend.kv_token_bytes(spec)
 
 
 def test_activations_of_the_largest_numbers_reach_their_limits() -> None:
@@ -57,7 +59,7 @@ def test_activations_of_the_largest_numbers_reach_their_limits() -> None:
 
 def test_a_saturated_softmax_gives_the_value_of_the_largest_score() -> None:
     backend = ReferenceBackend()
-    kv = KVLayer(backend.new_kv_store(1, 4, 1, 2))
+    kv = KVLayer(backend.new_kv_store(1, 4, KVSpec(1, 2, 2, "f32", "f32")))
     k = np.array([[[0, 0]], [[1e5, 0]], [[-1e5, 0]]], np.float32)
     v = np.array([[[1, 2]], [[3, 4]], [[5, 6]]], np.float32)
     metadata = build_attention_batch([3], [3], np.zeros((1, 1), np.int32), 4).attention

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pellucid.backends.host_logits import HostLogits
 from pellucid.backends.native.program import CapturedForward
 from pellucid.batch import ForwardBatch
 from pellucid.cli.main import main
@@ -70,12 +71,13 @@ def test_a_command_prints_the_table_and_ends_well(model_path: Path) -> None:
 def test_a_number_that_depends_on_the_batch_is_found(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact: Callable[[CapturedForward, ForwardBatch], np.ndarray] = CapturedForward.__call__
+    exact: Callable[[CapturedForward, ForwardBatch], HostLogits] = CapturedForward.__call__
 
-    def noisy(self: CapturedForward, batch: ForwardBatch) -> np.ndarray:
+    def noisy(self: CapturedForward, batch: ForwardBatch) -> HostLogits:
         logits = exact(self, batch)
         if len(batch.attention.seq_lens) > 3:
-            logits = np.nextafter(logits, np.float32(np.inf))  # one unit in the last place
+            # one unit in the last place
+            return HostLogits(np.nextafter(logits.to_host(), np.float32(np.inf)))
         return logits
 
     monkeypatch.setattr(CapturedForward, "__call__", noisy)

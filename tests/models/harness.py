@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from pellucid.backends.registry import get_backend
 from pellucid.batch import AttentionMetadata, ForwardBatch
 from pellucid.config import ModelConfig
+from pellucid.kv_spec import build_kv_specs
 from pellucid.models.registry import get_architecture
+from pellucid.ops.kv_dtypes import choose_kv_dtypes
 from pellucid.ops.protocol import Backend, KVLayer, Tensor
 from pellucid.weights.checkpoint import open_checkpoint
 
@@ -87,15 +89,11 @@ class Session:
         config = loaded.config
         self._block_size = BLOCK_SIZES[loaded.backend.name]
         layers = [
-            KVLayer(
-                loaded.backend.new_kv_store(
-                    num_blocks, self._block_size, config.num_kv_heads, config.head_dim
-                )
-            )
-            for _ in range(config.num_layers)
+            KVLayer(loaded.backend.new_kv_store(num_blocks, self._block_size, spec))
+            for spec in build_kv_specs(config, *choose_kv_dtypes("auto", loaded.backend.kv_dtypes))
         ]
         forward = get_architecture(config.architecture).forward
-        self._forward: Callable[[ForwardBatch], NDArray[np.float32]] = loaded.backend.build_forward(
+        self._forward = loaded.backend.build_forward(
             lambda ops, batch: forward(change_ops(ops), config, loaded.weights, batch, layers)
         )
         self._free = np.random.default_rng(seed).permutation(num_blocks).astype(np.int32)
@@ -138,7 +136,7 @@ class Session:
                 block_size=self._block_size,
             ),
         )
-        return self._forward(batch)
+        return self._forward(batch).to_host()
 
     def prefill(self, input_ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """All logits [T, V] of one new request, in one step."""

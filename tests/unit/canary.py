@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from pellucid.kv.layout import KVLayout, LayerGroup
 from pellucid.kv.manager import KVCacheManager
+from pellucid.kv_spec import KVSpec
 from pellucid.request import Request, SamplingParams
 from pellucid.scheduler import ScheduledStep, Scheduler
 
@@ -23,7 +24,8 @@ ALPHABET = 3  # tokens: few, so that prefixes meet
 def build_layout(windows: Sequence[int | None], block_size: int) -> KVLayout:
     """One layer per group."""
     groups = tuple(LayerGroup((i,), window) for i, window in enumerate(windows))
-    return KVLayout(groups, num_kv_heads=1, head_dim=2, block_size=block_size, token_bytes=16)
+    specs = tuple(KVSpec(1, 2, 2, "f32", "f32", window) for window in windows)
+    return KVLayout(groups, specs, token_bytes=(16,) * len(windows), block_size=block_size)
 
 
 def build_request(

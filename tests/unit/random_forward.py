@@ -13,6 +13,7 @@ import numpy as np
 from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense, quantize
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.cases import build_attention_batch
 from pellucid.ops.protocol import Forward, KVLayer, Ops, RopeTable, Tensor
 
@@ -41,7 +42,11 @@ def random_forward(seed: int, num_ops: int = 20) -> Forward:
     function.
     """
     caches: list[KVLayer] = [
-        KVLayer(NativeBackend(threads=1).new_kv_store(TOKENS // 16, 16, n, HEAD_DIM))
+        KVLayer(
+            NativeBackend(threads=1).new_kv_store(
+                TOKENS // 16, 16, KVSpec(n, HEAD_DIM, HEAD_DIM, "f16", "f16")
+            )
+        )
         for n in (1, 2)
     ]
     tables = [RopeTable(tuple(1.0 / (1 + i) for i in range(pairs))) for pairs in (16, 12)]

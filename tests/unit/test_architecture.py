@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "pellucid"
 # Whom each room may import, beside itself. A room that is not here may not exist: give it a row,
 # and docs/design.md a line. "kv.manager" means that module alone. The rows run from the top of the
 # house to its ground.
-PLAIN = ("config", "request", "batch", "errors")
+PLAIN = ("config", "kv_spec", "request", "batch", "errors")
 BELOW_ENGINE = (
     "scheduler",
     "speculative",
@@ -63,12 +63,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": ("ops", "config", "batch", "errors"),
     "weights": ("models.params", "models.registry", "formats", "config", "files", "errors"),
     "tokenizer": ("config", "files", "errors"),
-    "kv": ("config", "request", "batch", "errors"),
-    "kv.storage": ("ops", "config", "batch", "errors"),
-    "backends": ("ops", "formats", "cpu", "_native", "config", "batch", "errors"),
-    "ops": ("formats", "config", "batch", "errors"),
+    "kv": ("config", "kv_spec", "request", "batch", "errors"),
+    "kv.storage": ("ops", "config", "kv_spec", "batch", "errors"),
+    "backends": ("ops", "sampling", "formats", "cpu", "host_memory", "_native", *PLAIN),
+    "ops": ("sampling.row", "formats", "config", "kv_spec", "batch", "errors"),
     "formats": ("errors",),
     "cpu": ("_native", "errors"),
+    "host_memory": (),
+    "kv_spec": ("config",),
     "config": ("errors",),
     "request": ("config", "errors"),
     "batch": (),

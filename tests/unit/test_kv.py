@@ -1,34 +1,20 @@
 """The KV cache's bookkeeping: arithmetic, layer groups and the block pool. The tree and the
 manager: test_radix_tree.py, and under the scheduler test_scheduler_stateful.py."""
 
+from collections.abc import Sequence
+
 import pytest
 
-from pellucid.config import ModelConfig
 from pellucid.kv.block_pool import BlockPool
 from pellucid.kv.layout import KVLayout, LayerGroup, build_layout
+from pellucid.kv_spec import KVSpec
 
-LAYOUT = KVLayout(
-    (LayerGroup(tuple(range(30)), None),),
-    num_kv_heads=3,
-    head_dim=64,
-    block_size=16,
-    token_bytes=2 * 3 * 64 * 4,
-)
+LAYOUT = build_layout([KVSpec(3, 64, 64, "f32", "f32")] * 30, [2 * 3 * 64 * 4] * 30, 16)
 
 
-def _config(windows: tuple[int | None, ...]) -> ModelConfig:
-    return ModelConfig(
-        architecture="gemma3",
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_layers=len(windows),
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=8,
-        max_position_embeddings=64,
-        windows=windows,
-    )
+def _layout(windows: Sequence[int | None], block_size: int) -> KVLayout:
+    specs = [KVSpec(1, 8, 8, "f32", "f32", window) for window in windows]
+    return build_layout(specs, [64] * len(specs), block_size)
 
 
 def test_bytes_per_token_count_keys_and_values_of_every_layer() -> None:
@@ -42,14 +28,30 @@ def test_blocks_round_up_for_tokens() -> None:
 
 
 def test_layers_of_one_window_form_groups_as_large_as_the_rarest_kind() -> None:
-    layout = build_layout(_config((4, 4, None, 4, 4, None, 4)), 2, 64)
+    layout = _layout((4, 4, None, 4, 4, None, 4), 2)
     assert layout.groups == (
         LayerGroup((0, 1), 4),
         LayerGroup((3, 4), 4),
         LayerGroup((6,), 4),
         LayerGroup((2, 5), None),
     )
-    assert (layout.num_stores, layout.num_layers, layout.bytes_per_block) == (2, 7, 2 * 2 * 64)
+    assert (len(layout.stores), layout.bytes_per_token) == (2, 7 * 64)
+    assert layout.bytes_per_block == 2 * 2 * 64
+
+
+def test_layers_of_different_shapes_have_one_table_and_a_store_each() -> None:
+    specs = [
+        KVSpec(2, 8, 8, "f32", "f32", 4),
+        KVSpec(1, 16, 4, "f32", "f32"),
+        KVSpec(2, 8, 8, "f32", "f32", 6),
+    ]
+    layout = build_layout(specs, [128, 80, 128], 2)
+    assert layout.groups == (LayerGroup((0, 1, 2), None),) and layout.stores == tuple(specs)
+    assert (layout.bytes_per_token, layout.bytes_per_block) == (336, 672)
+    # where all have a window, what lies behind the longest is given back
+    assert build_layout(
+        [*specs[::2], KVSpec(1, 8, 8, "f32", "f32", 2)], [128, 128, 64], 2
+    ).groups == (LayerGroup((0, 1, 2), 6),)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_layers_of_one_window_form_groups_as_large_as_the_rarest_kind() -> None:
 def test_a_window_holds_no_more_blocks_than_it_is_said_to(
     window: int, chunk: int, block_size: int
 ) -> None:
-    layout = build_layout(_config((window,)), block_size, 64)
+    layout = _layout((window,), block_size)
     (group,) = layout.groups
     for start in range(0, 200):
         held = layout.columns_for(start + chunk) - group.first_needed(start, block_size)

@@ -6,6 +6,7 @@ import pytest
 from pellucid.backends.reference.kv_dtypes import rotate, round_trip
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.errors import ConfigError
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.kv_dtypes import choose_kv_dtypes
 
 
@@ -22,9 +23,9 @@ def test_auto_is_the_first_and_two_names_are_of_keys_and_of_values() -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_heads_that_are_no_whole_number_of_groups_are_refused_in_int4(name: str) -> None:
     with pytest.raises(ConfigError, match="multiple of 32; this model's is 20"):
-        get_backend(name).kv_token_bytes(2, 20, "int8", "int4")
+        get_backend(name).kv_token_bytes(KVSpec(2, 20, 20, "int8", "int4"))
     with pytest.raises(ConfigError, match="'int2'; it must be one of"):
-        get_backend(name).new_kv_store(1, 16, 2, 32, "int2")
+        get_backend(name).new_kv_store(1, 16, KVSpec(2, 32, 32, "int2", "f32"))
 
 
 @pytest.mark.parametrize(
@@ -34,9 +35,10 @@ def test_a_native_store_takes_the_bytes_that_the_plan_says(
     dtypes: tuple[str, str], size: int
 ) -> None:
     backend = get_backend("native")
-    assert backend.kv_token_bytes(3, 64, *dtypes) == 3 * size
-    views = backend.kv_block_bytes(backend.new_kv_store(5, 32, 3, 64, *dtypes))
-    assert sum(view.nbytes for view in views) == 5 * 32 * 3 * size
+    spec = KVSpec(3, 64, 64, *dtypes)
+    assert backend.kv_token_bytes(spec) == 3 * size
+    saved = backend.save_blocks(backend.new_kv_store(5, 32, spec), range(5))
+    assert saved.nbytes == 5 * 32 * 3 * size
 
 
 def test_rotation_keeps_products_and_is_its_own_inverse() -> None:

@@ -138,7 +138,7 @@ def test_a_softcap_writes_over_its_input_only_where_nobody_reads_that_later() ->
     batch = batch_of(16)
     x = rows[batch.input_ids]
     for again, expected in ((True, x + 2 * np.tanh(x / 2)), (False, 4 * np.tanh(x / 2))):
-        found = native.build_forward(functools.partial(capped, again=again))(batch)
+        found = native.build_forward(functools.partial(capped, again=again))(batch).to_host()
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     entries, _ = capture(functools.partial(capped, again=False))
     assert entries[1].output is not None and entries[1].output.storage is entries[0].output
@@ -150,6 +150,6 @@ def test_a_random_program_gives_the_same_bits_on_one_thread_and_on_four(seed: in
         NativeBackend(threads=threads).build_forward(random_forward(seed)) for threads in (1, 4)
     ]
     for tokens in (1, 5, 16, 37, 16):  # larger, and then smaller than before
-        one, four = (run(batch_of(tokens)) for run in runs)
+        one, four = (run(batch_of(tokens)).to_host() for run in runs)
         assert np.array_equal(one, four, equal_nan=True)
         assert np.isfinite(one).all()

@@ -16,6 +16,7 @@ from pellucid.backends.native.capture import Entry, Op, Symbol
 from pellucid.backends.native.costs import StepShape, entry_cost
 from pellucid.cli.main import main
 from pellucid.formats import encode_dense, quantize
+from pellucid.kv_spec import KVSpec
 from pellucid.measure.machine import Ceilings, measure_ceilings
 from pellucid.ops import cost
 from pellucid.ops.cost import OpCost
@@ -23,6 +24,7 @@ from pellucid.weights.gguf_writer import write_gguf
 
 C, F, V, LAYERS, HEADS, KV_HEADS, D = 64, 96, 40, 2, 4, 2, 16
 KV = KV_HEADS * D
+SPEC = KVSpec(KV_HEADS, D, D, "f16", "f16")
 SHAPES = {"attn_q": (C, C), "attn_k": (KV, C), "attn_v": (KV, C), "attn_output": (C, C)}
 SHAPES |= {"ffn_gate": (F, C), "ffn_up": (F, C), "ffn_down": (C, F)}
 
@@ -179,7 +181,7 @@ def test_turning_by_angles_and_the_angles_together_do_the_work_of_rope() -> None
 
 
 def test_attention_reads_a_cache_of_float16_within_its_window() -> None:
-    kv = NativeBackend(threads=1).new_kv_store(4, 16, KV_HEADS, D)
+    kv = NativeBackend(threads=1).new_kv_store(4, 16, SPEC)
     x, step = Symbol(HEADS * D, num_heads=HEADS), StepShape((1, 4), (50, 4), 2)
     found = entry_cost(
         Entry(
@@ -206,7 +208,7 @@ def test_every_op_of_a_program_has_a_cost() -> None:
     backend = NativeBackend(threads=1)
     weight, kv = (
         backend.load_weight(quantize(rand(64, 64), "Q8_0")),
-        backend.new_kv_store(1, 16, KV_HEADS, D),
+        backend.new_kv_store(1, 16, SPEC),
     )
     x = Symbol(64, num_heads=HEADS)
     for op in Op:

@@ -1,42 +1,75 @@
-"""Backends by name. A backend's library is imported when it is asked for, and never before.
+"""Backends by name, and the options of each. A backend's library is imported when it is asked for,
+and never before.
 
-A name that is not known is refused with the list of those that are: nothing falls back to another
+A name that is not known is refused with the list of those that are. Nothing falls back to another
 backend.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Any
 
 from ..errors import ConfigError
 from ..ops.protocol import Backend
+from .native.options import Options as NativeOptions
+from .reference.options import Options as ReferenceOptions
 
-__all__ = ["BACKENDS", "get_backend"]
+__all__ = ["BACKENDS", "BackendKind", "backend_kind", "get_backend"]
 
 
-def _native(isa: str | None, threads: int | None) -> Backend:
+def _native(options: NativeOptions) -> Backend:
     from .native.backend import NativeBackend
 
-    return NativeBackend(isa, threads)
+    return NativeBackend(options.isa, options.threads)
 
 
-def _reference(isa: str | None, threads: int | None) -> Backend:
+def _reference(options: ReferenceOptions) -> Backend:
     from .reference.backend import ReferenceBackend
 
-    if isa is not None or threads is not None:
-        raise ConfigError(
-            "the reference backend computes with NumPy's BLAS; isa and threads are options of the "
-            "native backend"
-        )
     return ReferenceBackend()
 
 
-BACKENDS: Mapping[str, Callable[[str | None, int | None], Backend]] = MappingProxyType(
-    {"native": _native, "reference": _reference}
+@dataclass(frozen=True, slots=True)
+class BackendKind:
+    """How a backend is built: the dataclass of its options, and a function that takes one."""
+
+    options: type[Any]
+    build: Callable[[Any], Backend]
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(self.options))
+
+
+BACKENDS: Mapping[str, BackendKind] = MappingProxyType(
+    {
+        "native": BackendKind(NativeOptions, _native),
+        "reference": BackendKind(ReferenceOptions, _reference),
+    }
 )
 
 
-def get_backend(name: str, *, isa: str | None = None, threads: int | None = None) -> Backend:
-    """Build the backend called `name`, with no weights and no caches yet."""
+def backend_kind(name: str) -> BackendKind:
+    """The backend called `name`, not built yet. Raises ConfigError where there is none."""
     if name not in BACKENDS:
         raise ConfigError(f"backend is {name!r}; it must be one of: {', '.join(sorted(BACKENDS))}")
-    return BACKENDS[name](isa, threads)
+    return BACKENDS[name]
+
+
+def get_backend(name: str, options: Mapping[str, object] | None = None) -> Backend:
+    """Build the backend called `name`, with no weights and no caches yet. Raises ConfigError where
+    it is not known, or has no such option, or cannot be had as the options say.
+    """
+    kind = backend_kind(name)
+    known = kind.option_names
+    for option in options or {}:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            raise ConfigError(
+                f"the {name} backend has no option {option!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + (f" Its options are: {', '.join(known)}" if known else "; it has no options")
+            )
+    return kind.build(kind.options(**(options or {})))

@@ -19,7 +19,6 @@ import click
 
 from ..config import ModelConfig
 from ..errors import ConfigError, PellucidError
-from ..kv.layout import build_layout
 from ..weights import hub
 from .options import debug_option, json_option
 from .terminal import format_bytes, one_line, print_table
@@ -198,9 +197,7 @@ def _formats(tensors: Sequence[_Tensor]) -> list[tuple[str, int, int, int]]:
 
 def _kv_bytes_per_token(config: ModelConfig) -> dict[str, int]:
     return {
-        name: build_layout(
-            config, 1, 2 * config.num_kv_heads * config.head_dim * size
-        ).bytes_per_token
+        name: config.num_layers * 2 * config.num_kv_heads * config.head_dim * size
         for name, size in KV_ELEMENT_BYTES.items()
     }
 

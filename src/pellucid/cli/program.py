@@ -19,9 +19,11 @@ from ..backends.native.costs import StepShape, entry_cost
 from ..formats import format_of_ggml_type
 from ..kv.layout import build_layout
 from ..kv.storage import KVStorage
+from ..kv_spec import build_kv_specs
 from ..measure.machine import Ceilings, measure_ceilings
 from ..models.registry import get_architecture
 from ..ops.cost import OpCost
+from ..ops.kv_dtypes import choose_kv_dtypes
 from ..weights.checkpoint import open_checkpoint
 from .terminal import format_bytes, print_table
 
@@ -65,9 +67,8 @@ def build_listing(path: Path, num_tokens: int) -> Listing:
         config = checkpoint.config
         weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
         weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
-    layout = build_layout(
-        config, BLOCK_SIZE, backend.kv_token_bytes(config.num_kv_heads, config.head_dim)
-    )
+    specs = build_kv_specs(config, *choose_kv_dtypes("auto", backend.kv_dtypes))
+    layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
     storage = KVStorage(backend, layout, 1)  # nothing is written to it
     forward = get_architecture(config.architecture).forward
     program = backend.build_forward(

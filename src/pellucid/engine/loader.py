@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..backends.registry import get_backend
 from ..config import EngineConfig, ModelConfig
@@ -18,6 +18,7 @@ from ..errors import CapacityError, ConfigError
 from ..kv.layout import KVLayout, build_layout
 from ..kv.manager import KVCacheManager
 from ..kv.storage import KVStorage
+from ..kv_spec import build_kv_specs
 from ..models.registry import get_architecture
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import Backend, Tensor
@@ -26,15 +27,12 @@ from ..tokenizer import Tokenizer, load_tokenizer
 from ..weights.checkpoint import Checkpoint, open_checkpoint
 from ..weights.hub import resolve_model
 from .core import EngineCore
-from .memory import available_memory
 from .model_runner import ModelRunner
 
 __all__ = ["Engine", "OpenModel", "build_engine", "load_engine", "open_model", "plan_kv_cache"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-
-MAX_NUM_SEQS = 256  # requests that run at once, unless the configuration says otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,14 @@ def open_model(path: Path) -> Iterator["OpenModel"]:
         yield OpenModel(path, checkpoint, tokenizer)
 
 
+class _WeightsKey(NamedTuple):
+    """Engines share weights where these agree: a backend's other options do not change them."""
+
+    backend: str
+    device: str
+    rank: int  # in the tensor-parallel group; 0 where there is one rank
+
+
 class OpenModel:
     """A checkpoint and its tokenizer. Its weights are loaded for the first engine, and shared by
     all.
@@ -91,43 +97,48 @@ class OpenModel:
         self.model_config = checkpoint.config
         self.tokenizer = tokenizer
         self._checkpoint = checkpoint
-        self._available = available_memory()
-        # by backend, whatever its threads and its instruction set
-        self._weights: dict[str, dict[str, Tensor]] = {}
+        self._weights: dict[_WeightsKey, dict[str, Tensor]] = {}
 
     def layout(self, config: EngineConfig) -> KVLayout:
         """The shape of the KV cache of an engine."""
-        return self._layout(
-            get_backend(config.backend, isa=config.isa, threads=config.threads), config
-        )
+        return self._layout(_backend(config), config)
 
     def _layout(self, backend: Backend, config: EngineConfig) -> KVLayout:
+        if config.block_size % backend.block_multiple:
+            raise ConfigError(
+                f"block_size is {config.block_size}; the {backend.name} backend needs a multiple "
+                f"of {backend.block_multiple}"
+            )
         dtypes = choose_kv_dtypes(config.kv_cache_dtype, backend.kv_dtypes)
-        token_bytes = backend.kv_token_bytes(
-            self.model_config.num_kv_heads, self.model_config.head_dim, *dtypes
-        )
-        return build_layout(self.model_config, config.block_size, token_bytes, dtypes)
+        specs = build_kv_specs(self.model_config, *dtypes)
+        return build_layout(specs, [backend.kv_token_bytes(s) for s in specs], config.block_size)
 
     def build_engine(self, config: EngineConfig) -> Engine:
         """An engine of its own, with its own cache. What cannot be had is refused before weights
         are loaded.
         """
-        backend = get_backend(config.backend, isa=config.isa, threads=config.threads)
+        backend = _backend(config)
         layout = self._layout(backend, config)
-        weight_bytes = sum(
-            backend.weight_bytes(tensor) for _, tensor in self._checkpoint.parameters()
-        )
-        max_num_seqs = _or(config.max_num_seqs, MAX_NUM_SEQS if backend.is_batch_invariant else 1)
+        key = _WeightsKey(backend.name, backend.device, rank=0)
+        weight_bytes = 0  # of weights that are not in memory yet
+        if key not in self._weights:
+            weight_bytes = sum(backend.weight_bytes(t) for _, t in self._checkpoint.parameters())
+        max_num_seqs = _or(config.max_num_seqs, backend.default_max_num_seqs)
         max_model_len, num_blocks = plan_kv_cache(
-            self.model_config, config, layout, max_num_seqs, weight_bytes, self._available
+            self.model_config,
+            config,
+            layout,
+            max_num_seqs,
+            weight_bytes,
+            backend.available_memory(),
         )
         if config.preemption == "swap" and config.swap_space < layout.bytes_per_block:
             raise CapacityError(
                 f"swap_space is {_size(config.swap_space)}; one block takes "
                 f"{_size(layout.bytes_per_block)}"
             )
-        if backend.name not in self._weights:
-            self._weights[backend.name] = {
+        if key not in self._weights:
+            self._weights[key] = {
                 name: backend.load_weight(tensor) for name, tensor in self._checkpoint.parameters()
             }
         core = _build_core(
@@ -135,7 +146,7 @@ class OpenModel:
             self.tokenizer,
             config,
             backend,
-            self._weights[backend.name],
+            self._weights[key],
             layout,
             max_num_seqs,
             max_model_len,
@@ -172,7 +183,7 @@ def _build_core(
     kv = KVCacheManager(
         layout,
         num_blocks,
-        enable_prefix_caching=_or(config.enable_prefix_caching, backend.is_batch_invariant),
+        enable_prefix_caching=_or(config.enable_prefix_caching, backend.default_prefix_caching),
         num_slots=num_slots,
         saving_pays=runner.saving_pays if config.preemption == "auto" else lambda: True,
     )
@@ -216,9 +227,8 @@ def plan_kv_cache(
     chunk, free = config.max_num_batched_tokens, available - weight_bytes
     blocks = layout.blocks_for(wanted, chunk)
     arithmetic = (
-        f"{wanted} tokens in {blocks} blocks of {layout.block_size} · {layout.num_stores} layers "
-        f"· {layout.token_bytes} bytes "
-        f"(keys and values of {layout.num_kv_heads} KV heads · {layout.head_dim} head_dim) = "
+        f"{wanted} tokens in {blocks} blocks of {layout.block_size} tokens · "
+        f"{_size(layout.bytes_per_block)} (keys and values of {len(layout.stores)} layers) = "
         f"{_size(blocks * layout.bytes_per_block)}"
     )
     match config.kv_cache_memory:
@@ -255,6 +265,13 @@ def plan_kv_cache(
             _size(memory),
         )
     return fits, num_blocks
+
+
+def _backend(config: EngineConfig) -> Backend:
+    options = {"isa": config.isa, "threads": config.threads}
+    return get_backend(
+        config.backend, {name: value for name, value in options.items() if value is not None}
+    )
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch
 from ..errors import PellucidError
+from ..kv.radix_tree import HOLE
 from ..kv.storage import KVStorage
+from ..ops.protocol import Logits
 from ..request import LogprobsOnePosition, Request
-from ..sampling import SamplingRow, sample, top_logprobs
+from ..sampling import SamplingRow, top_logprobs
 from ..scheduler import ScheduledStep
 
 __all__ = ["ModelRunner", "StepResult"]
 
-Forward = Callable[[ForwardBatch], NDArray[np.float32]]
+Forward = Callable[[ForwardBatch], Logits]
 _MANY_TOKENS = 16  # in a step: its speed is that of prefill
 
 
@@ -111,7 +113,8 @@ class ModelRunner:
             cu_seqlens_q.append(len(input_ids))
         position = np.array(positions, np.int32)  # [T]
         owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
-        tables = _block_tables([r.request.block_tables for r in rows])  # [G, R, M]
+        # [G, R, M]
+        tables = _block_tables([r.request.block_tables for r in rows], self._storage.scratch_block)
         # [G, T]
         slots = (
             tables[:, owner, position // self._block_size] * self._block_size
@@ -134,7 +137,7 @@ class ModelRunner:
         )
 
     @staticmethod
-    def _score_prompts(rows: list[_Rows], logits: NDArray[np.float32], result: StepResult) -> None:
+    def _score_prompts(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
         """Logprobs of prompt tokens: the row at position i scores the token at i + 1."""
         first = 0
         for r in rows:
@@ -142,7 +145,7 @@ class ModelRunner:
                 request = r.request
                 chosen = [request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
                 scored = top_logprobs(
-                    logits[first : first + r.num_scored],
+                    logits.to_host(range(first, first + r.num_scored)),
                     chosen,
                     [request.params.prompt_logprobs] * r.num_scored,
                 )
@@ -154,18 +157,15 @@ class ModelRunner:
             first += len(r.positions)
 
     @staticmethod
-    def _sample(rows: list[_Rows], logits: NDArray[np.float32], result: StepResult) -> None:
+    def _sample(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
         """Draw the next token of every request that reached its last known token, in one pass."""
-        last = np.cumsum([len(r.positions) for r in rows]) - 1
+        last = (np.cumsum([len(r.positions) for r in rows]) - 1).tolist()
         drawing = [i for i, r in enumerate(rows) if r.request.samples]
         if not drawing:
             return
         requests = [rows[i].request for i in drawing]
-        # [rows that sample, V]; whole, without a copy
-        chosen_from = logits if len(drawing) == len(logits) else logits[last[drawing]]
-        for request, token in zip(
-            requests, sample(chosen_from, [_sampling_row(r) for r in requests]), strict=True
-        ):
+        drawn = logits.sample([last[i] for i in drawing], [_sampling_row(r) for r in requests])
+        for request, token in zip(requests, drawn, strict=True):
             if isinstance(token, PellucidError):
                 result.errors[request.request_id] = token
             else:
@@ -178,7 +178,9 @@ class ModelRunner:
         if scored:
             tokens = [result.sampled[requests[i].request_id] for i in scored]
             found = top_logprobs(
-                chosen_from[scored], tokens, [requests[i].params.logprobs for i in scored]
+                logits.to_host([last[drawing[i]] for i in scored]),
+                tokens,
+                [requests[i].params.logprobs for i in scored],
             )
             for i, row in zip(scored, found, strict=True):
                 if isinstance(row, PellucidError):
@@ -187,18 +189,19 @@ class ModelRunner:
                     result.logprobs[requests[i].request_id] = row
 
 
-def _block_tables(tables: list[list[list[int]]]) -> NDArray[np.int32]:
-    """The tables of R requests in G groups as one array [G, R, M], filled up with block 0, which
-    stands for what nobody reads too.
+def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[np.int32]:
+    """The tables of R requests in G groups as one array [G, R, M]. It is padded with the scratch
+    block, which also stands for blocks behind a window.
     """
     groups = len(tables[0])
     # the tables of a request are of one length
     width = max(len(of_request[0]) for of_request in tables)
-    array = np.zeros((groups, len(tables), width), np.int32)
+    array = np.full((groups, len(tables), width), HOLE, np.int32)
     for r, of_request in enumerate(tables):
         for g, table in enumerate(of_request):
             array[g, r, : len(table)] = table
-    return np.maximum(array, 0, out=array)
+    array[array == HOLE] = scratch_block
+    return array
 
 
 def _logits_positions(request: Request) -> list[int]:

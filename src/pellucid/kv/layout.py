@@ -1,24 +1,27 @@
 """The arithmetic of the KV cache: how many bytes a token costs, which layers share blocks, and how
 many blocks a request holds.
 
-Each layer keeps one key and one value of `head_dim` numbers for each of its KV heads and each
-token:
+Each layer keeps one key and one value for each of its KV heads and each token (`kv_spec.py`):
 
-    bytes per token = num_layers · token_bytes        token_bytes = num_kv_heads · (bytes of a key + of a value)
+    token_bytes = num_kv_heads · (bytes of a key + bytes of a value)
 
 so grouped-query attention (Ainslie et al., arXiv:2305.13245) saves the factor num_heads /
 num_kv_heads. Memory is handed out in blocks of `block_size` tokens (Kwon et al., arXiv:2309.06180).
 
 A layer with a sliding window forgets what lies behind it, so its blocks can be given back while
 those of other layers stay. Layers are put in groups, one block table per group, and every group has
-the same number of layers: then a block is the same number of bytes whoever holds it, and one pool
-serves all. Layer j of each group lies in store j; a block belongs to one group at a time. Sizes are
-in bytes.
+the same number of layers. Then a block is the same number of bytes in every group, and one pool
+serves all. Layer j of each group lies in store j, and a block belongs to one group at a time.
+
+Layers share a store only if their keys and values have the same shape. A model whose layers differ
+in shape has one group of all its layers and a store for each, so blocks behind a window are not
+given back. Sizes are in bytes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config import ModelConfig
+from ..kv_spec import KVSpec
 
 __all__ = ["KVLayout", "LayerGroup", "build_layout"]
 
@@ -32,11 +35,9 @@ class LayerGroup:
 
     def first_needed(self, num_computed_tokens: int, block_size: int) -> int:
         """The first block that a token at that position, or any later one, reads."""
-        return (
-            0
-            if self.window is None
-            else max(0, num_computed_tokens - self.window + 1) // block_size
-        )
+        if self.window is None:
+            return 0
+        return max(0, num_computed_tokens - self.window + 1) // block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +45,26 @@ class KVLayout:
     """The shape of the cache of one model."""
 
     groups: tuple[LayerGroup, ...]
-    num_kv_heads: int
-    head_dim: int
+    specs: tuple[KVSpec, ...]  # per layer
+    token_bytes: tuple[int, ...]  # per layer: of one token's key and value
     block_size: int  # tokens per block
-    token_bytes: int  # of one layer's key and value of one token
-    # that keys and values are kept in; None: the backend's default
-    dtypes: tuple[str | None, str | None] = (None, None)
 
     @property
-    def num_layers(self) -> int:
-        return sum(len(group.layers) for group in self.groups)
-
-    @property
-    def num_stores(self) -> int:
-        """Layers per group; the last group of a kind may have fewer, and leaves the rest of its
-        blocks unused.
+    def stores(self) -> tuple[KVSpec, ...]:
+        """What each store holds. The last group of a window may have fewer layers than there are
+        stores, and leaves the rest of its blocks unused.
         """
-        return max(len(group.layers) for group in self.groups)
+        return tuple(self.specs[layer] for layer in self.groups[0].layers)
 
     @property
     def bytes_per_token(self) -> int:
         """Of a token that every layer keeps."""
-        return self.num_layers * self.token_bytes
+        return sum(self.token_bytes)
 
     @property
     def bytes_per_block(self) -> int:
-        return self.num_stores * self.block_size * self.token_bytes
+        """Of one block in all stores."""
+        return self.block_size * sum(self.token_bytes[layer] for layer in self.groups[0].layers)
 
     def columns_for(self, num_tokens: int) -> int:
         """Blocks in one group's table of num_tokens: rounded up."""
@@ -102,22 +97,23 @@ class KVLayout:
         return low
 
 
-def build_layout(
-    config: ModelConfig,
-    block_size: int,
-    token_bytes: int,
-    dtypes: tuple[str | None, str | None] = (None, None),
-) -> KVLayout:
-    """The cache that a model needs. Layers of one window form a kind; the rarest kind gives the
-    number of layers per group.
+def build_layout(specs: Sequence[KVSpec], token_bytes: Sequence[int], block_size: int) -> KVLayout:
+    """The cache of a model whose layers keep `specs`, at `token_bytes` per token each.
+
+    Layers of one window form a kind. The kind with the fewest layers gives the number of layers per
+    group.
     """
-    kinds: dict[int | None, list[int]] = {}
-    for layer, window in enumerate(config.windows):
-        kinds.setdefault(window, []).append(layer)
-    size = min(len(layers) for layers in kinds.values())
+    windows: dict[int | None, list[int]] = {}
+    for layer, spec in enumerate(specs):
+        windows.setdefault(spec.window, []).append(layer)
+    if len({spec.shape for spec in specs}) > 1:
+        # one group, which keeps what the layer that looks back farthest sees
+        farthest = None if None in windows else max(w for w in windows if w is not None)
+        windows = {farthest: list(range(len(specs)))}
+    size = min(len(layers) for layers in windows.values())
     groups = tuple(
         LayerGroup(tuple(layers[i : i + size]), window)
-        for window, layers in kinds.items()
+        for window, layers in windows.items()
         for i in range(0, len(layers), size)
     )
-    return KVLayout(groups, config.num_kv_heads, config.head_dim, block_size, token_bytes, dtypes)
+    return KVLayout(groups, tuple(specs), tuple(token_bytes), block_size)

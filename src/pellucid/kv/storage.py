@@ -38,21 +38,19 @@ class KVStorage:
     def __init__(
         self, backend: Backend, layout: KVLayout, num_blocks: int, num_slots: int = 0
     ) -> None:
-        stores: list[Any] = [
-            backend.new_kv_store(
-                num_blocks, layout.block_size, layout.num_kv_heads, layout.head_dim, *layout.dtypes
-            )
-            for _ in range(layout.num_stores)
+        self._backend = backend
+        self._stores: list[Any] = [
+            backend.new_kv_store(num_blocks + 1, layout.block_size, spec) for spec in layout.stores
         ]
         placed = {
-            layer: KVLayer(stores[j], g)
+            layer: KVLayer(self._stores[j], g)
             for g, group in enumerate(layout.groups)
             for j, layer in enumerate(group.layers)
         }
         self.layers: list[KVLayer] = [placed[layer] for layer in sorted(placed)]
-        # each [num_blocks, bytes]
-        self._blocks: list[Bytes] = [
-            view for store in stores for view in backend.kv_block_bytes(store)
+        self.scratch_block = num_blocks  # for block tables to be padded with: no request owns it
+        self._store_bytes = [
+            layout.block_size * layout.token_bytes[layer] for layer in layout.groups[0].layers
         ]
         self._num_slots = num_slots
         self._tier: MappedTier | None = None  # made when it is first needed
@@ -62,12 +60,16 @@ class KVStorage:
         """Copy, save and load blocks, in order."""
         for op in ops:
             if op.kind == "copy":
-                for view in self._blocks:
-                    view[op.target] = view[op.source]
+                for store in self._stores:
+                    self._backend.copy_blocks(store, [(op.source, op.target)])
             elif op.kind == "save":
-                self.open_tier().save(op.target, [view[op.source] for view in self._blocks])
+                pieces = [self._backend.save_blocks(store, [op.source]) for store in self._stores]
+                self.open_tier().save(op.target, np.concatenate(pieces, axis=1)[0])
             else:
-                self.open_tier().load(op.source, [view[op.target] for view in self._blocks])
+                saved, at = self.open_tier().load(op.source), 0
+                for store, size in zip(self._stores, self._store_bytes, strict=True):
+                    self._backend.load_blocks(store, [op.target], saved[None, at : at + size])
+                    at += size
 
     def seconds_per_block(self) -> float:
         """What saving a block and loading it again costs here, measured once; infinite where the
@@ -84,7 +86,7 @@ class KVStorage:
     def open_tier(self) -> "MappedTier":
         """The second memory. Raises CapacityError where its file cannot be had."""
         if self._tier is None:
-            self._tier = MappedTier(self._num_slots, sum(view.shape[1] for view in self._blocks))
+            self._tier = MappedTier(self._num_slots, sum(self._store_bytes))
         return self._tier
 
 
@@ -106,19 +108,17 @@ class MappedTier:
             ) from error
         self.seconds_per_slot = self._measure()
 
-    def save(self, slot: int, pieces: Sequence[Bytes]) -> None:
-        np.concatenate(pieces, out=self._slots[slot])
+    def save(self, slot: int, block: Bytes) -> None:
+        self._slots[slot] = block
 
-    def load(self, slot: int, pieces: Sequence[Bytes]) -> None:
-        at = 0
-        for piece in pieces:
-            piece[:] = self._slots[slot, at : at + piece.size]
-            at += piece.size
+    def load(self, slot: int) -> Bytes:
+        saved: Bytes = self._slots[slot].copy()
+        return saved
 
     def _measure(self) -> float:
         """A round trip through slots that were never touched: what they cost at most."""
         block = np.ones(self._slots.shape[1], np.uint8)
         start = time.perf_counter()
-        self.save(0, [block])
-        self.load(0, [block])
+        self.save(0, block)
+        self.load(0)
         return time.perf_counter() - start

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from ..batch import AttentionMetadata, ForwardBatch
 from ..formats import FORMATS, dequantize, encode_dense, quantize
 from ..formats.tensor import HostTensor
+from ..kv_spec import KVSpec
 from . import cost
 from .cost import OpCost
+from .kv_dtypes import choose_kv_dtypes
 from .protocol import Backend, KVLayer, Ops, RopeTable, Tensor
 
 __all__ = [
@@ -109,12 +111,9 @@ def build_case(
     }
     kv = KVLayer(None)  # of cases that keep nothing
     if isinstance(case, AttentionCase):
-        dtypes = case.kv_dtypes or (None, None)
-        kv = KVLayer(
-            backend.new_kv_store(
-                inputs.num_blocks, case.block_size, case.num_kv_heads, case.head_dim, *dtypes
-            )
-        )
+        dtypes = case.kv_dtypes or choose_kv_dtypes("auto", backend.kv_dtypes)
+        spec = KVSpec(case.num_kv_heads, case.head_dim, case.head_dim, *dtypes)
+        kv = KVLayer(backend.new_kv_store(inputs.num_blocks, case.block_size, spec))
         if inputs.history_batch is not None:
             _write_history(backend, case, inputs, inputs.history_batch, kv)
 
@@ -127,12 +126,7 @@ def build_case(
         return out
 
     run = backend.build_forward(forward)
-
-    def run_flat() -> Array:
-        out: Array = run(inputs.batch)
-        return out.reshape(len(out), -1) if out.ndim > 2 else out  # [T, H, D] -> [T, H·D]
-
-    return run_flat
+    return lambda: run(inputs.batch).to_host()
 
 
 def _write_history(

@@ -1,19 +1,21 @@
 """The vocabulary that models speak and backends implement: about twenty operations, each big enough
 to be fast and small enough to read.
 
-One idea: a model is written once, over `Ops`, and never meets an array library. The reference
-backend defines each op in NumPy; every other backend must agree with it within the budget of
-`ops/budget.py` on the cases of `ops/cases.py`. A backend may compute at once (reference) or record
-the calls and replay them later (captured programs): so an op takes and returns opaque `Tensor`s,
-never mutates its inputs (but for `kv_write`), and nothing in a model may depend on a value inside
-one.
+A model is written once, over `Ops`, and never imports an array library. The reference backend
+defines each op in NumPy. Every other backend must agree with it within the budget of
+`ops/budget.py` on the cases of `ops/case_lists.py`. A backend may compute at once (reference) or
+record the calls and replay them later (captured programs). So ops take and return opaque `Tensor`s,
+only `kv_write` changes anything, and a model never branches on a value inside a tensor.
+
+A `Backend` is used by the engine, never by a model. Device arrays stay inside it: block ids, saved
+blocks, sampled tokens and the logits that somebody asks for cross the boundary.
 
 Shapes: T tokens of the batch, L rows whose logits are wanted, H query heads, KH key/value heads, D
-head_dim, C hidden, F intermediate, V vocabulary. Activations are float32 at this boundary; what a
-backend keeps inside is its own matter.
+head_dim (Dv: of values), C hidden, F intermediate, V vocabulary. Activations are float32 at this
+boundary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -21,9 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch, IntArray
+from ..errors import PellucidError
 from ..formats.tensor import HostTensor
+from ..kv_spec import KVSpec
+from ..sampling.row import SamplingRow
 
-__all__ = ["Backend", "Forward", "KVLayer", "Ops", "RopeTable", "Tensor"]
+__all__ = ["Backend", "Forward", "KVLayer", "Logits", "Ops", "RopeTable", "Tensor"]
 
 Tensor: TypeAlias = Any  # a backend's own: an array, a handle, a symbol
 
@@ -102,8 +107,8 @@ class Ops(Protocol):
         ...
 
     def kv_write(self, kv: KVLayer, k: Tensor, v: Tensor, slot_mapping: IntArray) -> None:
-        """Store k, v [T, KH, D] in the slots of `slot_mapping` [G, T], the row of the layer's
-        group. The one op that changes something.
+        """Store k [T, KH, D] and v [T, KH, Dv] in the slots of `slot_mapping` [G, T], the row of
+        the layer's group. The only op that changes anything.
         """
         ...
 
@@ -118,7 +123,7 @@ class Ops(Protocol):
         softcap: float | None = None,
     ) -> Tensor:
         """Causal attention of q [T, H, D] over the cached keys and values of each token's own
-        request -> [T, H·D].
+        request -> [T, H·Dv].
 
         A token at position p sees positions max(0, p - window + 1) … p. Scores are q·k·scale, then
         softcapped. Query head h reads KV head h // (H / KH). This step's own keys and values have
@@ -141,12 +146,59 @@ class Ops(Protocol):
 Forward: TypeAlias = Callable[[Ops, ForwardBatch], Tensor]
 
 
+class Logits(Protocol):
+    """The result of a forward pass, kept where the backend computed it: a row for each of the
+    batch's `logits_indices`.
+    """
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def to_host(self, rows: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """These rows, or all, as float32 [L, V] in host memory; to be read only."""
+        ...
+
+    def sample(
+        self, rows: Sequence[int], sampling: Sequence[SamplingRow]
+    ) -> Sequence[int | PellucidError]:
+        """A token for each of these rows, chosen as its `SamplingRow` says; an error for a row
+        from which none can be chosen.
+        """
+        ...
+
+
 class Backend(Protocol):
-    """A way to compute: where weights and caches live, and how a forward pass is run."""
+    """A way to compute: where weights and caches live, and how a forward pass is run.
+
+    Everything that depends on the device is the backend's own answer: its memory, what it can keep
+    keys and values in, the sizes of blocks, and how many requests run at once.
+    """
 
     @property
     def name(self) -> str:
         """Its key in `backends.registry`."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where its weights and caches lie, one of `devices`."""
+        ...
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this machine that a backend of this kind can use, the default first."""
+        ...
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """What activations may be computed in, the default first."""
+        ...
+
+    @property
+    def kv_dtypes(self) -> tuple[str, ...]:
+        """What keys and values may be kept in, each for itself. The first is the default: it has no
+        measurable loss.
+        """
         ...
 
     @property
@@ -157,22 +209,22 @@ class Backend(Protocol):
         ...
 
     @property
-    def kv_dtypes(self) -> tuple[str, ...]:
-        """What keys and values may be kept in, each for itself; the first loses nothing that shows,
-        and is the default.
-        """
+    def default_max_num_seqs(self) -> int:
+        """How many requests run at once, unless the configuration says otherwise."""
         ...
 
-    def kv_token_bytes(
-        self,
-        num_kv_heads: int,
-        head_dim: int,
-        k_dtype: str | None = None,
-        v_dtype: str | None = None,
-    ) -> int:
-        """Bytes of one token's key and value in one layer. Raises ConfigError where heads of that
-        size cannot be kept so.
-        """
+    @property
+    def default_prefix_caching(self) -> bool:
+        """Whether requests share computed prefixes, unless the configuration says otherwise."""
+        ...
+
+    @property
+    def block_multiple(self) -> int:
+        """The tokens of a KV block must be a multiple of this."""
+        ...
+
+    def available_memory(self) -> int:
+        """Bytes that can still be taken on the device."""
         ...
 
     def weight_bytes(self, tensor: HostTensor) -> int:
@@ -187,28 +239,32 @@ class Backend(Protocol):
         """
         ...
 
-    def new_kv_store(
-        self,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        k_dtype: str | None = None,
-        v_dtype: str | None = None,
-    ) -> Any:
-        """Room for num_blocks · block_size tokens of one layer's keys and values; None is the
-        default of `kv_dtypes`.
+    def kv_token_bytes(self, spec: KVSpec) -> int:
+        """Bytes of one token's key and value in one layer. Raises ConfigError where the backend
+        cannot keep them so.
         """
         ...
 
-    def kv_block_bytes(self, store: Any) -> list[NDArray[np.uint8]]:
-        """The memory of a store, writable and without a copy: arrays [num_blocks, bytes per block],
-        to move blocks by.
+    def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> Any:
+        """Room for num_blocks · block_size tokens of one layer's keys and values, zeroed. Raises
+        ConfigError where the backend cannot keep them so.
         """
         ...
 
-    def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Any]:
-        """Make `forward` runnable: the result takes a batch and returns its logits as a NumPy
-        float32 array [L, V] that the caller owns.
+    def copy_blocks(self, store: Any, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks of a store, in order: (source, target)."""
+        ...
+
+    def save_blocks(self, store: Any, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        """The bytes of these blocks in host memory, [blocks, block_size · kv_token_bytes]: a copy,
+        in a layout that only `load_blocks` reads.
         """
+        ...
+
+    def load_blocks(self, store: Any, blocks: Sequence[int], saved: NDArray[np.uint8]) -> None:
+        """Fill these blocks with what `save_blocks` returned, row by row."""
+        ...
+
+    def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Logits]:
+        """Make `forward` runnable: the result takes a batch and returns its logits."""
         ...

@@ -7,18 +7,19 @@ and cannot be had is an error.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import _native
+from ... import _native, host_memory
 from ...cpu import detect_cpu
 from ...errors import ConfigError, UnsupportedError
 from ...formats import dequantize, get_format
 from ...formats.tensor import HostTensor
+from ...kv_spec import KVSpec
 from ...ops.kv_dtypes import KV_GROUP, check_kv_dtype
 from ...ops.protocol import Forward
 from .program import CapturedForward
@@ -52,8 +53,14 @@ class NativeBackend:
     """Implements `ops.protocol.Backend` over `pellucid._native`."""
 
     name = "native"
-    is_batch_invariant = True
+    device = "cpu"
+    devices = ("cpu",)
+    dtypes = ("float32",)
     kv_dtypes = tuple(KV_BITS)
+    is_batch_invariant = True
+    default_max_num_seqs = 256
+    default_prefix_caching = True
+    block_multiple = CHUNK
 
     def __init__(self, isa: str | None = None, threads: int | None = None) -> None:
         self.isa = choose_isa(isa)
@@ -62,6 +69,9 @@ class NativeBackend:
             raise ConfigError(f"threads is {self.threads}; it must be between 1 and 256")
         self._pool = _native.ThreadPool(self.threads)
         self._memory = _native.WeightMemory()
+
+    def available_memory(self) -> int:
+        return host_memory.available_memory()
 
     def weight_bytes(self, tensor: HostTensor) -> int:
         # as the file packs them; the last tile of 16 rows may be filled up
@@ -80,45 +90,51 @@ class NativeBackend:
             self._pool, self._memory, get_format(tensor.format).ggml_type, tensor.shape[1], rows
         )
 
-    def kv_token_bytes(
-        self,
-        num_kv_heads: int,
-        head_dim: int,
-        k_dtype: str | None = None,
-        v_dtype: str | None = None,
-    ) -> int:
-        def of_head(dtype: str) -> int:
-            check_kv_dtype(dtype, self.kv_dtypes, head_dim)
-            scales = {"int8": 1, "int4": head_dim // KV_GROUP}.get(dtype, 0)
-            return head_dim * KV_BITS[dtype] // 8 + scales * SCALE_BYTES
-
-        return num_kv_heads * (
-            of_head(k_dtype or self.kv_dtypes[0]) + of_head(v_dtype or self.kv_dtypes[0])
+    def kv_token_bytes(self, spec: KVSpec) -> int:
+        if spec.k_dim != spec.v_dim:
+            raise ConfigError(
+                f"keys have {spec.k_dim} numbers per head and values {spec.v_dim}; the native "
+                "backend keeps both of one width"
+            )
+        return spec.num_kv_heads * (
+            self._head_bytes(spec.k_dtype, spec.k_dim) + self._head_bytes(spec.v_dtype, spec.v_dim)
         )
 
-    def new_kv_store(
-        self,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        k_dtype: str | None = None,
-        v_dtype: str | None = None,
-    ) -> "_native.KVStore":
+    def _head_bytes(self, dtype: str, head_dim: int) -> int:
+        check_kv_dtype(dtype, self.kv_dtypes, head_dim)
+        scales = {"int8": 1, "int4": head_dim // KV_GROUP}.get(dtype, 0)
+        return head_dim * KV_BITS[dtype] // 8 + scales * SCALE_BYTES
+
+    def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> "_native.KVStore":
         if block_size % CHUNK:
             raise ConfigError(
                 f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}"
             )
-        chunks = block_size // CHUNK
-        k_dtype, v_dtype = k_dtype or self.kv_dtypes[0], v_dtype or self.kv_dtypes[0]
-        # which raises where that cannot be
-        self.kv_token_bytes(num_kv_heads, head_dim, k_dtype, v_dtype)
+        self.kv_token_bytes(spec)  # raises where the backend cannot keep it
         return _native.new_kv_store(
-            num_blocks, num_kv_heads, head_dim, chunks, KV_TYPES[k_dtype], KV_TYPES[v_dtype]
+            num_blocks,
+            spec.num_kv_heads,
+            spec.k_dim,
+            block_size // CHUNK,
+            KV_TYPES[spec.k_dtype],
+            KV_TYPES[spec.v_dtype],
         )
 
-    def kv_block_bytes(self, store: _native.KVStore) -> list[NDArray[np.uint8]]:
-        return store.block_bytes()
+    def copy_blocks(self, store: _native.KVStore, pairs: Sequence[tuple[int, int]]) -> None:
+        for view in store.block_bytes():
+            for source, target in pairs:
+                view[target] = view[source]
+
+    def save_blocks(self, store: _native.KVStore, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        at = list(blocks)
+        return np.concatenate([view[at] for view in store.block_bytes()], axis=1)
+
+    def load_blocks(
+        self, store: _native.KVStore, blocks: Sequence[int], saved: NDArray[np.uint8]
+    ) -> None:
+        k, v = store.block_bytes()
+        at = list(blocks)
+        k[at], v[at] = saved[:, : k.shape[1]], saved[:, k.shape[1] :]
 
     def build_forward(self, forward: Forward) -> "CapturedForward":
         return CapturedForward(forward, self.isa, self._pool)

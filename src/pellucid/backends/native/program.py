@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ... import _native
 from ...batch import ForwardBatch
 from ...ops.protocol import Forward
+from ..host_logits import HostLogits
 from .capture import capture
 from .plan import build_plan
 
@@ -15,8 +16,8 @@ __all__ = ["CapturedForward"]
 
 
 class CapturedForward:
-    """Called with a batch, it returns the forward pass's result: float32 [rows, width], in memory
-    of its own.
+    """Called with a batch, it returns the forward pass's result [rows, width], in memory of its
+    own.
     """
 
     def __init__(self, forward: Forward, isa: str, pool: _native.ThreadPool) -> None:
@@ -39,8 +40,8 @@ class CapturedForward:
                 barrier=barrier,
             )
 
-    def __call__(self, batch: ForwardBatch) -> NDArray[np.float32]:
-        return self._run(batch, None)
+    def __call__(self, batch: ForwardBatch) -> HostLogits:
+        return HostLogits(self._run(batch, None))
 
     def profile(self, batch: ForwardBatch) -> NDArray[np.float32]:
         """Run a batch with a barrier around each entry: the seconds that each took, in order."""

@@ -46,14 +46,14 @@ class PagedKV:
     """
 
     k: Array  # [N·B, KH, D]
-    v: Array  # [N·B, KH, D]
+    v: Array  # [N·B, KH, Dv]
     block_size: int  # B
     k_dtype: str = "f32"  # what numbers are rounded to when they are written
     v_dtype: str = "f32"
 
 
 def kv_write(kv: KVLayer, k: Array, v: Array, slot_mapping: IntArray) -> None:
-    """Put k and v [T, KH, D] where slot_mapping [G, T] says."""
+    """Put k [T, KH, D] and v [T, KH, Dv] where slot_mapping [G, T] says."""
     store: PagedKV = kv.store
     slots = slot_mapping[kv.group]  # [T]
     store.k[slots] = round_trip(k, store.k_dtype, keys=True)
@@ -64,7 +64,7 @@ def read_kv(
     kv: PagedKV, blocks: IntArray, block_size: int, start: int, stop: int
 ) -> tuple[Array, Array]:
     """Keys and values at positions start … stop - 1 of the request whose block table is `blocks` ->
-    two of [stop - start, KH, D].
+    [stop - start, KH, D] and [stop - start, KH, Dv].
 
     No other slot is in the result, whatever it holds. Blocks that lie one after another are seen in
     place; others are gathered into a copy.
@@ -75,7 +75,7 @@ def read_kv(
     if np.all(used[1:] - used[:-1] == 1):
         begin = int(used[0]) * block_size + skip
         return kv.k[begin : begin + size], kv.v[begin : begin + size]
-    # [blocks·B, KH, D]
+    # [blocks·B, KH, ·]
     k, v = (
         x.reshape(-1, block_size, *x.shape[1:])[used].reshape(-1, *x.shape[1:])
         for x in (kv.k, kv.v)
@@ -151,8 +151,8 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Array:
-    """Causal attention of q [T, H, D], the last T tokens of a request, over its k and v [S, KH, D]
-    -> [T, H, D].
+    """Causal attention of q [T, H, D], the last T tokens of a request, over its k [S, KH, D] and
+    v [S, KH, Dv] -> [T, H, Dv].
     """
     tokens, (keys, kv_heads, _) = len(q), k.shape
     scores = attention_scores(
@@ -164,5 +164,5 @@ def attend(
         window=window,
         softcap=softcap,
     )
-    # [KH, G·T, S] @ [KH, S, D] -> [KH, G·T, D] -> [T, H, D]
+    # [KH, G·T, S] @ [KH, S, Dv] -> [KH, G·T, Dv] -> [T, H, Dv]
     return ungroup_heads(softmax(scores) @ v.transpose(1, 0, 2), tokens)

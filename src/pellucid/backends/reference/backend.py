@@ -4,17 +4,20 @@ Weights are decoded once, when they are loaded: memory is 4 bytes per parameter 
 format, and each step is plain BLAS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import host_memory
 from ...batch import ForwardBatch
 from ...formats import dequantize
 from ...formats.tensor import HostTensor
+from ...kv_spec import KVSpec
 from ...ops.kv_dtypes import check_kv_dtype
 from ...ops.protocol import Forward
+from ..host_logits import HostLogits
 from . import ops
 from .attention import Array, PagedKV
 from .kv_dtypes import KV_DTYPES
@@ -28,8 +31,20 @@ class ReferenceBackend:
     """Implements `ops.protocol.Backend` in NumPy."""
 
     name = "reference"
-    is_batch_invariant = False  # BLAS chooses the order of its sums by the shape of the product
+    device = "cpu"
+    devices = ("cpu",)
+    dtypes = ("float32",)
     kv_dtypes = KV_DTYPES
+    is_batch_invariant = False  # BLAS chooses the order of its sums by the shape of the product
+    # This backend is the definition that others are compared with. So it gives a request the same
+    # bits every time, unless batches and shared prefixes are asked for: either changes the shapes
+    # that BLAS sees.
+    default_max_num_seqs = 1
+    default_prefix_caching = False
+    block_multiple = 1
+
+    def available_memory(self) -> int:
+        return host_memory.available_memory()
 
     def weight_bytes(self, tensor: HostTensor) -> int:
         return prod(tensor.shape) * ELEMENT_BYTES
@@ -39,36 +54,43 @@ class ReferenceBackend:
         weight.flags.writeable = False  # no op changes what it is given
         return weight
 
-    def kv_token_bytes(
-        self,
-        num_kv_heads: int,
-        head_dim: int,
-        k_dtype: str | None = None,
-        v_dtype: str | None = None,
-    ) -> int:
-        for dtype in (k_dtype, v_dtype):
-            check_kv_dtype(dtype or KV_DTYPES[0], KV_DTYPES, head_dim)
+    def kv_token_bytes(self, spec: KVSpec) -> int:
+        check_kv_dtype(spec.k_dtype, KV_DTYPES, spec.k_dim)
+        check_kv_dtype(spec.v_dtype, KV_DTYPES, spec.v_dim)
         # rounded as the dtype says, and kept as float32
-        return 2 * num_kv_heads * head_dim * ELEMENT_BYTES
+        return spec.num_kv_heads * (spec.k_dim + spec.v_dim) * ELEMENT_BYTES
 
-    def new_kv_store(
-        self,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        k_dtype: str | None = None,
-        v_dtype: str | None = None,
-    ) -> PagedKV:
-        for dtype in (k_dtype, v_dtype):
-            check_kv_dtype(dtype or KV_DTYPES[0], KV_DTYPES, head_dim)
-        shape = (num_blocks * block_size, num_kv_heads, head_dim)
-        k, v = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        return PagedKV(k, v, block_size, k_dtype or KV_DTYPES[0], v_dtype or KV_DTYPES[0])
+    def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> PagedKV:
+        self.kv_token_bytes(spec)  # raises where the backend cannot keep it
+        k, v = (
+            np.zeros((num_blocks * block_size, spec.num_kv_heads, dim), np.float32)
+            for dim in (spec.k_dim, spec.v_dim)
+        )
+        return PagedKV(k, v, block_size, spec.k_dtype, spec.v_dtype)
 
-    def kv_block_bytes(self, store: PagedKV) -> list[NDArray[np.uint8]]:
-        num_blocks = len(store.k) // store.block_size
-        return [x.reshape(num_blocks, -1).view(np.uint8) for x in (store.k, store.v)]
+    def copy_blocks(self, store: PagedKV, pairs: Sequence[tuple[int, int]]) -> None:
+        for view in _blocks(store):
+            for source, target in pairs:
+                view[target] = view[source]
 
-    def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Array]:
-        return lambda batch: np.ascontiguousarray(forward(ops, batch), np.float32)
+    def save_blocks(self, store: PagedKV, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        return np.concatenate([view[list(blocks)] for view in _blocks(store)], axis=1)
+
+    def load_blocks(self, store: PagedKV, blocks: Sequence[int], saved: NDArray[np.uint8]) -> None:
+        k, v = _blocks(store)
+        at = list(blocks)
+        k[at], v[at] = saved[:, : k.shape[1]], saved[:, k.shape[1] :]
+
+    def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], HostLogits]:
+        def run(batch: ForwardBatch) -> HostLogits:
+            result = np.ascontiguousarray(forward(ops, batch), np.float32)
+            # [L, H, D] of a case that ends with heads is [L, H·D]
+            return HostLogits(result.reshape(len(result), prod(result.shape[1:])))
+
+        return run
+
+
+def _blocks(store: PagedKV) -> list[NDArray[np.uint8]]:
+    """Views of the keys and the values of a store as bytes: [blocks, bytes of a block] each."""
+    num_blocks = len(store.k) // store.block_size
+    return [x.reshape(num_blocks, -1).view(np.uint8) for x in (store.k, store.v)]

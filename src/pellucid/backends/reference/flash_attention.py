@@ -41,14 +41,15 @@ def flash_attention(
     tile_q: int = TILE_Q,
     tile_k: int = TILE_K,
 ) -> tuple[Array, Array]:
-    """Causal attention of q [T, H, D] over k and v [S, KH, D] -> out [T, H, D], lse [T, H].
+    """Causal attention of q [T, H, D] over k [S, KH, D] and v [S, KH, Dv] -> out [T, H, Dv],
+    lse [T, H].
 
     Query i sits at key index q_start + i, by default at the end. k may be a part of the keys: a
     query that sees none of them gets out 0 and lse -inf, which `merge_states` ignores.
     """
     tokens, keys, kv_heads = len(q), len(k), k.shape[1]
     start = keys - tokens if q_start is None else q_start
-    out = np.empty_like(q, order="C")  # [T, H, D]
+    out = np.empty((*q.shape[:2], v.shape[-1]), q.dtype)  # [T, H, Dv]
     lse = np.empty(q.shape[:2], np.float32)  # [T, H]
     for t in range(0, tokens, tile_q):
         tile = q[t : t + tile_q]
@@ -56,7 +57,7 @@ def flash_attention(
         grouped = group_heads(tile, kv_heads)  # [KH, G·t, D]
         m = np.full((*grouped.shape[:2], 1), -np.inf, np.float32)  # [KH, G·t, 1]
         l = np.zeros_like(m)
-        acc = np.zeros_like(grouped)
+        acc = np.zeros((*grouped.shape[:2], v.shape[-1]), q.dtype)  # [KH, G·t, Dv]
         begin = 0 if window is None else max(0, first - window + 1)
         end = min(keys, first + rows)
         for s in range(begin, end, tile_k):
@@ -79,7 +80,7 @@ def flash_attention(
             l *= decay
             l += p.sum(axis=-1, keepdims=True)
             acc *= decay
-            acc += p @ v[s:stop].transpose(1, 0, 2)  # [KH, G·t, s] @ [KH, s, D]
+            acc += p @ v[s:stop].transpose(1, 0, 2)  # [KH, G·t, s] @ [KH, s, Dv]
             m = largest
         seen = l > 0
         denominator = np.where(seen, l, 1.0)

@@ -131,8 +131,8 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Array:
-    tokens, heads, dim = q.shape
-    out = np.empty_like(q, order="C")  # [T, H, D]
+    tokens, heads, _ = q.shape
+    out = np.empty((tokens, heads, kv.store.v.shape[-1]), q.dtype)  # [T, H, Dv]
     borders, seq_lens = metadata.cu_seqlens_q.tolist(), metadata.seq_lens.tolist()
     for begin, end, seq_len, blocks in zip(
         borders[:-1], borders[1:], seq_lens, metadata.block_tables[kv.group], strict=True
@@ -149,7 +149,7 @@ def attention(
             out[begin:end] = _attend_in_parts(
                 own, read, oldest, seq_len, scale=scale, window=window, softcap=softcap
             )
-    return out.reshape(tokens, heads * dim)
+    return out.reshape(tokens, heads * out.shape[-1])
 
 
 def _attend_in_parts(
