@@ -101,3 +101,11 @@ def test_too_many_open_files_are_told_with_the_limit(tiny_path: Path) -> None:
     assert done.stderr == (
         "pellucid: error: too many files are open; `ulimit -n` allows this process 3\n"
     )
+
+
+def test_signals_are_handled_before_anything_large_is_imported() -> None:
+    script = "import sys, pellucid.__main__; print({'click', 'pellucid.cli.main'} & {*sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"

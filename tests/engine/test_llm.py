@@ -9,6 +9,8 @@ import pytest
 from pellucid import LLM, SamplingParams
 from pellucid.engine.prompts import Prompt
 from pellucid.errors import CapacityError, ConfigError, RequestError
+from pellucid.weights.gguf import GGUFFile
+from pellucid.weights.gguf_writer import write_gguf
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = ["The capital", "A", "of France is a town that one cannot see from here"]
@@ -283,3 +285,14 @@ def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(
         )
         == 31
     )
+
+
+def test_the_default_sampling_params_are_what_the_model_recommends(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "recommends.gguf"
+    with GGUFFile.open(tiny_path) as file:
+        said = {**file.metadata.typed(), "general.sampling.temp": 0.25, "general.sampling.top_k": 7}
+        write_gguf(path, said, ((name, file.tensor(name)) for name in file.tensors))
+    assert LLM(path).get_default_sampling_params() == SamplingParams(temperature=0.25, top_k=7)
+    assert LLM(tiny_path).get_default_sampling_params() == SamplingParams()

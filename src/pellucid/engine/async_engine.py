@@ -38,6 +38,7 @@ class AsyncEngine:
         self.path = engine.path
         self.model_config = engine.model_config
         self.tokenizer = engine.tokenizer
+        self.generation_config = engine.generation_config
         # the longest prompt and output together, in tokens
         self.max_model_len = engine.core.scheduler.max_model_len
         self._thread = CoreThread(engine.core)

@@ -47,6 +47,7 @@ class LLM:
         self.path = engine.path
         self.model_config: ModelConfig = engine.model_config
         self.tokenizer: Tokenizer = engine.tokenizer
+        self.generation_config = engine.generation_config
         self._core = engine.core
         self._ids = itertools.count()
 
@@ -66,6 +67,12 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer, under vLLM's name for it."""
         return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's authors recommend (`generation_config`), or else the defaults of
+        SamplingParams. As in vLLM.
+        """
+        return SamplingParams(**self.generation_config)  # type: ignore[arg-type]
 
     def generate(
         self,

@@ -6,7 +6,7 @@ arithmetic. Sizes are in bytes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,12 @@ from ..kv_spec import build_kv_specs
 from ..models.registry import get_architecture
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import Backend, Tensor
+from ..request import SamplingParams
 from ..scheduler import Scheduler
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..weights.checkpoint import Checkpoint, open_checkpoint
+from ..weights.fields import config_from_file
+from ..weights.generation_config import read_generation_config
 from ..weights.hub import resolve_model
 from .core import EngineCore
 from .model_runner import ModelRunner
@@ -43,6 +46,8 @@ class Engine:
     model_config: ModelConfig
     tokenizer: Tokenizer
     core: EngineCore
+    # what the model's authors recommend, by names of SamplingParams; empty: nothing
+    generation_config: Mapping[str, float | int]
 
 
 def load_engine(
@@ -97,6 +102,9 @@ class OpenModel:
         self.model_config = checkpoint.config
         self.tokenizer = tokenizer
         self._checkpoint = checkpoint
+        self._recommended = read_generation_config(checkpoint.tokenizer_source)
+        with config_from_file(str(path)):
+            SamplingParams(**self._recommended)  # type: ignore[arg-type]
         self._weights: dict[_WeightsKey, dict[str, Tensor]] = {}
 
     def layout(self, config: EngineConfig) -> KVLayout:
@@ -152,7 +160,7 @@ class OpenModel:
             max_model_len,
             num_blocks,
         )
-        return Engine(self.path, self.model_config, self.tokenizer, core)
+        return Engine(self.path, self.model_config, self.tokenizer, core, self._recommended)
 
 
 def _build_core(
