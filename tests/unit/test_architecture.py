@@ -236,7 +236,7 @@ def declared_all(tree: ast.Module) -> list[str] | None:
 
 
 def source_files() -> list[Path]:
-    folders = (ROOT / name for name in ("src", "csrc", "tests", "scripts"))
+    folders = (ROOT / name for name in ("src", "csrc", "tests", "scripts", "examples"))
     files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return sorted(
         path
