@@ -49,7 +49,7 @@ from pellucid.kv.layout import build_layout
 from pellucid.kv.storage import KVStorage
 from pellucid.kv_spec import build_kv_specs
 from pellucid.measure.machine import Ceilings, measure_ceilings
-from pellucid.models.registry import get_architecture
+from pellucid.models.registry import get_graph
 from pellucid.ops.cost import OpCost
 from pellucid.ops.kv_dtypes import choose_kv_dtypes
 from pellucid.weights.checkpoint import open_checkpoint
@@ -84,7 +84,7 @@ class Ours:
         layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
         self._groups = len(layout.groups)
         storage = KVStorage(backend, layout, self.num_blocks * self._groups)
-        forward = get_architecture(self.config.architecture).forward
+        forward = get_graph(self.config.graph).forward
         self._run = backend.build_forward(
             lambda ops, batch: forward(ops, self.config, weights, batch, storage.layers)
         )

@@ -119,7 +119,8 @@ class ModelConfig:
     sizes named here.
     """
 
-    architecture: str  # a key of models.registry: "gpt2", "llama", "qwen2", …
+    architecture: str  # the family, as its files call it: "gpt2", "llama", "qwen2", …
+    graph: str = "llama"  # a key of models.registry: its parameters and forward pass
     vocab_size: int  # V
     hidden_size: int  # C
     intermediate_size: int  # F

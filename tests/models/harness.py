@@ -18,7 +18,7 @@ from pellucid.backends.registry import get_backend
 from pellucid.batch import AttentionMetadata, ForwardBatch
 from pellucid.config import ModelConfig
 from pellucid.kv_spec import build_kv_specs
-from pellucid.models.registry import get_architecture
+from pellucid.models.registry import get_graph
 from pellucid.ops.kv_dtypes import choose_kv_dtypes
 from pellucid.ops.protocol import Backend, KVLayer, Tensor
 from pellucid.weights.checkpoint import open_checkpoint
@@ -85,16 +85,18 @@ class Session:
         num_blocks: int = 64,
         seed: int = 0,
         change_ops: Callable[[Any], Any] = lambda ops: ops,
+        forward: Callable[..., Any] | None = None,
     ) -> None:
+        """`forward` takes the place of the graph's own, with its arguments."""
         config = loaded.config
         self._block_size = BLOCK_SIZES[loaded.backend.name]
         layers = [
             KVLayer(loaded.backend.new_kv_store(num_blocks, self._block_size, spec))
             for spec in build_kv_specs(config, *choose_kv_dtypes("auto", loaded.backend.kv_dtypes))
         ]
-        forward = get_architecture(config.architecture).forward
+        run = forward or get_graph(config.graph).forward
         self._forward = loaded.backend.build_forward(
-            lambda ops, batch: forward(change_ops(ops), config, loaded.weights, batch, layers)
+            lambda ops, batch: run(change_ops(ops), config, loaded.weights, batch, layers)
         )
         self._free = np.random.default_rng(seed).permutation(num_blocks).astype(np.int32)
 

@@ -269,7 +269,8 @@ def test_types_that_are_no_weights(folder: Callable[[str], Path]) -> None:
         ({"num_hidden_layers": 4096}, "lacks the tensor 'model.layers.2.input_layernorm.weight'"),
         (
             {"vocab_size": 1 << 24},
-            r"'model.embed_tokens.weight' has shape \[96, 32\]; its config implies \[16777216, 32\]",
+            r"'model.embed_tokens.weight' has shape \[96, 32\]; "
+            r"its config implies \[16777216, 32\]",
         ),
         ({"model_type": "llama" * 1000}, "model_type is 'llamallama"),
     ],

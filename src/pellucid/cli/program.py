@@ -21,7 +21,7 @@ from ..kv.layout import build_layout
 from ..kv.storage import KVStorage
 from ..kv_spec import build_kv_specs
 from ..measure.machine import Ceilings, measure_ceilings
-from ..models.registry import get_architecture
+from ..models.registry import get_graph
 from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..weights.checkpoint import open_checkpoint
@@ -70,7 +70,7 @@ def build_listing(path: Path, num_tokens: int) -> Listing:
     specs = build_kv_specs(config, *choose_kv_dtypes("auto", backend.kv_dtypes))
     layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
     storage = KVStorage(backend, layout, 1)  # nothing is written to it
-    forward = get_architecture(config.architecture).forward
+    forward = get_graph(config.graph).forward
     program = backend.build_forward(
         lambda ops, batch: forward(ops, config, weights, batch, storage.layers)
     )

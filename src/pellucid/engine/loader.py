@@ -19,7 +19,7 @@ from ..kv.layout import KVLayout, build_layout
 from ..kv.manager import KVCacheManager
 from ..kv.storage import KVStorage
 from ..kv_spec import build_kv_specs
-from ..models.registry import get_architecture
+from ..models.registry import get_graph
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import Backend, Tensor
 from ..request import SamplingParams
@@ -180,7 +180,7 @@ def _build_core(
     storage = KVStorage(backend, layout, num_blocks, num_slots)
     if config.preemption == "swap":
         storage.open_tier()  # what was asked for is had, or refused now
-    forward = get_architecture(model_config.architecture).forward
+    forward = get_graph(model_config.graph).forward
     runner = ModelRunner(
         backend.build_forward(
             lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)

@@ -22,15 +22,15 @@ from .blocks import (
     gated_mlp,
     gated_mlp_parameters,
     logits_parameters,
-    project_to_logits,
 )
+from .llama import embed, head
 from .params import Param
 
-__all__ = ["forward", "parameters"]
+__all__ = ["embed", "head", "layers", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
-    """Every tensor that `forward` reads, once."""
+    """Every tensor that the three parts read, once."""
     yield from logits_parameters(config)
     for i in range(config.num_layers):
         yield Param(f"layers.{i}.input_norm.weight", (config.hidden_size,))
@@ -42,32 +42,25 @@ def parameters(config: ModelConfig) -> Iterator[Param]:
     yield Param("norm.weight", (config.hidden_size,))
 
 
-def forward(
+def layers(
     ops: Ops,
     config: ModelConfig,
     weights: Weights,
     batch: ForwardBatch,
+    span: range,
     kv_layers: Sequence[KVLayer],
+    x: Tensor,
 ) -> Tensor:
-    """Logits [L, V] of the rows in `batch.logits_indices`; the keys and values of all T tokens are
-    written to `kv_layers`.
+    """Hidden states [T, C] after the layers of `span`. The keys and values of all T tokens are
+    written to `kv_layers`, one for each layer of the span.
     """
     ropes = build_rope_tables(config)
-    # [T, C]
-    x = ops.embedding(weights["embed_tokens.weight"], batch.input_ids, config.embedding_scale)
-    for i in range(config.num_layers):
-        h = ops.rms_norm(x, weights[f"layers.{i}.input_norm.weight"], config.norm_eps)  # [T, C]
-        h = attention(ops, config, weights, i, h, batch, kv_layers[i], ropes[i])  # [T, C]
-        # [T, C]
-        x = ops.add(
-            x, ops.rms_norm(h, weights[f"layers.{i}.post_attn_norm.weight"], config.norm_eps)
-        )
-        h = ops.rms_norm(x, weights[f"layers.{i}.pre_mlp_norm.weight"], config.norm_eps)  # [T, C]
+    for i, kv in zip(span, kv_layers, strict=True):
+        name, eps = f"layers.{i}", config.norm_eps
+        h = ops.rms_norm(x, weights[f"{name}.input_norm.weight"], eps)  # [T, C]
+        h = attention(ops, config, weights, i, h, batch, kv, ropes[i])  # [T, C]
+        x = ops.add(x, ops.rms_norm(h, weights[f"{name}.post_attn_norm.weight"], eps))  # [T, C]
+        h = ops.rms_norm(x, weights[f"{name}.pre_mlp_norm.weight"], eps)  # [T, C]
         h = gated_mlp(ops, config, weights, i, h)  # [T, C]
-        # [T, C]
-        x = ops.add(
-            x, ops.rms_norm(h, weights[f"layers.{i}.post_mlp_norm.weight"], config.norm_eps)
-        )
-    x = ops.take_rows(x, batch.logits_indices)  # [L, C]
-    x = ops.rms_norm(x, weights["norm.weight"], config.norm_eps)  # [L, C]
-    return project_to_logits(ops, config, weights, x)  # [L, V]
+        x = ops.add(x, ops.rms_norm(h, weights[f"{name}.post_mlp_norm.weight"], eps))  # [T, C]
+    return x

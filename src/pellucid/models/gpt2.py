@@ -23,11 +23,11 @@ from .blocks import (
 )
 from .params import Param
 
-__all__ = ["forward", "parameters"]
+__all__ = ["embed", "head", "layers", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
-    """Every tensor that `forward` reads, once."""
+    """Every tensor that the three parts read, once."""
     c, f = config.hidden_size, config.intermediate_size
     yield from logits_parameters(config)
     yield Param("embed_positions.weight", (config.max_position_embeddings, c))
@@ -45,23 +45,35 @@ def parameters(config: ModelConfig) -> Iterator[Param]:
     yield from _norm_parameters("norm", c)
 
 
-def forward(
+def embed(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch) -> Tensor:
+    """Hidden states [T, C] of the tokens in `batch.input_ids`, before the first layer."""
+    tokens = ops.embedding(weights["embed_tokens.weight"], batch.input_ids, config.embedding_scale)
+    places = ops.embedding(weights["embed_positions.weight"], batch.positions)  # [T, C]
+    return ops.add(tokens, places)
+
+
+def layers(
     ops: Ops,
     config: ModelConfig,
     weights: Weights,
     batch: ForwardBatch,
+    span: range,
     kv_layers: Sequence[KVLayer],
+    x: Tensor,
 ) -> Tensor:
-    """Logits [L, V] of the rows in `batch.logits_indices`; the keys and values of all T tokens are
-    written to `kv_layers`.
+    """Hidden states [T, C] after the layers of `span`. The keys and values of all T tokens are
+    written to `kv_layers`, one for each layer of the span.
     """
-    tokens = ops.embedding(weights["embed_tokens.weight"], batch.input_ids)  # [T, C]
-    x = ops.add(tokens, ops.embedding(weights["embed_positions.weight"], batch.positions))  # [T, C]
-    for i in range(config.num_layers):
+    for i, kv in zip(span, kv_layers, strict=True):
         h = _norm(ops, config, weights, f"layers.{i}.input_norm", x)  # [T, C]
-        x = ops.add(x, attention(ops, config, weights, i, h, batch, kv_layers[i], None))  # [T, C]
+        x = ops.add(x, attention(ops, config, weights, i, h, batch, kv, None))  # [T, C]
         h = _norm(ops, config, weights, f"layers.{i}.pre_mlp_norm", x)  # [T, C]
         x = ops.add(x, _mlp(ops, config, weights, i, h))  # [T, C]
+    return x
+
+
+def head(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch, x: Tensor) -> Tensor:
+    """Hidden states [T, C] -> logits [L, V] of the rows in `batch.logits_indices`."""
     x = ops.take_rows(x, batch.logits_indices)  # [L, C]
     return project_to_logits(ops, config, weights, _norm(ops, config, weights, "norm", x))  # [L, V]
 

@@ -26,11 +26,11 @@ from .blocks import (
 )
 from .params import Param
 
-__all__ = ["forward", "parameters"]
+__all__ = ["embed", "head", "layers", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
-    """Every tensor that `forward` reads, once."""
+    """Every tensor that the three parts read, once."""
     yield from logits_parameters(config)
     for i in range(config.num_layers):
         yield Param(f"layers.{i}.input_norm.weight", (config.hidden_size,))
@@ -40,24 +40,34 @@ def parameters(config: ModelConfig) -> Iterator[Param]:
     yield Param("norm.weight", (config.hidden_size,))
 
 
-def forward(
+def embed(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch) -> Tensor:
+    """Hidden states [T, C] of the tokens in `batch.input_ids`, before the first layer."""
+    return ops.embedding(weights["embed_tokens.weight"], batch.input_ids, config.embedding_scale)
+
+
+def layers(
     ops: Ops,
     config: ModelConfig,
     weights: Weights,
     batch: ForwardBatch,
+    span: range,
     kv_layers: Sequence[KVLayer],
+    x: Tensor,
 ) -> Tensor:
-    """Logits [L, V] of the rows in `batch.logits_indices`; the keys and values of all T tokens are
-    written to `kv_layers`.
+    """Hidden states [T, C] after the layers of `span`. The keys and values of all T tokens are
+    written to `kv_layers`, one for each layer of the span.
     """
     ropes = build_rope_tables(config)
-    x = ops.embedding(weights["embed_tokens.weight"], batch.input_ids)  # [T, C]
-    for i in range(config.num_layers):
+    for i, kv in zip(span, kv_layers, strict=True):
         h = ops.rms_norm(x, weights[f"layers.{i}.input_norm.weight"], config.norm_eps)  # [T, C]
-        # [T, C]
-        x = ops.add(x, attention(ops, config, weights, i, h, batch, kv_layers[i], ropes[i]))
+        x = ops.add(x, attention(ops, config, weights, i, h, batch, kv, ropes[i]))  # [T, C]
         h = ops.rms_norm(x, weights[f"layers.{i}.pre_mlp_norm.weight"], config.norm_eps)  # [T, C]
         x = ops.add(x, gated_mlp(ops, config, weights, i, h))  # [T, C]
+    return x
+
+
+def head(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch, x: Tensor) -> Tensor:
+    """Hidden states [T, C] -> logits [L, V] of the rows in `batch.logits_indices`."""
     x = ops.take_rows(x, batch.logits_indices)  # [L, C]
     x = ops.rms_norm(x, weights["norm.weight"], config.norm_eps)  # [L, C]
     return project_to_logits(ops, config, weights, x)  # [L, V]

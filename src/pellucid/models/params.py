@@ -2,14 +2,14 @@
 the memory plan derive from it.
 
 A model file yields one `Param` for each tensor it reads in its forward pass, under a canonical
-name: Hugging Face's words without its prefixes, as in "layers.3.q_proj.weight". `weights/names.py`
-maps files to these names.
+name: Hugging Face's words without its prefixes, as in "layers.3.q_proj.weight". The files of
+`weights/families/` say where a file holds each of them.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Param", "Shard"]
+__all__ = ["Param", "Shard", "split_name"]
 
 Shard = Literal["column", "row", "vocab", "replicated"]
 
@@ -30,3 +30,11 @@ class Param:
     shard: Shard = "replicated"
     group: str | None = None  # None: not the weight of a linear layer
     quantizable: bool = False
+
+
+def split_name(name: str) -> tuple[int | None, str, str]:
+    """A canonical name as (layer, module, kind): "layers.3.q_proj.weight" -> (3, "q_proj",
+    "weight"), and "norm.weight" -> (None, "norm", "weight").
+    """
+    *head, module, kind = name.split(".")
+    return (int(head[1]) if head else None), module, kind

@@ -1,8 +1,8 @@
-"""Architectures by name: what each declares and how it runs. The one place that lists the model
-families.
+"""Graphs by name: the parameters that each declares, and how it runs. This file lists them all.
 
-A name that is not here is refused with the list of those that are; nothing is tried on the ground
-that it looks alike.
+A graph has three parts: `embed` turns token ids into hidden states, `layers` runs a range of
+layers, `head` gives logits. A pipeline stage takes the parts that it needs; `forward` is the three
+in a row.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,44 +14,55 @@ from ..config import ModelConfig
 from ..errors import UnsupportedError
 from ..ops.protocol import KVLayer, Ops, Tensor
 from . import gemma, gpt2, llama
+from .blocks import Weights
 from .params import Param
 
-__all__ = ["ARCHITECTURES", "Architecture", "get_architecture"]
+__all__ = ["GRAPHS", "Graph", "get_graph"]
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
-    """A family: `parameters(config)` declares its tensors, `forward(ops, config, weights, batch,
-    kv_layers)` gives logits [L, V].
+class Graph:
+    """`parameters(config)` declares the tensors that the parts read.
+
+    `embed(ops, config, weights, batch)` -> hidden states [T, C]. `layers(…, span, kv_layers, x)` ->
+    hidden states after the layers of `span`, whose caches are `kv_layers` in order. `head(…, x)` ->
+    logits [L, V] of the rows in `batch.logits_indices`.
     """
 
     parameters: Callable[[ModelConfig], Iterator[Param]]
-    forward: Callable[
-        [Ops, ModelConfig, Mapping[str, Tensor], ForwardBatch, Sequence[KVLayer]], Tensor
+    embed: Callable[[Ops, ModelConfig, Weights, ForwardBatch], Tensor]
+    layers: Callable[
+        [Ops, ModelConfig, Weights, ForwardBatch, range, Sequence[KVLayer], Tensor], Tensor
     ]
+    head: Callable[[Ops, ModelConfig, Weights, ForwardBatch, Tensor], Tensor]
+
+    def forward(
+        self,
+        ops: Ops,
+        config: ModelConfig,
+        weights: Weights,
+        batch: ForwardBatch,
+        kv_layers: Sequence[KVLayer],
+    ) -> Tensor:
+        """Logits [L, V] of the rows in `batch.logits_indices`. The keys and values of all T tokens
+        are written to `kv_layers`, one for each layer.
+        """
+        x = self.embed(ops, config, weights, batch)  # [T, C]
+        x = self.layers(ops, config, weights, batch, range(config.num_layers), kv_layers, x)
+        return self.head(ops, config, weights, batch, x)  # [L, V]
 
 
-_GPT2 = Architecture(gpt2.parameters, gpt2.forward)
-_LLAMA = Architecture(llama.parameters, llama.forward)
-_GEMMA = Architecture(gemma.parameters, gemma.forward)
-
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+GRAPHS: Mapping[str, Graph] = MappingProxyType(
     {
-        "gpt2": _GPT2,
-        "llama": _LLAMA,
-        "mistral": _LLAMA,
-        "qwen2": _LLAMA,
-        "qwen3": _LLAMA,
-        "gemma2": _GEMMA,
-        "gemma3": _GEMMA,
+        "gpt2": Graph(gpt2.parameters, gpt2.embed, gpt2.layers, gpt2.head),
+        "llama": Graph(llama.parameters, llama.embed, llama.layers, llama.head),
+        "gemma": Graph(gemma.parameters, gemma.embed, gemma.layers, gemma.head),
     }
 )
 
 
-def get_architecture(name: str) -> Architecture:
-    """The family called `name`, a `ModelConfig.architecture`."""
-    if name not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"architecture is {name!r}; known ones are: {', '.join(sorted(ARCHITECTURES))}"
-        )
-    return ARCHITECTURES[name]
+def get_graph(name: str) -> Graph:
+    """The graph called `name`, a `ModelConfig.graph`."""
+    if name not in GRAPHS:
+        raise UnsupportedError(f"graph is {name!r}; known ones are: {', '.join(GRAPHS)}")
+    return GRAPHS[name]

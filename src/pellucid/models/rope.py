@@ -1,21 +1,20 @@
 """Rotary position embedding (Su et al., arXiv:2104.09864): from a `RopeConfig` to the frequencies a
 kernel needs. Plain Python numbers.
 
-One idea: dimension pair i of a head turns by the angle position · inv_freq[i], inv_freq[i] =
-theta^(-2i/d), d = rotary_dim. To reach beyond the training context, every method slows turns down,
-and they differ in which:
+Dimension pair i of a head turns by the angle position · inv_freq[i], where inv_freq[i] =
+theta^(-2i/d) and d = rotary_dim. To reach beyond the training context, every method slows turns
+down. The methods differ in which turns they slow:
 
-    none      leaves all as they are
-    linear    all by `factor` (position interpolation: Chen et al., arXiv:2306.15595)
-    ntk       by raising the base, to theta · factor^(d/(d-2)): pair 0 is left alone, the last turns `factor` times slower ("NTK-aware")
-    yarn      pairs that turn often within the training context are left alone, those that hardly turn go by `factor`, with a ramp between;
-              cos and sin grow by 0.1·ln(factor) + 1 (Peng et al., arXiv:2309.00071)
-    llama3    short wavelengths are left alone, long ones go by `factor`, with a smooth passage between (Llama 3.1)
-    factors   each pair by a factor of its own, from the file
+    none     none of them
+    linear   all, by `factor` (position interpolation: Chen et al., arXiv:2306.15595)
+    yarn     pairs that turn often within the training context stay; those that hardly turn are
+             slowed by `factor`, with a ramp between; cos and sin grow by 0.1·ln(factor) + 1
+             (Peng et al., arXiv:2309.00071)
+    llama3   short wavelengths stay; long ones are slowed by `factor`, with a smooth passage between
+             (Llama 3.1)
+    factors  each pair by a factor of its own, from the file
 
 The result is fixed: it never depends on the length of a sequence, so that cached keys stay valid.
-What Hugging Face calls "dynamic" recomputes the base as a sequence grows past its context; readers
-of checkpoints map it to a fixed `ntk`, see `weights/hf_rope.py`.
 """
 
 import math

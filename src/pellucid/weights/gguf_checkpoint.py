@@ -1,5 +1,5 @@
-"""A GGUF file as a checkpoint: `gguf.py` reads it, `gguf_config.py` says what it describes,
-`names.py` where each parameter lies.
+"""A GGUF file as a checkpoint: `gguf.py` reads it, `gguf_config.py` says what it describes, and its
+family (`families/`) where each parameter lies.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,9 @@ from ..config import MAX_HEAD_DIM, ModelConfig
 from ..errors import FormatError
 from ..formats import dequantize
 from ..formats.tensor import HostTensor, TensorSpec
+from .families.gguf import ROPE_FREQS
 from .gguf import GGUFFile
-from .gguf_config import ROPE_FREQS, build_gguf_config
-from .names import gguf_source
+from .gguf_config import build_gguf_config, gguf_reader
 from .plan import Plan, build_plan, read_plan
 
 __all__ = ["GGUFCheckpoint"]
@@ -42,7 +42,8 @@ class GGUFCheckpoint:
             shapes = {name: spec.shape for name, spec in specs.items()}
             config = build_gguf_config(gguf.metadata, shapes, _rope_freqs(gguf), str(path))
             specs.pop(ROPE_FREQS, None)  # it is part of the config now
-            return cls(path, gguf, config, build_plan(config, gguf_source, specs, str(path)))
+            source = gguf_reader(gguf.metadata, str(path)).source
+            return cls(path, gguf, config, build_plan(config, source, specs, str(path)))
         except BaseException:
             gguf.close()
             raise

@@ -1,7 +1,7 @@
 """The plan of loading: for each declared parameter, the tensors of the file that it is made from,
 and the fold that makes it.
 
-The architecture's declaration leads. Each declared parameter must find its tensors in the file,
+The graph's declaration leads. Each declared parameter must find its tensors in the file,
 under the shapes that the config implies; a tensor of the file that no parameter uses is an error.
 So no tensor is guessed from its name and none is dropped in silence. Building the plan needs the
 file's table of contents alone: it reads no weights, and it already knows the format and shape of
@@ -17,7 +17,7 @@ from ..errors import FormatError, UnsupportedError
 from ..formats import FORMATS
 from ..formats.tensor import HostTensor, TensorSpec
 from ..models.params import Param
-from ..models.registry import get_architecture
+from ..models.registry import get_graph
 from .folds import Fold
 
 __all__ = ["ParamSource", "Plan", "PlannedParam", "build_plan", "is_ignored", "read_plan"]
@@ -69,7 +69,7 @@ def build_plan(
     where its format cannot be used.
     """
     plan = []
-    for param in get_architecture(config.architecture).parameters(config):
+    for param in get_graph(config.graph).parameters(config):
         source = source_of(config, param)
         for name, shape in source.tensors.items():
             _check_tensor(config, param, tensors, name, shape, where)

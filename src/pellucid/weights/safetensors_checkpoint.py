@@ -8,7 +8,6 @@ leads elsewhere.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,9 +16,10 @@ from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
 from ..files import is_there, read_json
 from ..formats.tensor import HostTensor, TensorSpec
-from .hf_config import build_hf_config
-from .names import safetensors_source
-from .plan import Plan, build_plan, read_plan
+from ..models.params import Param
+from .families import SourceOf
+from .hf_config import build_hf_config, hf_reader
+from .plan import ParamSource, Plan, build_plan, read_plan
 from .safetensors_file import DTYPES, SafetensorsFile
 
 __all__ = ["SafetensorsCheckpoint"]
@@ -49,17 +49,19 @@ class SafetensorsCheckpoint:
             raise FormatError(
                 f"{path} has no config.json; a model's folder holds config.json and *.safetensors"
             )
-        config = build_hf_config(
-            read_json(config_path, MAX_CONFIG_BYTES, within=path), str(config_path)
-        )
+        values = read_json(config_path, MAX_CONFIG_BYTES, within=path)
+        config = build_hf_config(values, str(config_path))
+        reader = hf_reader(values, str(config_path))
         files = _open_files(path)
-        config = _untie(config, files)
+        # some files of the bare model leave out what all names begin with
+        source = reader.source
+        if not any(name.startswith(reader.prefix) for name in files):
+            source = _without_prefix(source, reader.prefix)
+        config = _untie(config, source, files)
         specs = {name: file.specs[name] for name, file in files.items()}
         if config.tie_word_embeddings:
             # the same values as the embedding's, which `_untie` has seen to
             specs.pop("lm_head.weight", None)
-        prefix = "transformer." if "transformer.wte.weight" in specs else ""
-        source = partial(safetensors_source, prefix=prefix)
         plan = build_plan(config, source, specs, str(path), DTYPES)
         return cls(path, config, files, plan)
 
@@ -151,18 +153,27 @@ def _check_shard_name(index: Path, name: object) -> str:
     return name
 
 
-def _untie(config: ModelConfig, files: Mapping[str, SafetensorsFile]) -> ModelConfig:
+def _without_prefix(source: SourceOf, prefix: str) -> SourceOf:
+    """The same source, in a file whose names lack `prefix`."""
+
+    def stripped(config: ModelConfig, param: Param) -> ParamSource:
+        found = source(config, param)
+        tensors = {name.removeprefix(prefix): shape for name, shape in found.tensors.items()}
+        return ParamSource(tensors, found.fold)
+
+    return stripped
+
+
+def _untie(
+    config: ModelConfig, source: SourceOf, files: Mapping[str, SafetensorsFile]
+) -> ModelConfig:
     """Some files of tied models hold the lm_head too. As in transformers, it counts where it
     differs from the embedding.
     """
-    embedding = "wte.weight" if config.architecture == "gpt2" else "embed_tokens.weight"
-    names = [name for name in files if name.endswith(embedding)]
-    if not config.tie_word_embeddings or "lm_head.weight" not in files or len(names) != 1:
+    shape = (config.vocab_size, config.hidden_size)
+    (embedding,) = source(config, Param("embed_tokens.weight", shape)).tensors
+    if not config.tie_word_embeddings or not {"lm_head.weight", embedding} <= files.keys():
         return config
-    head, table = files["lm_head.weight"].tensor("lm_head.weight"), files[names[0]].tensor(names[0])
-    same = (
-        head.format == table.format
-        and head.shape == table.shape
-        and bool((head.data == table.data).all())
-    )
+    head, table = (files[name].tensor(name) for name in ("lm_head.weight", embedding))
+    same = head.spec == table.spec and bool((head.data == table.data).all())
     return config if same else replace(config, tie_word_embeddings=False)

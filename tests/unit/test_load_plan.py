@@ -1,9 +1,8 @@
-"""Canonical names ↔ names in files, and the folds: every declared parameter has one source, and
-what is folded is what was meant.
+"""The plan of loading: every declared parameter has its tensors in the file, what the file lacks or
+holds beyond them is refused by name, and what is folded is what was meant.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,10 +12,12 @@ from pellucid.config import ModelConfig, RopeConfig
 from pellucid.errors import FormatError, UnsupportedError
 from pellucid.formats import HostTensor, dequantize, encode_dense, quantize
 from pellucid.formats.tensor import TensorSpec
-from pellucid.models.registry import ARCHITECTURES, get_architecture
+from pellucid.models.registry import GRAPHS, get_graph
+from pellucid.weights.families import FAMILIES, SourceOf
+from pellucid.weights.families.gguf import gguf_source
+from pellucid.weights.families.gpt2 import GPT2
 from pellucid.weights.folds import AddOne, Fold, InterleavedToHalfSplit, SliceOutputs, Transpose
-from pellucid.weights.names import gguf_source, safetensors_source
-from pellucid.weights.plan import ParamSource, build_plan, is_ignored
+from pellucid.weights.plan import build_plan, is_ignored
 
 CONFIG = ModelConfig(
     architecture="llama",
@@ -34,67 +35,53 @@ CONFIG = ModelConfig(
     qk_norm=True,
     rope=RopeConfig(rotary_dim=8),
 )
-SOURCES: list[Callable[..., ParamSource]] = [gguf_source, safetensors_source]
+SOURCES = {f"{family.name}-hf": family.hf.source for family in FAMILIES} | {
+    f"{family.name}-gguf": family.gguf.source for family in FAMILIES if family.gguf is not None
+}
 
 
-def config_of(architecture: str) -> ModelConfig:
-    kv_heads = 4 if architecture == "gpt2" else 2
-    return dataclasses.replace(
-        CONFIG, architecture=architecture, num_kv_heads=kv_heads, qk_norm=architecture != "gpt2"
-    )
+def config_of(graph: str) -> ModelConfig:
+    if graph != "gpt2":
+        return dataclasses.replace(CONFIG, graph=graph)
+    return dataclasses.replace(CONFIG, graph=graph, num_kv_heads=4, qk_norm=False)
 
 
-@pytest.mark.parametrize("source_of", SOURCES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_parameter_has_a_source_of_its_own(
-    architecture: str, source_of: Callable[..., ParamSource]
-) -> None:
-    """But for GPT-2, whose q, k and v share one."""
-    config = config_of(architecture)
-    sources = [
-        name
-        for param in get_architecture(architecture).parameters(config)
-        for name in source_of(config, param).tensors
+def graph_of(family: str) -> str:
+    return family if family in GRAPHS else "gemma" if family.startswith("gemma") else "llama"
+
+
+# how many parameters of a layer lie in a tensor that holds another one already
+SHARED = {"gpt2-hf": 4, "gpt2-gguf": 4}  # q, k and v are one, weight and bias
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_each_parameter_has_a_source_of_its_own_but_where_the_file_fuses_them(name: str) -> None:
+    config = config_of(graph_of(name.split("-")[0]))
+    tensors = [
+        tensor
+        for param in get_graph(config.graph).parameters(config)
+        for tensor in SOURCES[name](config, param).tensors
     ]
-    # two of three, weights and biases
-    shared = 2 * 2 * config.num_layers if architecture == "gpt2" else 0
-    assert len(sources) - len(set(sources)) == shared
+    assert len(tensors) - len(set(tensors)) == SHARED.get(name, 0) * config.num_layers
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_parameter_is_declared_once(architecture: str) -> None:
-    names = [
-        param.name for param in get_architecture(architecture).parameters(config_of(architecture))
-    ]
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_each_parameter_is_declared_once(graph: str) -> None:
+    names = [param.name for param in get_graph(graph).parameters(config_of(graph))]
     assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_that_share_an_input_are_declared_so(architecture: str) -> None:
-    params = {p.name: p for p in get_architecture(architecture).parameters(config_of(architecture))}
-    q, k, v, o = (params[f"layers.1.{n}_proj.weight"] for n in "qkvo")
-    assert q.group == k.group == v.group != o.group
-    assert all(
-        p.quantizable == (len(p.shape) == 2)
-        for name, p in params.items()
-        if name != "embed_positions.weight"
-    )
 
 
 def test_the_lm_head_is_declared_where_it_is_not_the_embedding() -> None:
     tied = dataclasses.replace(CONFIG, tie_word_embeddings=True)
-    names, tied_names = (
-        {p.name for p in get_architecture("llama").parameters(c)} for c in (CONFIG, tied)
-    )
+    names, tied_names = ({p.name for p in get_graph("llama").parameters(c)} for c in (CONFIG, tied))
     assert names - tied_names == {"lm_head.weight"}
 
 
-def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None:
+def test_unknown_graphs_are_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(
-        UnsupportedError,
-        match="architecture is 'rwkv'; known ones are: gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3",
+        UnsupportedError, match="graph is 'rwkv'; known ones are: gpt2, llama, gemma"
     ):
-        get_architecture("rwkv")
+        get_graph("rwkv")
 
 
 @pytest.mark.parametrize(
@@ -113,12 +100,9 @@ def test_only_buffers_of_old_checkpoints_are_ignored(name: str, ignored: bool) -
     assert is_ignored(name) is ignored
 
 
-def specs_of(config: ModelConfig) -> dict[str, TensorSpec]:
-    """The table of contents of a GGUF file that holds this model in float32."""
-    sources = [
-        gguf_source(config, param)
-        for param in get_architecture(config.architecture).parameters(config)
-    ]
+def specs_of(config: ModelConfig, source_of: SourceOf = gguf_source) -> dict[str, TensorSpec]:
+    """The table of contents of a file that holds this model in float32."""
+    sources = [source_of(config, param) for param in get_graph(config.graph).parameters(config)]
     return {
         name: TensorSpec("F32", shape)
         for source in sources
@@ -131,7 +115,8 @@ def test_a_missing_tensor_is_refused_by_its_name_in_the_file() -> None:
     del specs["blk.1.ffn_up.weight"]
     with pytest.raises(
         FormatError,
-        match=r"x.gguf lacks the tensor 'blk.1.ffn_up.weight' \(parameter layers.1.up_proj.weight of llama\)",
+        match=r"x.gguf lacks the tensor 'blk.1.ffn_up.weight' "
+        r"\(parameter layers.1.up_proj.weight of llama\)",
     ):
         build_plan(CONFIG, gguf_source, specs, "x.gguf")
 
@@ -241,9 +226,10 @@ def test_a_fold_tells_the_format_and_shape_of_what_it_makes(
 
 
 def test_a_format_that_cannot_be_folded_is_refused_when_the_plan_is_built() -> None:
-    config = config_of("gpt2")
-    specs = specs_of(config) | {"blk.0.attn_qkv.bias": TensorSpec("Q8_0", (96,))}
+    config, reader = config_of("gpt2"), GPT2.gguf
+    assert reader is not None
+    specs = specs_of(config, reader.source) | {"blk.0.attn_qkv.bias": TensorSpec("Q8_0", (96,))}
     with pytest.raises(
         UnsupportedError, match=r"x.gguf: tensor 'blk.0.attn_qkv.bias': a tensor of format Q8_0"
     ):
-        build_plan(config, gguf_source, specs, "x.gguf")
+        build_plan(config, reader.source, specs, "x.gguf")

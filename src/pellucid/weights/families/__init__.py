@@ -1,0 +1,43 @@
+"""The model families that can be read, each from one file of this folder. To add a family, write
+its file and give it a place in `FAMILIES`.
+"""
+
+from ...errors import UnsupportedError
+from .family import Family, GGUFHeader, GGUFReader, HFReader, SourceOf
+from .gemma import GEMMA2, GEMMA3
+from .gpt2 import GPT2
+from .llama import LLAMA, MISTRAL
+from .qwen import QWEN2, QWEN3
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "GGUFHeader",
+    "GGUFReader",
+    "HFReader",
+    "SourceOf",
+    "find_gguf_reader",
+    "find_hf_reader",
+]
+
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
+
+
+def find_hf_reader(model_type: str, where: str) -> HFReader:
+    """The reader of folders whose config.json names `model_type`. `where` names the file."""
+    known = {family.hf.model_type: family.hf for family in FAMILIES}
+    if model_type not in known:
+        raise UnsupportedError(
+            f"{where}: model_type is {model_type!r}; known ones are: {', '.join(known)}"
+        )
+    return known[model_type]
+
+
+def find_gguf_reader(architecture: str, where: str) -> GGUFReader:
+    """The reader of GGUF files of that `general.architecture`. `where` names the file."""
+    known = {f.gguf.architecture: f.gguf for f in FAMILIES if f.gguf is not None}
+    if architecture not in known:
+        raise UnsupportedError(
+            f"{where}: architecture is {architecture!r}; known ones are: {', '.join(known)}"
+        )
+    return known[architecture]

@@ -1,0 +1,174 @@
+"""What most families have in common in GGUF files: keys and their defaults, rotary keys, and names
+of tensors.
+
+Metadata and tensors together are the config: biases, and an lm_head of its own, are there when
+their tensors are. Where llama.cpp has a default for an absent key, it is the default here.
+"""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TypedDict
+
+from ...config import MAX_LAYERS, ModelConfig, RopeConfig
+from ...errors import FormatError, UnsupportedError
+from ...models.params import Param, split_name
+from ..plan import ParamSource
+from .family import GGUFHeader
+
+__all__ = [
+    "GGUF_NAMES",
+    "ROPE_FREQS",
+    "GGUFCommon",
+    "common_keys",
+    "gguf_name",
+    "gguf_source",
+    "rope_keys",
+]
+
+ROPE_FREQS = "rope_freqs.weight"  # [rotary_dim / 2]: what each inverse frequency is divided by
+
+# module of a canonical name -> the same in the file; {} is the layer
+GGUF_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "embed_tokens": "token_embd",
+        "embed_positions": "position_embd",
+        "norm": "output_norm",
+        "lm_head": "output",
+        "input_norm": "blk.{}.attn_norm",
+        "q_proj": "blk.{}.attn_q",
+        "k_proj": "blk.{}.attn_k",
+        "v_proj": "blk.{}.attn_v",
+        "q_norm": "blk.{}.attn_q_norm",
+        "k_norm": "blk.{}.attn_k_norm",
+        "o_proj": "blk.{}.attn_output",
+        "post_attn_norm": "blk.{}.post_attention_norm",
+        "pre_mlp_norm": "blk.{}.ffn_norm",
+        "gate_proj": "blk.{}.ffn_gate",
+        "up_proj": "blk.{}.ffn_up",
+        "down_proj": "blk.{}.ffn_down",
+        "post_mlp_norm": "blk.{}.post_ffw_norm",
+    }
+)
+
+
+def gguf_name(param: Param) -> str:
+    """What the file calls `param`, where it holds the parameter by itself."""
+    layer, module, kind = split_name(param.name)
+    return f"{GGUF_NAMES[module].format(layer)}.{kind}"
+
+
+def gguf_source(config: ModelConfig, param: Param) -> ParamSource:
+    """The layout of most families: each parameter is one tensor, used as it is."""
+    return ParamSource({gguf_name(param): param.shape})
+
+
+class GGUFCommon(TypedDict):
+    """What all families call by the same keys, and what their tensors tell."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    norm_eps: float
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    tie_word_embeddings: bool
+
+
+def common_keys(header: GGUFHeader, norm_eps: str = "layer_norm_rms_epsilon") -> GGUFCommon:
+    """`norm_eps` is the family's own name of that key."""
+    fields, shapes = header.fields, header.shapes
+    hidden_size = fields.integer("embedding_length")
+    num_layers = fields.integer("block_count")
+    num_heads = fields.integer("attention.head_count")
+    if not (1 <= num_heads <= hidden_size and 1 <= num_layers <= MAX_LAYERS):
+        raise FormatError(
+            f"{fields.where}: embedding_length is {hidden_size}, head_count {num_heads} and "
+            f"block_count {num_layers}; there must be 1 to embedding_length heads and 1 to "
+            f"{MAX_LAYERS} blocks"
+        )
+    head_dim = fields.integer("attention.key_length", hidden_size // num_heads)
+    if fields.integer("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedError(
+            f"{fields.where}: attention.value_length differs from key_length; heads of one size "
+            "are needed"
+        )
+    if not fields.flag("attention.causal", True):
+        raise UnsupportedError(f"{fields.where}: attention.causal is false; only causal models run")
+    return {
+        "vocab_size": fields.integer("vocab_size", shapes.get("token_embd.weight", (0,))[0]),
+        "hidden_size": hidden_size,
+        "intermediate_size": fields.integer("feed_forward_length"),
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": fields.integer("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": fields.integer("context_length"),
+        "norm_eps": fields.number(f"attention.{norm_eps}"),
+        "qkv_bias": "blk.0.attn_q.bias" in shapes or "blk.0.attn_qkv.bias" in shapes,
+        "o_bias": "blk.0.attn_output.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_down.bias" in shapes,
+        "tie_word_embeddings": "output.weight" not in shapes,
+    }
+
+
+def rope_keys(header: GGUFHeader, head_dim: int) -> RopeConfig:
+    """The rotary embedding that the keys and the factors of a file describe."""
+    fields = header.fields
+    rotary_dim = fields.integer("rope.dimension_count", head_dim)
+    theta = fields.number("rope.freq_base", 10_000.0)
+    factor = (
+        fields.optional_number("rope.scaling.factor")
+        or fields.optional_number("rope.scale_linear")
+        or 1.0
+    )
+    scaling = fields.text("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    original = fields.integer(
+        "rope.scaling.original_context_length", fields.integer("context_length")
+    )
+    if header.rope_freqs is not None:
+        if scaling != "none":
+            raise UnsupportedError(
+                f"{fields.where}: rope.scaling.type {scaling!r} together with {ROPE_FREQS} is not "
+                "supported"
+            )
+        factors = tuple(header.rope_freqs)
+        return RopeConfig(
+            theta=theta, rotary_dim=rotary_dim, scaling="factors", freq_factors=factors
+        )
+    if scaling == "none":
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    if scaling == "linear":
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=factor)
+    if scaling != "yarn":
+        raise UnsupportedError(
+            f"{fields.where}: rope.scaling.type is {scaling!r}; known ones are: none, linear, yarn"
+        )
+    if (
+        fields.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0
+        or fields.number("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
+    ):
+        raise UnsupportedError(
+            f"{fields.where}: yarn_ext_factor must be 1 and yarn_log_multiplier 0 where they are "
+            "given"
+        )
+    attention_factor = (
+        fields.optional_number("rope.scaling.yarn_attn_factor")
+        or 0.1 * math.log(max(factor, 1.0)) + 1.0
+    )
+    return RopeConfig(
+        theta=theta,
+        rotary_dim=rotary_dim,
+        scaling="yarn",
+        factor=factor,
+        original_max_position_embeddings=original,
+        beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+        attention_factor=attention_factor * fields.number("rope.scaling.attn_factor", 1.0),
+    )
