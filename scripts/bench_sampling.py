@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,14 +85,10 @@ def main() -> None:
                         )
                         for i in range(num_rows)
                     ]
-                    ms = milliseconds(
-                        lambda logits=logits, rows=rows: sample(logits, rows), args.runs
-                    )  # type: ignore[misc]
+                    ms = milliseconds(partial(sample, logits, rows), args.runs)
                 else:
-                    ms = milliseconds(
-                        lambda logits=logits, n=num_rows: top_logprobs(logits, [7] * n, [5] * n),
-                        args.runs,
-                    )  # type: ignore[misc]
+                    wanted = [7] * num_rows, [5] * num_rows
+                    ms = milliseconds(partial(top_logprobs, logits, *wanted), args.runs)
                 report[f"{vocab_size}_{num_rows}_{name}"] = round(ms, 3)
                 line += (
                     f"{ms:>15.2f}"

@@ -12,8 +12,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from pellucid.kv.layout import KVLayout, LayerGroup
+from pellucid.kv.layout import build_layout
 from pellucid.kv.manager import KVCacheManager
+from pellucid.kv_spec import KVSpec
 from pellucid.request import Request, SamplingParams
 from pellucid.scheduler import Scheduler
 
@@ -35,9 +36,7 @@ class Cost:
 
 def measure(running: int, enable_prefix_caching: bool) -> Cost:
     """The cost with so many requests that decode."""
-    layout = KVLayout(
-        (LayerGroup((0,), None),), num_kv_heads=1, head_dim=64, block_size=BLOCK, token_bytes=256
-    )
+    layout = build_layout([KVSpec(1, 64, 64, "f16", "f16")], [256], BLOCK)
     kv = KVCacheManager(layout, 20 * running, enable_prefix_caching=enable_prefix_caching)
     scheduler = Scheduler(kv, max_model_len=300, max_num_batched_tokens=512, max_num_seqs=running)
     params = SamplingParams(max_tokens=OUTPUT, ignore_eos=True)
