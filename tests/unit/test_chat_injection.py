@@ -261,7 +261,10 @@ def test_an_attack_fails_wherever_it_is_put(place: str) -> None:
         message |= {"tool_calls": [{"arguments": text}]} if place == "arguments" else {}
         tools = [{"name": text if place == "tool" else "t"}]
         return chat_ids(
-            tokenizer, [message], tools=tools, note=text if place == "variable" else "v"
+            tokenizer,
+            [message],
+            tools=tools,
+            chat_template_kwargs={"note": text if place == "variable" else "v"},
         )
 
     special = [

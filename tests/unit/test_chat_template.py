@@ -10,8 +10,8 @@ import pytest
 
 from pellucid.errors import FormatError, PellucidError, RequestError, UnsupportedError
 from pellucid.tokenizer import from_gguf
-from pellucid.tokenizer import template_sandbox as sandbox
-from pellucid.tokenizer.chat_template import ChatTemplate, check_messages
+from pellucid.tokenizer.chat_messages import ChatCopier
+from pellucid.tokenizer.chat_template import ChatTemplate
 
 from .tokenizer_vocabularies import byte_level
 
@@ -73,11 +73,7 @@ def test_a_template_gives_what_transformers_gives(
         warnings.simplefilter("ignore")
         theirs = pytest.importorskip("transformers.utils.chat_template_utils")
     for add in (True, False):
-        options: dict[str, Any] = {
-            "tools": tools,
-            "add_generation_prompt": add,
-            "enable_thinking": False,
-        }
+        options: dict[str, Any] = {"tools": tools, "add_generation_prompt": add}
         expected = theirs.render_jinja_template(
             [CHAT], chat_template=source, bos_token="<s>", eos_token="</s>", **options
         )[0][0]
@@ -95,12 +91,9 @@ def test_the_date_can_be_asked_for() -> None:
 
 
 def test_variables_of_the_caller_reach_the_template() -> None:
-    assert (
-        ChatTemplate("{{ enable_thinking }}{{ words[0].x }}", {}).render(
-            USER, enable_thinking=True, words=[{"x": 1}]
-        )
-        == "True1"
-    )
+    variables = {"enable_thinking": True, "words": [{"x": 1}]}
+    source = "{{ enable_thinking }}{{ words[0].x }}"
+    assert ChatTemplate(source, {}).render(USER, chat_template_kwargs=variables) == "True1"
 
 
 def test_a_template_that_refuses_is_quoted() -> None:
@@ -141,20 +134,6 @@ def test_a_template_has_a_longest_length() -> None:
 # ---- messages
 
 
-def test_text_parts_become_one_text() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert check_messages([{"role": "user", "content": parts}]) == [
-        {"role": "user", "content": "a\nb"}
-    ]
-
-
-def test_content_may_be_absent_where_tools_are_called() -> None:
-    calls = [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]
-    assert check_messages([{"role": "assistant", "tool_calls": calls}]) == [
-        {"role": "assistant", "tool_calls": calls, "content": ""}
-    ]
-
-
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
@@ -189,7 +168,7 @@ def test_content_may_be_absent_where_tools_are_called() -> None:
 )
 def test_wrong_messages_are_named(messages: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        check_messages(messages)
+        ChatCopier().messages(messages)
 
 
 def test_data_that_is_nested_too_deep_is_refused() -> None:
@@ -197,73 +176,10 @@ def test_data_that_is_nested_too_deep_is_refused() -> None:
     for _ in range(100):
         deep = [deep]
     with pytest.raises(RequestError, match="nested more than 32 deep"):
-        check_messages([{"role": "user", "content": "x", "extra": deep}])
+        ChatCopier().messages([{"role": "user", "content": "x", "extra": deep}])
 
 
-# ---- hostile templates
-
-LONG = "A" * 1000
-
-
-def loops(body: str = "") -> str:
-    return "{% for i in range(99999) %}" * 3 + body + "{% endfor %}" * 3
-
-
-def grow(start: str, step: str) -> str:
-    return "{% set n = namespace(x=START) %}{% for i in range(99) %}{% set n.x = STEP %}{% endfor %}{{ n.x }}".replace(
-        "START", start
-    ).replace("STEP", step)
-
-
-HOSTILE = {
-    "loops": loops(),
-    "loops that write": loops(LONG),
-    "loops in a macro": "{% macro m() %}" + loops(LONG) + "{% endmacro %}{{ m() }}",
-    "loops in a block": "{% set x %}" + loops(LONG) + "{% endset %}",
-    "loops in a filter": "{% filter upper %}" + loops(LONG) + "{% endfilter %}",
-    "recursion": "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(99) }}",
-    "endless recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "recursive loop": "{% for x in range(9) recursive %}{{ loop(range(9)) if loop.depth < 99 }}{% endfor %}",
-    "text doubled by ~": grow("'ab'", "n.x ~ n.x"),
-    "text doubled by +": grow("'ab'", "n.x + n.x"),
-    "text doubled by join": grow("'ab'", "[n.x, n.x] | join"),
-    "text doubled by replace": grow("'ab'", "n.x.replace('a', 'aa').replace('b', 'bb')"),
-    "text doubled by format": grow("'ab'", "'{0}{0}'.format(n.x)"),
-    "text doubled by a macro": "{% macro t(x) %}{{ x }}{{ x }}{% endmacro %}"
-    + grow("'ab'", "t(n.x)"),
-    "list doubled": grow("[1]", "n.x + n.x"),
-    "list of lists": grow("[1]", "[n.x, n.x]"),
-    "tuple of tuples": grow("(1,)", "(n.x, n.x)"),
-    "mapping of mappings": grow("{}", "{1: n.x, 2: n.x}"),
-    "dict of dicts": grow("{}", "dict(a=n.x, b=n.x)"),
-    "number squared": grow("7", "n.x * n.x"),
-    "text times": "{{ 'a' * 10 ** 12 }}",
-    "list times": "{{ 10 ** 9 * [1] }}",
-    "power": "{{ 7 ** (7 ** 7) }}",
-    "replace": "{{ ('a' * 10 ** 6).replace('a', 'b' * 10 ** 6) }}",
-    "replace filter": "{{ ('a' * 10 ** 6) | replace('a', 'b' * 10 ** 6) }}",
-    "join": "{{ ('b' * 10 ** 6).join('a' * 10 ** 5) }}",
-    "join filter": "{{ ('a' * 10 ** 5) | join('b' * 10 ** 6) }}",
-    "indent": "{{ ('\n' * 10 ** 6) | indent(10 ** 6) }}",
-    "json": "{{ [1] | tojson(indent=10 ** 9) }}",
-    "format with a width": "{{ '{:999999999}'.format(1) }}",
-    "percent with a width": "{{ '%999999999d' % 1 }}",
-    "search": "{% set l = ['a'] * 10 ** 5 %}" + loops("{% if 'b' in l %}{% endif %}"),
-    "ljust": "{{ 'a'.ljust(10 ** 9) }}",
-    "bytes": "{{ (5).to_bytes(10 ** 9, 'big') }}",
-    "file": "{% include '/etc/hostname' %}",
-    "module": "{% import 'os' as os %}",
-}
-
-
-@pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_template_ends_soon(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.3)
-    monkeypatch.setattr(sandbox, "MAX_SPENT", 1 << 23)
-    begin = time.monotonic()
-    with pytest.raises(RequestError):
-        ChatTemplate(source, {}).render(USER)
-    assert time.monotonic() - begin < 10
+# ---- what a template may touch
 
 
 @pytest.mark.parametrize(
@@ -299,16 +215,6 @@ def test_messages_cannot_be_changed_by_a_template() -> None:
     ):
         with pytest.raises(RequestError, match="unsafe"):
             ChatTemplate("{{ " + change + " }}", {}).render(USER)
-
-
-def test_a_long_conversation_is_far_from_the_limits() -> None:
-    chat = [
-        {"role": role, "content": "words and words " * 100} for role in ("user", "assistant")
-    ] * 500
-    source = HONEST["chatml"]
-    begin = time.monotonic()
-    assert len(ChatTemplate(source, {}).render(chat)) > 1_600_000
-    assert time.monotonic() - begin < sandbox.MAX_SECONDS / 4
 
 
 # ---- through the tokenizer

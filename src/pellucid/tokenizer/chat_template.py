@@ -1,48 +1,70 @@
-"""Chat templates: the Jinja program that came with a model and turns messages into its prompt.
+"""Chat templates: the Jinja programs that come with a model and turn messages into its prompt.
 
-One idea: whatever goes wrong is the request's error, with one sentence. Messages are checked and
-copied to plain data before the template sees them; the template runs in a sandbox with an allowance
-(`template_sandbox.py`). The prompt tells what the template wrote from what the caller wrote
-(`traced_text.py`), so that control tokens can be the template's alone (`rendered.py`).
+Messages are checked and copied to plain data here (`chat_messages.py`). A process with limits
+renders them (`template_process.py`). Whatever goes wrong is the request's error, in one sentence.
+The prompt tells what the template wrote from what the caller wrote (`traced_text.py`), so that
+control tokens can be the template's alone (`rendered.py`).
 
-A message is {"role": str, "content": str}. Content may be a list of {"type": "text", "text": str},
-which becomes one text with a newline between the parts, and may be absent where the message has
-tool calls. Other fields (name, tool_calls, reasoning_content) go to the template as they are.
-Reference: transformers' chat templates. Jinja is imported when the first chat is rendered.
+A model may have several templates, by name. Transformers' rule chooses: the one that the caller
+names, else "tool_use" where there are tools, else "default". A caller may also give a text of its
+own. Reference: transformers' `apply_chat_template`.
 """
 
-import functools
+import logging
 from collections.abc import Mapping, Sequence
-from types import CodeType
 from typing import Any
 
 from ..errors import FormatError, RequestError, UnsupportedError
-from .traced_text import TracedText, foreign
+from .chat_messages import ChatCopier
+from .template_process import TemplateProcesses
+from .template_worker import Status
+from .traced_text import TracedText
 
-__all__ = ["ChatTemplate", "check_messages"]
+__all__ = ["ChatTemplate"]
 
 MAX_SOURCE = 1 << 18  # characters; the longest template known has 40,000
-MAX_DEPTH = 32  # of data inside messages and tools
+MAX_TEMPLATES = 64
+
+_PARAMETERS = "messages tools add_generation_prompt continue_final_message chat_template"
+_FUNCTIONS = "raise_exception strftime_now range dict namespace cycler joiner"
+_RESERVED = frozenset(f"{_PARAMETERS} {_FUNCTIONS}".split())
+_PROCESSES = TemplateProcesses()  # of all models; none is running before the first chat
+
+_log = logging.getLogger(__name__)
 
 
 class ChatTemplate:
-    """A model's template, compiled when it is first used."""
+    """The templates of one model."""
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str], *, for_tools: str | None = None
+        self, templates: str | Mapping[str, str], special_tokens: Mapping[str, str]
     ) -> None:
-        """`special_tokens`: the variables that name tokens, as bos_token. `for_tools`: another
-        template for prompts with tools.
+        """`templates`: a text, which is the one named "default", or several by name.
+        `special_tokens`: the variables that name tokens, as bos_token.
+
+        Raises FormatError for a template that is too long, or for too many.
         """
-        for text in (source, for_tools or ""):
-            if len(text) > MAX_SOURCE:
-                raise FormatError(
-                    f"the chat template has {len(text)} characters; it must have at most "
-                    f"{MAX_SOURCE}"
-                )
-        self.source = source
+        self._templates = {"default": templates} if isinstance(templates, str) else dict(templates)
+        if len(self._templates) > MAX_TEMPLATES:
+            raise FormatError(
+                f"the model has {len(self._templates)} chat templates; it may have at most "
+                f"{MAX_TEMPLATES}"
+            )
+        for source in self._templates.values():
+            _check_source(source, FormatError)
         self._special_tokens = dict(special_tokens)
-        self._for_tools = for_tools
+        self._processes = _PROCESSES
+        self._told: set[str] = set()
+
+    @property
+    def source(self) -> str | None:
+        """The text of the default template."""
+        return self._templates.get("default")
+
+    @property
+    def names(self) -> list[str]:
+        """The names that `chat_template` may have."""
+        return sorted(self._templates)
 
     def render(
         self,
@@ -50,125 +72,99 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **template_vars: Any,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> TracedText:
         """The prompt, in which every text of a message, a tool or a variable is marked as the
         caller's.
 
-        Raises RequestError for messages that are malformed or that the template refuses.
+        `chat_template`: the name of one of the model's templates, or the text of another.
+        `chat_template_kwargs`: more variables for the template, as enable_thinking.
+        `continue_final_message`: the prompt ends where the text of the last message ends.
+
+        Raises RequestError for messages that are malformed, that the template refuses, or for which
+        it does too much; FormatError and UnsupportedError for a template that is none, or that
+        needs what is not built; CapacityError where no process can be started to render it.
         """
-        from .template_sandbox import LimitError, RefusedError, render_template
-
-        variables = {
-            **self._special_tokens,
-            **{name: foreign(_plain(value, name)) for name, value in template_vars.items()},
-            "messages": foreign(check_messages(messages)),
-            "tools": foreign(_plain(list(tools), "tools")) if tools else None,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        code = self._code_for_tools if tools and self._for_tools is not None else self._code
-        try:
-            text = render_template(code, variables)
-        except RefusedError as error:
-            raise RequestError(f"the model's chat template refuses the messages: {error}") from None
-        except LimitError as error:
-            raise RequestError(f"the model's chat template was stopped: {error}") from None
-        except Exception as error:  # a template can fail as any program can
+        if continue_final_message and add_generation_prompt:
             raise RequestError(
-                f"the model's chat template fails on these messages: {type(error).__name__}: "
-                f"{str(error)[:500]}"
-            ) from error
-        return text if isinstance(text, TracedText) else TracedText(text, bytes(len(text)))
-
-    @functools.cached_property
-    def _code(self) -> CodeType:
-        return _compiled(self.source)
-
-    @functools.cached_property
-    def _code_for_tools(self) -> CodeType:
-        return _compiled(self._for_tools or "")
-
-
-def _compiled(source: str) -> CodeType:
-    from jinja2 import TemplateAssertionError
-
-    from .template_sandbox import compile_template
-
-    try:
-        return compile_template(source)
-    except TemplateAssertionError as error:  # sound, but there is no such filter or test
-        raise UnsupportedError(
-            f"the model's chat template asks for what is not built: {error.message}"
-        ) from None
-    except Exception as error:
-        raise FormatError(
-            f"the model's chat template is not valid: {type(error).__name__}: {str(error)[:500]}"
-        ) from error
-
-
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as plain data, every content a string. RequestError names the place and what is
-    wrong.
-    """
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
-        raise RequestError(
-            "messages must be a list of at least one message, as {'role': 'user', 'content': "
-            "'Hello'}"
-        )
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
-
-
-def _message(message: object, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise RequestError(
-            f"{where} is of type {type(message).__name__}; it must be a mapping with 'role' and "
-            "'content'"
-        )
-    plain: dict[str, Any] = _plain(message, where)
-    role, content = plain.get("role"), plain.get("content")
-    if not isinstance(role, str) or not role:
-        raise RequestError(
-            f"{where}.role must be a string that is not empty, as 'system', 'user' or 'assistant'"
-        )
-    if isinstance(content, list):
-        plain["content"] = "\n".join(
-            _text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)
-        )
-    elif content is None and plain.get("tool_calls"):
-        plain["content"] = ""
-    elif not isinstance(content, str):
-        raise RequestError(f"{where}.content must be a string or a list of text parts")
-    return plain
-
-
-def _text_part(part: Any, where: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, dict) else part
-        raise RequestError(
-            f"{where} is a part of type {str(kind)[:40]!r}; only parts of type 'text' are supported"
-        )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise RequestError(f"{where}.text must be a string")
-    return text
-
-
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """A copy in JSON's own types, so that a template cannot reach a method of anything else."""
-    if depth > MAX_DEPTH:
-        raise RequestError(f"{where} is nested more than {MAX_DEPTH} deep")
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)  # an enum's text, say
-    if isinstance(value, Mapping):
-        return {
-            str(key): _plain(item, f"{where}.{str(key)[:40]}", depth + 1)
-            for key, item in value.items()
+                "continue_final_message and add_generation_prompt are both true; a prompt either "
+                "continues the last message or begins another"
+            )
+        # check and copy what the caller gave
+        copier = ChatCopier()
+        plain = copier.messages(messages)
+        plain_tools = copier.tools(tools)
+        reserved = _RESERVED | self._special_tokens.keys()
+        variables = copier.variables(chat_template_kwargs, reserved)
+        # choose the template, and render it
+        source = self._choose(chat_template, has_tools=plain_tools is not None)
+        self._tell_unread(variables, source)
+        job = {
+            "source": source,
+            "own": {**self._special_tokens, "add_generation_prompt": add_generation_prompt},
+            "messages": plain,
+            "tools": plain_tools,
+            "variables": variables,
+            "continue_final": continue_final_message,
         }
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    raise RequestError(
-        f"{where} is of type {type(value).__name__}; it must be text, a number, true, false, "
-        "null, a list or a mapping"
-    )
+        answer = self._processes.ask(job)
+        if answer.status is not Status.RENDERED:
+            raise _error(answer.status, answer.text)
+        return TracedText(answer.text, answer.marks)
+
+    def _choose(self, chosen: str | None, *, has_tools: bool) -> str:
+        """The template for a request."""
+        if chosen is None:
+            name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
+            if name in self._templates:
+                return self._templates[name]
+            raise RequestError(
+                "the model has no default chat template; chat_template must name one of "
+                f"{', '.join(map(repr, self.names))}"
+            )
+        if not isinstance(chosen, str):
+            raise RequestError(
+                f"chat_template is of type {type(chosen).__name__}; it must be a string"
+            )
+        if chosen in self._templates:
+            return self._templates[chosen]
+        if "{{" not in chosen and "{%" not in chosen:
+            names = ", ".join(map(repr, self.names)) or "none"
+            raise RequestError(
+                f"chat_template is {chosen[:80]!r}, which is neither the text of a template nor "
+                f"the name of one that the model has ({names})"
+            )
+        _check_source(chosen, RequestError)
+        return chosen
+
+    def _tell_unread(self, variables: Mapping[str, Any], source: str) -> None:
+        """Log, once for each name, that the template does not read a variable."""
+        for name in variables.keys() - self._told if len(self._told) < MAX_TEMPLATES else ():
+            if name not in source:
+                self._told.add(name)
+                _log.warning("the chat template does not read chat_template_kwargs[%r]", name)
+
+
+def _check_source(source: str, kind: type[FormatError | RequestError]) -> None:
+    if len(source) > MAX_SOURCE:
+        raise kind(
+            f"the chat template has {len(source)} characters; it must have at most {MAX_SOURCE}"
+        )
+
+
+def _error(status: Status, text: str) -> RequestError | FormatError | UnsupportedError:
+    """The error for an answer that is no prompt."""
+    match status:
+        case Status.NOT_BUILT:
+            return UnsupportedError(f"the model's chat template asks for what is not built: {text}")
+        case Status.NOT_A_TEMPLATE:
+            return FormatError(f"the model's chat template is not valid: {text}")
+        case Status.WRONG_MESSAGES:
+            return RequestError(text)
+        case Status.REFUSED:
+            return RequestError(f"the model's chat template refuses the messages: {text}")
+        case Status.LIMITED:
+            return RequestError(f"the model's chat template was stopped: {text}")
+    return RequestError(f"the model's chat template fails on these messages: {text}")

@@ -197,21 +197,19 @@ def _read_chat_template(
     if is_there(file):
         return ChatTemplate(_read_text(path, file.name, MAX_CONFIG_BYTES), names)
     given = config.get("chat_template")
+    if given is None:
+        return None
+    named: Any = {"default": given}
     if isinstance(given, list):  # several, by name
         named = {
             entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)
         }
-        default, for_tools = named.get("default"), named.get("tool_use")
-    else:
-        default, for_tools = given, None
-    if default is None:
-        return None
-    if not isinstance(default, str) or not isinstance(for_tools, str | None):
+    if not all(isinstance(text, str) for pair in named.items() for text in pair):
         raise FormatError(
             f"{path / 'tokenizer_config.json'}: chat_template must be a string, or a list of "
             "objects with 'name' and 'template'"
         )
-    return ChatTemplate(default, names, for_tools=for_tools)
+    return ChatTemplate(named, names) if named else None
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -149,15 +149,14 @@ def _ends_by_name(vocabulary: Vocabulary) -> frozenset[int]:
 def _read_chat_template(
     metadata: Mapping[str, object], names: Mapping[str, str]
 ) -> ChatTemplate | None:
-    source, for_tools = (
-        metadata.get(f"tokenizer.chat_template{suffix}") for suffix in ("", ".tool_use")
-    )
-    if source is None:
-        return None
-    for text in (source, for_tools):
-        if text is not None and not isinstance(text, str):
-            raise FormatError(f"tokenizer.chat_template is {_show(text)}; it must be a string")
-    return ChatTemplate(str(source), names, for_tools=None if for_tools is None else str(for_tools))
+    key = "tokenizer.chat_template"
+    templates: dict[str, str] = {}
+    for field, text in metadata.items():
+        if field == key or field.startswith(f"{key}."):
+            if not isinstance(text, str):
+                raise FormatError(f"{field} is {_show(text)}; it must be a string")
+            templates[field.removeprefix(key).removeprefix(".") or "default"] = text
+    return ChatTemplate(templates, names) if templates else None
 
 
 # ---- building

@@ -1,22 +1,22 @@
-"""Jinja for templates that strangers wrote: what they may touch, how long they may run, how much
-they may build.
+"""Jinja for templates that strangers wrote: what they may touch, and how much they may build.
 
-One idea: every statement, call, operator, filter and literal of a template spends from one
-allowance, in units of about a byte. Nothing that can grow is built before it is known to fit, so a
-template that loops for ever, doubles a string or nests lists in lists ends with an error after
-MAX_SECONDS at most, and some hundred megabytes, whatever it tries. Jinja's own sandbox keeps it
-from Python's insides; here it is narrowed further, from "no private attribute" to lists of the
-methods and filters that templates use.
+Jinja's own sandbox keeps a template from Python's insides. Here it is narrowed further, from "no
+private attribute" to lists of the methods and filters that chat templates use.
 
-Filters, functions and whitespace are those of transformers' chat templates, so a template gives the
-same text. Left out are filters that no chat template uses and str's "%". A text that knows who
-wrote it keeps its marks through all of this (`provenance.py`). Reference: jinja2.sandbox. This
-module knows nothing of messages.
+Every statement, call, operator, filter and literal spends from one allowance, in units of about a
+byte, and every value is checked for its size and its depth. This gives the usual runaways (a loop
+without end, a text doubled again and again) a clear error at the same point on every machine. It
+does not bound a single call in C, such as a search or a sort of long values: the process that
+renders (`template_process.py`) has limits on time and memory for that.
+
+Filters, functions and white space are those of transformers' chat templates, so a template gives
+the same text. Filters that no chat template uses, and "%" between texts, are left out. A text that
+knows who wrote it keeps its marks through all of this (`provenance.py`). Reference: jinja2.sandbox.
+This module knows nothing of messages.
 """
 
 import functools
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import BuiltinMethodType, CodeType
@@ -44,14 +44,15 @@ from .provenance import (
 )
 from .traced_text import whole
 
-__all__ = ["LimitError", "RefusedError", "compile_template", "render_template"]
+__all__ = ["LimitError", "RefusedError", "compile_template", "parse_template", "render_template"]
 
 MAX_VALUE = 1 << 23  # characters or elements of one value, all that it holds counted in
 MAX_SPENT = 1 << 25  # of one rendering: a character and a step cost 1, an element costs ELEMENT
 ELEMENT = 8
-MAX_SECONDS = 10.0
+MAX_NESTING = 128  # values within values
 MAX_INT_BITS = 4096
 MAX_INDENT = 32
+MAX_DATE_FORMAT = 256  # characters
 
 _TEXT_METHODS = (
     "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit "
@@ -84,11 +85,16 @@ class RefusedError(Exception):
     """A template called `raise_exception`; the message is the template's."""
 
 
-def compile_template(source: str) -> CodeType:
-    """Python code for `source`. Raises what Jinja raises: TemplateSyntaxError, or RecursionError
-    for absurd nesting.
+def parse_template(source: str) -> nodes.Template:
+    """The syntax tree of `source`. Raises TemplateSyntaxError."""
+    return _Environment().parse(source)
+
+
+def compile_template(tree: nodes.Template) -> CodeType:
+    """Python code for a template. Raises what Jinja raises: TemplateAssertionError for a filter or
+    test that does not exist, RecursionError for absurd nesting.
     """
-    code: CodeType = _Environment().compile(source)
+    code: CodeType = _Environment().compile(tree)
     return code
 
 
@@ -181,9 +187,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         self._spent = 0
-        self._deadline = time.monotonic() + MAX_SECONDS
-        # by identity; the object is held, so that its identity stays its own
-        self._weights: dict[int, tuple[object, int]] = {}
+        # (object, weight, depth) by identity; the object is held, so that the identity stays its own
+        self._weighed: dict[int, tuple[object, int, int]] = {}
         given = self.filters
         own = {
             "tojson": self._tojson,
@@ -212,8 +217,6 @@ class _Environment(ImmutableSandboxedEnvironment):
         self._spent += units
         if self._spent > MAX_SPENT:
             raise LimitError(f"it makes more than {MAX_SPENT} characters and steps")
-        if time.monotonic() > self._deadline:
-            raise LimitError(f"it runs for more than {MAX_SECONDS:g} seconds")
 
     def room_for(self, size: int) -> None:
         """Refuse a value before it is built."""
@@ -221,25 +224,32 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError(f"it makes a value of more than {MAX_VALUE} characters or elements")
 
     def weigh(self, value: Any) -> int:
-        """Characters and elements of a value, those of what it holds counted as often as they are
-        held.
+        """Characters and elements of a value; what it holds is counted as often as it is held."""
+        return self._measure(value)[0]
+
+    def _measure(self, value: Any) -> tuple[int, int]:
+        """(weight, depth). Numbers, iterators and functions weigh 1: what an iterator gives is
+        weighed when it is there.
         """
         if isinstance(value, str):
-            return len(value)
+            return len(value), 0
         if isinstance(value, int):
-            if value.bit_length() > MAX_INT_BITS:
+            if (bits := value.bit_length()) > MAX_INT_BITS:
                 raise LimitError(f"it makes a number of more than {MAX_INT_BITS} bits")
-            return 1
+            return 1 + bits // 8, 0
         if not isinstance(value, list | tuple | dict):
-            # numbers, nothing, iterators, functions: what they give is weighed when it is there
-            return 1
-        if (known := self._weights.get(id(value))) is not None:
-            return known[1]
-        parts = (*value, *value.values()) if isinstance(value, dict) else value
-        weight = 1 + sum(1 + self.weigh(part) for part in parts)
+            return 1, 0
+        if (known := self._weighed.get(id(value))) is not None:
+            return known[1:]
+        weight, depth = 1, 0
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            of_part = self._measure(part)
+            weight, depth = weight + 1 + of_part[0], max(depth, of_part[1])
         self.room_for(weight)
-        self._weights[id(value)] = (value, weight)
-        return weight
+        if depth >= MAX_NESTING:
+            raise LimitError(f"it nests values more than {MAX_NESTING} deep")
+        self._weighed[id(value)] = (value, weight, depth + 1)
+        return weight, depth + 1
 
     def made(self, value: Any) -> Any:
         """Every new value passes here."""
@@ -419,7 +429,7 @@ def _replaced_length(text: str, old: str, new: str, count: int = -1) -> int:
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """`dict(a=1)`; a function, so that the type's own methods are out of reach."""
+    """`dict(a=1)`. A function, so that the methods of the type are out of reach."""
     return dict(*args, **kwargs)
 
 
@@ -428,5 +438,7 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
+    if len(format) > MAX_DATE_FORMAT:
+        raise LimitError(f"it formats a date with more than {MAX_DATE_FORMAT} characters")
     text = datetime.now().strftime(format)
     return text if type(format) is str else whole(text)

@@ -22,14 +22,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, PellucidError, RequestError
+from .chat_template import ChatTemplate
 from .rendered import RenderedEncoder, tokenizer_like
 from .traced_text import TracedText
 from .vocabulary import TokenKind, Vocabulary, byte_letters
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from .chat_template import ChatTemplate
 
 __all__ = ["Tokenizer", "library_errors"]
 
@@ -49,7 +48,7 @@ class Tokenizer:
         prefix_ids: tuple[int, ...] = (),
         suffix_ids: tuple[int, ...] = (),
         strips_leading_space: bool = False,
-        chat_template: "ChatTemplate | None" = None,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         """`rust` encodes plain text to ids of `vocabulary`; its added tokens are those with a fixed
         text, special or not.
@@ -156,21 +155,38 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        **template_vars: Any,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
     ) -> TracedText:
         """The prompt that `messages` make, to be encoded with `add_special=False,
         parse_special=True`. It tells who wrote what.
 
-        Raises RequestError where the model has no template, the messages are malformed or the
-        template refuses them.
+        The keywords and errors are those of `ChatTemplate.render`. Raises RequestError too where
+        the model has no template and none is given.
         """
-        if self._chat_template is None:
-            raise RequestError(
-                "the model has no chat template; it continues text, and cannot be given messages"
-            )
-        return self._chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_vars
+        templates = self._chat_template
+        if templates is None:
+            if chat_template is None:
+                raise RequestError(
+                    "the model has no chat template; it continues text, and cannot be given "
+                    "messages without a chat_template"
+                )
+            templates = ChatTemplate({}, self._token_names())
+        return templates.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
         )
+
+    def _token_names(self) -> dict[str, str]:
+        """The variables that name tokens, for a template that did not come with the model."""
+        eos = min(self.eos_token_ids, default=None)
+        ids = {"bos_token": self.bos_token_id, "eos_token": eos}
+        return {name: self._vocabulary.tokens[i] for name, i in ids.items() if i is not None}
 
 
 @contextlib.contextmanager

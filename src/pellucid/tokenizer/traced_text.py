@@ -1,19 +1,22 @@
 """A text that knows who wrote each of its characters: the model's chat template, or the caller
 whose messages it renders.
 
-One idea: it is a str with a mark per character. It compares, hashes and searches as the str that it
-is, so a template runs as it would without marks. What is done to it there, and what becomes of the
-marks, is in `provenance.py`; whoever else makes a new text out of it gets a plain str.
+It is a str with a mark per character. It compares, hashes and searches as the str that it is, so a
+template runs as it would without marks. `provenance.py` says what each operation of a template does
+to the marks. Any other operation gives a plain str.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, SupportsIndex
 
-__all__ = ["TracedText", "foreign", "whole"]
+__all__ = ["CALLER", "CONTINUED", "TracedText", "foreign", "whole"]
+
+CALLER = 1  # the mark of what the caller wrote
+CONTINUED = 2  # the caller's too: the text of a final message that the model is to continue
 
 
 class TracedText(str):
-    """A text, and a byte for each of its characters: 1 where it came from the caller."""
+    """A text, and a byte for each of its characters: 0 where the template wrote it."""
 
     foreign: bytes
 
@@ -42,6 +45,8 @@ class TracedText(str):
 
 def foreign(value: Any) -> Any:
     """Plain data with every text in it marked as the caller's."""
+    if isinstance(value, TracedText):
+        return value
     if isinstance(value, str):
         return whole(value)
     if isinstance(value, Mapping):
@@ -49,6 +54,6 @@ def foreign(value: Any) -> Any:
     return [foreign(item) for item in value] if isinstance(value, list) else value
 
 
-def whole(text: str) -> TracedText:
-    """A text that is the caller's from end to end."""
-    return TracedText(text, b"\1" * len(text))
+def whole(text: str, mark: int = CALLER) -> TracedText:
+    """A text that has one mark from end to end."""
+    return TracedText(text, bytes((mark,)) * len(text))

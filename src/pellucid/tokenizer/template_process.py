@@ -1,0 +1,225 @@
+"""Processes that render chat templates, so that a template cannot harm the process that serves.
+
+A template is a program by a stranger. One call of it into C (a search, a sort, a hash of nested
+values) can take minutes, gigabytes or the whole C stack, and no check in Python can interrupt it.
+So templates run in processes of their own (`template_worker.py`) with limits on CPU time, memory
+and wall-clock time. The caller waits at a socket: other threads run, and signals are handled.
+
+A process is started when the first chat is rendered, and serves one rendering after another. It is
+replaced after a crash, a limit on time, or an interrupted wait. Up to MAX_PROCESSES render at the
+same time. A fork of this process starts its own. When this process ends, so do they.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import CapacityError
+from .template_worker import ANSWER, JOB, Status, decode, encode
+
+__all__ = ["Answer", "TemplateProcesses"]
+
+CPU_SECONDS = 2.0  # of one rendering; a chat of 1000 messages takes 0.1
+WALL_SECONDS = 20.0  # of one rendering, for machines that are busy
+START_SECONDS = 60.0  # of a new process
+MEMORY_BYTES = 1 << 29  # of a process, its 25 MB of Python included
+MAX_ANSWER_BYTES = 1 << 26
+MAX_PROCESSES = 4
+
+# Finds modules in the folders of the two packages, without their __init__, which would import the
+# tokenizers and NumPy.
+_START = """
+import importlib, json, sys, types
+folders, sys.path[:], limits = json.loads(sys.argv[1])
+for name, folder in folders.items():
+    package = sys.modules[name] = types.ModuleType(name)
+    package.__path__ = [folder]
+importlib.import_module("pellucid.tokenizer.template_worker").serve(*limits)
+"""
+
+
+class Answer(NamedTuple):
+    """What a process made of a job."""
+
+    status: Status
+    text: str
+    marks: bytes  # one for each character of a text that was rendered
+
+
+class TemplateProcesses:
+    """A few processes, each busy with one job at a time. Any thread may ask."""
+
+    def __init__(
+        self,
+        *,
+        cpu_seconds: float = CPU_SECONDS,
+        wall_seconds: float = WALL_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        max_processes: int = MAX_PROCESSES,
+    ) -> None:
+        self._limits = (cpu_seconds, memory_bytes)
+        self._wall_seconds = wall_seconds
+        self._max_processes = max_processes
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with no process."""
+        self._owner = os.getpid()
+        self._idle: list[_Process] = []
+        self._places = threading.Semaphore(self._max_processes)
+
+    def ask(self, job: dict[str, Any]) -> Answer:
+        """Render a job (`template_worker.py`). Raises CapacityError where no process can be
+        started.
+        """
+        if self._owner != os.getpid():  # this is a fork, and the sockets are its parent's
+            self._forget()
+        data = encode(json.dumps(job, ensure_ascii=False))
+        with self._places:
+            process = self._take()
+            try:
+                answer = process.ask(data, self._wall_seconds)
+            except BaseException:
+                process.kill()
+                raise
+            if process.is_usable:
+                self._idle.append(process)
+            else:
+                process.kill()
+        return answer
+
+    def _take(self) -> "_Process":
+        while True:
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                return _Process(*self._limits)
+            if process.is_running:
+                return process
+            process.kill()
+
+
+class _Process:
+    """One process and the socket to it."""
+
+    def __init__(self, cpu_seconds: float, memory_bytes: int) -> None:
+        self._cpu_seconds = cpu_seconds
+        self.is_usable = True
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            with theirs:
+                fd = theirs.fileno()
+                setup = json.dumps([_folders(), _paths(), [fd, cpu_seconds, memory_bytes]])
+                command = [sys.executable, "-I", "-S", "-c", _START, setup]
+                nothing = subprocess.DEVNULL
+                try:
+                    process = subprocess.Popen(
+                        command,
+                        stdin=nothing,
+                        stdout=nothing,
+                        stderr=nothing,
+                        pass_fds=(fd,),
+                        start_new_session=True,  # Ctrl-C in a terminal is not for it
+                    )
+                except OSError as error:
+                    raise CapacityError(
+                        f"no process could be started to render the chat template: {error.strerror}"
+                    ) from None
+            undo.pop_all()
+        self._process, self._socket = process, ours
+        self.kill = weakref.finalize(self, _kill, process, ours, os.getpid())
+        try:
+            self._wait(time.monotonic() + START_SECONDS)
+        except BaseException as error:
+            self.kill()
+            if isinstance(error, OSError | EOFError):
+                raise CapacityError(
+                    "the process that renders chat templates did not start: it ended with code "
+                    f"{process.returncode}"
+                ) from None
+            raise
+
+    @property
+    def is_running(self) -> bool:
+        """Nobody killed it while it was idle."""
+        return self._process.poll() is None
+
+    def ask(self, job: bytes, seconds: float) -> Answer:
+        """The answer to a job. A process that ends or is late gives a LIMITED one, and is no longer
+        usable.
+        """
+        deadline = time.monotonic() + seconds
+        self.is_usable = False
+        try:
+            self._socket.settimeout(seconds)
+            self._socket.sendall(JOB.pack(len(job)) + job)
+            answer = self._wait(deadline)
+        except TimeoutError:
+            return Answer(Status.LIMITED, f"it runs for more than {seconds:g} seconds", b"")
+        except (OSError, EOFError):
+            return Answer(Status.LIMITED, self._end(), b"")
+        self.is_usable = answer.status != Status.LIMITED
+        return answer
+
+    def _wait(self, deadline: float) -> Answer:
+        status, text_size, num_marks = ANSWER.unpack(self._read(ANSWER.size, deadline))
+        if text_size + num_marks > MAX_ANSWER_BYTES:
+            return Answer(Status.LIMITED, f"it makes more than {MAX_ANSWER_BYTES} bytes", b"")
+        text = decode(self._read(text_size, deadline))
+        return Answer(Status(status), text, self._read(num_marks, deadline))
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            self._socket.settimeout(max(1e-3, deadline - time.monotonic()))
+            if not (received := self._socket.recv_into(rest)):
+                raise EOFError
+            rest = rest[received:]
+        return bytes(data)
+
+    def _end(self) -> str:
+        """Why the process has ended, as a clause about the template."""
+        try:
+            code = self._process.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            return "it cut itself off from the process that runs it"
+        if code == -signal.SIGPROF:
+            return f"it computes for more than {self._cpu_seconds:g} seconds"
+        if code == -signal.SIGKILL:
+            return "the system killed the process that runs it, probably for its memory"
+        return f"it crashed the process that runs it (exit code {code})"
+
+
+def _kill(process: "subprocess.Popen[bytes]", ours: socket.socket, owner: int) -> None:
+    """End a process. In a fork of its owner, only let go of it."""
+    ours.close()
+    if os.getpid() != owner:
+        process.returncode = 0  # so that nobody there waits for it
+        return
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _folders() -> dict[str, str]:
+    here = Path(__file__).parent
+    return {"pellucid": str(here.parent), "pellucid.tokenizer": str(here)}
+
+
+def _paths() -> list[str]:
+    """Our own path, and the folders of Jinja, should a hook have imported it from elsewhere."""
+    found = [find_spec(name) for name in ("jinja2", "markupsafe")]
+    folders = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
+    return [*filter(None, sys.path), *folders]
