@@ -1,0 +1,74 @@
+"""Draw what `scripts/bench peers` measured: how many times llama.cpp's speed, with the spread.
+
+    scripts/bench peers MODEL.gguf … | tee run.txt
+    python scripts/plot_peers.py run.txt docs/peers.svg
+
+Reads the JSON on the last line of the run, so no figure is typed by hand. One panel per model, one
+bar per shape: the median of the ratios, a line from the least to the largest, and the two speeds in
+tokens per second. Needs matplotlib (the extra `plot`).
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+OURS, PEER = "#2f6db5", "#8a8f98"
+
+
+def draw(results: list[dict[str, Any]], target: Path) -> None:
+    """Write the picture. `results`: rows of bench_peers with "ratios", in the order to show."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["svg.hashsalt"] = "pellucid"  # the same run gives the same file
+    models = list(dict.fromkeys(row["model"] for row in results))
+    figure, panels = plt.subplots(
+        1, len(models), figsize=(4.2 * len(models), 3.1), sharey=True, squeeze=False
+    )
+    for panel, model in zip(panels[0], models, strict=True):
+        rows = [row for row in results if row["model"] == model]
+        medians = [statistics.median(row["ratios"]) for row in rows]
+        places = range(len(rows))
+        panel.barh(places, medians, color=OURS, height=0.62)
+        for place, row, median in zip(places, rows, medians, strict=True):
+            panel.hlines(place, min(row["ratios"]), max(row["ratios"]), color="black", linewidth=1)
+            ours, theirs = (statistics.median(row[name]) for name in ("pellucid", "llama.cpp"))
+            end = max(median, *row["ratios"])
+            label = f" {median:.1f}×   {ours:,.0f} : {theirs:,.0f}"
+            panel.text(end, place, label, va="center", fontsize=8)
+        panel.axvline(1, color=PEER, linewidth=1.2, linestyle="--")
+        panel.set_yticks(list(places), [row["shape"] for row in rows], fontsize=8)
+        panel.set_title(model.removesuffix(".gguf"), fontsize=9)
+        panel.set_xlim(0, 1.75 * max(max(row["ratios"]) for row in rows))
+        panel.tick_params(axis="x", labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].invert_yaxis()
+    figure.suptitle(
+        "Speed over llama.cpp's (dashed) on the same file, 2 CPU threads; "
+        "tokens per second, Pellucid : llama.cpp",
+        fontsize=9,
+    )
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Date": None}, facecolor="white")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="what scripts/bench peers printed")
+    parser.add_argument("picture", type=Path, help="the .svg file to write")
+    args = parser.parse_args()
+    last = args.run.read_text(encoding="utf-8").strip().splitlines()[-1]
+    results = [row for row in json.loads(last)["results"] if row.get("ratios")]
+    if not results:
+        parser.error(f"{args.run} has no row beside llama.cpp; run it with --llama-bench")
+    draw(results, args.picture)
+
+
+if __name__ == "__main__":
+    main()
