@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid import LLM, RequestOutput, SamplingParams
+from pellucid import LLM, EngineConfig, RequestOutput, SamplingParams
+from pellucid.engine.loader import open_model
 
 NUM_SEQS = 32  # at once
 MIXED, PROMPTS, OUTPUTS = 64, (32, 512), (16, 256)
@@ -99,31 +100,20 @@ def _tokens(rng: random.Random, vocab: int, count: int) -> list[int]:
 
 
 def run(path: Path, load: Load, **options: Any) -> Run:
-    llm = LLM(path, max_model_len=MAX_MODEL_LEN, max_num_seqs=NUM_SEQS, **options)
-    core = llm._core
-    forward, spent = core._runner._forward, 0.0
-
-    def timed(batch: Any) -> Any:
-        nonlocal spent
-        start = time.perf_counter()
-        logits = forward(batch)
-        spent += time.perf_counter() - start
-        return logits
-
-    core._runner._forward = timed
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in load.outputs]
-    # memory is touched once
-    llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
-    spent, start = 0.0, time.perf_counter()
-    outputs = llm.generate(load.prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - start
-    scheduler = core.scheduler
+    with LLM(path, max_model_len=MAX_MODEL_LEN, max_num_seqs=NUM_SEQS, **options) as llm:
+        # memory is touched once
+        llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
+        before, start = llm.stats(), time.perf_counter()
+        outputs = llm.generate(load.prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        stats = llm.stats()
     return Run(
         seconds,
         outputs,
-        spent,
-        scheduler.num_preemptions,
-        scheduler.num_cached_tokens / scheduler.num_prompt_tokens,
+        stats.all_steps.forward - before.all_steps.forward,
+        stats.num_preemptions,
+        stats.num_cached_tokens / stats.num_prompt_tokens,
     )
 
 
@@ -245,7 +235,8 @@ def preemption(path: Path, load: Load) -> dict[str, Any]:
         (-(-(len(p) + n) // 16) for p, n in zip(load.prompts, load.outputs, strict=True)),
         reverse=True,
     )
-    layout = LLM(path, max_model_len=64)._core.scheduler.kv.layout
+    with open_model(path) as model:
+        layout = model.layout(EngineConfig())
     memory = (
         max(sum(blocks[:NUM_SEQS]) // 4, blocks[0] + 1)
         * len(layout.groups)

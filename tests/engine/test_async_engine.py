@@ -41,7 +41,7 @@ class Served:
     async def settled(self) -> None:
         """Wait until the core has nothing to do; then nothing may be held."""
         deadline = time.monotonic() + PATIENCE
-        while self.core.has_unfinished or self.engine._thread._streams:
+        while self.core.has_unfinished or self.engine._thread._boxes:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.001)
         kv = self.core.scheduler.kv

@@ -199,25 +199,10 @@ def test_streaming_grows_to_what_generate_returns(tiny: LLM) -> None:
 def test_closing_a_stream_frees_what_it_held(tiny: LLM) -> None:
     stream = tiny.stream(PROMPTS[0], SamplingParams(max_tokens=50, ignore_eos=True))
     next(stream)
-    scheduler = tiny._core.scheduler
-    assert scheduler.num_unfinished == 1
+    assert tiny.stats().num_running == 1
     stream.close()
-    assert scheduler.num_unfinished == 0
-    assert scheduler.kv.num_available_blocks == scheduler.kv.num_blocks
-    assert tiny._core._group_of == {}
-
-
-def test_an_interrupted_generate_leaves_nothing_behind(
-    tiny: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(step: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tiny._core._runner, "execute", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        tiny.generate(PROMPTS, GREEDY)
-    assert not tiny._core.has_unfinished
-    assert tiny._core.scheduler.kv.num_available_blocks == tiny._core.scheduler.kv.num_blocks
+    stats = tiny.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_held_blocks) == (0, 0, 0)
 
 
 def test_chat_renders_the_template_and_reads_its_special_tokens(tiny: LLM) -> None:
@@ -259,7 +244,7 @@ def test_what_cannot_be_served_is_refused_and_nothing_runs(tiny: LLM) -> None:
         tiny.generate([""], GREEDY)
     with pytest.raises(RequestError, match="2 sampling_params are given for 1"):
         tiny.generate(["x"], [GREEDY, GREEDY])
-    assert not tiny._core.has_unfinished
+    assert tiny.stats().num_running == tiny.stats().num_waiting == 0
 
 
 def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(

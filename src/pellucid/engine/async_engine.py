@@ -6,24 +6,27 @@ own.
         SamplingParams(max_tokens=16)):
             print(output.outputs[0].text)
 
-One idea: a request is an async iterator. What is asked of it (to begin, to wait for the next
-output, to be left) is passed on to `core_thread`, where the core runs; nothing here computes or
-blocks.
+A request is an async iterator. Each of its operations (begin, wait for the next output, leave) is
+passed on to `core_thread`, where the core runs; nothing here computes or blocks.
 
-It must be dropped or closed to end its thread, which therefore must not hold on to it.
+The thread ends when the engine is closed or dropped, so the thread holds no reference to it.
 """
 
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config import EngineConfig
 from ..request import RequestOutput, SamplingParams
+from .core import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
+from .mailbox import TaskMailbox
 from .prompts import Message, Prompt, TokenizedPrompt, tokenize_chat, tokenize_prompt
+from .stats import EngineStats
 
 __all__ = ["AsyncEngine"]
 
@@ -73,9 +76,7 @@ class AsyncEngine:
         ConfigError or QueueFullError where the request is refused. Leaving the iterator, or
         cancelling the task, aborts the request before the next step.
         """
-        return self._stream(
-            tokenize_prompt(self.tokenizer, prompt), sampling_params or SamplingParams(), request_id
-        )
+        return self._stream(tokenize_prompt(self.tokenizer, prompt), sampling_params, request_id)
 
     def chat(
         self,
@@ -90,13 +91,17 @@ class AsyncEngine:
         prompt = tokenize_chat(
             self.tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools
         )
-        return self._stream(prompt, sampling_params or SamplingParams(), request_id)
+        return self._stream(prompt, sampling_params, request_id)
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step: its stream yields what it has, with the finish_reason
         "abort". Unknown ids are left alone.
         """
         self._thread.abort(request_id)
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing, and what it did since it was loaded, as of its last step."""
+        return self._thread.stats
 
     async def close(self) -> None:
         """Stop after the step that runs. Streams that are open raise EngineDeadError, as does all
@@ -110,16 +115,23 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _stream(
-        self, prompt: TokenizedPrompt, params: SamplingParams, request_id: str | None
+    def _stream(
+        self, prompt: TokenizedPrompt, params: SamplingParams | None, request_id: str | None
     ) -> AsyncGenerator[RequestOutput, None]:
-        stream = self._thread.submit(prompt, params, request_id)
+        # a copy, checked again, that its owner can change no more
+        params = SamplingParams() if params is None else replace(params)
+        name = self._thread.new_id() if request_id is None else request_id
+        return self._outputs(Submission(name, prompt, params))
+
+    async def _outputs(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
+        box = TaskMailbox([submission], asyncio.get_running_loop())
         try:
+            self._thread.submit(box)
             finished = False
             while not finished:
-                await stream.event.wait()
-                output = self._thread.take(stream)
-                finished = output.finished
-                yield output
+                await box.event.wait()
+                for output in self._thread.take(box):
+                    finished = output.finished
+                    yield output
         finally:
-            self._thread.leave(stream)
+            self._thread.leave(box)

@@ -1,13 +1,15 @@
-"""The only loop: a step is schedule → execute → update, and what it gave is handed out.
+"""The only loop: a step is schedule → execute → update, and its outputs are returned.
 
-One idea: the core owns every request from `add_request` to its last output, and is driven by calls
-to `step()`; whoever calls it (an offline `LLM`, a server's thread) decides about threads and
-waiting. It knows text only through the detokenizer, because a stop string ends a request.
+The core owns every request from `add_requests` to its last output, and is driven by calls to
+`step()`; its caller (`core_thread`) decides about threads and waiting. The core knows text only
+through the detokenizer, because a stop string ends a request.
 """
 
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ..config import ModelConfig
 from ..errors import EngineError, RequestError
@@ -18,8 +20,17 @@ from ..tokenizer import Tokenizer
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
 from .prompts import TokenizedPrompt
+from .stats import EngineStats, StepTimer
 
-__all__ = ["EngineCore"]
+__all__ = ["EngineCore", "Submission"]
+
+
+class Submission(NamedTuple):
+    """What a reader asks: `params.n` completions of a prompt, under an id of its own."""
+
+    request_id: str
+    prompt: TokenizedPrompt
+    params: SamplingParams
 
 
 class EngineCore:
@@ -33,11 +44,15 @@ class EngineCore:
         runner: ModelRunner,
         *,
         seed: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` gives seconds; tests bring one of their own."""
         self.scheduler = scheduler
         self._model = model
         self._tokenizer = tokenizer
         self._runner = runner
+        self._clock = clock
+        self._timer = StepTimer()
         self._seeds = random.Random(seed)  # for requests that bring none
         # what was asked, by its id: one group has n requests
         self._groups: dict[str, OutputGroup] = {}
@@ -47,15 +62,31 @@ class EngineCore:
     def has_unfinished(self) -> bool:
         return self.scheduler.num_unfinished > 0
 
-    def add_request(self, request_id: str, prompt: TokenizedPrompt, params: SamplingParams) -> None:
-        """Queue `params.n` completions of a prompt.
-
-        Raises RequestError, ConfigError or QueueFullError, and queues nothing, where they cannot be
-        served.
+    def add_requests(self, submissions: Sequence[Submission]) -> None:
+        """Queue what is asked: all of it, or nothing where RequestError, ConfigError or
+        QueueFullError says that a part cannot be served.
         """
-        names = [request_id if params.n == 1 else f"{request_id}-{i}" for i in range(params.n)]
-        if request_id in self._groups or any(name in self._group_of for name in names):
-            raise RequestError(f"request_id {request_id!r} is in use")
+        groups: dict[str, OutputGroup] = {}
+        group_of: dict[str, OutputGroup] = {}
+        for submission in submissions:
+            requests = self._build_requests(submission)
+            name = submission.request_id
+            members = [request.request_id for request in requests]
+            is_used = name in self._groups or name in groups
+            if is_used or any(m in self._group_of or m in group_of for m in members):
+                raise RequestError(f"request_id {name!r} is in use")
+            group = OutputGroup(
+                name, submission.prompt.text, requests, self._tokenizer, self._clock()
+            )
+            groups[name] = group
+            group_of.update(dict.fromkeys(members, group))
+        self.scheduler.add(*(request for group in groups.values() for request in group.requests))
+        self._groups |= groups
+        self._group_of |= group_of
+
+    def _build_requests(self, submission: Submission) -> list[Request]:
+        """One request for each of the `n` completions of a prompt, checked against the model."""
+        request_id, prompt, params = submission
         tokens = prompt.token_ids
         for token_id in tokens:
             if not 0 <= token_id < self._model.vocab_size:
@@ -67,9 +98,9 @@ class EngineCore:
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         room = self.scheduler.max_model_len - len(tokens)
         banned = tuple(self._banned_sequences(params))
-        requests = [
+        return [
             Request(
-                request_id=name,
+                request_id=request_id if params.n == 1 else f"{request_id}-{i}",
                 prompt_token_ids=tokens,
                 # the prompt is scored once
                 params=params if i == 0 else replace(params, prompt_logprobs=None),
@@ -82,12 +113,8 @@ class EngineCore:
                 cache_salt=prompt.cache_salt,
                 prompt_logprobs=[None] if params.prompt_logprobs is not None and i == 0 else [],
             )
-            for i, name in enumerate(names)
+            for i in range(params.n)
         ]
-        self.scheduler.add(*requests)
-        group = OutputGroup(request_id, prompt.text, requests, self._tokenizer, time.monotonic())
-        self._groups[request_id] = group
-        self._group_of.update((request.request_id, group) for request in requests)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End what was asked under this id, free what it holds, and give its last output. An
@@ -96,7 +123,7 @@ class EngineCore:
         group = self._groups.get(request_id)
         if group is None:
             return None
-        now = time.monotonic()
+        now = self._clock()
         for request in group.requests:
             self.scheduler.finish(request, "abort")
             group.finish(request, now)
@@ -109,23 +136,58 @@ class EngineCore:
         Raises EngineError where it crashed: the requests that it computed are then gone, and the
         others can go on.
         """
+        start = self._clock()
         step = self.scheduler.schedule()
         if not step.requests:
             return []
+        planned = self._clock()
         try:
             result = self._runner.execute(step)
         except Exception as error:
             raise self._fail(step, error) from error
+        now = self._clock()
+        outputs = self._update(step, result, now)
+        # Count what the step did and cost.
+        self._timer.num_computed_tokens += sum(r.num_scheduled_tokens for r in step.requests)
+        self._timer.num_output_tokens += len(result.sampled)
+        self._timer.add(planned - start, now - planned, result.forward_seconds, self._clock() - now)
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing, and what it did since its start."""
+        scheduler, kv, timer = self.scheduler, self.scheduler.kv, self._timer
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_preempted=scheduler.waiting.num_preempted,
+            num_kv_blocks=kv.num_blocks,
+            num_free_blocks=kv.num_free_blocks,
+            num_cached_blocks=kv.num_cached_blocks,
+            num_held_blocks=kv.num_blocks - kv.num_available_blocks,
+            num_prompt_tokens=scheduler.num_prompt_tokens,
+            num_cached_tokens=scheduler.num_cached_tokens,
+            num_computed_tokens=timer.num_computed_tokens,
+            num_output_tokens=timer.num_output_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_loaded_blocks=kv.num_loaded_blocks,
+            num_steps=timer.num_steps,
+            last_step=timer.last_step,
+            all_steps=timer.all_steps,
+            step_histogram=timer.histogram,
+        )
+
+    def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
+        """Book the tokens of a step; an output for each group of requests that it touched."""
         for request_id, refusal in result.errors.items():
             request = self._group_of[request_id].request(request_id)
             request.stop_reason = str(refusal)
             result.sampled.pop(request_id, None)
             self.scheduler.finish(request, "error")
         self.scheduler.update(step, result.sampled)
-        now = time.monotonic()
-        touched = {
-            id(group): group for r in step.requests for group in [self._advance(r, result, now)]
-        }
+        touched: dict[str, OutputGroup] = {}
+        for request in step.requests:
+            group = self._advance(request, result, now)
+            touched[group.request_id] = group
         return [self._output(group) for group in touched.values()]
 
     def _fail(self, step: ScheduledStep, error: Exception) -> EngineError:

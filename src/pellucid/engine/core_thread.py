@@ -1,19 +1,21 @@
-"""The thread in which a core runs, its inbox, and the streams that it feeds. `AsyncEngine` is its
-face.
+"""The thread in which a core runs, its inbox, and the mailboxes that it fills. `LLM` and
+`AsyncEngine` are its faces.
 
-One idea: the core has one caller, the thread. Callers leave requests and aborts in an inbox that
-the thread empties before each step; the thread leaves outputs at streams. An output shows the whole
-answer so far, so a stream keeps the newest and forgets the one before: a slow consumer sees fewer
-of them, and neither holds up the engine nor makes anything grow. With nothing to do the thread
-sleeps on a condition.
+The core has one caller, this thread. Readers leave submissions and aborts in an inbox, which the
+thread empties before each step; the thread leaves outputs in mailboxes. So any number of streams,
+threads and tasks share one core, and an exception in a reader, Ctrl-C among them, never
+interrupts a step.
+
+A step runs while some reader wants news: a thread only while it waits, a task from its submission
+to its last output. So a stream of `LLM` that nobody reads computes nothing by itself. With nothing
+to do the thread sleeps on a condition.
 
 A step that crashes takes with it the requests that it computed: each raises EngineError, what they
 held is freed, and the books are checked. If they add up, the next request is served; otherwise the
 engine is dead, and says so at once. A request that cannot be sampled is no crash: it ends alone,
 with the finish_reason "error".
 
-Methods may be called from any thread, streams belong to any event loop. The thread begins with the
-first request.
+Methods may be called from any thread. The thread begins with the first request.
 """
 
 import asyncio
@@ -21,36 +23,23 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from ..errors import EngineDeadError, EngineError, QueueFullError, RequestError
-from ..request import RequestOutput, SamplingParams
+from ..request import RequestOutput
 from .core import EngineCore
-from .prompts import TokenizedPrompt
+from .mailbox import Mailbox, TaskMailbox, ThreadMailbox
 
-__all__ = ["CoreThread", "Stream"]
+__all__ = ["CoreThread"]
 
-# requests that came during one step; what the core has taken in is the scheduler's to bound
+# mailboxes that came during one step; what the core has taken in is the scheduler's to bound
 _MAX_SUBMITTED = 4096
 
-_News: TypeAlias = RequestOutput | BaseException
+_T = TypeVar("_T")
 _E = TypeVar("_E", bound=BaseException)
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """A request, and what its consumer has not yet seen: an output or the error that ends it."""
-
-    request_id: str
-    prompt: TokenizedPrompt
-    params: SamplingParams
-    loop: asyncio.AbstractEventLoop
-    event: asyncio.Event = field(default_factory=asyncio.Event)  # touched in the loop alone
-    newest: _News | None = None  # while there is one, the loop has been told
 
 
 class CoreThread:
@@ -58,129 +47,203 @@ class CoreThread:
 
     def __init__(self, core: EngineCore) -> None:
         self._core = core  # the thread's alone
+        self.stats = core.stats()  # as of the last step
         self._wake = threading.Condition()  # guards all that follows
         self._thread: threading.Thread | None = None
         self._ids = itertools.count()
-        self._streams: dict[str, Stream] = {}  # all that were submitted and have not ended
-        self._submitted: dict[str, Stream] = {}  # inbox: for the core to take in
-        self._aborted: dict[Stream, None] = {}  # inbox: for the core to drop, in order
+        self._boxes: dict[str, Mailbox] = {}  # by request, of all that have not ended
+        self._wanted: dict[Mailbox, None] = {}  # those whose reader waits for news
+        self._submitted: dict[Mailbox, None] = {}  # inbox: for the core to take in
+        self._left: dict[str, None] = {}  # inbox: requests for the core to drop without a word
+        self._aborted: dict[str, Mailbox] = {}  # inbox: requests for the core to end
+        self._calls: list[tuple[Future[Any], Callable[[EngineCore], Any]]] = []  # inbox
         self._end: str | None = None  # why nothing is served any more
         self._cause: BaseException | None = None  # the crash that ended it
 
-    # Called from anywhere.
+    # ---- called from anywhere
 
-    def submit(
-        self, prompt: TokenizedPrompt, params: SamplingParams, request_id: str | None
-    ) -> Stream:
+    def new_id(self) -> str:
+        """A request_id that is not in use."""
         with self._wake:
-            if self._end is not None:
-                raise self._dead()
-            if request_id is None:
-                request_id = next(i for i in map(str, self._ids) if i not in self._streams)
-            if request_id in self._streams:
-                raise RequestError(f"request_id {request_id!r} is in use")
+            return next(i for i in map(str, self._ids) if i not in self._boxes)
+
+    def submit(self, box: Mailbox) -> None:
+        """Let the core take in the requests of a mailbox: all of them, or none."""
+        with self._wake:
+            self._begin()
+            for name in box.open:
+                if name in self._boxes:
+                    raise RequestError(f"request_id {name!r} is in use")
             if len(self._submitted) >= _MAX_SUBMITTED:
                 raise QueueFullError(
                     f"{_MAX_SUBMITTED} requests wait for the next step; it takes no more"
                 )
-            stream = Stream(request_id, prompt, params, asyncio.get_running_loop())
-            if self._thread is None:
-                # one that is not would hold up the exit
-                thread = threading.Thread(target=self._run, name="pellucid-engine", daemon=True)
-                thread.start()
-                self._thread = thread
-            self._streams[request_id] = self._submitted[request_id] = stream
+            self._submitted[box] = None
+            self._boxes.update(dict.fromkeys(box.open, box))
+            if isinstance(box, TaskMailbox):
+                self._wanted[box] = None
             self._wake.notify()
-        return stream
 
-    def take(self, stream: Stream) -> RequestOutput:
-        """What the stream's event announced; an error is raised."""
+    def wait(self, box: ThreadMailbox) -> list[RequestOutput]:
+        """Run steps until something is new in a thread's mailbox, and take it."""
         with self._wake:
-            newest, stream.newest = stream.newest, None
-        stream.event.clear()
-        if isinstance(newest, RequestOutput):
-            return newest
-        raise newest or AssertionError(f"nothing is new for request {stream.request_id!r}")
-
-    def leave(self, stream: Stream) -> None:
-        """The consumer has gone; a request that has not ended is aborted."""
-        with self._wake:
-            if self._streams.get(stream.request_id) is not stream:
-                return
-            if self._submitted.pop(stream.request_id, None) is None:
-                self._aborted[stream] = None
+            if not box.has_news:
+                self._wanted[box] = None
                 self._wake.notify()
+        try:
+            box.event.wait()
+        finally:
+            with self._wake:
+                self._wanted.pop(box, None)
+        return self.take(box)
+
+    def take(self, box: Mailbox) -> list[RequestOutput]:
+        """What the mailbox's event announced; an error is raised."""
+        with self._wake:
+            return box.take()
+
+    def leave(self, box: Mailbox) -> None:
+        """The reader has gone; what has not ended is aborted."""
+        with self._wake:
+            self._wanted.pop(box, None)
+            names = [name for name in box.open if self._boxes.get(name) is box]
+            box.open.clear()
+            for name in names:
+                del self._boxes[name]
+            if box in self._submitted:
+                del self._submitted[box]
             else:
-                del self._streams[stream.request_id]
+                self._left.update(dict.fromkeys(names))
+                self._wake.notify()
 
     def abort(self, request_id: str) -> None:
+        """End a request before the next step; its reader gets what it has."""
         with self._wake:
-            if request_id in self._streams:
-                self._aborted[self._streams[request_id]] = None
+            if request_id in self._boxes:
+                self._aborted[request_id] = self._boxes[request_id]
                 self._wake.notify()
 
+    def call(self, function: Callable[[EngineCore], _T]) -> _T:
+        """Run a function of the core between two steps, after all that is in the inbox; wait for
+        what it gives.
+        """
+        answer: Future[_T] = Future()
+        with self._wake:
+            self._begin()
+            self._calls.append((answer, function))
+            self._wake.notify()
+        return answer.result()
+
     def stop(self) -> None:
-        """End the thread and wait until it has ended."""
+        """End the thread, wait until it has ended, and let go of the core."""
         with self._wake:
             self._end = self._end or "the engine is closed"
             thread = self._thread
             self._wake.notify()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None:
+            self._forget_core()
+        elif thread is not threading.current_thread():
             thread.join()
 
-    # Called in the thread.
+    def _begin(self) -> None:
+        """Start the thread, or raise where it has ended."""
+        if self._end is not None:
+            raise self._dead()
+        if self._thread is None:
+            # one that is no daemon would hold up the exit
+            thread = threading.Thread(target=self._run, name="pellucid-engine", daemon=True)
+            thread.start()
+            self._thread = thread
+
+    # ---- called in the thread
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (
-                    self._end or self._submitted or self._aborted or self._core.has_unfinished
-                ):
+                while not self._has_work():
                     self._wake.wait()
                 if self._end is not None:
                     break
                 submitted, self._submitted = self._submitted, {}
+                left, self._left = self._left, {}
                 aborted, self._aborted = self._aborted, {}
             try:
-                self._deliver(self._take_in(submitted.values(), aborted))
-                self._deliver({output.request_id: output for output in self._core.step()})
+                self._empty_inbox(left, submitted, aborted)
+                if self._wanted:
+                    self._deliver(self._core.step())
+                self.stats = self._core.stats()
             except BaseException as error:  # whatever it is, somebody waits for an answer
                 self._crashed(error)
-        with self._wake:
-            self._submitted = {}
-            self._deliver({request_id: self._dead() for request_id in self._streams})
+        self._fail_all()
+        self._forget_core()
 
-    def _take_in(self, submitted: Iterable[Stream], aborted: Iterable[Stream]) -> dict[str, _News]:
-        """Give the core what the inbox held. A refusal is its caller's to handle, whatever it
-        is.
-        """
-        news: dict[str, _News] = {}
-        for stream in submitted:
+    def _has_work(self) -> bool:
+        inbox = self._submitted or self._left or self._aborted or self._calls
+        return bool(self._end or inbox or (self._wanted and self._core.has_unfinished))
+
+    def _empty_inbox(
+        self, left: Iterable[str], submitted: Iterable[Mailbox], aborted: Mapping[str, Mailbox]
+    ) -> None:
+        for request_id in left:
+            self._core.abort(request_id)
+        for box in submitted:
+            self._take_in(box)
+        # an id may have been given anew since it was aborted
+        same = [name for name, box in aborted.items() if self._boxes.get(name) is box]
+        self._deliver(filter(None, map(self._core.abort, same)))
+        while self._calls:
+            answer, function = self._calls.pop(0)
             try:
-                self._core.add_request(stream.request_id, stream.prompt, stream.params)
-            except Exception as refusal:
-                news[stream.request_id] = refusal
-        for stream in aborted:
-            if (
-                self._streams.get(stream.request_id) is stream
-                and (last := self._core.abort(stream.request_id)) is not None
-            ):
-                news[stream.request_id] = last
-        return news
+                answer.set_result(function(self._core))
+            except Exception as error:
+                answer.set_exception(error)
 
-    def _deliver(self, news: Mapping[str, _News]) -> None:
-        """Leave news at their streams, and tell each event loop once."""
-        told: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    def _take_in(self, box: Mailbox) -> None:
+        """Give the core what a reader asks. A refusal is the reader's to handle, whatever it is."""
+        try:
+            self._core.add_requests(box.submissions)
+        except Exception as error:
+            refusal = error
+            self._fail([box], lambda: refusal)
+
+    def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
+        """Leave outputs in their mailboxes, and tell each reader once."""
         with self._wake:
-            for request_id, item in news.items():
-                stream = self._streams[request_id]
-                if stream.newest is None:
-                    told.setdefault(stream.loop, []).append(stream.event)
-                stream.newest = item
-                if not isinstance(item, RequestOutput) or item.finished:
-                    del self._streams[request_id]
-                elif stream.loop.is_closed():  # nobody is left to leave it
-                    self._aborted[stream] = None
+            fresh: dict[Mailbox, None] = {}  # those that had no news, so nobody was told
+            for output in outputs:
+                box = self._boxes.get(output.request_id)
+                if box is None:
+                    self._left[output.request_id] = None  # nobody reads it
+                elif isinstance(box, TaskMailbox) and box.loop.is_closed():
+                    self.leave(box)
+                else:
+                    if not box.has_news:
+                        fresh[box] = None
+                    box.put(output)
+                    if output.finished:
+                        del self._boxes[output.request_id]
+                        if not box.open:
+                            self._wanted.pop(box, None)
+            self._ring(box for box in fresh if box.has_news)
+
+    def _fail(self, boxes: Iterable[Mailbox], error: Callable[[], BaseException]) -> None:
+        """End all requests of mailboxes with an error, one of its own for each."""
+        with self._wake:
+            boxes = list(boxes)
+            for box in boxes:
+                self.leave(box)
+                box.fail(error())
+            self._ring(boxes)
+
+    def _ring(self, boxes: Iterable[Mailbox]) -> None:
+        """Tell the readers of mailboxes that there is news, each event loop once."""
+        told: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        for box in boxes:
+            if isinstance(box, TaskMailbox):
+                told.setdefault(box.loop, []).append(box.event)
+            elif isinstance(box, ThreadMailbox):
+                self._wanted.pop(box, None)
+                box.event.set()
         for loop, events in told.items():
             with contextlib.suppress(RuntimeError):  # closed since
                 loop.call_soon_threadsafe(_set_all, events)
@@ -190,25 +253,40 @@ class CoreThread:
         on if that leaves it whole.
         """
         with self._wake:
-            held = [request_id for request_id in self._streams if request_id not in self._submitted]
-        lost, cause = (
-            (error.request_ids, error.__cause__)
-            if isinstance(error, EngineError)
-            else (held, error)
-        )
-        _log.error("a step of the engine crashed; %d requests are lost", len(lost), exc_info=cause)
+            names = error.request_ids if isinstance(error, EngineError) else list(self._boxes)
+            lost = {self._boxes[name]: None for name in names if name in self._boxes}
+            lost = {box: None for box in lost if box not in self._submitted}
+        cause = error.__cause__ if isinstance(error, EngineError) else error
+        _log.error("a step of the engine crashed; %d requests are lost", len(names), exc_info=cause)
         try:
-            for request_id in lost:
-                self._core.abort(request_id)
+            for name in names:
+                self._core.abort(name)
             self._core.scheduler.check_integrity()
         except Exception as distrust:
             with self._wake:
-                self._end = f"the engine has ended: a step crashed ({_shown(cause)}) and left a state not to be trusted ({_shown(distrust)})"
+                self._end = (
+                    f"the engine has ended: a step crashed ({_shown(cause)}) and left a state not "
+                    f"to be trusted ({_shown(distrust)})"
+                )
                 self._cause = cause
             _log.error("%s", self._end, exc_info=distrust)
         else:
-            message = f"a step of the engine crashed ({_shown(cause)}); the requests that it computed are lost"
-            self._deliver({request_id: _caused(EngineError(message), cause) for request_id in lost})
+            message = (
+                f"a step of the engine crashed ({_shown(cause)}); the requests that it computed "
+                "are lost"
+            )
+            self._fail(lost, lambda: _caused(EngineError(message), cause))
+
+    def _fail_all(self) -> None:
+        """Tell all who wait that the engine has ended."""
+        with self._wake:
+            self._fail(dict.fromkeys(self._boxes.values()), self._dead)
+            for answer, _ in self._calls:
+                answer.set_exception(self._dead())
+
+    def _forget_core(self) -> None:
+        """Free weights and cache, as far as nobody else holds them."""
+        vars(self).pop("_core", None)
 
     def _dead(self) -> EngineDeadError:
         return _caused(EngineDeadError(self._end or ""), self._cause)

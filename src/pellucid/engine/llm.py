@@ -1,30 +1,40 @@
 """`LLM`: a model in this process, for scripts and notebooks. Names and shapes are vLLM's.
 
-    llm = LLM("smollm2-135m-instruct") llm.generate(["The capital of France is"],
-    SamplingParams(temperature=0, max_tokens=16))[0].outputs[0].text
+    with LLM("smollm2-135m-instruct") as llm:
+        params = SamplingParams(temperature=0, max_tokens=16)
+        print(llm.generate(["The capital of France is"], params)[0].outputs[0].text)
 
-Beside `generate` and `chat`, which return whole answers in the order of their prompts, `stream` and
-`chat_stream` yield one answer as it grows.
+`generate` and `chat` return whole answers in the order of their prompts; `stream` and `chat_stream`
+yield one answer as it grows. All of them may be used at once and from several threads: the core
+runs in a thread of its own (`core_thread`), and each call reads from a mailbox of its own.
 """
 
-import itertools
 import time
-from collections.abc import Generator, Mapping, Sequence
+import weakref
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..config import EngineConfig, ModelConfig
 from ..errors import RequestError
 from ..request import RequestOutput, SamplingParams
 from ..tokenizer import Tokenizer
+from .core import Submission
+from .core_thread import CoreThread
 from .loader import load_engine
+from .mailbox import ThreadMailbox
 from .prompts import Message, Prompt, TokenizedPrompt, tokenize_chat, tokenize_prompt
+from .stats import EngineStats
 
 __all__ = ["LLM"]
 
 
 class LLM:
-    """One loaded model. Not thread-safe."""
+    """One loaded model, for any number of threads. Close it, use it as a context manager, or drop
+    it: its thread ends, and its memory is freed.
+    """
 
     def __init__(
         self,
@@ -48,21 +58,37 @@ class LLM:
         self.model_config: ModelConfig = engine.model_config
         self.tokenizer: Tokenizer = engine.tokenizer
         self.generation_config = engine.generation_config
-        self._core = engine.core
-        self._ids = itertools.count()
+        # the longest prompt and output together, in tokens
+        self.max_model_len = engine.core.scheduler.max_model_len
+        self._thread = CoreThread(engine.core)
+        weakref.finalize(self, self._thread.stop)  # also when the interpreter ends
 
-    @property
-    def max_model_len(self) -> int:
-        """The longest prompt and output together, in tokens."""
-        return self._core.scheduler.max_model_len
+    def close(self) -> None:
+        """Stop after the step that runs and free the memory. Open streams raise EngineDeadError, as
+        does every later call.
+        """
+        self._thread.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing, and what it did since it was loaded."""
+        return self._thread.call(lambda core: core.stats())
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes, under vLLM's name; requests that run keep what they have."""
+        self._thread.call(lambda core: core.scheduler.kv.forget())
+        return True
 
     def summary(self) -> str:
         """How the cache served all requests so far, in words."""
-        scheduler = self._core.scheduler
-        hit = scheduler.num_cached_tokens / max(1, scheduler.num_prompt_tokens)
-        return (
-            f"{hit:.1%} of prompt tokens from the cache · {scheduler.num_preemptions} preemptions"
-        )
+        stats = self.stats()
+        hit = stats.num_cached_tokens / max(1, stats.num_prompt_tokens)
+        return f"{hit:.1%} of prompt tokens from the cache · {stats.num_preemptions} preemptions"
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer, under vLLM's name for it."""
@@ -105,13 +131,13 @@ class LLM:
         """Answer a conversation, or several: each a list of {"role": …, "content": …}, rendered
         with the model's own chat template.
         """
-        conversations = (
-            [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        conversations: Sequence[Any] = (
+            [messages] if messages and isinstance(messages[0], Mapping) else messages
         )
         tokenized = [
             tokenize_chat(
                 self.tokenizer, c, add_generation_prompt=add_generation_prompt, tools=tools
-            )  # type: ignore[arg-type]
+            )
             for c in conversations
         ]
         return self._run(tokenized, sampling_params, use_tqdm)
@@ -123,17 +149,15 @@ class LLM:
 
         Nothing runs before the first `next`; closing the iterator aborts the request.
         """
-        return self._stream(
-            tokenize_prompt(self.tokenizer, prompt), sampling_params or SamplingParams()
-        )
+        tokenized = tokenize_prompt(self.tokenizer, prompt)
+        return self._stream(self._submission(tokenized, sampling_params or SamplingParams()))
 
     def chat_stream(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
     ) -> Generator[RequestOutput, None, None]:
         """Answer one conversation, as `stream` does."""
-        return self._stream(
-            tokenize_chat(self.tokenizer, messages), sampling_params or SamplingParams()
-        )
+        tokenized = tokenize_chat(self.tokenizer, messages)
+        return self._stream(self._submission(tokenized, sampling_params or SamplingParams()))
 
     def _run(
         self,
@@ -164,55 +188,54 @@ class LLM:
                 f"{len(sampling_params)} sampling_params are given for {len(prompts)} prompts; "
                 "give one, or one for each"
             )
-        places: dict[str, int] = {}  # of those that have not ended
+        pairs = zip(prompts, sampling_params, strict=True)
+        return self._as_completed([self._submission(*pair) for pair in pairs], use_tqdm)
+
+    def _as_completed(
+        self, submissions: list[Submission], use_tqdm: bool
+    ) -> Generator[tuple[int, RequestOutput], None, None]:
+        box = ThreadMailbox(submissions, only_whole=True)
+        places = {submission.request_id: i for i, submission in enumerate(submissions)}
         try:
-            for i, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
-                request_id = str(next(self._ids))
-                self._core.add_request(request_id, prompt, params)
-                places[request_id] = i
+            self._thread.submit(box)
             with _progress_bar(len(places), use_tqdm) as bar:
                 start, num_tokens = time.monotonic(), 0
                 while places:
-                    for output in self._core.step():
-                        if output.finished and output.request_id in places:
-                            num_tokens += sum(
-                                len(completion.token_ids) for completion in output.outputs
-                            )
-                            bar.set_postfix_str(
-                                f"{num_tokens / (time.monotonic() - start):.0f} tokens/s",
-                                refresh=False,
-                            )
-                            bar.update()
-                            yield places.pop(output.request_id), output
+                    for output in self._thread.wait(box):
+                        num_tokens += sum(len(c.token_ids) for c in output.outputs)
+                        speed = num_tokens / (time.monotonic() - start)
+                        bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
+                        bar.update()
+                        yield places.pop(output.request_id), output
         finally:  # after an error or Ctrl-C nothing of this call stays queued
-            for request_id in places:
-                self._core.abort(request_id)
+            self._thread.leave(box)
 
-    def _stream(
-        self, prompt: TokenizedPrompt, params: SamplingParams
-    ) -> Generator[RequestOutput, None, None]:
-        request_id = str(next(self._ids))
-        self._core.add_request(request_id, prompt, params)
+    def _stream(self, submission: Submission) -> Generator[RequestOutput, None, None]:
+        box = ThreadMailbox([submission])
         try:
+            self._thread.submit(box)
             finished = False
             while not finished:
-                for output in self._core.step():
-                    if output.request_id == request_id:
-                        finished = output.finished
-                        yield output
+                for output in self._thread.wait(box):
+                    finished = output.finished
+                    yield output
         finally:
-            self._core.abort(request_id)
+            self._thread.leave(box)
+
+    def _submission(self, prompt: TokenizedPrompt, params: SamplingParams) -> Submission:
+        """What the core takes in: a copy, checked again, that its owner can change no more."""
+        return Submission(self._thread.new_id(), prompt, replace(params))
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping):
+def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """The prompts, where one may stand for a list of one."""
+    if isinstance(prompts, str | bytes | bytearray | memoryview | Mapping):
         return [prompts]
-    ids = [p for p in prompts if isinstance(p, int)]
-    return (
-        [ids]
-        if ids and len(ids) == len(prompts)
-        else [p for p in prompts if not isinstance(p, int)]
+    items: list[Any] = list(prompts)
+    are_ids = bool(items) and all(
+        isinstance(item, Integral) and not isinstance(item, bool) for item in items
     )
+    return [items] if are_ids else items
 
 
 def _progress_bar(total: int, use_tqdm: bool) -> Any:

@@ -44,6 +44,7 @@ class StepResult:
     prompt_logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)
     # requests that could not be sampled; the others are not disturbed
     errors: dict[str, PellucidError] = field(default_factory=dict)
+    forward_seconds: float = 0.0  # in the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,18 @@ class ModelRunner:
     V].
     """
 
-    def __init__(self, forward: Forward, storage: KVStorage, *, block_size: int) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        storage: KVStorage,
+        *,
+        block_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._forward = forward
         self._storage = storage
         self._block_size = block_size
+        self._clock = clock
         # of the last step that was bound by arithmetic, as recomputing is
         self._seconds_per_token: float | None = None
 
@@ -79,11 +88,11 @@ class ModelRunner:
         self._storage.run(step.block_ops)
         rows = [_Rows(r, _logits_positions(r)) for r in step.requests]
         batch = self._build_batch(rows)
-        start = time.perf_counter()
+        start = self._clock()
         logits = self._forward(batch)  # [L, V]
+        result = StepResult(forward_seconds=self._clock() - start)
         if len(batch.input_ids) >= _MANY_TOKENS:
-            self._seconds_per_token = (time.perf_counter() - start) / len(batch.input_ids)
-        result = StepResult()
+            self._seconds_per_token = result.forward_seconds / len(batch.input_ids)
         self._score_prompts(rows, logits, result)
         self._sample(rows, logits, result)
         return result

@@ -72,6 +72,16 @@ class KVCacheManager:
         return self._pool.num_blocks
 
     @property
+    def num_free_blocks(self) -> int:
+        """Blocks that nobody holds."""
+        return self._pool.num_free
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that the prefix tree alone holds."""
+        return self._pool.num_idle
+
+    @property
     def num_available_blocks(self) -> int:
         """Blocks that no request holds."""
         return self._pool.num_available

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ..config import EngineConfig
+from ..engine.core import Submission
 from ..engine.loader import Engine, OpenModel
 from ..engine.prompts import TokenizedPrompt
 from ..errors import ConfigError
@@ -32,15 +33,24 @@ LONGEST_PROMPT = 200
 _STAGGER = 3  # steps between two arrivals
 _Rows: TypeAlias = Sequence[LogprobsOnePosition | None] | None
 
-TEXT = """A lighthouse keeper once wrote that the sea has no habits, only moods. He kept a book in which he noted, every evening, the
-colour of the water, the height of the waves and the number of ships that passed, and after thirty years he read it from the
-first page to the last. He found that no two days had been alike, yet each of them could have been foretold from the one
-before, if only he had looked at the right things: the wind at noon, the birds, the sound of the stones. So he began a second
-book. In it he wrote down what he expected the next morning to be, and beside it, a day later, what it was. At first he was
-wrong as often as a coin would be. Then he learned to leave out what did not matter. The moon mattered a little; the ships
-did not. In the third winter he was right for forty days in a row, and on the forty-first a storm came that he had not seen.
-He did not close the book. "What I know of the sea," he wrote, "is a short list of what it depends on, and all the rest is
-arithmetic." Import sums; check the totals: 12, 48, 7.5 and 1,024 make 1,091.5; def tide(hour): return height * cos(hour)."""
+TEXT = """A lighthouse keeper once wrote that the sea has no habits, only moods. He kept a book \
+in which he noted, every evening, the
+colour of the water, the height of the waves and the number of ships that passed, and after \
+thirty years he read it from the
+first page to the last. He found that no two days had been alike, yet each of them could have \
+been foretold from the one
+before, if only he had looked at the right things: the wind at noon, the birds, the sound of the \
+stones. So he began a second
+book. In it he wrote down what he expected the next morning to be, and beside it, a day later, \
+what it was. At first he was
+wrong as often as a coin would be. Then he learned to leave out what did not matter. The moon \
+mattered a little; the ships
+did not. In the third winter he was right for forty days in a row, and on the forty-first a storm \
+came that he had not seen.
+He did not close the book. "What I know of the sea," he wrote, "is a short list of what it \
+depends on, and all the rest is
+arithmetic." Import sums; check the totals: 12, 48, 7.5 and 1,024 make 1,091.5; def tide(hour): \
+return height * cos(hour)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +288,8 @@ def _run_pass(engine: Engine, probes: Sequence[Probe], setting: Setting) -> list
             most = None if most is None else most - 1
 
     for i, probe in enumerate(probes):
-        core.add_request(str(i), TokenizedPrompt(probe.token_ids, None), replace(probe.params))
+        prompt = TokenizedPrompt(probe.token_ids, None)
+        core.add_requests([Submission(str(i), prompt, replace(probe.params))])
         step(most_steps)
     step(None)
     return [done[str(i)] for i in range(len(probes))]

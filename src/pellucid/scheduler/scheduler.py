@@ -288,5 +288,8 @@ class Scheduler:
             raise AssertionError("other requests hold blocks than those that run")
         if any(r not in self.waiting for r in self.waiting.requests()):
             raise AssertionError("the waiting queue is not in order")
-        if self.waiting.num_tokens != sum(r.num_tokens for r in self.waiting.requests()):
+        waiting = self.waiting.requests()
+        if self.waiting.num_tokens != sum(r.num_tokens for r in waiting):
             raise AssertionError("the waiting queue counts its tokens wrongly")
+        if self.waiting.num_preempted != sum(r.status is RequestStatus.PREEMPTED for r in waiting):
+            raise AssertionError("the waiting queue counts the preempted wrongly")

@@ -1,19 +1,24 @@
 """The queue of requests that wait, and the policies that say who is next.
 
-One idea: a policy is a sort key, the smallest first.
+A policy is a sort key, the smallest first.
 
     fcfs      (arrival)
-    priority  (priority, arrival)                              the smaller number is served first, as in vLLM
-    lpm       (-cached prefix - patience · steps waited, arrival)     longest prefix match first (SGLang, arXiv:2312.07104)
-    fair      (virtual tokens of the tenant, arrival)          the virtual token counter (Sheng et al., arXiv:2401.00588)
+    priority  (priority, arrival)
+    lpm       (-cached prefix - patience · steps waited, arrival)
+    fair      (virtual tokens of the tenant, arrival)
 
-Longest prefix match serves those whose prefix is in the cache before it is evicted; a request gains
-on them with every step that it waits, so none waits for ever. Its keys cost a walk down the tree
-for each that waits, so a long queue is served in order of arrival.
+priority: the smaller number is served first, as in vLLM. A request takes the place of one that runs
+with a larger number, never of its equal (`scheduler.py`). A request with a large number may
+therefore wait as long as smaller numbers keep coming: that is what a priority means.
 
-Fair: a tenant's counter grows by what it is served, an output token counting twice a prompt token.
-A tenant that comes back after a pause starts at the least counter of those that are active: an idle
-tenant saves nothing up.
+lpm: longest prefix match (SGLang, arXiv:2312.07104) serves cached prefixes before they are evicted.
+A request gains `_PATIENCE` tokens with every step that it waits, so none waits for ever. The key
+costs a walk down the tree for each request that waits, so a long queue is served in order of
+arrival.
+
+fair: the virtual token counter (Sheng et al., arXiv:2401.00588). A tenant's counter grows by what
+it is served; an output token counts twice a prompt token. A tenant that comes back after a pause
+starts at the least counter of the active tenants, so an idle tenant saves nothing up.
 """
 
 import bisect
@@ -21,7 +26,7 @@ from collections.abc import Callable, Collection
 
 from ..config import SchedulingPolicy
 from ..errors import QueueFullError
-from ..request import Request
+from ..request import Request, RequestStatus
 
 __all__ = ["WaitingQueue"]
 
@@ -45,6 +50,7 @@ class WaitingQueue:
     ) -> None:
         self.policy = policy
         self.num_tokens = 0
+        self.num_preempted = 0  # of those that wait
         self._cached_tokens = cached_tokens
         self._max_requests = max_requests
         self._max_tokens = max_tokens
@@ -87,6 +93,7 @@ class WaitingQueue:
         """Let a request wait: one that is new, or that was preempted."""
         bisect.insort(self._queue, request, key=self.rank)
         self.num_tokens += request.num_tokens
+        self.num_preempted += request.status is RequestStatus.PREEMPTED
 
     def remove(self, request: Request) -> None:
         """Take a request out of the queue."""
@@ -95,6 +102,7 @@ class WaitingQueue:
             raise AssertionError(f"request {request.request_id} does not wait")
         del self._queue[i]
         self.num_tokens -= request.num_tokens
+        self.num_preempted -= request.status is RequestStatus.PREEMPTED
 
     def first(self, step: int, passed_over: Collection[str]) -> Request | None:
         """Who is next, of those that are not passed over."""

@@ -1,0 +1,77 @@
+"""A mailbox: what one reader has not yet seen of its requests.
+
+The core's thread puts outputs in, one reader takes them out: a thread (`LLM`) or an asyncio task
+(`AsyncEngine`). An output shows the whole answer so far, so the newest replaces the one before. A
+slow reader sees fewer outputs and always the last; a mailbox holds at most one output per request.
+"""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+from ..request import RequestOutput
+from .core import Submission
+
+__all__ = ["Mailbox", "TaskMailbox", "ThreadMailbox"]
+
+
+class Mailbox:
+    """The newest output of each request of one reader, or the error that ends them. Only the lock
+    of the core's thread guards it.
+    """
+
+    event: threading.Event | asyncio.Event  # set while there is news
+
+    def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
+        """`only_whole`: the reader wants finished outputs and no others."""
+        self.submissions = submissions
+        self.open = {s.request_id for s in submissions}  # requests that have not ended
+        self._only_whole = only_whole
+        self._news: dict[str, RequestOutput] = {}
+        self._error: BaseException | None = None
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._news) or self._error is not None
+
+    def put(self, output: RequestOutput) -> None:
+        """Leave an output, in the place of an older one of the same request."""
+        if output.finished:
+            self.open.discard(output.request_id)
+        elif self._only_whole:
+            return
+        self._news[output.request_id] = output
+
+    def fail(self, error: BaseException) -> None:
+        """Leave the error that ends every request of this reader."""
+        self.open.clear()
+        self._error = error
+
+    def take(self) -> list[RequestOutput]:
+        """All that is new. An error is raised."""
+        self.event.clear()
+        news, self._news = self._news, {}
+        if self._error is not None:
+            raise self._error
+        return list(news.values())
+
+
+class ThreadMailbox(Mailbox):
+    """The mailbox of a reader that waits in a thread."""
+
+    event: threading.Event
+
+    def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
+        super().__init__(submissions, only_whole=only_whole)
+        self.event = threading.Event()
+
+
+class TaskMailbox(Mailbox):
+    """The mailbox of a task of an event loop, in which alone its event is touched."""
+
+    event: asyncio.Event
+
+    def __init__(self, submissions: Sequence[Submission], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(submissions)
+        self.loop = loop
+        self.event = asyncio.Event()

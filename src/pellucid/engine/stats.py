@@ -1,0 +1,86 @@
+"""What an engine is doing and how long its steps took, as plain data.
+
+Times are seconds of the core's clock. `EngineStats` counts from the engine's start, so a rate is
+the difference of two of them.
+"""
+
+import bisect
+from dataclasses import dataclass
+
+__all__ = ["STEP_SECONDS", "EngineStats", "StepTimer", "StepTimes"]
+
+# Upper bounds of the histogram's buckets; a last bucket takes what is longer.
+STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of one step, or the sums over many."""
+
+    schedule: float = 0.0  # to plan
+    execute: float = 0.0  # to compute and to sample: `forward` is a part of it
+    forward: float = 0.0  # in the model
+    update: float = 0.0  # to book tokens, to detokenize, to build outputs
+
+    @property
+    def total(self) -> float:
+        return self.schedule + self.execute + self.update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot between two steps."""
+
+    # requests
+    num_running: int
+    num_waiting: int  # those that were preempted among them
+    num_preempted: int
+    # KV blocks by state: total = free + cached + held
+    num_kv_blocks: int
+    num_free_blocks: int
+    num_cached_blocks: int  # held by the prefix tree alone: evicted where room is needed
+    num_held_blocks: int  # held by requests that run
+    # counts since the start
+    num_prompt_tokens: int  # of requests that were admitted
+    num_cached_tokens: int  # those of them that the prefix cache had
+    num_computed_tokens: int  # positions that went through the model
+    num_output_tokens: int  # tokens given to requests
+    num_preemptions: int
+    num_loaded_blocks: int  # brought back from the second memory
+    # steps
+    num_steps: int
+    last_step: StepTimes
+    all_steps: StepTimes
+    step_histogram: tuple[int, ...]  # steps by their total, in the buckets of STEP_SECONDS
+
+
+class StepTimer:
+    """Adds up what steps cost and did."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.num_computed_tokens = 0
+        self.num_output_tokens = 0
+        self._last = (0.0, 0.0, 0.0, 0.0)
+        self._sums = [0.0, 0.0, 0.0, 0.0]
+        self._histogram = [0] * (len(STEP_SECONDS) + 1)
+
+    def add(self, schedule: float, execute: float, forward: float, update: float) -> None:
+        """Count one step."""
+        self.num_steps += 1
+        self._last = (schedule, execute, forward, update)
+        for i, seconds in enumerate(self._last):
+            self._sums[i] += seconds
+        self._histogram[bisect.bisect_left(STEP_SECONDS, schedule + execute + update)] += 1
+
+    @property
+    def last_step(self) -> StepTimes:
+        return StepTimes(*self._last)
+
+    @property
+    def all_steps(self) -> StepTimes:
+        return StepTimes(*self._sums)
+
+    @property
+    def histogram(self) -> tuple[int, ...]:
+        return tuple(self._histogram)
