@@ -11,8 +11,9 @@ shortened as docs/glossary.md says.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
+from .checks import Bounds, check_fields, option
 from .errors import ConfigError
 
 __all__ = [
@@ -33,6 +34,8 @@ SchedulingPolicy = Literal["fcfs", "priority", "lpm", "fair"]
 Batching = Literal["continuous", "static", "dynamic"]
 Preemption = Literal["auto", "recompute", "swap"]
 RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3", "factors"]
+MAX_TOKENS = 1 << 24  # of a context, and of a vocabulary
+MAX_REQUESTS = 1 << 16
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 1 << 16
 # bounds of theta and of every factor, so that no power or quotient overflows
@@ -218,68 +221,107 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs a model. Names and meanings are vLLM's."""
+    """How the engine runs a model. Where a name is vLLM's, so are its meaning and its unit.
 
-    # longest prompt + output of a request; None: the model's own, or what the KV cache holds
-    max_model_len: int | None = None
-    # tokens that one step computes at most: a longer prompt is computed in chunks
-    max_num_batched_tokens: int = 512
-    # requests that run at once; None: 256, or 1 where a backend's results depend on the batch
-    max_num_seqs: int | None = None
-    block_size: int = 16  # tokens per KV block
-    # bytes, or a share (below 1) of what the weights leave free; None: a quarter at most
-    kv_cache_memory: int | float | None = None
-    # of keys and values, a name of the backend's or two, "K,V"; auto: one that loses nothing that
-    # shows
-    kv_cache_dtype: str = "auto"
-    # None: yes, but where a backend's results depend on the batch
-    enable_prefix_caching: bool | None = None
-    # who of those that wait is next: fcfs, priority, lpm or fair
-    scheduling_policy: SchedulingPolicy = "fcfs"
-    batching: Batching = "continuous"  # when they may join: continuous, static or dynamic
-    # what becomes of blocks that must go: recompute, swap, or whichever costs less here
-    preemption: Preemption = "auto"
-    swap_space: int = 1 << 30  # bytes of the file to which `swap` saves blocks
-    max_waiting_requests: int | None = None  # more are refused
-    max_waiting_tokens: int | None = None
-    seed: int = 0  # from which requests without a seed of their own draw one
-    backend: str = "native"  # a key of backends.registry
-    # of the native backend; None: as many as the CPUs that this process may use
-    threads: int | None = None
-    # the instruction set of the native backend's kernels; None: the best that the CPU has
-    isa: str | None = None
+    Types and bounds are checked when it is built; ConfigError names the field. The command line
+    makes its engine options from these declarations.
+    """
+
+    max_model_len: int | None = option(
+        None,
+        low=1,
+        high=MAX_TOKENS,
+        unit="tokens",
+        help="Longest prompt and output of a request together; None: the model's own, or what "
+        "the KV cache holds",
+    )
+    max_num_batched_tokens: int = option(
+        512,
+        low=1,
+        high=MAX_TOKENS,
+        unit="tokens",
+        help="Tokens that one step computes at most; longer prompts are computed in chunks",
+    )
+    max_num_seqs: int | None = option(
+        None,
+        low=1,
+        high=MAX_REQUESTS,
+        help="Requests that run at once; None: the backend's own number",
+    )
+    block_size: int = option(16, low=1, high=1024, unit="tokens", help="Tokens per KV block")
+    kv_cache_memory: (
+        Annotated[int, Bounds(low=1)] | Annotated[float, Bounds(above=0, below=1)] | None
+    ) = option(
+        None,
+        unit="bytes",
+        help="Memory for keys and values: bytes, or a share (below 1) of what the weights leave "
+        "free; None: what max_num_seqs requests need, a quarter of the free memory at most",
+    )
+    kv_cache_dtype: str = option(
+        "auto",
+        low=1,
+        high=64,
+        help="What keys and values are kept in: a name of the backend's, or two, K,V; auto: one "
+        "without measurable loss",
+    )
+    enable_prefix_caching: bool | None = option(
+        None,
+        help="Compute common beginnings of prompts once; None: yes, unless results of the backend "
+        "depend on the batch",
+    )
+    scheduling_policy: SchedulingPolicy = option(
+        "fcfs",
+        help="Which waiting request is next: the first that came, by priority, the one with the "
+        "longest prefix in the cache, or the tenant served least",
+    )
+    batching: Batching = option(
+        "continuous", help="When waiting requests may join: at every step, or between batches"
+    )
+    preemption: Preemption = option(
+        "auto",
+        help="What becomes of the blocks of a preempted request: computed again, saved to the "
+        "swap file, or whichever costs less",
+    )
+    swap_space: float = option(
+        1.0,
+        low=0,
+        high=1 << 20,
+        unit="GiB",
+        help="Size of the file to which evicted blocks are saved",
+    )
+    max_waiting_requests: int | None = option(
+        None, low=1, help="Requests that may wait; more are refused. None: any number"
+    )
+    max_waiting_tokens: int | None = option(
+        None,
+        low=1,
+        unit="tokens",
+        help="Prompt tokens of all waiting requests together; more are refused. None: any number",
+    )
+    seed: int | None = option(
+        0,
+        low=-(1 << 63),
+        high=(1 << 64) - 1,
+        help="Requests without a seed of their own draw one from it; None: another at every start",
+    )
+    backend: str = option("native", low=1, high=64, help="A key of backends.registry")
+    threads: int | None = option(
+        None,
+        low=1,
+        high=256,
+        help="Threads of the native backend; None: the CPUs that this process may use",
+    )
+    isa: str | None = option(
+        None,
+        low=1,
+        high=64,
+        help="Instruction set of the native backend's kernels; None: the best of this CPU",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_num_batched_tokens", "block_size", "swap_space"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in (
-            "max_model_len",
-            "max_num_seqs",
-            "threads",
-            "max_waiting_requests",
-            "max_waiting_tokens",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        memory = self.kv_cache_memory
-        if memory is not None and not (
-            0 < memory < 1 if isinstance(memory, float) else memory >= 1
-        ):
-            raise ConfigError(
-                f"kv_cache_memory is {memory}; it must be a number of bytes, or a share above 0 "
-                "and below 1"
-            )
-        for name, kind in (
-            ("scheduling_policy", SchedulingPolicy),
-            ("batching", Batching),
-            ("preemption", Preemption),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of: "
-                    f"{', '.join(get_args(kind))}"
-                )
-        if self.block_size > 1024:
-            raise ConfigError(f"block_size is {self.block_size}; it must be at most 1024")
+        check_fields(self)
+
+    @property
+    def swap_bytes(self) -> int:
+        """`swap_space` in bytes."""
+        return int(self.swap_space * (1 << 30))

@@ -10,11 +10,11 @@ Names, defaults and shapes of `SamplingParams`, `RequestOutput` and `CompletionO
 """
 
 import enum
-import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
+from .checks import Bounds, check_fields, option, show
 from .errors import ConfigError
 
 __all__ = [
@@ -44,6 +44,9 @@ MAX_TOKEN_ID = (1 << 24) - 1
 MAX_SCALE = 1e6  # of temperature and repetition_penalty: what lies beyond is a mistake
 MAX_INT = (1 << 63) - 1
 
+TokenId = Annotated[int, Bounds(low=0, high=MAX_TOKEN_ID)]
+Text = Annotated[str, Bounds(low=1, high=MAX_STRING)]  # a stop string or a bad word
+
 
 class RequestStatus(enum.Enum):
     """The only states. PREEMPTED is WAITING with its work thrown away or swapped out."""
@@ -56,162 +59,119 @@ class RequestStatus(enum.Enum):
 
 @dataclass(slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen, and when to stop.
+    """How the next token is chosen, and when to stop. Names, meanings and defaults are vLLM's.
 
     The order in which they act on a row of logits: logit_bias, allowed and banned tokens,
     penalties, temperature, top_k, typical_p, top_p, min_p, then one draw (`sampling/sampler.py`).
     `temperature=0` is greedy: the largest logit after bias, bans and penalties. Ties go to the
-    lower token id. Impossible values are refused when it is built (`check`), never clamped.
+    lower token id. Types and bounds are checked when it is built, and again when a request is
+    submitted; nothing is clamped. Lists and mappings are copied.
     """
 
-    n: int = 1  # completions per prompt
-    temperature: float = 1.0  # logits are divided by it; 0: greedy
-    top_k: int = 0  # keep the k likeliest tokens; 0 or -1: all
-    top_p: float = 1.0  # keep the fewest likeliest tokens that hold this much probability
-    min_p: float = 0.0  # keep tokens at least this likely, relative to the likeliest that is left
-    # keep the tokens whose surprise is nearest the entropy, this much probability of them
-    # (arXiv:2202.00666)
-    typical_p: float = 1.0
-    # divides positive and multiplies negative logits of tokens in prompt or output
-    # (arXiv:1909.05858)
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0  # -2 … 2; subtracted once from each token that the output holds
-    frequency_penalty: float = 0.0  # -2 … 2; subtracted once per occurrence in the output
-    logit_bias: Mapping[int, float] | None = None  # token id -> -100 … 100, added to its logit
-    allowed_token_ids: Sequence[int] | None = None  # nothing else may be drawn
-    bad_words: Sequence[str] | None = None  # strings that may not be completed
-    seed: int | None = None  # a request with a seed gives the same text whatever else runs
-    # the text ends before the first of these; kept as a list
-    stop: str | Sequence[str] | None = None
-    stop_token_ids: Sequence[int] | None = None  # beside the model's own ends of sequence
+    n: int = option(1, low=1, high=MAX_N, help="Completions per prompt")
+    temperature: float = option(
+        1.0, low=0.0, high=MAX_SCALE, help="Logits are divided by it; 0: the likeliest token"
+    )
+    top_k: int = option(0, low=-1, high=MAX_INT, help="Keep the k likeliest tokens; 0 or -1: all")
+    top_p: float = option(
+        1.0, above=0.0, high=1.0, help="Keep the fewest likeliest tokens that hold this probability"
+    )
+    min_p: float = option(
+        0.0, low=0.0, high=1.0, help="Keep tokens at least this likely, relative to the likeliest"
+    )
+    typical_p: float = option(
+        1.0,
+        above=0.0,
+        high=1.0,
+        help="Keep the tokens whose surprise is nearest the entropy, this much probability of them "
+        "(arXiv:2202.00666)",
+    )
+    repetition_penalty: float = option(
+        1.0,
+        above=0.0,
+        high=MAX_SCALE,
+        help="Divides positive and multiplies negative logits of tokens that prompt or output hold "
+        "(arXiv:1909.05858)",
+    )
+    presence_penalty: float = option(
+        0.0, low=-2.0, high=2.0, help="Subtracted once from each token that the output holds"
+    )
+    frequency_penalty: float = option(
+        0.0, low=-2.0, high=2.0, help="Subtracted for each occurrence of a token in the output"
+    )
+    logit_bias: Mapping[TokenId, Annotated[float, Bounds(low=-100.0, high=100.0)]] | None = option(
+        None, high=MAX_LOGIT_BIAS, help="Token id to what is added to its logit"
+    )
+    allowed_token_ids: Sequence[TokenId] | None = option(
+        None, low=1, high=MAX_TOKEN_ID + 1, help="No other token may be drawn"
+    )
+    bad_words: Sequence[Text] | None = option(
+        None, high=MAX_BAD_WORDS, help="Strings that may not be completed"
+    )
+    seed: int | None = option(
+        None,
+        low=-(1 << 63),
+        high=(1 << 64) - 1,
+        help="A request with a seed gives the same text whatever else runs",
+    )
+    stop: str | Sequence[Text] | None = option(
+        None, high=MAX_STOP_STRINGS, help="The text ends before the first of these; kept as a list"
+    )
+    stop_token_ids: Sequence[TokenId] | None = option(
+        None, high=MAX_STOP_TOKEN_IDS, help="Tokens that end the output, beside the model's own"
+    )
     include_stop_str_in_output: bool = False
-    ignore_eos: bool = False  # an end of sequence is a token like any other
-    max_tokens: int | None = 16  # None: as many as the context holds
-    min_tokens: int = 0  # no end of sequence or stop before so many
-    # so many likeliest tokens per output position, beside the chosen one; -1: the whole vocabulary
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None  # the same for the prompt's positions
-    skip_special_tokens: bool = True
-    detokenize: bool = True
+    ignore_eos: bool = option(False, help="An end of sequence is a token like any other")
+    max_tokens: int | None = option(
+        16, low=1, high=MAX_INT, help="Tokens of the output; None: as many as the context holds"
+    )
+    min_tokens: int = option(
+        0, low=0, high=MAX_INT, help="No end of sequence or stop before so many tokens"
+    )
+    logprobs: int | None = option(
+        None,
+        low=-1,
+        high=MAX_LOGPROBS,
+        help="Report so many likeliest tokens at each position of the output, beside the chosen "
+        "one; -1: the whole vocabulary",
+    )
+    prompt_logprobs: int | None = option(
+        None, low=-1, high=MAX_LOGPROBS, help="The same for each position of the prompt"
+    )
+    skip_special_tokens: bool = option(True, help="Special tokens are left out of the text")
+    detokenize: bool = option(True, help="Turn tokens into text; False: token ids alone")
 
     def __post_init__(self) -> None:
-        if self.stop is None or isinstance(self.stop, str):
-            self.stop = [] if self.stop is None else [self.stop]
         self.check()
-        self.stop = list(self.stop)
 
     def check(self) -> None:
         """Raise ConfigError, naming the field, its value and what is allowed, where a value is
-        impossible.
+        impossible; convert and copy the others as declared.
 
         What only the model can tell (token ids beyond its vocabulary, prompts beyond its context)
         is checked by the engine.
         """
-        _check_int("n", self.n, 1, MAX_N)
-        _check_real("temperature", self.temperature, 0.0, MAX_SCALE)
-        _check_int("top_k", self.top_k, -1, MAX_INT)
-        _check_real("top_p", self.top_p, 0.0, 1.0, above=True)
-        _check_real("min_p", self.min_p, 0.0, 1.0)
-        _check_real("typical_p", self.typical_p, 0.0, 1.0, above=True)
-        _check_real("repetition_penalty", self.repetition_penalty, 0.0, MAX_SCALE, above=True)
-        _check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        if self.logit_bias is not None:
-            _check_logit_bias(self.logit_bias)
-        if self.allowed_token_ids is not None:
-            _check_token_ids("allowed_token_ids", self.allowed_token_ids, 1, MAX_TOKEN_ID + 1)
-        if self.bad_words is not None:
-            _check_strings("bad_words", self.bad_words, MAX_BAD_WORDS)
-        if self.seed is not None:
-            _check_int("seed", self.seed, -(1 << 63), (1 << 64) - 1)
-        if self.stop is not None:
-            _check_strings("stop", self.stop, MAX_STOP_STRINGS)
-        if self.stop_token_ids is not None:
-            _check_token_ids("stop_token_ids", self.stop_token_ids, 0, MAX_STOP_TOKEN_IDS)
-        for name in (
-            "include_stop_str_in_output",
-            "ignore_eos",
-            "skip_special_tokens",
-            "detokenize",
-        ):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(
-                    f"{name} is {_show(getattr(self, name))}; it must be True or False"
-                )
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, MAX_INT)
-        _check_int("min_tokens", self.min_tokens, 0, MAX_INT)
+        if self.stop is None or isinstance(self.stop, str):
+            self.stop = [] if self.stop is None else [self.stop]
+        check_fields(self)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ConfigError(
                 f"min_tokens is {self.min_tokens}; it must be at most max_tokens, which is "
                 f"{self.max_tokens}"
             )
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), -1, MAX_LOGPROBS)
         if self.stop and not self.detokenize:
             raise ConfigError(
-                f"stop is {_show(self.stop)}; stop strings are found in text, so detokenize must "
+                f"stop is {show(self.stop)}; stop strings are found in text, so detokenize must "
                 "be True"
             )
 
+    def frozen_copy(self) -> "SamplingParams":
+        """A checked copy that shares no list or mapping with this one: what a request is run with.
 
-def _show(value: object) -> str:
-    """A value as a message shows it: short, whatever a stranger sent."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    return reprlib.repr(value)
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(
-            f"{name} is {_show(value)}; it must be an integer between {low} and {high}"
-        )
-
-
-def _check_real(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    """`above`: the lower end itself is not allowed."""
-    # a NaN is not
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    if not sound or (above and value == low):
-        allowed = (
-            f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
-        )
-        raise ConfigError(f"{name} is {_show(value)}; it must be a number {allowed}")
-
-
-def _check_list(name: str, value: object, low: int, high: int, of: str) -> Sequence[object]:
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
-        raise ConfigError(f"{name} is {_show(value)}; it must be a list of {of}")
-    if not low <= len(value) <= high:
-        raise ConfigError(f"{name} has {len(value)} entries; it must have between {low} and {high}")
-    return value
-
-
-def _check_token_ids(name: str, value: object, low: int, high: int) -> None:
-    for i, token_id in enumerate(_check_list(name, value, low, high, "token ids")):
-        _check_int(f"{name}[{i}]", token_id, 0, MAX_TOKEN_ID)
-
-
-def _check_strings(name: str, value: object, high: int) -> None:
-    for i, text in enumerate(_check_list(name, value, 0, high, "strings")):
-        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STRING:
-            raise ConfigError(
-                f"{name}[{i}] is {_show(text)}; it must be a string of 1 to {MAX_STRING} characters"
-            )
-
-
-def _check_logit_bias(value: object) -> None:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"logit_bias is {_show(value)}; it must map token ids to numbers")
-    if len(value) > MAX_LOGIT_BIAS:
-        raise ConfigError(
-            f"logit_bias has {len(value)} entries; it must have at most {MAX_LOGIT_BIAS}"
-        )
-    for token_id, bias in value.items():
-        _check_int("a token id of logit_bias", token_id, 0, MAX_TOKEN_ID)
-        _check_real(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+        `EngineCore.add_request` calls `params = params.frozen_copy()` before anything else, so that
+        later changes by the caller reach no running request. Raises ConfigError as `check` does.
+        """
+        return replace(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "pellucid"
 # Whom each room may import, beside itself. A room that is not here may not exist: give it a row,
 # and docs/design.md a line. "kv.manager" means that module alone. The rows run from the top of the
 # house to its ground.
-PLAIN = ("config", "kv_spec", "request", "batch", "errors")
+PLAIN = ("config", "checks", "kv_spec", "request", "batch", "errors")
 BELOW_ENGINE = (
     "scheduler",
     "speculative",
@@ -71,8 +71,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cpu": ("_native", "errors"),
     "host_memory": (),
     "kv_spec": ("config",),
-    "config": ("errors",),
-    "request": ("config", "errors"),
+    "config": ("checks", "errors"),
+    "request": ("checks", "config", "errors"),
+    "checks": ("errors",),
     "batch": (),
     "files": ("errors",),
     "errors": (),

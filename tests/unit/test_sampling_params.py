@@ -55,7 +55,7 @@ def test_integers_are_taken_up_to_their_limits_and_refused_beyond(name: str) -> 
         assert getattr(build(**{name: value}), name) == value
     for wrong in (low - 1, high + 1, 1.0, "1", True, float("nan"), 10**6000):
         with pytest.raises(
-            ConfigError, match=f"^{name} is .*; it must be an integer between {low} and {high}$"
+            ConfigError, match=f"^{name} is .*; it must be an integer between {low} and {high}"
         ):
             build(**{name: wrong})
 
@@ -96,7 +96,9 @@ def test_token_ids_are_lists_of_integers_that_a_vocabulary_could_hold(name: str)
         with pytest.raises(ConfigError, match=rf"^{name}\[1\] is "):
             build(**{name: [5, value]})
     for wrong in (5, "57", b"57", {5}, {5: 1}):
-        with pytest.raises(ConfigError, match=f"^{name} is .*; it must be a list of token ids$"):
+        with pytest.raises(
+            ConfigError, match=f"^{name} is .*; it must be a list of integers, or None$"
+        ):
             build(**{name: wrong})
 
 
@@ -114,7 +116,9 @@ def test_strings_are_not_empty_and_not_endless(name: str) -> None:
         ):
             build(**{name: ["a", value]})
     for wrong in (5, b"stop", {"a"}, {"a": 1}):
-        with pytest.raises(ConfigError, match=f"^{name} is .*; it must be a list of strings$"):
+        with pytest.raises(
+            ConfigError, match=f"^{name} is .*; it must be .*a list of strings, or None$"
+        ):
             build(**{name: wrong})
 
 
@@ -146,9 +150,11 @@ def test_logit_bias_maps_token_ids_to_bounded_numbers() -> None:
         with pytest.raises(ConfigError, match=r"^logit_bias\[7\] is "):
             build(logit_bias={7: bias})
     for token_id in (-1, "7", 7.0, True, 1 << 24):
-        with pytest.raises(ConfigError, match=r"^a token id of logit_bias is "):
+        with pytest.raises(
+            ConfigError, match=r"^logit_bias has the key .*; a key must be an integer"
+        ):
             build(logit_bias={token_id: 1.0})
-    with pytest.raises(ConfigError, match=r"^logit_bias is .*; it must map"):
+    with pytest.raises(ConfigError, match=r"^logit_bias is .*; it must be a mapping from"):
         build(logit_bias=[(1, 2.0)])
 
 

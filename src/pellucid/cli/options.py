@@ -112,6 +112,18 @@ class _Memory(click.ParamType):  # type: ignore[type-arg]
         return int(number * scale) if scale else number if number < 1 else int(number)
 
 
+class _Gibibytes(_Memory):
+    """GiB where no unit is given, as vLLM's swap_space; or a size with its unit."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            return float(value)
+        except ValueError:
+            return super().convert(value, param, ctx) / (1 << 30)
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What concerns many requests at once: the command gets it as one argument, `engine`."""
     names = (
@@ -129,8 +141,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--swap-space",
-            type=_Memory(),
-            help="Size of the file to which evicted blocks are saved.  [default: 1GiB]",
+            type=_Gibibytes(),
+            help="Size of the file to which evicted blocks are saved, in GiB or with a unit.  [default: 1]",
         ),
         click.option(
             "--preemption",

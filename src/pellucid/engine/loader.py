@@ -140,9 +140,9 @@ class OpenModel:
             weight_bytes,
             backend.available_memory(),
         )
-        if config.preemption == "swap" and config.swap_space < layout.bytes_per_block:
+        if config.preemption == "swap" and config.swap_bytes < layout.bytes_per_block:
             raise CapacityError(
-                f"swap_space is {_size(config.swap_space)}; one block takes "
+                f"swap_space is {_size(config.swap_bytes)}; one block takes "
                 f"{_size(layout.bytes_per_block)}"
             )
         if key not in self._weights:
@@ -175,7 +175,7 @@ def _build_core(
     num_blocks: int,
 ) -> EngineCore:
     num_slots = (
-        0 if config.preemption == "recompute" else config.swap_space // layout.bytes_per_block
+        0 if config.preemption == "recompute" else config.swap_bytes // layout.bytes_per_block
     )
     storage = KVStorage(backend, layout, num_blocks, num_slots)
     if config.preemption == "swap":

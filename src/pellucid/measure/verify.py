@@ -228,7 +228,7 @@ class Verification:
         return replace(
             config,
             kv_cache_memory=blocks * layout.bytes_per_block,
-            swap_space=64 * blocks * layout.bytes_per_block,
+            swap_space=64 * blocks * layout.bytes_per_block / (1 << 30),
         )
 
 
