@@ -33,7 +33,7 @@ Activation = Literal["silu", "gelu_tanh"]
 SchedulingPolicy = Literal["fcfs", "priority", "lpm", "fair"]
 Batching = Literal["continuous", "static", "dynamic"]
 Preemption = Literal["auto", "recompute", "swap"]
-RopeScaling = Literal["none", "linear", "ntk", "yarn", "llama3", "factors"]
+RopeScaling = Literal["none", "linear", "yarn", "llama3", "factors"]
 MAX_TOKENS = 1 << 24  # of a context, and of a vocabulary
 MAX_REQUESTS = 1 << 16
 MAX_LAYERS = 4096
@@ -63,7 +63,9 @@ class RopeConfig:
     beta_fast: float = 32.0
     # yarn: dimensions that turn less often than this are interpolated in full
     beta_slow: float = 1.0
-    attention_factor: float | None = None  # yarn: scale of cos and sin; None = 0.1·ln(factor) + 1
+    truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
+    # yarn, factors: scale of cos and sin; None = 0.1·ln(factor) + 1 for yarn, 1 for factors
+    attention_factor: float | None = None
     # factors: each inverse frequency is divided by its own factor (GGUF `rope_freqs.weight`)
     freq_factors: tuple[float, ...] = ()
 
@@ -109,10 +111,6 @@ class RopeConfig:
             raise ConfigError(
                 f"rope low_freq_factor is {self.low_freq_factor}; it must be below "
                 f"high_freq_factor, {self.high_freq_factor}"
-            )
-        if self.scaling == "ntk" and self.rotary_dim < 4:
-            raise ConfigError(
-                f"rope rotary_dim is {self.rotary_dim}; scaling 'ntk' needs at least 4"
             )
 
 

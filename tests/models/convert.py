@@ -35,6 +35,7 @@ NAMES = {  # in the order in which they are tried
     "lm_head.": "output.",
     "layers.": "blk.",
     "h.": "blk.",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -43,6 +44,7 @@ NAMES = {  # in the order in which they are tried
     "self_attn.k_norm": "attn_k_norm",
     "attn.c_attn": "attn_qkv",
     "attn.c_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -69,6 +71,10 @@ def convert(folder: Path, path: Path, weights: str = "F32") -> None:
     tensors = dict(_convert(config, name, array) for name, array in arrays.items())
     if config.get("rope_parameters", {}).get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _llama3_factors(config)
+    if config.get("rope_parameters", {}).get("rope_type") == "longrope":
+        for length in ("short", "long"):
+            factors = np.array(config["rope_parameters"][f"{length}_factor"], np.float32)
+            tensors[f"rope_factors_{length}.weight"] = factors
     write_gguf(
         path,
         _metadata(config),
@@ -176,8 +182,10 @@ def _metadata(config: dict[str, Any]) -> dict[str, object]:
         }
     if local is not None:
         values |= {"rope.freq_base_swa": local["rope_theta"]}
-    if family in ("mistral", "gemma2", "gemma3_text"):
-        values |= {"attention.sliding_window": config["sliding_window"]}
+    if family in ("mistral", "gemma2", "gemma3_text", "phi3"):
+        values |= {"attention.sliding_window": config["sliding_window"] or 0}
+    if family == "phi3":
+        values |= _phi3_metadata(config)
     if family == "gemma3_text":
         values |= {
             "attention.sliding_window_pattern": [
@@ -193,3 +201,16 @@ def _metadata(config: dict[str, Any]) -> dict[str, object]:
         "general.architecture": arch,
         **{f"{arch}.{key}": value for key, value in values.items()},
     }
+
+
+def _phi3_metadata(config: dict[str, Any]) -> dict[str, object]:
+    rope, original = config["rope_parameters"], config["original_max_position_embeddings"]
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    values: dict[str, object] = {
+        "rope.dimension_count": int(head_dim * rope["partial_rotary_factor"]),
+        "rope.scaling.original_context_length": original,
+    }
+    if rope["rope_type"] == "longrope":
+        scale = config["max_position_embeddings"] / original
+        values["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(scale) / math.log(original))
+    return values

@@ -59,6 +59,8 @@ PARTS: dict[str, list[tuple[str, Any]]] = {
         ("activation", "silu"),
     ],
     "gpt2": [("norm_eps", 1e-3)],
+    "phi3": [("windows", (None, None)), ("rope", {"rotary_dim": 8})],
+    "phi3-longrope": [("rope", {"scaling": "none"}), ("rope", {"attention_factor": None})],
     "llama": [("rope", {"theta": 9_000.0})],
 }
 

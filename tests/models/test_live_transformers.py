@@ -32,54 +32,120 @@ def test_logits_equal_those_of_transformers(name: str, seed: int, tmp_path: Path
     config, how = FAMILIES[name]
     dtype = how.get("dtype", torch.float32)
     model = build_model(config, seed, dtype)
-    input_ids = np.random.default_rng(seed).integers(0, config.vocab_size, 61).astype(np.int32)
-    expected = compute_logits(model, input_ids)
     model.to(dtype).save_pretrained(tmp_path)
-    check_close(Session(load(tmp_path, "reference")).prefill(input_ids), expected)
+    model.to(torch.float32)
+    loaded = load(tmp_path, "reference")
+    length = min(61, loaded.config.max_position_embeddings)
+    input_ids = np.random.default_rng(seed).integers(0, config.vocab_size, length).astype(np.int32)
+    check_close(Session(loaded).prefill(input_ids), compute_logits(model, input_ids))
 
 
 def test_every_family_has_a_golden_file() -> None:
     assert sorted(FAMILIES) == GOLDEN_NAMES
 
 
-ROPES: list[dict[str, Any]] = [
-    {"rope_type": "linear", "factor": 3.0},
-    {"rope_type": "dynamic", "factor": 2.0},
-    {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096},
-    {
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + i / 64 for i in range(64)],
+    "long_factor": [2.0 + i for i in range(64)],
+}
+# Every method, with and without each field that may stand beside it. "outer" fields stand beside
+# rope_parameters.
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "default-original": {"rope_type": "default", "original_max_position_embeddings": 4096},
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "linear-original": {
+        "rope_type": "linear",
+        "factor": 3.0,
+        "original_max_position_embeddings": 4096,
+    },
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "dynamic-original": {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        "original_max_position_embeddings": 4096,
+    },
+    "dynamic-outer": {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        "outer": {"original_max_position_embeddings": 4096},
+    },
+    "yarn": {"rope_type": "yarn", "factor": 8.0},
+    "yarn-original": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096},
+    "yarn-outer": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 4096,
+        "outer": {"original_max_position_embeddings": 2048},
+    },
+    "yarn-no-factor": {
+        "rope_type": "yarn",
+        "factor": None,
+        "original_max_position_embeddings": 4096,
+    },
+    "yarn-attention": {
         "rope_type": "yarn",
         "factor": 4.0,
         "original_max_position_embeddings": 8192,
         "attention_factor": 1.5,
         "beta_fast": 16.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.9,
     },
-    {
+    "yarn-mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.9},
+    "yarn-one-mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7},
+    "yarn-no-mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.0},
+    "yarn-whole-ramp": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
+    "yarn-no-betas": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0, "beta_slow": None},
+    "yarn-far": {
         "rope_type": "yarn",
         "factor": 40.0,
         "original_max_position_embeddings": 64,
         "beta_fast": 32.0,
         "beta_slow": 1.0,
     },
-    {
-        "rope_type": "llama3",
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-]
+    "yarn-shrinks": {"rope_type": "yarn", "factor": 0.5},
+    "llama3": {**LLAMA3, "original_max_position_embeddings": 8192},
+    "llama3-no-original": LLAMA3,
+    "llama3-outer": {**LLAMA3, "outer": {"original_max_position_embeddings": 4096}},
+    "longrope": {**LONGROPE, "original_max_position_embeddings": 4096},
+    "longrope-no-original": LONGROPE,
+    "longrope-factor": {**LONGROPE, "original_max_position_embeddings": 4096, "factor": 4.0},
+    "longrope-attention": {**LONGROPE, "attention_factor": 1.25},
+    "longrope-outer": {**LONGROPE, "outer": {"original_max_position_embeddings": 2048}},
+}
 
 
-@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: f"{rope['rope_type']}-{rope['factor']:g}")
-def test_rope_frequencies_equal_those_of_transformers(rope: dict[str, Any]) -> None:
-    config = transformers.LlamaConfig(
-        hidden_size=512,
-        num_attention_heads=4,
-        max_position_embeddings=32768,
-        rope_parameters={**rope, "rope_theta": 500_000.0},
-    )
+@pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("name", ROPES)
+def test_rope_frequencies_equal_those_of_transformers(
+    name: str, spelling: str, tmp_path: Path
+) -> None:
+    rope, outer = dict(ROPES[name]), dict(ROPES[name].get("outer", {}))
+    rope.pop("outer", None)
+    if spelling == "rope_scaling":
+        outer["rope_theta"] = 500_000.0
+    else:
+        rope["rope_theta"] = 500_000.0
+    values = {
+        "model_type": "llama",
+        "hidden_size": 512,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32768,
+        **outer,
+        spelling: rope,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
     module = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
-    table = build_rope_table(build_rope(Fields("config.json", config.to_dict()), 128))
+    table = build_rope_table(build_rope(Fields("config.json", values), 128))
     np.testing.assert_allclose(table.inv_freq, module.inv_freq.numpy(), rtol=1e-5)
     assert table.scale == pytest.approx(module.attention_scaling, rel=1e-6)
 

@@ -22,7 +22,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-MODEL_TYPES = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"]
+MODEL_TYPES = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 ROPE = [
     "rope_type",
     "factor",
@@ -31,6 +31,11 @@ ROPE = [
     "high_freq_factor",
     "rope_theta",
     "beta_fast",
+    "mscale",
+    "mscale_all_dim",
+    "short_factor",
+    "long_factor",
+    "partial_rotary_factor",
 ]
 KEYS = [
     *SIZES,
@@ -69,7 +74,7 @@ SCALARS = (
     | st.booleans()
     | NUMBERS
     | st.text(max_size=4)
-    | st.sampled_from(["linear", "yarn", "llama3", "dynamic", "default"])
+    | st.sampled_from(["linear", "yarn", "llama3", "dynamic", "default", "longrope"])
 )
 VALUES = (
     SCALARS
@@ -115,7 +120,7 @@ def test_any_config_json(
 
 @settings(max_examples=300, derandomize=True)
 @given(
-    st.sampled_from(["gpt2", "llama", "qwen2", "gemma2", "gemma3"]),
+    st.sampled_from(["gpt2", "llama", "qwen2", "gemma2", "gemma3", "phi3"]),
     st.dictionaries(st.sampled_from(GGUF_KEYS), VALUES, max_size=4),
 )
 def test_any_gguf_metadata(arch: str, changes: dict[str, Any]) -> None:
@@ -138,7 +143,7 @@ def test_any_gguf_metadata(arch: str, changes: dict[str, Any]) -> None:
         **{f"{arch}.{key}": value for key, value in values.items()},
     }
     try:
-        config = build_gguf_config(metadata, {"token_embd.weight": (96, 32)}, None, "file.gguf")
+        config = build_gguf_config(metadata, {"token_embd.weight": (96, 32)}, {}, "file.gguf")
     except PellucidError as error:
         assert "file.gguf" in str(error) and len(str(error)) < 400
     else:

@@ -36,7 +36,10 @@ def config(
     }
     metadata = {f"{arch}.{key}": value for key, value in values.items() if value is not None}
     return build_gguf_config(
-        {"general.architecture": arch, **(general or {}), **metadata}, shapes, freqs, "file.gguf"
+        {"general.architecture": arch, **(general or {}), **metadata},
+        shapes,
+        {} if freqs is None else {"rope_freqs.weight": freqs},
+        "file.gguf",
     )
 
 
@@ -221,7 +224,7 @@ def test_keys_that_cannot_change_the_forward_pass_are_not_looked_at() -> None:
         (
             "falcon",
             {},
-            "architecture is 'falcon'; known ones are: gpt2, llama, qwen2, qwen3, gemma2, gemma3",
+            "architecture is 'falcon'; known ones are: gpt2, llama, qwen2, qwen3, gemma2, gemma3, phi3",
         ),
     ],
 )
@@ -276,4 +279,4 @@ def test_impossible_layer_patterns_are_refused(pattern: object) -> None:
 
 def test_a_file_without_an_architecture_is_refused() -> None:
     with pytest.raises(FormatError, match=r"general\.architecture is missing"):
-        build_gguf_config({}, SHAPES, None, "file.gguf")
+        build_gguf_config({}, SHAPES, {}, "file.gguf")

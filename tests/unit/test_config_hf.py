@@ -2,6 +2,7 @@
 transformers is tested in tests/models.
 """
 
+import math
 from typing import Any
 
 import pytest
@@ -99,19 +100,22 @@ def test_gemma3_turns_windowed_layers_by_a_base_of_their_own() -> None:
 
 
 def test_dynamic_ntk_leaves_frequencies_alone_within_the_context() -> None:
-    found = config("llama", rope_scaling={"type": "dynamic", "factor": 2.0}).rope
-    assert found is not None and found.scaling == "none"
+    """Whatever it says of an original context: transformers does not read that for `dynamic`."""
+    rope = {"type": "dynamic", "factor": 2.0}
+    for fields in (rope, {**rope, "original_max_position_embeddings": 16}):
+        found = config("llama", rope_scaling=fields).rope
+        assert found is not None and found.scaling == "none"
 
 
-def test_dynamic_ntk_with_an_original_context_is_evaluated_at_the_full_one() -> None:
-    """theta · (factor · length / original - (factor - 1))^(d/(d-2)) with factor 2 and 64 / 16
-    tokens.
-    """
-    found = config(
-        "llama",
-        rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16},
-    ).rope
-    assert found is not None and (found.scaling, found.factor) == ("ntk", 2.0 * 4 - 1)
+def test_longrope_serves_the_context_of_its_short_factors() -> None:
+    factors = {"short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [9.0] * 4}
+    rope = {"type": "longrope", **factors, "original_max_position_embeddings": 16}
+    found = config("phi3", rope_scaling=rope)
+    assert found.max_position_embeddings == 16
+    assert found.rope is not None and found.rope.freq_factors == (1.0, 2.0, 3.0, 4.0)
+    # 64 / 16 tokens
+    expected = math.sqrt(1 + math.log(4) / math.log(16))
+    assert found.rope.attention_factor == pytest.approx(expected)
 
 
 def test_rope_parameters_of_transformers_5_mean_what_the_old_fields_meant() -> None:
@@ -137,9 +141,10 @@ def test_mixtures_of_experts_are_called_that(model_type: str) -> None:
 def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(
         UnsupportedError,
-        match=r"model_type is 'phi3'; known ones are: gpt2, llama, mistral, qwen2, qwen3, gemma2, gemma3",
+        match=r"model_type is 'rwkv'; known ones are: gpt2, llama, mistral, qwen2, qwen3, gemma2, "
+        "gemma3_text, phi3",
     ):
-        config("phi3")
+        config("rwkv")
 
 
 @pytest.mark.parametrize(
@@ -147,15 +152,11 @@ def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None
     [
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; known ones are: silu"),
         (
-            {"rope_scaling": {"type": "longrope", "factor": 2.0}},
-            "rope_type is 'longrope'; known ones are: default, linear",
+            {"rope_scaling": {"type": "proportional", "factor": 2.0}},
+            "rope_type is 'proportional'; known ones are: default, linear",
         ),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1]}}, "rope_type is 'mrope'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale is set"),
-        (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
-            "truncate is false",
-        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale": 0.7}}, "mscale is set"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},

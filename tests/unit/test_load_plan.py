@@ -51,7 +51,8 @@ def graph_of(family: str) -> str:
 
 
 # how many parameters of a layer lie in a tensor that holds another one already
-SHARED = {"gpt2-hf": 4, "gpt2-gguf": 4}  # q, k and v are one, weight and bias
+# GPT-2: q, k and v are one; Phi-3: gate and up too; weights and biases
+SHARED = {"gpt2-hf": 4, "gpt2-gguf": 4, "phi3-hf": 6, "phi3-gguf": 6}
 
 
 @pytest.mark.parametrize("name", SOURCES)

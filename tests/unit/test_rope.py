@@ -25,13 +25,6 @@ def test_linear_slows_every_pair_by_the_factor() -> None:
     assert inv_freq(scaling="linear", factor=4.0) == pytest.approx([0.25, 0.025, 0.0025, 0.00025])
 
 
-def test_ntk_leaves_the_first_pair_and_slows_the_last_by_the_factor() -> None:
-    found = inv_freq(scaling="ntk", factor=8.0)
-    assert found[0] == 1.0
-    assert found[-1] == pytest.approx(0.001 / 8)
-    assert found[1] == pytest.approx(0.1 / 8 ** (1 / 3))
-
-
 def test_factors_divide_each_pair_by_its_own() -> None:
     assert inv_freq(scaling="factors", freq_factors=(1.0, 2.0, 4.0, 8.0)) == pytest.approx(
         [1.0, 0.05, 0.0025, 0.000125]
@@ -95,8 +88,7 @@ def test_yarn_with_a_ramp_of_no_width_is_a_step() -> None:
         ({"theta": float("nan")}, "theta is nan"),
         ({"theta": float("inf")}, "theta is inf"),
         ({"factor": 0.0}, "factor is 0.0"),
-        ({"factor": 1e300, "scaling": "ntk"}, "factor is 1e"),
-        ({"rotary_dim": 2, "scaling": "ntk"}, "rotary_dim is 2"),
+        ({"factor": 1e300, "scaling": "linear"}, "factor is 1e"),
         ({"scaling": "yarn"}, "needs original_max_position_embeddings"),
         (
             {"scaling": "yarn", "original_max_position_embeddings": 8, "beta_slow": -1.0},

@@ -12,7 +12,7 @@ down. The methods differ in which turns they slow:
              (Peng et al., arXiv:2309.00071)
     llama3   short wavelengths stay; long ones are slowed by `factor`, with a smooth passage between
              (Llama 3.1)
-    factors  each pair by a factor of its own, from the file
+    factors  each pair by a factor of its own, from the file (LongRoPE: arXiv:2402.13753)
 
 The result is fixed: it never depends on the length of a sequence, so that cached keys stay valid.
 """
@@ -30,8 +30,7 @@ def build_rope_table(config: RopeConfig) -> RopeTable:
     sin.
     """
     d, factor = config.rotary_dim, config.factor
-    theta = config.theta * factor ** (d / (d - 2)) if config.scaling == "ntk" else config.theta
-    inv_freq = [theta ** (-2 * i / d) for i in range(d // 2)]
+    inv_freq = [config.theta ** (-2 * i / d) for i in range(d // 2)]
     if config.scaling == "linear":
         inv_freq = [f / factor for f in inv_freq]
     elif config.scaling == "factors":
@@ -44,12 +43,10 @@ def build_rope_table(config: RopeConfig) -> RopeTable:
             _blend(f / factor, f, 1.0 - _clamp((i - low) / (high - low)))
             for i, f in enumerate(inv_freq)
         ]
-        scale = (
-            config.attention_factor
-            if config.attention_factor is not None
-            else 0.1 * math.log(max(factor, 1.0)) + 1.0
-        )
-        return RopeTable(tuple(inv_freq), scale)
+    if config.scaling in ("yarn", "factors") and config.attention_factor is not None:
+        return RopeTable(tuple(inv_freq), config.attention_factor)
+    if config.scaling == "yarn":
+        return RopeTable(tuple(inv_freq), 0.1 * math.log(max(factor, 1.0)) + 1.0)
     return RopeTable(tuple(inv_freq))
 
 
@@ -71,8 +68,10 @@ def _yarn_range(config: RopeConfig) -> tuple[float, float]:
         wavelength = config.original_max_position_embeddings / (times * 2 * math.pi)
         return config.rotary_dim * math.log(wavelength) / (2 * math.log(config.theta))
 
-    low = max(math.floor(pair_that_turns(config.beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(config.beta_slow)), config.rotary_dim - 1)
+    low, high = pair_that_turns(config.beta_fast), pair_that_turns(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.rotary_dim - 1)
     return low, high if high != low else high + 0.001  # a ramp of no width becomes a step
 
 

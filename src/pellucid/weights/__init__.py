@@ -1,4 +1,4 @@
-"""Bytes on disk ↔ parameters: GGUF and safetensors files, the families that they hold, and the folds
+"""Bytes on disk ↔ parameters: GGUF and safetensors files, the model families in them, and the folds
 that mend weights at load.
 
 The models' declaration leads. A checkpoint is opened by reading its config, asking the graph which

@@ -77,18 +77,24 @@ class Fields:
         value = self.value(name)
         if value is None:
             return None
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) < 1e300
-            and math.isfinite(value)
-        ):
+        if isinstance(value, int | float) and _is_finite(value):
             return float(value)
         raise self.error(name, f"{_show(value)}; it must be a finite number")
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self.optional_number(name)
         return value if value is not None else self._default(name, default)
+
+    def numbers(self, name: str, limit: int) -> list[float]:
+        """A list of finite numbers, at most `limit` of them."""
+        value = self.value(name)
+        if isinstance(value, list) and len(value) <= limit:
+            if all(_is_finite(v) for v in value):
+                return [float(v) for v in value]
+            raise self.error(name, "a list with other things than finite numbers in it")
+        if value is None:
+            raise self.error(name, "missing")
+        raise self.error(name, f"{_show(value)}; it must be a list of at most {limit} numbers")
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.value(name)
@@ -139,6 +145,15 @@ class Fields:
         if default is None:
             raise self.error(name, "missing")
         return default
+
+
+def _is_finite(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < 1e300
+        and math.isfinite(value)
+    )
 
 
 def _show(value: object) -> str:

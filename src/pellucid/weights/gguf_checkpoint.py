@@ -12,14 +12,14 @@ from ..config import MAX_HEAD_DIM, ModelConfig
 from ..errors import FormatError
 from ..formats import dequantize
 from ..formats.tensor import HostTensor, TensorSpec
-from .families.gguf import ROPE_FREQS
+from .families.gguf import ROPE_FACTORS
 from .gguf import GGUFFile
 from .gguf_config import build_gguf_config, gguf_reader
 from .plan import Plan, build_plan, read_plan
 
 __all__ = ["GGUFCheckpoint"]
 
-MAX_ROPE_FREQS = MAX_HEAD_DIM // 2
+MAX_ROPE_FACTORS = MAX_HEAD_DIM // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,10 @@ class GGUFCheckpoint:
         try:
             specs = {name: TensorSpec(i.format, i.shape) for name, i in gguf.tensors.items()}
             shapes = {name: spec.shape for name, spec in specs.items()}
-            config = build_gguf_config(gguf.metadata, shapes, _rope_freqs(gguf), str(path))
-            specs.pop(ROPE_FREQS, None)  # it is part of the config now
+            factors = _rope_factors(gguf)
+            config = build_gguf_config(gguf.metadata, shapes, factors, str(path))
+            for name in factors:
+                del specs[name]  # it is part of the config now
             source = gguf_reader(gguf.metadata, str(path)).source
             return cls(path, gguf, config, build_plan(config, source, specs, str(path)))
         except BaseException:
@@ -81,14 +83,17 @@ class GGUFCheckpoint:
         self.close()
 
 
-def _rope_freqs(gguf: GGUFFile) -> list[float] | None:
-    """The rotary factors of the file, where it has them."""
-    if ROPE_FREQS not in gguf.tensors:
-        return None
-    shape = gguf.tensors[ROPE_FREQS].shape
-    if len(shape) != 1 or shape[0] > MAX_ROPE_FREQS:
-        raise FormatError(
-            f"{gguf.path}: tensor {ROPE_FREQS!r} has shape {list(shape)}; it must be one row of "
-            f"at most {MAX_ROPE_FREQS}"
-        )
-    return [float(f) for f in dequantize(gguf.tensor(ROPE_FREQS))]
+def _rope_factors(gguf: GGUFFile) -> dict[str, list[float]]:
+    """The tensors of rotary factors that the file has, by name."""
+    found = {}
+    for name in ROPE_FACTORS:
+        if name not in gguf.tensors:
+            continue
+        shape = gguf.tensors[name].shape
+        if len(shape) != 1 or shape[0] > MAX_ROPE_FACTORS:
+            raise FormatError(
+                f"{gguf.path}: tensor {name!r} has shape {list(shape)}; it must be one row of at "
+                f"most {MAX_ROPE_FACTORS}"
+            )
+        found[name] = [float(f) for f in dequantize(gguf.tensor(name))]
+    return found

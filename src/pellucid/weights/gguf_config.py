@@ -34,11 +34,11 @@ def gguf_reader(metadata: Mapping[str, object], where: str) -> GGUFReader:
 def build_gguf_config(
     metadata: Mapping[str, object],
     shapes: Mapping[str, tuple[int, ...]],
-    rope_freqs: Sequence[float] | None,
+    rope_factors: Mapping[str, Sequence[float]],
     where: str,
 ) -> ModelConfig:
     """The config of a GGUF file, from its metadata, the shapes of its tensors by name, and its
-    rotary factors if it has them.
+    tensors of rotary factors, by name.
     """
     reader = gguf_reader(metadata, where)
     fields = Fields(where, metadata, f"{reader.architecture}.")
@@ -48,13 +48,13 @@ def build_gguf_config(
             "a mixture of experts; only dense models run"
         )
     with config_from_file(where):
-        config = reader.config(GGUFHeader(fields, shapes, rope_freqs))
+        config = reader.config(GGUFHeader(fields, shapes, rope_factors))
     _check_unread(fields)
     return config
 
 
 def _check_unread(fields: Fields) -> None:
-    """Refuse a key that may change the forward pass and was not read, unless its value says "no"."""
+    """Refuse a key that may change the forward pass and was not read, unless its value is "no"."""
     for name in fields.unread():
         if name in _HARMLESS or not (name.startswith(_TELLING) or name.endswith(_TELLING_ENDS)):
             continue

@@ -1,56 +1,66 @@
-"""The rotary fields of Hugging Face's `config.json` -> `RopeConfig`.
+"""The rotary fields of Hugging Face's `config.json` -> `RopeConfig`, as transformers 5 reads them.
 
-One idea: the set of fields is small and closed, so all are read and an unknown one is refused. Both
-spellings are: `rope_theta` beside `rope_scaling`, and transformers 5's `rope_parameters`, which
-holds both, by layer type in Gemma 3.
+The set of fields is small and closed, so all are read and an unknown one is refused. Both spellings
+are: `rope_theta` beside `rope_scaling`, and transformers 5's `rope_parameters`, which holds both,
+by layer type in Gemma 3.
 
-`dynamic` (NTK) in transformers raises the base as a sequence outgrows `max_position_embeddings`, to
-theta · (factor · length / max - (factor - 1))^(d/(d-2)), while keys cached before stay turned by
-the older base; within the context it leaves the base alone. Here frequencies are fixed, so that
-formula is evaluated once, for the longest context that is served, `max_position_embeddings`, over
-the one trained on, `original_max_position_embeddings`. Where a file gives only the former, the two
-are one: frequencies are left alone, as in transformers for every sequence that fits, and longer
-ones are not served. `longrope` and others are refused.
+Two methods of transformers depend on the length of a sequence, while frequencies are fixed here:
+
+    dynamic   raises the base as a sequence outgrows `max_position_embeddings`. Sequences that fit,
+              the only ones that are served, keep the plain frequencies.
+    longrope  has factors for sequences up to `original_max_position_embeddings` tokens and others
+              for longer ones. The former are used, and longer sequences are not served.
 """
+
+import logging
+import math
+from collections.abc import Sequence
 
 from ..config import RopeConfig
 from ..errors import UnsupportedError
 from .fields import Fields
 
-__all__ = ["build_local_rope", "build_rope"]
+__all__ = ["build_local_rope", "build_rope", "served_context", "warn_of_short_context"]
+
+_log = logging.getLogger(__name__)
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+MAX_FACTORS = 1 << 15
 
 
 def build_rope(
-    fields: Fields, head_dim: int, *, layer_type: str | None = None, theta: float = 10_000.0
+    fields: Fields,
+    head_dim: int,
+    *,
+    layer_type: str | None = None,
+    theta: float = 10_000.0,
+    kinds: Sequence[str] = KINDS,
+    partial: bool = False,
 ) -> RopeConfig:
     """The rotary embedding of a model, or of its layers of `layer_type`. `theta` is the family's
-    default.
+    default, `kinds` are the methods that transformers knows for it, and `partial` says that its
+    model can turn a part of each head.
     """
     theta = fields.number("rope_theta", theta)
     rope = _scaling(fields, layer_type)
-    for scope in (fields, rope or fields):
-        if scope.number("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedError(
-                f"{scope.where}: partial_rotary_factor is "
-                f"{scope.number('partial_rotary_factor')}; only 1 is supported"
-            )
+    share = _rotary_share(fields, rope, partial)
+    rotary_dim = head_dim if share == 1.0 else int(head_dim * share)
     if rope is None:
-        return RopeConfig(theta=theta, rotary_dim=head_dim)
-    theta = rope.number("rope_theta", theta)
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    length = fields.integer("max_position_embeddings")
-    original = fields.integer(
-        "original_max_position_embeddings", rope.integer("original_max_position_embeddings", length)
-    )
-    if original < 1:
-        raise rope.error("original_max_position_embeddings", f"{original}; it must be at least 1")
-    config = _build(rope, kind, theta, head_dim, length, original)
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    kind = rope_type(rope)
+    if layer_type is not None:
+        kinds = [k for k in kinds if k != "longrope"]  # the context is not one of a layer type
+    if kind not in kinds:
+        raise UnsupportedError(
+            f"{rope.where}: rope_type is {kind!r}; known ones are: {', '.join(kinds)}"
+        )
+    config = _build(fields, rope, kind, rope.number("rope_theta", theta), rotary_dim, layer_type)
     unknown = [
         name
         for name in rope.unread()
-        if name not in ("rope_type", "type", "factor") and rope.value(name) is not None
+        if name not in ("rope_type", "type", "factor", "original_max_position_embeddings")
+        and rope.value(name) is not None
     ]
     if unknown:
         raise UnsupportedError(
@@ -65,7 +75,7 @@ def build_local_rope(fields: Fields, head_dim: int) -> RopeConfig:
     new = fields.section("rope_parameters")
     local = new.section("sliding_attention") if new is not None else None
     if local is not None:
-        kind = local.text("rope_type", local.text("type", "default"))
+        kind = rope_type(local)
         if kind != "default":
             raise UnsupportedError(
                 f"{local.where}: rope_type is {kind!r}; only 'default' is supported for windowed "
@@ -73,6 +83,34 @@ def build_local_rope(fields: Fields, head_dim: int) -> RopeConfig:
             )
         theta = local.number("rope_theta", theta)
     return RopeConfig(theta=theta, rotary_dim=head_dim)
+
+
+def served_context(fields: Fields) -> int:
+    """The longest sequence that the model is served with: `max_position_embeddings`, but for
+    longrope, see above.
+    """
+    length = fields.integer("max_position_embeddings")
+    rope = _scaling(fields, None)
+    if rope is None or rope_type(rope) != "longrope":
+        return length
+    return warn_of_short_context(fields.where, length, _original(fields, rope, length))
+
+
+def warn_of_short_context(where: str, length: int, original: int) -> int:
+    """The context of a longrope model, with one logged sentence if it is not the whole."""
+    if original < length:
+        _log.warning(
+            "%s: sequences of up to %d of %d tokens are served: longrope's factors for longer ones "
+            "change all positions, which keys in the cache cannot follow",
+            where,
+            original,
+            length,
+        )
+    return min(length, original)
+
+
+def rope_type(rope: Fields) -> str:
+    return rope.text("rope_type", rope.text("type", "default"))
 
 
 def _scaling(fields: Fields, layer_type: str | None) -> Fields | None:
@@ -92,47 +130,102 @@ def _scaling(fields: Fields, layer_type: str | None) -> Fields | None:
     return section
 
 
+def _rotary_share(fields: Fields, rope: Fields | None, partial: bool) -> float:
+    """`partial_rotary_factor`: what share of each head's dimensions turns."""
+    outer = fields.number("partial_rotary_factor", 1.0)
+    share = outer if rope is None else rope.number("partial_rotary_factor", outer)
+    if not partial and share != 1.0:
+        raise UnsupportedError(
+            f"{fields.where}: partial_rotary_factor is {share}; only 1 is supported for this family"
+        )
+    if not 0 < share <= 1:
+        raise fields.error("partial_rotary_factor", f"{share}; it must be above 0 and at most 1")
+    return share
+
+
+def _original(fields: Fields, rope: Fields, length: int) -> int:
+    """The context that the model was trained on: the field beside `rope_scaling` wins over the one
+    within.
+    """
+    name = "original_max_position_embeddings"
+    original = fields.integer(name, rope.integer(name, length))
+    if original < 1:
+        raise rope.error(name, f"{original}; it must be at least 1")
+    return original
+
+
 def _build(
-    rope: Fields, kind: str, theta: float, head_dim: int, length: int, original: int
+    fields: Fields, rope: Fields, kind: str, theta: float, rotary_dim: int, layer_type: str | None
 ) -> RopeConfig:
+    length = fields.integer("max_position_embeddings")
     if kind == "default":
-        return RopeConfig(theta=theta, rotary_dim=head_dim)
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim)
     if kind == "linear":
         return RopeConfig(
-            theta=theta, rotary_dim=head_dim, scaling="linear", factor=rope.number("factor")
+            theta=theta, rotary_dim=rotary_dim, scaling="linear", factor=rope.number("factor")
         )
     if kind == "dynamic":
-        stretch = rope.number("factor") * (length / original - 1.0) + 1.0
-        return RopeConfig(
-            theta=theta,
-            rotary_dim=head_dim,
-            scaling="ntk" if stretch > 1.0 else "none",
-            factor=max(stretch, 1.0),
-        )
+        rope.number("factor")
+        return RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    original = _original(fields, rope, length)
+    if kind == "longrope":
+        return _longrope(rope, theta, rotary_dim, length, original)
     if kind == "yarn":
-        if not rope.flag("truncate", True):
-            raise UnsupportedError(f"{rope.where}: truncate is false, which is not supported")
+        factor = rope.number("factor", length / original if rope.has("factor") else None)
         return RopeConfig(
             theta=theta,
-            rotary_dim=head_dim,
+            rotary_dim=rotary_dim,
             scaling="yarn",
-            factor=rope.number("factor", length / original),
+            factor=factor,
             original_max_position_embeddings=original,
-            beta_fast=rope.number("beta_fast", 32.0),
-            beta_slow=rope.number("beta_slow", 1.0),
-            attention_factor=rope.optional_number("attention_factor"),
+            beta_fast=rope.number("beta_fast", 32.0) or 32.0,
+            beta_slow=rope.number("beta_slow", 1.0) or 1.0,
+            # transformers does not look for it by layer type
+            truncate=layer_type is not None or rope.flag("truncate", True),
+            attention_factor=_yarn_attention_factor(rope, factor),
         )
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            rotary_dim=head_dim,
-            scaling="llama3",
-            factor=rope.number("factor"),
-            original_max_position_embeddings=original,
-            low_freq_factor=rope.number("low_freq_factor"),
-            high_freq_factor=rope.number("high_freq_factor"),
-        )
-    raise UnsupportedError(
-        f"{rope.where}: rope_type is {kind!r}; known ones are: default, linear, dynamic, yarn, "
-        "llama3"
+    return RopeConfig(
+        theta=theta,
+        rotary_dim=rotary_dim,
+        scaling="llama3",
+        factor=rope.number("factor"),
+        original_max_position_embeddings=original,
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+    )
+
+
+def _yarn_attention_factor(rope: Fields, factor: float) -> float | None:
+    """The scale of cos and sin, None for the usual one. DeepSeek's `mscale` and `mscale_all_dim`
+    count where both are given.
+    """
+    given = rope.optional_number("attention_factor")
+    mscale, all_dim = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+    if given is not None or not (mscale and all_dim):
+        return given
+    slope = 0.1 * math.log(max(factor, 1.0))
+    return (slope * mscale + 1.0) / (slope * all_dim + 1.0)
+
+
+def _longrope(
+    rope: Fields, theta: float, rotary_dim: int, length: int, original: int
+) -> RopeConfig:
+    short, long = (
+        rope.numbers("short_factor", MAX_FACTORS),
+        rope.numbers("long_factor", MAX_FACTORS),
+    )
+    if len(short) != len(long):
+        raise rope.error("long_factor", f"{len(long)} numbers; short_factor has {len(short)}")
+    factor, scale = (
+        rope.number("factor", length / original),
+        rope.optional_number("attention_factor"),
+    )
+    if scale is None:
+        scale = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return RopeConfig(
+        theta=theta,
+        rotary_dim=rotary_dim,
+        scaling="factors",
+        freq_factors=tuple(short),
+        attention_factor=scale,
     )

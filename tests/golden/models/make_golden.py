@@ -1,18 +1,19 @@
 """Makes the golden checkpoints of this folder: a tiny random model of every family, and the logits
 that transformers computes with it.
 
-    python tests/golden/models/make_golden.py
+    python tests/golden/models/make_golden.py [MODEL…]
 
 Each folder holds what `save_pretrained` writes (config.json and safetensors) and `expected.npz`:
 input_ids [T] and logits [T, V], float32. Weights are random but lively: norm weights away from 1,
 biases away from 0, attention away from uniform, so that a weight left out, swapped or folded
 wrongly shows in the logits. Sequences are longer than the sliding windows and than the contexts
-that RoPE is stretched from. `golden.json` names the versions that these files came from.
+that RoPE is stretched from. `golden.json` names the versions that each came from.
 """
 
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -131,6 +133,31 @@ FAMILIES: dict[str, tuple[transformers.PretrainedConfig, dict[str, Any]]] = {
         ),
         {"dtype": torch.bfloat16},
     ),
+    "phi3": (
+        Phi3Config(
+            **SIZES,
+            sliding_window=8,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": THETA,
+                "partial_rotary_factor": 0.5,
+            },
+        ),
+        {},
+    ),
+    "phi3-longrope": (
+        Phi3Config(
+            **SIZES,
+            original_max_position_embeddings=48,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": THETA,
+                "short_factor": [1.0, 1.5, 2.0, 4.0],
+                "long_factor": [1.0, 3.0, 9.0, 27.0],
+            },
+        ),
+        {},
+    ),
 }
 
 
@@ -168,8 +195,18 @@ def compute_logits(model: transformers.PreTrainedModel, input_ids: np.ndarray) -
 
 
 def main() -> None:
+    """Make all models, or those that the command line names."""
     here = Path(__file__).parent
+    file = here / "golden.json"
+    stamps = json.loads(file.read_text())
+    stamp = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+    }
     for seed, (name, (config, how)) in enumerate(FAMILIES.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         folder = here / name
         shutil.rmtree(folder, ignore_errors=True)
         dtype = how.get("dtype", torch.float32)
@@ -187,12 +224,8 @@ def main() -> None:
             f"{name:20} {sum(p.numel() for p in model.parameters()):7} parameters, largest logit "
             f"{np.abs(logits).max():.2f}"
         )
-    stamp = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-    }
-    (here / "golden.json").write_text(json.dumps(stamp, indent=2) + "\n")
+        stamps[name] = stamp
+    file.write_text(json.dumps(stamps, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from .family import Family, GGUFHeader, GGUFReader, HFReader, SourceOf
 from .gemma import GEMMA2, GEMMA3
 from .gpt2 import GPT2
 from .llama import LLAMA, MISTRAL
+from .phi3 import PHI3
 from .qwen import QWEN2, QWEN3
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "find_hf_reader",
 ]
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3)
 
 
 def find_hf_reader(model_type: str, where: str) -> HFReader:

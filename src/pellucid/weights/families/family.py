@@ -24,7 +24,8 @@ class GGUFHeader:
 
     fields: Fields  # the keys that begin with the architecture's name
     shapes: Mapping[str, tuple[int, ...]]  # of its tensors, by name
-    rope_freqs: Sequence[float] | None  # what each inverse frequency is divided by, if it says so
+    # by what tensors of rotary factors are called: what each inverse frequency is divided by
+    rope_factors: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)

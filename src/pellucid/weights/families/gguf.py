@@ -13,12 +13,15 @@ from typing import TypedDict
 from ...config import MAX_LAYERS, ModelConfig, RopeConfig
 from ...errors import FormatError, UnsupportedError
 from ...models.params import Param, split_name
+from ..hf_rope import warn_of_short_context
 from ..plan import ParamSource
 from .family import GGUFHeader
 
 __all__ = [
     "GGUF_NAMES",
+    "ROPE_FACTORS",
     "ROPE_FREQS",
+    "ROPE_SHORT",
     "GGUFCommon",
     "common_keys",
     "gguf_name",
@@ -26,7 +29,11 @@ __all__ = [
     "rope_keys",
 ]
 
-ROPE_FREQS = "rope_freqs.weight"  # [rotary_dim / 2]: what each inverse frequency is divided by
+# Tensors [rotary_dim / 2]: what each inverse frequency is divided by. Longrope has factors for
+# sequences up to the context that the model was trained on, and others for longer ones.
+ROPE_FREQS = "rope_freqs.weight"
+ROPE_SHORT = "rope_factors_short.weight"
+ROPE_FACTORS = (ROPE_FREQS, ROPE_SHORT, "rope_factors_long.weight")
 
 # module of a canonical name -> the same in the file; {} is the layer
 GGUF_NAMES: Mapping[str, str] = MappingProxyType(
@@ -109,13 +116,22 @@ def common_keys(header: GGUFHeader, norm_eps: str = "layer_norm_rms_epsilon") ->
         "num_heads": num_heads,
         "num_kv_heads": fields.integer("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        "max_position_embeddings": fields.integer("context_length"),
+        "max_position_embeddings": _served_context(header),
         "norm_eps": fields.number(f"attention.{norm_eps}"),
         "qkv_bias": "blk.0.attn_q.bias" in shapes or "blk.0.attn_qkv.bias" in shapes,
         "o_bias": "blk.0.attn_output.bias" in shapes,
         "mlp_bias": "blk.0.ffn_down.bias" in shapes,
         "tie_word_embeddings": "output.weight" not in shapes,
     }
+
+
+def _served_context(header: GGUFHeader) -> int:
+    """The longest sequence that the model is served with: all, but for longrope (`hf_rope.py`)."""
+    length = header.fields.integer("context_length")
+    if ROPE_SHORT not in header.rope_factors:
+        return length
+    original = header.fields.integer("rope.scaling.original_context_length", length)
+    return warn_of_short_context(header.fields.where, length, original)
 
 
 def rope_keys(header: GGUFHeader, head_dim: int) -> RopeConfig:
@@ -132,15 +148,20 @@ def rope_keys(header: GGUFHeader, head_dim: int) -> RopeConfig:
     original = fields.integer(
         "rope.scaling.original_context_length", fields.integer("context_length")
     )
-    if header.rope_freqs is not None:
-        if scaling != "none":
+    for name in (ROPE_FREQS, ROPE_SHORT):
+        if name not in header.rope_factors:
+            continue
+        if scaling not in ("none", "longrope"):
             raise UnsupportedError(
-                f"{fields.where}: rope.scaling.type {scaling!r} together with {ROPE_FREQS} is not "
+                f"{fields.where}: rope.scaling.type {scaling!r} together with {name} is not "
                 "supported"
             )
-        factors = tuple(header.rope_freqs)
         return RopeConfig(
-            theta=theta, rotary_dim=rotary_dim, scaling="factors", freq_factors=factors
+            theta=theta,
+            rotary_dim=rotary_dim,
+            scaling="factors",
+            freq_factors=tuple(header.rope_factors[name]),
+            attention_factor=fields.optional_number("rope.scaling.attn_factor"),
         )
     if scaling == "none":
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)

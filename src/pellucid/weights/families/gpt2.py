@@ -1,4 +1,4 @@
-"""GPT-2: fused q, k and v; in Hugging Face's files also linear layers stored as Conv1D, [in, out]."""
+"""GPT-2: q, k and v are one matrix, and Hugging Face's files hold linear layers as [in, out]."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

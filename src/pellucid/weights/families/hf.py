@@ -13,6 +13,7 @@ from ...config import MAX_LAYERS, Activation, ModelConfig
 from ...errors import FormatError, UnsupportedError
 from ...models.params import Param, split_name
 from ..fields import Fields
+from ..hf_rope import served_context
 from ..plan import ParamSource
 
 __all__ = [
@@ -105,7 +106,7 @@ def common_fields(
         "head_dim": fields.optional_integer("head_dim")
         or head_dim
         or size_of_heads(fields, hidden_size, num_heads),
-        "max_position_embeddings": fields.integer("max_position_embeddings"),
+        "max_position_embeddings": served_context(fields),
         "norm_eps": fields.number("rms_norm_eps", norm_eps),
     }
 
