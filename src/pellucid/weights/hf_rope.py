@@ -48,7 +48,7 @@ def build_rope(
     rotary_dim = head_dim if share == 1.0 else int(head_dim * share)
     if rope is None:
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
-    kind = rope_type(rope)
+    kind = _rope_type(rope)
     if layer_type is not None:
         kinds = [k for k in kinds if k != "longrope"]  # the context is not one of a layer type
     if kind not in kinds:
@@ -75,7 +75,7 @@ def build_local_rope(fields: Fields, head_dim: int) -> RopeConfig:
     new = fields.section("rope_parameters")
     local = new.section("sliding_attention") if new is not None else None
     if local is not None:
-        kind = rope_type(local)
+        kind = _rope_type(local)
         if kind != "default":
             raise UnsupportedError(
                 f"{local.where}: rope_type is {kind!r}; only 'default' is supported for windowed "
@@ -91,7 +91,7 @@ def served_context(fields: Fields) -> int:
     """
     length = fields.integer("max_position_embeddings")
     rope = _scaling(fields, None)
-    if rope is None or rope_type(rope) != "longrope":
+    if rope is None or _rope_type(rope) != "longrope":
         return length
     return warn_of_short_context(fields.where, length, _original(fields, rope, length))
 
@@ -109,7 +109,7 @@ def warn_of_short_context(where: str, length: int, original: int) -> int:
     return min(length, original)
 
 
-def rope_type(rope: Fields) -> str:
+def _rope_type(rope: Fields) -> str:
     return rope.text("rope_type", rope.text("type", "default"))
 
 
