@@ -76,9 +76,7 @@ class Ours:
             weights = {
                 name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()
             }
-            self._weight_bytes = sum(
-                backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters()
-            )
+            self._weight_bytes = sum(map(backend.weight_bytes, checkpoint.specs().values()))
         self.num_blocks = -(-longest // BLOCK_SIZE) + max(SEQUENCES)
         specs = build_kv_specs(self.config, *choose_kv_dtypes("auto", backend.kv_dtypes))
         layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)

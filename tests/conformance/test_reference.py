@@ -25,7 +25,7 @@ def test_a_weight_is_decoded_once_into_memory_of_its_own_that_cannot_be_written(
     weight = backend.load_weight(host)
     assert weight.dtype == np.float32 and weight.flags.c_contiguous and weight.shape == (6, 512)
     assert np.array_equal(weight, dequantize(host)) and not np.may_share_memory(weight, host.data)
-    assert weight.nbytes == backend.weight_bytes(host)
+    assert weight.nbytes == backend.weight_bytes(host.spec)
     with pytest.raises(ValueError, match="read-only"):
         weight[0, 0] = 1.0
 

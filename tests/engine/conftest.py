@@ -38,6 +38,7 @@ def write_tiny(
     windows: Sequence[int] = (),
     head_dim: int = HIDDEN // HEADS,
     ends: bool = True,
+    ffn: int = FFN,
 ) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
 
@@ -74,15 +75,15 @@ def write_tiny(
             f"blk.{i}.attn_k.weight": random(KV_HEADS * d, HIDDEN),
             f"blk.{i}.attn_v.weight": random(KV_HEADS * d, HIDDEN),
             f"blk.{i}.attn_output.weight": random(HIDDEN, HEADS * d),
-            f"blk.{i}.ffn_gate.weight": random(FFN, HIDDEN),
-            f"blk.{i}.ffn_up.weight": random(FFN, HIDDEN),
-            f"blk.{i}.ffn_down.weight": random(HIDDEN, FFN),
+            f"blk.{i}.ffn_gate.weight": random(ffn, HIDDEN),
+            f"blk.{i}.ffn_up.weight": random(ffn, HIDDEN),
+            f"blk.{i}.ffn_down.weight": random(HIDDEN, ffn),
         }
     shape: dict[str, object] = {
         "context_length": context,
         "embedding_length": HIDDEN,
         "block_count": len(windows) or LAYERS,
-        "feed_forward_length": FFN,
+        "feed_forward_length": ffn,
         "attention.head_count": HEADS,
         "attention.head_count_kv": KV_HEADS,
         "attention.key_length": d,

@@ -38,7 +38,7 @@ def test_auto_computes_again_and_says_so_once(
 def test_swap_is_had_or_refused_at_loading(
     tiny_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CapacityError, match="swap_space is 100 bytes; one block takes"):
+    with pytest.raises(CapacityError, match="swap_space is 100 B; one block takes"):
         LLM(tiny_path, preemption="swap", swap_space=100 / (1 << 30))
     monkeypatch.setattr(os, "posix_fallocate", _full_disk)
     with pytest.raises(CapacityError, match="cannot be had"):

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 import pellucid
 from pellucid.cli.main import main
-from pellucid.cli.terminal import format_bytes, harmless, one_line
+from pellucid.cli.terminal import harmless, one_line
+from pellucid.units import format_bytes
 from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 COMMAND = [sys.executable, "-c", "from pellucid.cli.main import main; main(prog_name='pellucid')"]

@@ -22,10 +22,13 @@ class HostLogits:
         return len(self._array)
 
     def to_host(self, rows: Sequence[int] | None = None) -> NDArray[np.float32]:
-        # all rows are the array itself: the vocabulary is wide, and a copy would be felt
-        if rows is None or list(rows) == list(range(len(self._array))):
+        if rows is None:
             return self._array
-        return self._array[np.asarray(rows, np.intp)]
+        # rows that lie one after another are seen in place: the vocabulary is wide
+        first, count = (rows[0] if rows else 0), len(rows)
+        if list(rows) == list(range(first, first + count)):
+            return self._array[first : first + count]
+        return self._array[list(rows)]
 
     def sample(
         self, rows: Sequence[int], sampling: Sequence[SamplingRow]

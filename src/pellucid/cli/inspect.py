@@ -19,9 +19,10 @@ import click
 
 from ..config import ModelConfig
 from ..errors import ConfigError, PellucidError
+from ..units import format_bytes
 from ..weights import hub
 from .options import debug_option, json_option
-from .terminal import format_bytes, one_line, print_table
+from .terminal import one_line, print_table
 
 __all__ = ["inspect"]
 

@@ -6,11 +6,12 @@ import json
 
 import click
 
+from ..units import format_bytes
 from ..weights import hub
 from ..weights.catalogue import CATALOGUE, DEFAULT_MODEL
 from ..weights.wheels import is_here
 from .options import debug_option, json_option
-from .terminal import format_bytes, print_table
+from .terminal import print_table
 
 __all__ = ["models", "pull"]
 

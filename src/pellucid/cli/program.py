@@ -24,8 +24,9 @@ from ..measure.machine import Ceilings, measure_ceilings
 from ..models.registry import get_graph
 from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
+from ..units import format_bytes
 from ..weights.checkpoint import open_checkpoint
-from .terminal import format_bytes, print_table
+from .terminal import print_table
 
 __all__ = ["Listing", "build_listing", "print_listing", "report_listing"]
 
@@ -66,7 +67,7 @@ def build_listing(path: Path, num_tokens: int) -> Listing:
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
         weights = {name: backend.load_weight(tensor) for name, tensor in checkpoint.parameters()}
-        weight_bytes = sum(backend.weight_bytes(tensor) for _, tensor in checkpoint.parameters())
+        weight_bytes = sum(map(backend.weight_bytes, checkpoint.specs().values()))
     specs = build_kv_specs(config, *choose_kv_dtypes("auto", backend.kv_dtypes))
     layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
     storage = KVStorage(backend, layout, 1)  # nothing is written to it

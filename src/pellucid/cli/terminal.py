@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-__all__ = ["StreamPrinter", "format_bytes", "harmless", "one_line", "print_table"]
+__all__ = ["StreamPrinter", "harmless", "one_line", "print_table"]
 
 # All of C0 but tab and newline, DEL, and C1: ESC begins a sequence in the first, U+009B does so in
 # the last.
@@ -55,14 +55,6 @@ class StreamPrinter:
         """End the line, if it is not ended."""
         if self._last != "\n":
             click.echo()
-
-
-def format_bytes(num_bytes: float) -> str:
-    """As discs and downloads count: 98362432 -> "98.4 MB"."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.{1 if num_bytes < 100 * scale else 0}f} {unit}"
-    return f"{num_bytes:.0f} B"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

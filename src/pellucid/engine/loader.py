@@ -5,7 +5,6 @@ One idea: everything that can be refused is refused before the weights are loade
 arithmetic. Sizes are in bytes.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,21 +20,22 @@ from ..kv.storage import KVStorage
 from ..kv_spec import build_kv_specs
 from ..models.registry import get_graph
 from ..ops.kv_dtypes import choose_kv_dtypes
-from ..ops.protocol import Backend, Tensor
+from ..ops.protocol import Backend, KVLayer, Tensor
 from ..request import SamplingParams
 from ..scheduler import Scheduler
 from ..tokenizer import Tokenizer, load_tokenizer
+from ..units import format_bytes
 from ..weights.checkpoint import Checkpoint, open_checkpoint
 from ..weights.fields import config_from_file
 from ..weights.generation_config import read_generation_config
 from ..weights.hub import resolve_model
 from .core import EngineCore
+from .memory import check_fits, engine_bytes, plan_kv_cache
 from .model_runner import ModelRunner
 
-__all__ = ["Engine", "OpenModel", "build_engine", "load_engine", "open_model", "plan_kv_cache"]
+__all__ = ["Engine", "OpenModel", "build_engine", "load_engine", "open_model"]
 
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,7 @@ class OpenModel:
         self.model_config = checkpoint.config
         self.tokenizer = tokenizer
         self._checkpoint = checkpoint
+        self._specs = checkpoint.specs()
         self._recommended = read_generation_config(checkpoint.tokenizer_source)
         with config_from_file(str(path)):
             SamplingParams(**self._recommended)  # type: ignore[arg-type]
@@ -121,6 +122,18 @@ class OpenModel:
         specs = build_kv_specs(self.model_config, *dtypes)
         return build_layout(specs, [backend.kv_token_bytes(s) for s in specs], config.block_size)
 
+    def _step_bytes(
+        self, backend: Backend, config: EngineConfig, layout: KVLayout
+    ) -> dict[str, int]:
+        """What the largest step takes, from declarations alone."""
+        graph, model = get_graph(self.model_config.graph), self.model_config
+        layers = [KVLayer(spec) for spec in layout.specs]
+        return backend.step_bytes(
+            lambda ops, batch: graph.forward(ops, model, self._specs, batch, layers),
+            config.max_num_batched_tokens,
+            config.max_num_batched_tokens,
+        )
+
     def build_engine(self, config: EngineConfig) -> Engine:
         """An engine of its own, with its own cache. What cannot be had is refused before weights
         are loaded.
@@ -128,22 +141,24 @@ class OpenModel:
         backend = _backend(config)
         layout = self._layout(backend, config)
         key = _WeightsKey(backend.name, backend.device, rank=0)
-        weight_bytes = 0  # of weights that are not in memory yet
-        if key not in self._weights:
-            weight_bytes = sum(backend.weight_bytes(t) for _, t in self._checkpoint.parameters())
         max_num_seqs = _or(config.max_num_seqs, backend.default_max_num_seqs)
-        max_model_len, num_blocks = plan_kv_cache(
+        # everything is refused before the weights are loaded
+        items = engine_bytes(
             self.model_config,
             config,
-            layout,
             max_num_seqs,
-            weight_bytes,
-            backend.available_memory(),
+            0 if key in self._weights else sum(map(backend.weight_bytes, self._specs.values())),
+            self._step_bytes(backend, config, layout),
+        )
+        available = backend.available_memory()
+        check_fits(config, items, available)
+        max_model_len, num_blocks = plan_kv_cache(
+            self.model_config, config, layout, max_num_seqs, available - sum(items.values())
         )
         if config.preemption == "swap" and config.swap_bytes < layout.bytes_per_block:
             raise CapacityError(
-                f"swap_space is {_size(config.swap_bytes)}; one block takes "
-                f"{_size(layout.bytes_per_block)}"
+                f"swap_space is {format_bytes(config.swap_bytes)}; one block takes "
+                f"{format_bytes(layout.bytes_per_block)}"
             )
         if key not in self._weights:
             self._weights[key] = {
@@ -208,73 +223,6 @@ def _build_core(
     return EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed)
 
 
-def plan_kv_cache(
-    model: ModelConfig,
-    config: EngineConfig,
-    layout: KVLayout,
-    max_num_seqs: int,
-    weight_bytes: int,
-    available: int,
-) -> tuple[int, int]:
-    """How long a request may be and how many blocks there are: (max_model_len, num_blocks).
-
-    A context that was asked for is had or refused (CapacityError). One that was not is the model's
-    own, or, with one logged sentence, what fits.
-    """
-    if weight_bytes > available:
-        raise CapacityError(
-            f"the weights take {_size(weight_bytes)} in memory, and {_size(available)} are "
-            "available"
-        )
-    wanted = config.max_model_len or model.max_position_embeddings
-    if wanted > model.max_position_embeddings:
-        raise ConfigError(
-            f"max_model_len is {wanted}; the model was made for at most "
-            f"{model.max_position_embeddings} tokens"
-        )
-    chunk, free = config.max_num_batched_tokens, available - weight_bytes
-    blocks = layout.blocks_for(wanted, chunk)
-    arithmetic = (
-        f"{wanted} tokens in {blocks} blocks of {layout.block_size} tokens · "
-        f"{_size(layout.bytes_per_block)} (keys and values of {len(layout.stores)} layers) = "
-        f"{_size(blocks * layout.bytes_per_block)}"
-    )
-    match config.kv_cache_memory:
-        # what all requests that may run at once could need, within a quarter of what is free
-        case None:
-            num_blocks = min(blocks * max_num_seqs, free // 4 // layout.bytes_per_block)
-        case float() as share:
-            num_blocks = int(free * share) // layout.bytes_per_block
-        case memory:
-            num_blocks = memory // layout.bytes_per_block
-            if memory > free:
-                raise CapacityError(
-                    f"kv_cache_memory is {_size(memory)}; beside {_size(weight_bytes)} of weights "
-                    f"at most {_size(free)} are available"
-                )
-    memory = num_blocks * layout.bytes_per_block
-    fits = layout.tokens_in(num_blocks, chunk, wanted)
-    if fits < wanted and config.max_model_len is not None:
-        raise CapacityError(
-            f"a KV cache of {_size(memory)} holds a request of {fits} tokens; max_model_len needs "
-            f"{arithmetic}"
-        )
-    if fits < 2:
-        raise CapacityError(
-            f"a KV cache of {_size(memory)} holds no request; one block takes "
-            f"{_size(layout.bytes_per_block)}"
-        )
-    if fits < wanted:
-        _log.warning(
-            "max_model_len is lowered from %d to %d: the KV cache would need %s and has %s",
-            wanted,
-            fits,
-            arithmetic,
-            _size(memory),
-        )
-    return fits, num_blocks
-
-
 def _backend(config: EngineConfig) -> Backend:
     options = {"isa": config.isa, "threads": config.threads}
     return get_backend(
@@ -284,10 +232,3 @@ def _backend(config: EngineConfig) -> Backend:
 
 def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
-
-
-def _size(num_bytes: int) -> str:
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.2f} {unit}"
-    return f"{num_bytes} bytes"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch, IntArray
 from ..errors import PellucidError
-from ..formats.tensor import HostTensor
+from ..formats.tensor import HostTensor, TensorSpec
 from ..kv_spec import KVSpec
 from ..sampling.row import SamplingRow
 
@@ -227,9 +227,16 @@ class Backend(Protocol):
         """Bytes that can still be taken on the device."""
         ...
 
-    def weight_bytes(self, tensor: HostTensor) -> int:
-        """Memory that `load_weight` will take for this parameter: known before anything is
-        loaded.
+    def weight_bytes(self, spec: TensorSpec) -> int:
+        """Memory that `load_weight` will keep for such a parameter."""
+        ...
+
+    def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
+        """Memory that a step of so many tokens and rows of logits takes beside weights and caches,
+        by what it is for.
+
+        Nothing is loaded for it: `forward` is bound to a `TensorSpec` in place of each weight, and
+        to a `KVSpec` in place of each store.
         """
         ...
 

@@ -8,21 +8,24 @@ and cannot be had is an error.
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import _native, host_memory
+from ...control_groups import CGROUP_ROOT, group_folders, read_membership
 from ...cpu import detect_cpu
 from ...errors import ConfigError, UnsupportedError
-from ...formats import dequantize, get_format
-from ...formats.tensor import HostTensor
+from ...formats import dequantize, get_format, row_bytes
+from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.kv_dtypes import KV_GROUP, check_kv_dtype
 from ...ops.protocol import Forward
 from .program import CapturedForward
+from .step_memory import step_bytes
 
 __all__ = ["ISAS", "NativeBackend", "available_cpus", "choose_isa"]
 
@@ -73,9 +76,12 @@ class NativeBackend:
     def available_memory(self) -> int:
         return host_memory.available_memory()
 
-    def weight_bytes(self, tensor: HostTensor) -> int:
+    def weight_bytes(self, spec: TensorSpec) -> int:
         # as the file packs them; the last tile of 16 rows may be filled up
-        return int(tensor.data.size)
+        return prod(spec.shape[:-1]) * row_bytes(spec.format, spec.shape[-1])
+
+    def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
+        return step_bytes(forward, self.threads, num_tokens, num_logits)
 
     def load_weight(self, tensor: HostTensor) -> Any:
         if len(tensor.shape) == 1:
@@ -163,30 +169,16 @@ def available_cpus() -> int:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cpus = os.cpu_count() or 1
-    try:
-        membership = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        return cpus
-    return max(1, min([cpus, *_quotas(Path("/sys/fs/cgroup"), membership)]))
+    return max(1, min([cpus, *_quotas(CGROUP_ROOT, read_membership())]))
 
 
 def _quotas(root: Path, membership: str) -> Iterator[int]:
-    """Whole CPUs that the groups of /proc/self/cgroup allow, each from its own down to the root; a
-    container sees its own as the root.
-    """
-    for line in membership.splitlines():
-        number, controllers, group = line.split(":", 2)
-        if number == "0":  # cgroup v2
-            top, files = root, ["cpu.max"]
-        elif "cpu" in controllers.split(","):
-            top, files = root / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        else:
+    """Whole CPUs that the groups of /proc/self/cgroup allow, each from its own down to the root."""
+    for folder, version in group_folders("cpu", root, membership):
+        files = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        try:
+            quota, period = " ".join((folder / file).read_text() for file in files).split()
+        except (OSError, ValueError):  # no such controller here
             continue
-        folder = PurePosixPath(group.lstrip("/"))
-        for part in (folder, *folder.parents):
-            try:
-                quota, period = " ".join((top / part / file).read_text() for file in files).split()
-            except (OSError, ValueError):  # no such controller here
-                continue
-            if quota not in ("max", "-1"):
-                yield int(quota) // int(period)
+        if quota not in ("max", "-1"):
+            yield int(quota) // int(period)

@@ -77,9 +77,9 @@ class _Input:
     name: str
 
 
-def capture(forward: Forward) -> tuple[list[Entry], Symbol]:
+def capture(forward: Forward, recorder: "Recorder | None" = None) -> tuple[list[Entry], Symbol]:
     """The entries of a forward pass, in order, and the symbol that is its result."""
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     metadata = AttentionMetadata(  # a kernel takes the block size from its cache
         _Input("cu_seqlens_q"),
         _Input("seq_lens"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ... import host_memory
 from ...batch import ForwardBatch
 from ...formats import dequantize
-from ...formats.tensor import HostTensor
+from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.kv_dtypes import check_kv_dtype
 from ...ops.protocol import Forward
@@ -21,6 +21,7 @@ from ..host_logits import HostLogits
 from . import ops
 from .attention import Array, PagedKV
 from .kv_dtypes import KV_DTYPES
+from .step_memory import step_bytes
 
 __all__ = ["ReferenceBackend"]
 
@@ -46,8 +47,11 @@ class ReferenceBackend:
     def available_memory(self) -> int:
         return host_memory.available_memory()
 
-    def weight_bytes(self, tensor: HostTensor) -> int:
-        return prod(tensor.shape) * ELEMENT_BYTES
+    def weight_bytes(self, spec: TensorSpec) -> int:
+        return prod(spec.shape) * ELEMENT_BYTES
+
+    def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
+        return step_bytes(forward, num_tokens, num_logits)
 
     def load_weight(self, tensor: HostTensor) -> Array:
         weight = dequantize(tensor)  # a new array, of its own memory

@@ -1,0 +1,110 @@
+"""The memory that a step of a model will take in NumPy: an upper bound, before anything is loaded.
+
+The forward pass runs over the widths of its tensors alone. An array is freed as soon as no name
+refers to it, so the peak is in one op: its inputs, its result, a few temporaries as wide as the
+result, and what a layer keeps beside the op. Sizes are in bytes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ...batch import AttentionMetadata, ForwardBatch, IntArray
+from ...formats.tensor import TensorSpec
+from ...ops.protocol import Forward, KVLayer, RopeTable
+
+__all__ = ["step_bytes"]
+
+ELEMENT_BYTES = 4  # float32
+TEMPORARIES = 4  # arrays within an op: gelu has most
+KEPT = 3  # arrays of the hidden size that a layer keeps beside the op that runs
+
+
+class _Rows(NamedTuple):
+    """A tensor whose rows are the batch's tokens, or its wanted logits."""
+
+    width: int
+    of_logits: bool = False
+
+
+class _Widths:
+    """Implements `ops.protocol.Ops` over `_Rows`, with `TensorSpec`s for weights."""
+
+    def __init__(self) -> None:
+        # numbers per row, of the op that needs most: of tokens, of logits
+        self.most = {False: 0, True: 0}
+        self.hidden = 0
+
+    def _op(self, width: int, *inputs: _Rows) -> _Rows:
+        result = _Rows(width, any(x.of_logits for x in inputs))
+        needs = sum(x.width for x in inputs) + (1 + TEMPORARIES) * width
+        self.most[result.of_logits] = max(self.most[result.of_logits], needs)
+        return result
+
+    def embedding(self, table: TensorSpec, input_ids: IntArray, scale: float = 1.0) -> _Rows:
+        self.hidden = max(self.hidden, table.shape[1])
+        return self._op(table.shape[1])
+
+    def linear(self, x: _Rows, weight: TensorSpec, bias: TensorSpec | None = None) -> _Rows:
+        return self._op(weight.shape[0], x)
+
+    def rms_norm(self, x: _Rows, weight: TensorSpec, eps: float) -> _Rows:
+        return self._op(x.width, x)
+
+    def layer_norm(self, x: _Rows, weight: TensorSpec, bias: TensorSpec, eps: float) -> _Rows:
+        return self._op(x.width, x)
+
+    def add(self, x: _Rows, y: _Rows) -> _Rows:
+        return self._op(x.width, x, y)
+
+    def silu_mul(self, gate: _Rows, up: _Rows) -> _Rows:
+        return self._op(gate.width, gate, up)
+
+    def gelu_mul(self, gate: _Rows, up: _Rows) -> _Rows:
+        return self._op(gate.width, gate, up)
+
+    def gelu(self, x: _Rows) -> _Rows:
+        return self._op(x.width, x)
+
+    def softcap(self, x: _Rows, cap: float) -> _Rows:
+        return self._op(x.width, x)
+
+    def split_heads(self, x: _Rows, num_heads: int) -> _Rows:
+        return x
+
+    def rope(self, x: _Rows, positions: IntArray, table: RopeTable) -> _Rows:
+        return self._op(x.width, x)
+
+    def kv_write(self, kv: KVLayer, k: _Rows, v: _Rows, slot_mapping: IntArray) -> None:
+        self._op(k.width, k, v)
+
+    def attention(
+        self,
+        q: _Rows,
+        kv: KVLayer,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> _Rows:
+        return self._op(q.width // kv.store.k_dim * kv.store.v_dim, q)
+
+    def take_rows(self, x: _Rows, indices: IntArray) -> _Rows:
+        return self._op(x.width, _Rows(x.width, of_logits=True))
+
+    def all_reduce(self, x: _Rows) -> _Rows:
+        return x
+
+
+def step_bytes(forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
+    """What a step of so many tokens takes, by what it is for."""
+    widths = _Widths()
+    nothing = np.zeros(0, np.int32)
+    metadata = AttentionMetadata(nothing, nothing, nothing, nothing, block_size=1)
+    forward(widths, ForwardBatch(nothing, nothing, nothing, metadata))
+    of_tokens = widths.most[False] + KEPT * widths.hidden
+    return {
+        "activations": num_tokens * of_tokens * ELEMENT_BYTES,
+        "logits": num_logits * widths.most[True] * ELEMENT_BYTES,
+    }

@@ -1,0 +1,123 @@
+"""The memory plan: what an engine will take, decided before anything is loaded.
+
+    available >= weights + a step's activations, logits and scratch + sampling + KV cache
+
+A step is planned at its largest: `max_num_batched_tokens` tokens, each with its row of logits,
+since prompt_logprobs may score them all. Weights that are in memory already count 0. The KV cache
+gets a part of what is left. Sizes are in bytes.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import gettempdir
+
+from ..config import EngineConfig, ModelConfig
+from ..errors import CapacityError, ConfigError
+from ..host_memory import lies_in_memory
+from ..kv.layout import KVLayout
+from ..units import format_bytes
+
+__all__ = ["check_fits", "engine_bytes", "plan_kv_cache"]
+
+_log = logging.getLogger(__name__)
+
+# The sampler works on so many rows at a time, and keeps so many bytes per token of the vocabulary
+# for each: corrected logits, and the tokens that are left with their noise.
+SAMPLED_TOGETHER = 16
+SAMPLING_BYTES = 4 + 8 + 8
+KV_SHARE = 4  # the KV cache takes at most one part in so many of what is free, unless told
+
+
+def engine_bytes(
+    model: ModelConfig,
+    config: EngineConfig,
+    max_num_seqs: int,
+    weight_bytes: int,
+    step_bytes: Mapping[str, int],
+) -> dict[str, int]:
+    """What an engine takes beside its KV cache, by what it is for."""
+    rows = min(max_num_seqs, SAMPLED_TOGETHER)
+    items = {
+        "weights": weight_bytes,
+        **step_bytes,
+        "sampling": rows * model.vocab_size * SAMPLING_BYTES,
+    }
+    if config.preemption == "swap" and lies_in_memory(Path(gettempdir())):
+        items["swap_space, whose folder lies in memory,"] = config.swap_bytes
+    return items
+
+
+def check_fits(config: EngineConfig, items: Mapping[str, int], available: int) -> None:
+    """Raise CapacityError, with the largest items, where they do not fit."""
+    needed = sum(items.values())
+    if needed <= available:
+        return
+    largest = sorted(items.items(), key=lambda item: -item[1])[:3]
+    raise CapacityError(
+        f"the model needs {format_bytes(needed)} of memory beside its KV cache, and "
+        f"{format_bytes(available)} are available; the largest parts: "
+        + ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
+        + f" (activations and logits grow with max_num_batched_tokens, "
+        f"{config.max_num_batched_tokens} now)"
+    )
+
+
+def plan_kv_cache(
+    model: ModelConfig, config: EngineConfig, layout: KVLayout, max_num_seqs: int, free: int
+) -> tuple[int, int]:
+    """How long a request may be and how many blocks there are: (max_model_len, num_blocks). `free`
+    is what the rest of the engine leaves.
+
+    A context that was asked for is had or refused (CapacityError). One that was not is the model's
+    own, or, with one logged sentence, what fits.
+    """
+    wanted = config.max_model_len or model.max_position_embeddings
+    if wanted > model.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len is {wanted}; the model was made for at most "
+            f"{model.max_position_embeddings} tokens"
+        )
+    # blocks that the longest request needs
+    chunk, block_bytes = config.max_num_batched_tokens, layout.bytes_per_block
+    blocks = layout.blocks_for(wanted, chunk)
+    arithmetic = (
+        f"{wanted} tokens in {blocks} blocks of {layout.block_size} tokens · "
+        f"{format_bytes(block_bytes)} (keys and values of {len(layout.stores)} layers) = "
+        f"{format_bytes(blocks * block_bytes)}"
+    )
+    # blocks that there will be, beside the one that block tables are padded with
+    match config.kv_cache_memory:
+        case None:  # what all requests that may run at once could need, within the KV cache's share
+            num_blocks = min(blocks * max_num_seqs, (free - block_bytes) // KV_SHARE // block_bytes)
+        case float() as share:
+            num_blocks = int((free - block_bytes) * share) // block_bytes
+        case memory:
+            num_blocks = memory // block_bytes
+            if memory + block_bytes > free:
+                raise CapacityError(
+                    f"kv_cache_memory is {format_bytes(memory)}; beside the weights and what a "
+                    f"step needs at most {format_bytes(max(0, free - block_bytes))} are available"
+                )
+    # the longest request that they hold
+    memory = num_blocks * block_bytes
+    fits = layout.tokens_in(num_blocks, chunk, wanted)
+    if fits < wanted and config.max_model_len is not None:
+        raise CapacityError(
+            f"a KV cache of {format_bytes(memory)} holds a request of {fits} tokens; max_model_len "
+            f"needs {arithmetic}"
+        )
+    if fits < 2:
+        raise CapacityError(
+            f"a KV cache of {format_bytes(max(0, memory))} holds no request; one block takes "
+            f"{format_bytes(block_bytes)}"
+        )
+    if fits < wanted:
+        _log.warning(
+            "max_model_len is lowered from %d to %d: the KV cache would need %s and has %s",
+            wanted,
+            fits,
+            arithmetic,
+            format_bytes(memory),
+        )
+    return fits, num_blocks

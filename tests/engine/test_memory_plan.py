@@ -1,0 +1,132 @@
+"""The memory plan: what an engine takes is known, and refused, before anything is loaded."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pellucid.config import EngineConfig, ModelConfig
+from pellucid.engine.loader import open_model
+from pellucid.engine.memory import check_fits, engine_bytes, plan_kv_cache
+from pellucid.errors import CapacityError
+from pellucid.kv.layout import build_layout
+from pellucid.kv_spec import build_kv_specs
+
+from .conftest import write_tiny
+
+WIDE = 200_000  # of the MLP: 512 tokens of it take more than 800 MB
+ROOM = 700 << 20
+MODEL = ModelConfig(
+    architecture="llama",
+    graph="llama",
+    vocab_size=1000,
+    hidden_size=64,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=32,
+    max_position_embeddings=64,
+)
+LAYOUT = build_layout(build_kv_specs(MODEL, "f32", "f32"), [256, 256], 16)
+BLOCK = 2 * 256 * 16
+
+# A process with so much address space left once the package is there; what became of the model.
+PROBE = """
+import json, resource, sys
+from pathlib import Path
+from pellucid import LLM, SamplingParams
+from pellucid.errors import CapacityError
+import pellucid.engine.llm, pellucid.backends.native.backend
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
+try:
+    llm = LLM(sys.argv[1], **json.loads(sys.argv[3]))
+    print(len(llm.generate("a" * 20, SamplingParams(max_tokens=2))[0].outputs[0].token_ids))
+except CapacityError as error:
+    print(error)
+"""
+
+
+def _run_within(path: Path, num_bytes: int, **options: object) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, str(path), str(num_bytes), json.dumps(options)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of the address space is Linux's")
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_activations_that_do_not_fit_are_refused_with_the_option_that_shrinks_them(
+    tmp_path: Path, backend: str
+) -> None:
+    path = write_tiny(tmp_path / "wide.gguf", ffn=WIDE, windows=(0,))
+    options = {"backend": backend, "kv_cache_memory": 1 << 20}
+    said = _run_within(path, ROOM, **options)
+    assert "the largest parts: activations" in said and "weights" in said
+    assert "max_num_batched_tokens, 512 now" in said
+    # in smaller steps it fits and runs within the same limit
+    assert _run_within(path, ROOM, max_num_batched_tokens=16, **options).isdigit()
+
+
+def test_the_three_largest_parts_are_named() -> None:
+    items = {"weights": 5_000, "activations": 70_000, "logits": 6_000, "sampling": 1_000}
+    check_fits(EngineConfig(), items, 82_000)
+    with pytest.raises(
+        CapacityError,
+        match=r"needs 82.0 kB of memory .* and 82.0 kB are available; the largest parts: "
+        r"activations 70.0 kB, logits 6.0 kB, weights 5.0 kB",
+    ):
+        check_fits(EngineConfig(), items, 81_999)
+
+
+def test_weights_a_step_and_the_sampler_are_counted(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = engine_bytes(MODEL, EngineConfig(), 4, 10, {"activations": 20})
+    assert items == {"weights": 10, "activations": 20, "sampling": 4 * 1000 * 20}
+    monkeypatch.setattr("pellucid.engine.memory.lies_in_memory", lambda _: True)
+    swapping = EngineConfig(preemption="swap", swap_space=77 / (1 << 30))
+    assert 77 in engine_bytes(MODEL, swapping, 4, 10, {}).values()
+
+
+def test_the_kv_cache_takes_a_quarter_of_what_is_free_or_the_share_that_is_asked_for() -> None:
+    free = BLOCK * 41
+    assert plan_kv_cache(MODEL, EngineConfig(), LAYOUT, 256, free) == (64, 10)
+    assert plan_kv_cache(MODEL, EngineConfig(), LAYOUT, 2, free) == (64, 8)  # all that two need
+    half = EngineConfig(kv_cache_memory=0.5)
+    assert plan_kv_cache(MODEL, half, LAYOUT, 256, free) == (64, 20)
+
+
+def test_the_block_that_tables_are_padded_with_is_counted() -> None:
+    config = EngineConfig(kv_cache_memory=10 * BLOCK)
+    assert plan_kv_cache(MODEL, config, LAYOUT, 256, 11 * BLOCK) == (64, 10)
+    with pytest.raises(CapacityError, match=r"at most 81.9 kB are available"):
+        plan_kv_cache(MODEL, config, LAYOUT, 256, 11 * BLOCK - 1)
+
+
+def test_nothing_left_for_the_kv_cache_is_refused() -> None:
+    with pytest.raises(CapacityError, match="holds no request"):
+        plan_kv_cache(MODEL, EngineConfig(), LAYOUT, 256, 0)
+
+
+def test_a_second_engine_counts_the_weights_that_it_shares_as_nothing(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def count(model: ModelConfig, config: EngineConfig, seqs: int, weights: int, step: Any) -> Any:
+        counted.append(weights)
+        return engine_bytes(model, config, seqs, weights, step)
+
+    monkeypatch.setattr("pellucid.engine.loader.engine_bytes", count)
+    with open_model(tiny_path) as model:
+        for backend in ("native", "native", "reference"):
+            model.build_engine(EngineConfig(backend=backend))
+    assert counted[0] > 0 and counted[1] == 0 and counted[2] > 0
