@@ -9,9 +9,8 @@ Units: sizes in elements, `kv_cache_memory` in bytes. Names follow Hugging Face'
 shortened as docs/glossary.md says.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from .checks import Bounds, check_fields, option
 from .errors import ConfigError
@@ -22,6 +21,7 @@ __all__ = [
     "Activation",
     "Batching",
     "EngineConfig",
+    "GraphName",
     "ModelConfig",
     "Preemption",
     "RopeConfig",
@@ -29,6 +29,7 @@ __all__ = [
     "SchedulingPolicy",
 ]
 
+GraphName = Literal["gpt2", "llama", "gemma"]
 Activation = Literal["silu", "gelu_tanh"]
 SchedulingPolicy = Literal["fcfs", "priority", "lpm", "fair"]
 Batching = Literal["continuous", "static", "dynamic"]
@@ -36,10 +37,17 @@ Preemption = Literal["auto", "recompute", "swap"]
 RopeScaling = Literal["none", "linear", "yarn", "llama3", "factors"]
 MAX_TOKENS = 1 << 24  # of a context, and of a vocabulary
 MAX_REQUESTS = 1 << 16
+MAX_SIZE = 1 << 24  # of a layer's width, and of its number of heads
+MAX_WINDOW = (1 << 32) - 1  # what files write for "no window" too
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 1 << 16
 # bounds of theta and of every factor, so that no power or quotient overflows
 MIN_ROPE_NUMBER, MAX_ROPE_NUMBER = 1e-15, 1e15
+
+
+def _rope_number(default: float | None, help: str) -> Any:
+    """A field that holds a number of RoPE."""
+    return option(default, low=MIN_ROPE_NUMBER, high=MAX_ROPE_NUMBER, help=help)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,58 +60,45 @@ class RopeConfig:
     Files that store the `interleaved` layout (GGUF's "llama") are permuted when loaded.
     """
 
-    theta: float = 10_000.0
-    rotary_dim: int  # how many of head_dim's dimensions turn; even
+    theta: float = option(10_000.0, above=1, high=MAX_ROPE_NUMBER, help="The base")
+    rotary_dim: int = option(
+        low=2, high=MAX_HEAD_DIM, help="How many of head_dim's dimensions turn; an even number"
+    )
     scaling: RopeScaling = "none"
-    factor: float = 1.0  # how many times longer than the training context
-    original_max_position_embeddings: int = 0  # the training context: yarn, llama3
-    low_freq_factor: float = 1.0  # llama3: wavelengths above original/low are stretched in full
-    high_freq_factor: float = 4.0  # llama3: wavelengths below original/high are left alone
-    # yarn: dimensions that turn more often than this in the training context are left alone
-    beta_fast: float = 32.0
-    # yarn: dimensions that turn less often than this are interpolated in full
-    beta_slow: float = 1.0
-    truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
-    # yarn, factors: scale of cos and sin; None = 0.1·ln(factor) + 1 for yarn, 1 for factors
-    attention_factor: float | None = None
-    # factors: each inverse frequency is divided by its own factor (GGUF `rope_freqs.weight`)
-    freq_factors: tuple[float, ...] = ()
+    factor: float = _rope_number(1.0, "How many times longer than the training context")
+    original_max_position_embeddings: int = option(
+        0, low=0, high=MAX_TOKENS, help="The training context, for yarn and llama3"
+    )
+    low_freq_factor: float = _rope_number(
+        1.0, "llama3: wavelengths above original/low are stretched in full"
+    )
+    high_freq_factor: float = _rope_number(
+        4.0, "llama3: wavelengths below original/high are left alone"
+    )
+    beta_fast: float = _rope_number(
+        32.0, "yarn: pairs that turn more often in the training context are left alone"
+    )
+    beta_slow: float = _rope_number(
+        1.0, "yarn: pairs that turn less often in it are interpolated in full"
+    )
+    truncate: bool = option(True, help="yarn: the ramp begins and ends at whole pairs")
+    attention_factor: float | None = _rope_number(
+        None, "Scale of cos and sin; None: 0.1·ln(factor) + 1 for yarn, 1 for factors"
+    )
+    freq_factors: tuple[
+        Annotated[float, Bounds(low=MIN_ROPE_NUMBER, high=MAX_ROPE_NUMBER)], ...
+    ] = option((), high=MAX_HEAD_DIM, help="factors: what each inverse frequency is divided by")
 
     def __post_init__(self) -> None:
-        if not 0 < self.rotary_dim <= MAX_HEAD_DIM or self.rotary_dim % 2:
-            raise ConfigError(
-                f"rope rotary_dim is {self.rotary_dim}; it must be an even number from 2 to "
-                f"{MAX_HEAD_DIM}"
-            )
-        if not 1 < self.theta <= MAX_ROPE_NUMBER:
-            raise ConfigError(
-                f"rope theta is {self.theta}; it must be above 1 and at most {MAX_ROPE_NUMBER:g}"
-            )
-        for name in (
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "beta_fast",
-            "beta_slow",
-            "attention_factor",
-        ):
-            value = getattr(self, name)
-            if value is not None and not MIN_ROPE_NUMBER <= value <= MAX_ROPE_NUMBER:
-                raise ConfigError(
-                    f"rope {name} is {value}; it must be from {MIN_ROPE_NUMBER:g} to "
-                    f"{MAX_ROPE_NUMBER:g}"
-                )
+        check_fields(self, prefix="rope ")
+        if self.rotary_dim % 2:
+            raise ConfigError(f"rope rotary_dim is {self.rotary_dim}; it must be an even number")
         if self.scaling == "factors" and len(self.freq_factors) != self.rotary_dim // 2:
             raise ConfigError(
                 f"rope has {len(self.freq_factors)} freq_factors; rotary_dim {self.rotary_dim} "
                 f"needs {self.rotary_dim // 2}"
             )
-        if any(not MIN_ROPE_NUMBER <= f <= MAX_ROPE_NUMBER for f in self.freq_factors):
-            raise ConfigError(
-                f"a rope freq_factor is not a number from {MIN_ROPE_NUMBER:g} to "
-                f"{MAX_ROPE_NUMBER:g}"
-            )
-        if self.scaling in ("yarn", "llama3") and self.original_max_position_embeddings <= 0:
+        if self.scaling in ("yarn", "llama3") and not self.original_max_position_embeddings:
             raise ConfigError(
                 f"rope scaling {self.scaling!r} needs original_max_position_embeddings"
             )
@@ -114,94 +109,74 @@ class RopeConfig:
             )
 
 
+def _size(help: str, high: int = MAX_SIZE) -> Any:
+    """A field that holds one of a model's sizes."""
+    return option(low=1, high=high, help=help)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The shape and dialect of one model. The letters C F V H KH D of shapes in comments are the
     sizes named here.
     """
 
-    architecture: str  # the family, as its files call it: "gpt2", "llama", "qwen2", …
-    graph: str = "llama"  # a key of models.registry: its parameters and forward pass
-    vocab_size: int  # V
-    hidden_size: int  # C
-    intermediate_size: int  # F
-    num_layers: int
-    num_heads: int  # H
-    num_kv_heads: int  # KH; H / KH query heads share one KV head
-    head_dim: int  # D
-    max_position_embeddings: int  # the longest context the model was made for
-    norm_eps: float = 1e-5
+    architecture: str = option(low=1, high=100, help='The family, as its files call it: "qwen2"')
+    graph: GraphName = option("llama", help="Its parameters and forward pass: models/registry.py")
+    vocab_size: int = _size("V", MAX_TOKENS)
+    hidden_size: int = _size("C")
+    intermediate_size: int = _size("F")
+    num_layers: int = _size("Layers", MAX_LAYERS)
+    num_heads: int = _size("H")
+    num_kv_heads: int = _size("KH; H / KH query heads share one KV head")
+    head_dim: int = _size("D", MAX_HEAD_DIM)
+    max_position_embeddings: int = _size("Longest context that the model was made for", MAX_TOKENS)
+    norm_eps: float = option(1e-5, above=0, high=1, help="Added to the mean square of a norm")
     activation: Activation = "silu"
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False  # RMSNorm over each head's q and k before RoPE (Qwen3, Gemma 3)
-    tie_word_embeddings: bool = False  # lm_head is embed_tokens
-    embedding_scale: float = 1.0  # Gemma: sqrt(hidden_size)
-    softmax_scale: float | None = None  # None = 1/sqrt(head_dim)
-    attn_softcap: float | None = None  # Gemma 2: cap·tanh(scores/cap)
-    final_softcap: float | None = None  # the same on the logits
-    # per layer: how many last tokens it sees, itself included; None = all
-    windows: tuple[int | None, ...] = ()
-    rope: RopeConfig | None = None  # None: learned positions (GPT-2)
-    # Gemma 3: layers with a window turn with these frequencies instead
-    rope_local: RopeConfig | None = None
+    qk_norm: bool = option(False, help="RMSNorm over each head's q and k before RoPE")
+    tie_word_embeddings: bool = option(False, help="lm_head is embed_tokens")
+    embedding_scale: float = option(1.0, above=0, help="Gemma: sqrt(hidden_size)")
+    softmax_scale: float | None = option(None, above=0, help="None: 1/sqrt(head_dim)")
+    attn_softcap: float | None = option(None, above=0, help="Scores become cap·tanh(scores/cap)")
+    final_softcap: float | None = option(None, above=0, help="The same on the logits")
+    windows: tuple[Annotated[int, Bounds(low=1, high=MAX_WINDOW)] | None, ...] = option(
+        (), high=MAX_LAYERS, help="Per layer: how many last tokens it sees, itself included"
+    )
+    rope: RopeConfig | None = option(None, help="None: learned positions, or none")
+    rope_local: RopeConfig | None = option(None, help="Of layers with a window, if they differ")
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "max_position_embeddings",
-        )
-        for name in sizes:
-            value = getattr(self, name)
-            if not 1 <= value <= 1 << 24:
-                raise ConfigError(
-                    f"{self.architecture}: {name} is {value}; it must be between 1 and {1 << 24}"
-                )
-        for name, limit in (("num_layers", MAX_LAYERS), ("head_dim", MAX_HEAD_DIM)):
-            if getattr(self, name) > limit:
-                raise ConfigError(
-                    f"{self.architecture}: {name} is {getattr(self, name)}; it must be at most "
-                    f"{limit}"
-                )
+        """Check each field, then how they fit together. No window is longer than the context."""
+        where = f"{self.architecture}: "
+        check_fields(self, prefix=where)
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"{self.architecture}: num_heads {self.num_heads} is not a multiple of "
-                f"num_kv_heads {self.num_kv_heads}"
+                f"{where}num_heads {self.num_heads} is not a multiple of num_kv_heads "
+                f"{self.num_kv_heads}"
             )
-        if not self.windows:
-            object.__setattr__(self, "windows", (None,) * self.num_layers)
-        if len(self.windows) != self.num_layers:
+        windows = self.windows or (None,) * self.num_layers
+        if len(windows) != self.num_layers:
             raise ConfigError(
-                f"{self.architecture}: {len(self.windows)} windows are given for "
-                f"{self.num_layers} layers"
+                f"{where}{len(windows)} windows are given for {self.num_layers} layers"
             )
-        if any(w is not None and w < 1 for w in self.windows):
-            raise ConfigError(f"{self.architecture}: a sliding window must be at least 1")
+        length = self.max_position_embeddings
+        within = tuple(None if w is None else min(w, length) for w in windows)
+        object.__setattr__(self, "windows", within)
         for rope in (self.rope, self.rope_local):
             if rope is not None and rope.rotary_dim > self.head_dim:
                 raise ConfigError(
-                    f"{self.architecture}: rope rotary_dim {rope.rotary_dim} is larger than "
-                    f"head_dim {self.head_dim}"
+                    f"{where}rope rotary_dim {rope.rotary_dim} is larger than head_dim "
+                    f"{self.head_dim}"
                 )
-        for name in (
-            "norm_eps",
-            "embedding_scale",
-            "softmax_scale",
-            "attn_softcap",
-            "final_softcap",
+        if self.graph == "gpt2" and (
+            self.activation != "gelu_tanh" or self.rope or self.rope_local
         ):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(
-                    f"{self.architecture}: {name} is {value}; it must be a positive number"
-                )
+            raise ConfigError(
+                f"{where}graph 'gpt2' has the activation 'gelu_tanh' and no rope; activation is "
+                f"{self.activation!r}, rope is {self.rope}"
+            )
 
     @property
     def attention_scale(self) -> float:
@@ -210,11 +185,8 @@ class ModelConfig:
 
     def layer_rope(self, layer: int) -> RopeConfig | None:
         """The rotary embedding of one layer: windowed layers may have their own."""
-        return (
-            self.rope_local
-            if self.rope_local is not None and self.windows[layer] is not None
-            else self.rope
-        )
+        has_own = self.rope_local is not None and self.windows[layer] is not None
+        return self.rope_local if has_own else self.rope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -265,7 +265,10 @@ def test_types_that_are_no_weights(folder: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_size": 10**12}, "hidden_size is 1000000000000; it must be between 1 and"),
+        (
+            {"hidden_size": 10**12},
+            "hidden_size is 1000000000000; it must be an integer between 1 and",
+        ),
         ({"num_hidden_layers": 4096}, "lacks the tensor 'model.layers.2.input_layernorm.weight'"),
         (
             {"vocab_size": 1 << 24},

@@ -85,7 +85,7 @@ def test_per_layer_lists_of_one_value_are_that_value() -> None:
 
 
 def test_gemma_layers_take_turns() -> None:
-    assert config("gemma2").windows == (4096, None) * 3
+    assert config("gemma2", context_length=8192).windows == (4096, None) * 3
     assert config("gemma3", attention__sliding_window=9).windows == (9, 9, 9, 9, 9, None)
     assert (
         config("gemma3", attention__sliding_window=9, attention__sliding_window_pattern=2).windows

@@ -57,9 +57,14 @@ def test_attention_bias_means_what_it_means_in_each_family() -> None:
 
 
 def test_mistral_has_a_window_unless_the_file_says_null() -> None:
-    assert config("mistral").windows == (4096,) * 6
+    assert config("mistral", max_position_embeddings=8192).windows == (4096,) * 6
     assert config("mistral", sliding_window=9).windows == (9,) * 6
     assert config("mistral", sliding_window=None).windows == (None,) * 6
+
+
+def test_a_window_is_no_longer_than_the_context() -> None:
+    """Files write 2³² - 1 and the like where they mean no window; kernels count in 32 bits."""
+    assert config("mistral", sliding_window=(1 << 32) - 1).windows == (64,) * 6
 
 
 def test_qwen_has_windows_only_where_they_are_used_and_after_the_first_layers() -> None:
@@ -221,7 +226,10 @@ def test_what_a_family_does_not_have_is_refused_by_name(
         ({"hidden_size": True}, "hidden_size is True; it must be an integer"),
         ({"hidden_size": 33}, "hidden size 33 is not a multiple"),
         ({"hidden_size": 10**30, "head_dim": 8}, "hidden_size is 1000000"),
-        ({"hidden_size": -32, "head_dim": 8}, "hidden_size is -32; it must be between"),
+        (
+            {"hidden_size": -32, "head_dim": 8},
+            "hidden_size is -32; it must be an integer between 1 and",
+        ),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must be at most"),
         ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
@@ -262,7 +270,7 @@ def test_impossible_values_are_refused_by_name(fields: dict[str, Any], message: 
     ("fields", "message"),
     [
         ({"sliding_window": None}, "names 'sliding_attention' but there is no sliding_window"),
-        ({"sliding_window": 0}, "a sliding window must be at least 1"),
+        ({"sliding_window": 0}, r"windows\[0\] is 0; it must be an integer between 1 and"),
         (
             {"sliding_window": 8, "layer_types": ["sliding_attention"]},
             "1 windows are given for 6 layers",

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..batch import ForwardBatch
-from ..config import ModelConfig
-from ..errors import UnsupportedError
+from ..config import GraphName, ModelConfig
 from ..ops.protocol import KVLayer, Ops, Tensor
 from . import gemma, gpt2, llama
 from .blocks import Weights
@@ -52,7 +51,7 @@ class Graph:
         return self.head(ops, config, weights, batch, x)  # [L, V]
 
 
-GRAPHS: Mapping[str, Graph] = MappingProxyType(
+GRAPHS: Mapping[GraphName, Graph] = MappingProxyType(
     {
         "gpt2": Graph(gpt2.parameters, gpt2.embed, gpt2.layers, gpt2.head),
         "llama": Graph(llama.parameters, llama.embed, llama.layers, llama.head),
@@ -61,8 +60,6 @@ GRAPHS: Mapping[str, Graph] = MappingProxyType(
 )
 
 
-def get_graph(name: str) -> Graph:
-    """The graph called `name`, a `ModelConfig.graph`."""
-    if name not in GRAPHS:
-        raise UnsupportedError(f"graph is {name!r}; known ones are: {', '.join(GRAPHS)}")
+def get_graph(name: GraphName) -> Graph:
+    """The graph of a `ModelConfig.graph`, which is checked where the config is built."""
     return GRAPHS[name]
