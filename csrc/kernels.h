@@ -84,8 +84,8 @@ struct Kernels {
     void (*gelu_mul)(const float *gate, const float *up, float *out,
                      size_t count);  // up may be null: gelu
     void (*softcap)(const float *x, float cap, float *out, size_t count);
-    void (*rope)(const float *x, const float *cos, const float *sin, int heads, int head_dim,
-                 int rotary_dim, float *out, size_t first, size_t last);
+    void (*rope)(const float *x, const float *angles, int heads, int head_dim, int rotary_dim,
+                 float *out, size_t first, size_t last);
     void (*kv_write)(const KvWriteArgs &args, size_t first, size_t last);  // tokens
     void (*attention)(const AttentionArgs &args, float *scratch, size_t thread,
                       size_t threads);                        // every threads-th unit of work

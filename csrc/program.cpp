@@ -222,22 +222,21 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
             break;
         case Op::RopeAngles: {  // in float64: at position 100,000 a float32 angle is off by a
                                 // hundredth
-            const size_t half = e.floats.size() - 1;
-            float *sines = y + half * capacity_;
+            const size_t half = to->width / 2;
             for (size_t t = first; t < last; t++)
                 for (size_t i = 0; i < half; i++) {
                     const double angle = static_cast<double>(batch.positions[t]) * e.floats[1 + i];
-                    y[t * half + i] = static_cast<float>(std::cos(angle) * e.floats[0]);
-                    sines[t * half + i] = static_cast<float>(std::sin(angle) * e.floats[0]);
+                    float *row = y + t * to->width;
+                    row[i] = static_cast<float>(std::cos(angle) * e.floats[0]);
+                    row[half + i] = static_cast<float>(std::sin(angle) * e.floats[0]);
                 }
             break;
         }
-        case Op::Rope: {
-            const size_t half = buffers_[static_cast<size_t>(e.in[1])].width / 2;
-            kernels_->rope(x(0), x(1), x(1) + half * capacity_, e.ints[0], e.ints[1],
-                           static_cast<int>(2 * half), y, first, last);
+        case Op::Rope:
+            kernels_->rope(x(0), x(1), e.ints[0], e.ints[1],
+                           static_cast<int>(buffers_[static_cast<size_t>(e.in[1])].width), y, first,
+                           last);
             break;
-        }
         case Op::KvWrite:
             for (const bool keys : {true, false})
                 kernels_->kv_write({x(keys ? 0 : 1), batch.slots_of(e.ints[0]), e.kv->kv_heads,

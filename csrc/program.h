@@ -6,8 +6,9 @@
 // (src/pellucid/backends/native/capture.py) and says where a barrier is needed; here it is only
 // run.
 //
-// A buffer is `width` float32 per token, or activations quantized to 8 bits (kernels.h, Quantized).
-// Buffers lie in one arena, in units of bytes per token: so one plan serves every batch size.
+// A buffer is rows of `width` float32, or activations quantized to 8 bits (kernels.h, Quantized),
+// which lie otherwise: all codes, then all scales, then the sums. Buffers lie in one arena, in
+// units of bytes per token: so one plan serves every batch size.
 #pragma once
 
 #include <cstddef>
@@ -53,7 +54,7 @@ enum class Op : int {
     SiluMul,     // out = silu(in[0]) · in[1]
     GeluMul,     // out = gelu(in[0]) · in[1], or gelu(in[0]) alone
     Softcap,     // out = f[0] · tanh(in[0] / f[0])
-    RopeAngles,  // out = cos and sin of positions times f[1 …], times f[0]
+    RopeAngles,  // out = cosines, then sines, of positions times f[1 …], times f[0]
     Rope,        // out = in[0] turned by the angles in[1]; i = heads, head_dim
     KvWrite,     // store in[0], in[1] in the cache; i = group
     Attention,   // out = attention of in[0]; i = heads, head_dim, window, group; f = scale, softcap

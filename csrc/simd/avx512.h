@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -39,6 +40,14 @@ inline F32 f32_if_less(F32 a, F32 b, F32 then, F32 otherwise) {  // a < b ? then
 inline F32 f32_abs(F32 a) { return _mm512_abs_ps(a); }
 inline F32 f32_fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 inline float f32_largest(F32 a) { return _mm512_reduce_max_ps(a); }
+// The larger of two vectors without sign bits, compared as integers: NaN is larger than infinity,
+// which is larger than any number. (f32_max returns its second operand where either is NaN.)
+inline F32 f32_max_or_nan(F32 a, F32 b) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+inline float f32_largest_or_nan(F32 a) {
+    return std::bit_cast<float>(_mm512_reduce_max_epi32(_mm512_castps_si512(a)));
+}
 inline F32 f32_round(F32 a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

@@ -52,6 +52,9 @@ inline F32 f32_fma(F32 x, F32 y, F32 z) {
     return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)};
 }
 inline float f32_largest(F32 x) { return vmaxvq_f32(vmaxq_f32(x.a, x.b)); }
+// Of vectors without sign bits; NaN where either is NaN, as vmaxq has it.
+inline F32 f32_max_or_nan(F32 x, F32 y) { return f32_max(x, y); }
+inline float f32_largest_or_nan(F32 x) { return f32_largest(x); }
 inline F32 f32_round(F32 x) { return {vrndnq_f32(x.a), vrndnq_f32(x.b)}; }
 inline F32 f32_from_i32(I32 x) { return {vcvtq_f32_s32(x.a), vcvtq_f32_s32(x.b)}; }
 inline I32 i32_from_f32(F32 x) { return {vcvtnq_s32_f32(x.a), vcvtnq_s32_f32(x.b)}; }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -70,6 +71,17 @@ inline F32 f32_fma(const F32 &a, const F32 &b, const F32 &c) {
     return each<F32>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
 inline float f32_largest(const F32 &a) { return *std::max_element(a.v, a.v + kLanes); }
+// The larger of two vectors without sign bits, compared as integers: NaN is larger than infinity.
+inline F32 f32_max_or_nan(const F32 &a, const F32 &b) {
+    return each<F32>([&](int i) {
+        return std::bit_cast<uint32_t>(a.v[i]) > std::bit_cast<uint32_t>(b.v[i]) ? a.v[i] : b.v[i];
+    });
+}
+inline float f32_largest_or_nan(const F32 &a) {
+    return *std::max_element(a.v, a.v + kLanes, [](float x, float y) {
+        return std::bit_cast<uint32_t>(x) < std::bit_cast<uint32_t>(y);
+    });
+}
 inline F32 f32_round(const F32 &a) {
     return each<F32>([&](int i) { return std::nearbyint(a.v[i]); });
 }
@@ -77,10 +89,14 @@ inline F32 f32_from_i32(const I32 &a) {
     return each<F32>([&](int i) { return static_cast<float>(a.v[i]); });
 }
 inline I32 i32_from_f32(const F32 &a) {
-    return each<I32>([&](int i) { return static_cast<int32_t>(std::nearbyint(a.v[i])); });
+    return each<I32>([&](int i) {
+        return std::isnan(a.v[i]) ? 0 : static_cast<int32_t>(std::nearbyint(a.v[i]));
+    });
 }
 inline F32 f32_scale2(const F32 &a, const F32 &n) {
-    return each<F32>([&](int i) { return std::ldexp(a.v[i], static_cast<int>(n.v[i])); });
+    return each<F32>([&](int i) {
+        return std::isnan(n.v[i]) ? n.v[i] : std::ldexp(a.v[i], static_cast<int>(n.v[i]));
+    });
 }
 
 inline F32 f32_load_f16(const uint16_t *p) {

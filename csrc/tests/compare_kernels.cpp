@@ -281,11 +281,10 @@ void compare_elementwise(const Kernels &k) {
         const size_t tokens = 4, count = tokens * heads * dim;
         const Floats x = random_floats(count),
                      angles = random_floats(tokens * static_cast<size_t>(rotary));
-        const float *cos = angles.data(), *sin = cos + angles.size() / 2;
         check(agree(
                   k, count,
                   [&](const Kernels &t, float *out) {
-                      t.rope(x.data(), cos, sin, heads, dim, rotary, out, 0, tokens);
+                      t.rope(x.data(), angles.data(), heads, dim, rotary, out, 0, tokens);
                   },
                   true),
               "rope of " + std::to_string(rotary) + " dimensions");

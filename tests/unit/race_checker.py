@@ -49,7 +49,7 @@ class _Arena:
     def share(self, count: int, thread: int) -> range:
         return range(count * thread // self.threads, count * (thread + 1) // self.threads)
 
-    def rows_of(self, symbol: Symbol, rows: range, angles: bool) -> Units:
+    def rows_of(self, symbol: Symbol, rows: range) -> Units:
         """The units of some rows of a symbol."""
         place = self.plan.buffers[self.plan.index[symbol.storage]]
         units = np.zeros(self.size, bool)
@@ -61,8 +61,6 @@ class _Arena:
         planes = [place.width]
         if place.quantized:  # codes, scales, sums of 32, sums of 16
             planes = [place.width // 4, place.width // 32, place.width // 32, place.width // 16]
-        elif angles:  # cosines, sines
-            planes = [place.width // 2] * 2
         for width in planes:
             units[start + rows.start * width : start + rows.stop * width] = True
             start += width * self.capacity
@@ -88,18 +86,14 @@ class _Arena:
         units[start + rows.start : start + rows.stop] = True
         return units
 
-    def touched(self, entry: Entry, angles: set[Symbol]) -> _Touched:
+    def touched(self, entry: Entry) -> _Touched:
         found = _Touched([], [], entry.op is Op.ATTENTION)
         for thread in range(self.threads):
             read, write = np.zeros(self.size, bool), np.zeros(self.size, bool)
             for symbol in entry.inputs:
                 count = self.rows[symbol.logits_rows]
                 whole = entry.op in (Op.LINEAR, Op.ATTENTION, Op.TAKE_ROWS)
-                read |= self.rows_of(
-                    symbol,
-                    range(count) if whole else self.share(count, thread),
-                    symbol.storage in angles,
-                )
+                read |= self.rows_of(symbol, range(count) if whole else self.share(count, thread))
             if entry.op is Op.LINEAR:
                 assert entry.output is not None
                 tiles = self.share(-(-entry.output.width // 16), thread)
@@ -109,7 +103,7 @@ class _Arena:
             elif entry.output is not None:
                 count = self.rows[entry.output.logits_rows]
                 rows = range(count) if found.any_thread else self.share(count, thread)
-                write |= self.rows_of(entry.output, rows, entry.output.storage in angles)
+                write |= self.rows_of(entry.output, rows)
             if entry.op is Op.KV_WRITE:
                 write |= self.span(self.caches[entry.kv], self.share(self.rows[False], thread))
             if entry.op is Op.ATTENTION:
@@ -118,14 +112,6 @@ class _Arena:
             found.reads.append(read)
             found.writes.append(write)
         return found
-
-
-def _angles(entries: list[Entry]) -> set[Symbol]:
-    return {
-        entry.output.storage
-        for entry in entries
-        if entry.op is Op.ROPE_ANGLES and entry.output is not None
-    }
 
 
 def find_races(
@@ -140,13 +126,13 @@ def find_races(
     """Pairs of entries (or one entry twice) in which two threads touch the same unit, one of them
     writing, with no barrier between.
     """
-    arena, angles = _Arena(entries, plan, tokens, logits, threads), _angles(entries)
+    arena = _Arena(entries, plan, tokens, logits, threads)
     races: list[tuple[int, int]] = []
     epoch: list[tuple[int, _Touched]] = []
     for j, (entry, barrier) in enumerate(zip(entries, barriers, strict=True)):
         if barrier:
             epoch = []
-        new = arena.touched(entry, angles)
+        new = arena.touched(entry)
         for i, old in [*epoch, *([] if new.any_thread else [(j, new)])]:
             for s in range(threads):
                 others = [t for t in range(threads) if t != s]
@@ -163,25 +149,19 @@ def find_races(
 
 def find_overwritten(entries: list[Entry], plan: Plan) -> list[int]:
     """Entries that read what another symbol has been written over, or write over what they read."""
-    arena, angles = _Arena(entries, plan, 16, 16, 1), _angles(entries)
+    arena = _Arena(entries, plan, 16, 16, 1)
     owner = np.full(arena.size, -1)
     ids = {storage: i for i, storage in enumerate(plan.index)}
     wrong = []
     for i, entry in enumerate(entries):
         for symbol in entry.inputs:
-            if not (
-                owner[arena.rows_of(symbol, range(16), symbol.storage in angles)]
-                == ids[symbol.storage]
-            ).all():
+            if not (owner[arena.rows_of(symbol, range(16))] == ids[symbol.storage]).all():
                 wrong.append(i)
         if entry.output is not None:
-            written = arena.rows_of(entry.output, range(16), entry.output.storage in angles)
+            written = arena.rows_of(entry.output, range(16))
             for symbol in entry.inputs:
                 other = symbol.storage is not entry.output.storage
-                if (
-                    other
-                    and (written & arena.rows_of(symbol, range(16), symbol.storage in angles)).any()
-                ):
+                if other and (written & arena.rows_of(symbol, range(16))).any():
                     wrong.append(i)
             owner[written] = ids[entry.output.storage]
     return wrong

@@ -76,35 +76,20 @@ def test_memory_that_is_handed_out_twice_is_found() -> None:
     assert find_overwritten(entries, crowded)
 
 
-@pytest.mark.parametrize("kind", ["quantized", "angles"])
-def test_rows_of_one_size_that_lie_otherwise_are_waited_for(kind: str) -> None:
-    """128 quantized numbers take the place of 48 floats, 64 floats that of 32 angles: thread by
-    thread they are not the same bytes.
+def test_quantized_rows_in_the_place_of_plain_ones_are_waited_for() -> None:
+    """128 quantized numbers take the place of 48 floats: thread by thread they are not the same
+    bytes.
     """
     x, result = Symbol(128), Symbol(128)
     # until the place is handed out again
     meanwhile = [Entry(Op.ADD, [x, x], Symbol(16)) for _ in range(3)]
-    if kind == "quantized":
-        before, after = Symbol(48), Symbol(128, quantized=True)
-        entries = [
-            Entry(Op.EMBED, [], before),
-            Entry(Op.EMBED, [], x),
-            Entry(Op.ADD, [before, before], Symbol(48)),
-        ]
-        entries += [*meanwhile, Entry(Op.QUANTIZE, [x], after), Entry(Op.LINEAR, [after], result)]
-    else:
-        before, after = Symbol(64), Symbol(64)
-        entries = [
-            Entry(Op.EMBED, [], x),
-            Entry(Op.ROPE_ANGLES, [], before),
-            Entry(Op.ROPE, [x, before], Symbol(128)),
-        ]
-        entries += [
-            *meanwhile,
-            Entry(Op.EMBED, [], after),
-            Entry(Op.ADD, [after, after], Symbol(64)),
-            Entry(Op.ADD, [x, x], result),
-        ]
+    before, after = Symbol(48), Symbol(128, quantized=True)
+    entries = [
+        Entry(Op.EMBED, [], before),
+        Entry(Op.EMBED, [], x),
+        Entry(Op.ADD, [before, before], Symbol(48)),
+    ]
+    entries += [*meanwhile, Entry(Op.QUANTIZE, [x], after), Entry(Op.LINEAR, [after], result)]
     plan = build_plan(entries, result)
     places = [plan.buffers[plan.index[symbol]] for symbol in (before, after)]
     assert places[0].offset == places[1].offset and places[0].size == places[1].size

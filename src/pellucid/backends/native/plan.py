@@ -4,11 +4,11 @@ Memory: a symbol lives from the entry that writes it to the last that reads it; 
 together may share their bytes. First fit over a list of free stretches, in bytes per token, so that
 one plan serves every batch size.
 
-Barriers: entries of one kind of rows divide the rows into shares in the same way, so a share may go
-on with the rows it has just written, or write where it has just read; if the rows lie in memory
-alike, which quantized ones, or the angles of RoPE, in the place of plain ones do not. Every other
-pair of entries that touch the same bytes, one of them writing, needs a barrier between them.
-Reading what others read needs none: q, k and v, or gate and up, run without waiting.
+Barriers: entries over rows of one kind divide the rows into shares in the same way. So a share may
+go on with the rows that it has just written, or write where it has just read, as long as both
+entries lay out the rows alike. Quantized rows in the place of plain ones are laid out otherwise.
+Every other pair of entries that touch the same bytes, one of them writing, needs a barrier between
+them. Two readers need none: q, k and v, or gate and up, run without waiting.
 """
 
 from dataclasses import dataclass
@@ -115,39 +115,29 @@ def _give(free: list[tuple[int, int]], place: Placement) -> None:
 class _Access:
     place: object  # (offset, size) of a buffer, or a KV cache
     writes: bool
-    # (of logits?, how they lie) where the entry divides its rows, None where it touches all
-    rows: tuple[bool, str] | None
+    # (of logits, quantized) where the entry divides its rows, None where it touches all of them
+    rows: tuple[bool, bool] | None
 
 
 def _barriers(
     entries: list[Entry], buffers: list[Placement], index: dict[Symbol, int]
 ) -> list[bool]:
     """For each entry, whether it must wait for what others did since the last barrier."""
-    angles = {
-        entry.output.storage
-        for entry in entries
-        if entry.op is Op.ROPE_ANGLES and entry.output is not None
-    }
     since: list[_Access] = []
     barriers = []
     for entry in entries:
-        accesses = _accesses(entry, buffers, index, angles)
+        accesses = _accesses(entry, buffers, index)
         wait = any(_conflict(a, b) for a in accesses for b in since)
         since = accesses if wait else since + accesses
         barriers.append(wait)
     return barriers
 
 
-def _accesses(
-    entry: Entry, buffers: list[Placement], index: dict[Symbol, int], angles: set[Symbol]
-) -> list[_Access]:
-    def rows(symbol: Symbol, writes: bool) -> tuple[bool, str] | None:
+def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) -> list[_Access]:
+    def rows(symbol: Symbol, writes: bool) -> tuple[bool, bool] | None:
         if entry.op not in BY_ROWS and not (entry.op is Op.TAKE_ROWS and writes):
             return None
-        return (
-            symbol.logits_rows,
-            "quantized" if symbol.quantized else "angles" if symbol.storage in angles else "plain",
-        )
+        return symbol.logits_rows, symbol.quantized
 
     found = []
     for symbol, writes in [(s, False) for s in entry.inputs] + (

@@ -1,0 +1,237 @@
+// Random programs and batches, most of them wrong: each is refused, or runs within its memory.
+//
+// A program is some buffers in an arena without slack, and entries whose parts are drawn at random,
+// half of the time so that they fit. Those that are refused are left out; the others run on batches
+// of which one number may be any. Arrays are of the exact size, so that a sanitizer finds a read or
+// a write beyond them (scripts/sanitize). Random numbers are drawn from a fixed seed.
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../program.h"
+#include "support.h"
+
+using namespace pellucid;
+
+namespace {
+
+constexpr int kRounds = 4000, kMostTokens = 40, kWords = 24;
+constexpr size_t kWidths[] = {1, 2, 16, 32, 48, 64, 96};
+
+template <class T>
+const T &pick(const std::vector<T> &from) {
+    return from[static_cast<size_t>(random_int(0, static_cast<int>(from.size()) - 1))];
+}
+size_t pick_width() { return kWidths[random_int(0, 6)]; }
+bool often() { return random_int(0, 9) > 0; }
+bool rarely() { return random_int(0, 19) == 0; }
+
+int any_int() {
+    constexpr int kMost = std::numeric_limits<int>::max(), kLeast = std::numeric_limits<int>::min();
+    const int extremes[] = {-1, 0, 1, kMost, kMost - 1, kLeast, 1 << 30};
+    return often() ? random_int(-2, 100) : extremes[random_int(0, 6)];
+}
+
+// What entries are made of, by all programs.
+struct Parts {
+    std::vector<std::shared_ptr<Weight>> weights{nullptr};
+    std::vector<std::shared_ptr<Vector>> vectors{nullptr};
+    std::vector<std::shared_ptr<KVStore>> caches{nullptr};
+
+    Parts() {
+        for (size_t width : kWidths)
+            vectors.push_back(std::make_shared<Vector>(std::vector<float>(width, 0.5f)));
+        for (const Format format : {Format::F32, Format::F16, Format::Q8_0, Format::Q4_1})
+            for (size_t outputs : kWidths)
+                for (size_t inputs : kWidths) add_weight(format, outputs, inputs);
+        add_weight(Format::F32, kWords, 32);
+        for (const KvType type : {KvType::F32, KvType::F16, KvType::Int8, KvType::Int4})
+            for (const int head_dim : {1, 16, 32})
+                if (type != KvType::Int4 || head_dim % kKvGroup == 0)
+                    for (const int heads : {1, 2, 3}) add_cache(type, heads, head_dim);
+    }
+
+    void add_weight(Format format, size_t outputs, size_t inputs) {
+        const int element = dense_bytes(format);
+        const TileFormat f = tile_format(format);
+        if (!element && inputs % static_cast<size_t>(f.file_inputs)) return;
+        const size_t tiles = (outputs + kTileRows - 1) / kTileRows;
+        const size_t bytes = tiles * (element ? inputs * kTileRows * static_cast<size_t>(element)
+                                              : f.row_tile_bytes(inputs));
+        weights.push_back(
+            std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, allocate(bytes)}));
+    }
+    void add_cache(KvType type, int heads, int head_dim) {
+        const int chunks = random_int(1, 3), blocks = random_int(1, 4);
+        const size_t bytes =
+            static_cast<size_t>(chunks * blocks * heads) * kv_chunk_bytes(type, head_dim);
+        caches.push_back(std::make_shared<KVStore>(KVStore{static_cast<size_t>(chunks * blocks),
+                                                           heads, head_dim, chunks, type, type,
+                                                           allocate(bytes), allocate(bytes)}));
+    }
+};
+
+std::vector<Buffer> random_buffers(size_t &bytes_per_token) {
+    std::vector<Buffer> buffers;
+    size_t end = 0;
+    for (int n = random_int(2, 8); n > 0; n--) {
+        Buffer b{end, pick_width(), random_int(0, 2) == 0, random_int(0, 3) == 0};
+        if (rarely()) b.offset = static_cast<size_t>(random_int(0, 300));
+        if (rarely())
+            b.offset = std::numeric_limits<size_t>::max() - static_cast<size_t>(random_int(0, 300));
+        if (rarely()) b.width = static_cast<size_t>(any_int());
+        buffers.push_back(b);
+        end += b.quantized ? b.width + b.width / 2 : b.width * 4;
+    }
+    bytes_per_token = rarely() ? static_cast<size_t>(any_int()) : end;
+    return buffers;
+}
+
+// An entry that often fits its buffers: widths, weights and heads are looked for by trial.
+Entry random_entry(const std::vector<Buffer> &buffers, const Parts &parts) {
+    const int last = static_cast<int>(buffers.size()) - 1;
+    Entry e{static_cast<Op>(random_int(0, static_cast<int>(Op::TakeRows))),
+            {},
+            random_int(0, last),
+            nullptr,
+            {},
+            nullptr,
+            {},
+            {},
+            random_int(0, 1) == 0};
+    const auto width = [&](int i) {
+        return static_cast<int>(buffers[static_cast<size_t>(i)].width);
+    };
+    const auto input = [&] { e.in.push_back(random_int(0, last)); };
+    const auto heads = [&] {
+        const int dim = pick(std::vector<int>{1, 2, 16, 32});
+        e.ints = {width(e.out) / dim, dim};
+    };
+    switch (e.op) {
+        case Op::Embed:
+            e.weight = pick(parts.weights), e.ints = {random_int(0, 1)}, e.floats = {1.0};
+            break;
+        case Op::Linear:
+            input(), e.weight = pick(parts.weights);
+            if (rarely()) e.vectors = {pick(parts.vectors)};
+            break;
+        case Op::RmsNorm:
+        case Op::LayerNorm:
+            input(), e.ints = {pick(std::vector<int>{1, 2, 16, 32, width(e.out)})},
+                     e.floats = {1e-5};
+            for (int n = e.op == Op::RmsNorm ? 1 : 2; n > 0; n--)
+                e.vectors.push_back(std::make_shared<Vector>(std::vector<float>(
+                    static_cast<size_t>(std::min(std::max(e.ints[0], 0), 1000)))));
+            break;
+        case Op::Add:
+        case Op::SiluMul:
+            input(), input();
+            break;
+        case Op::Softcap:
+            input(), e.floats = {3.0};
+            break;
+        case Op::RopeAngles:
+            e.floats.assign(1 + static_cast<size_t>(std::min(std::max(width(e.out), 0), 1000)) / 2,
+                            0.5);
+            break;
+        case Op::Rope:
+            input(), input(), heads();
+            break;
+        case Op::KvWrite:
+            input(), input(), e.out = -1, e.kv = pick(parts.caches), e.ints = {random_int(0, 1)};
+            break;
+        case Op::Attention:
+            input(), heads(), e.kv = pick(parts.caches), e.floats = {0.5, random_int(0, 1) * 3.0};
+            e.ints.push_back(random_int(0, 30)), e.ints.push_back(random_int(0, 1));
+            break;
+        default:
+            input();
+    }
+    if (rarely()) e.in.push_back(any_int());
+    if (rarely()) e.out = any_int();
+    if (rarely() && !e.ints.empty()) e.ints[random_bits() % e.ints.size()] = any_int();
+    if (rarely()) e.ints.push_back(any_int());
+    if (rarely()) e.floats.push_back(1.0);
+    if (rarely()) e.vectors.push_back(pick(parts.vectors));
+    return e;
+}
+
+// One to three requests, in blocks that any cache has; then perhaps one number that is wrong.
+struct Step {
+    std::vector<int32_t> ids, positions, logits, cu{0}, lens, tables, slots;
+    size_t width = 0, groups = 2;
+
+    Step() {
+        for (int r = random_int(1, 3); r > 0; r--) {
+            const int queries = random_int(0, kMostTokens / 3);
+            lens.push_back(queries + random_int(0, 40));
+            cu.push_back(cu.back() + queries);
+        }
+        const int tokens = cu.back();
+        for (int t = 0; t < tokens; t++) {
+            ids.push_back(random_int(0, kWords - 1));
+            positions.push_back(random_int(0, 15));
+            if (random_int(0, 2) == 0) logits.push_back(t);
+        }
+        const size_t wide = static_cast<size_t>(random_int(1, 5));
+        width = wide;
+        for (size_t i = 0; i < groups * lens.size() * width; i++)
+            tables.push_back(random_int(0, 1) * random_int(0, 3));
+        for (size_t i = 0; i < groups * ids.size(); i++) slots.push_back(random_int(0, 15));
+        std::vector<int32_t> *arrays[] = {&ids, &positions, &logits, &cu, &lens, &tables, &slots};
+        if (std::vector<int32_t> &a = *arrays[random_int(0, 6)];
+            random_int(0, 1) == 0 && !a.empty())
+            a[random_bits() % a.size()] = any_int();
+        if (rarely()) groups = static_cast<size_t>(random_int(0, 1));
+    }
+    Batch batch() const {
+        return {ids.data(),    positions.data(), logits.data(), cu.data(),
+                lens.data(),   tables.data(),    slots.data(),  ids.size(),
+                logits.size(), lens.size(),      width,         groups};
+    }
+};
+
+void fuzz(const Kernels *kernels) {
+    const Parts parts;
+    std::vector<std::shared_ptr<ThreadPool>> pools{std::make_shared<ThreadPool>(1),
+                                                   std::make_shared<ThreadPool>(2)};
+    int refused = 0, entries = 0, ran = 0;
+    for (int round = 0; round < kRounds; round++) {
+        size_t bytes_per_token;
+        const std::vector<Buffer> buffers = random_buffers(bytes_per_token);
+        try {
+            Program program(
+                kernels, pick(pools), buffers, bytes_per_token,
+                rarely() ? any_int() : random_int(0, static_cast<int>(buffers.size()) - 1));
+            for (int n = 0; n < 120; n++) try {
+                    program.add(random_entry(buffers, parts));
+                    entries++;
+                } catch (const std::invalid_argument &) {
+                    refused++;
+                }
+            for (int n = 0; n < 3; n++) try {
+                    const Step step;
+                    const size_t rows =
+                        program.output().logits_rows ? step.logits.size() : step.ids.size();
+                    if (step.ids.empty() || program.output().width > 1000) continue;
+                    std::vector<float> out(rows * program.output().width);
+                    program.run(step.batch(), out.data());
+                    ran++;
+                } catch (const std::out_of_range &) {
+                    refused++;
+                }
+        } catch (const std::invalid_argument &) {
+            refused++;
+        }
+    }
+    std::printf("  %d entries taken, %d runs, %d refusals\n", entries, ran, refused);
+    check(entries > kRounds && ran > kRounds / 4, "enough programs ran to mean something");
+}
+
+}  // namespace
+
+int main() { return for_usable_kernels(fuzz); }
