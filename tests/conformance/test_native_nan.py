@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import FORMATS, encode_dense
+from pellucid.kv_spec import KVSpec
 from pellucid.ops.cases import build_attention_batch, random_weight
 from pellucid.ops.protocol import KVLayer, Ops, RopeTable, Tensor
 
@@ -40,12 +41,12 @@ def run(
 ) -> Array:
     """An op over arrays whose row i is token i's."""
     tables = {name: native.load_weight(encode_dense(rows)) for name, rows in arrays.items()}
-    found: Array = native.build_forward(
-        lambda ops, batch: op(
-            ops, {name: ops.embedding(t, batch.input_ids) for name, t in tables.items()}, batch
-        )
-    )(batch)
-    return found
+
+    def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
+        x = {name: ops.embedding(table, batch.input_ids) for name, table in tables.items()}
+        return op(ops, x, batch)
+
+    return native.build_forward(forward)(batch).to_host()
 
 
 def break_at(x: Array, row: int, column: int, value: float) -> Array:
@@ -133,7 +134,7 @@ def test_attention_breaks_the_tokens_that_see_a_broken_key_value_or_query_and_no
 
     def attend(arrays: Mapping[str, Array], chunks: list[tuple[int, int]]) -> Array:
         """Both requests in steps of these positions."""
-        kv = KVLayer(native.new_kv_store(38, 16, KV_HEADS, D, *dtypes))
+        kv = KVLayer(native.new_kv_store(38, 16, KVSpec(KV_HEADS, D, D, *dtypes)))
 
         def op(ops: Ops, x: Mapping[str, Tensor], batch: ForwardBatch) -> Tensor:
             k, v = (ops.split_heads(x[name], KV_HEADS) for name in ("k", "v"))
