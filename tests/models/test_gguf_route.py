@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pellucid.config import ModelConfig
 from pellucid.models.blocks import build_rope_tables
@@ -60,25 +59,3 @@ def test_logits_from_gguf_equal_those_of_transformers(converted: tuple[str, Path
     loaded = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, **lost))
     expected = np.load(GOLDEN / name / "expected.npz")
     check_close(Session(loaded).prefill(expected["input_ids"]), expected["logits"])
-
-
-def test_parameters_that_need_no_mending_are_views_of_the_file(converted: tuple[str, Path]) -> None:
-    """GGUF needs copies for q and k of Llama and Mistral alone; nothing else is moved, GPT-2's
-    split included.
-    """
-    name, path = converted
-    with open_checkpoint(path) as checkpoint:
-        copied = {
-            parameter.split(".")[2]
-            for parameter, tensor in checkpoint.parameters()
-            if not _is_view_of_map(tensor.data)
-        }
-    assert copied == ({"q_proj", "k_proj"} if name.startswith(("llama", "mistral")) else set())
-
-
-def _is_view_of_map(array: NDArray[Any]) -> bool:
-    base: object = array
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    # the memory map at the bottom; a copy ends in an array that owns its memory
-    return not isinstance(base, np.ndarray)

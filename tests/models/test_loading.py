@@ -4,6 +4,8 @@ before any weight is read.
 
 import json
 import shutil
+import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from pellucid.errors import ConfigError, FormatError, PellucidError, UnsupportedError
@@ -123,28 +126,22 @@ def test_float16_is_kept_as_it_is(folder: Callable[[str], Path]) -> None:
         assert {tensor.format for _, tensor in checkpoint.parameters()} == {"F16"}
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_only_what_is_mended_is_copied(name: str) -> None:
-    """Gemma's norms get their 1, GPT-2's matrices are transposed; the rest are views of the file,
-    bfloat16 included.
-    """
-    with open_checkpoint(GOLDEN / name) as checkpoint:
-        tensors = dict(checkpoint.parameters())
-    copied = {parameter for parameter, tensor in tensors.items() if not _is_mapped(tensor.data)}
-    if name == "gpt2":
-        assert copied == {p for p in tensors if "_proj.weight" in p}
-    elif name == "gemma3":
-        assert copied == {p for p in tensors if p.endswith("norm.weight")}
-        assert tensors["embed_tokens.weight"].format == "BF16"
-    else:
-        assert copied == set()
-
-
-def _is_mapped(array: NDArray[Any]) -> bool:
-    base: object = array
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    return isinstance(base, np.memmap)
+@pytest.mark.parametrize("gguf", [False, True], ids=["safetensors", "gguf"])
+def test_one_tensor_at_a_time_is_in_memory(gguf: bool, tmp_path: Path) -> None:
+    path = GOLDEN / "llama"
+    if gguf:
+        path = tmp_path / "model.gguf"
+        convert(GOLDEN / "llama", path, "Q8_0")
+    with open_checkpoint(path) as checkpoint:
+        sizes = [tensor.data.nbytes for _, tensor in checkpoint.parameters()]
+        tracemalloc.start()
+        try:
+            for _, _tensor in checkpoint.parameters():
+                pass
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 2 * max(sizes) + (1 << 14) < sum(sizes)
 
 
 def test_parameters_can_be_asked_for_twice_and_outlive_the_checkpoint() -> None:
@@ -381,12 +378,7 @@ def test_broken_safetensors_files(folder: Callable[[str], Path], content: bytes)
         header = b"{" + content[7:] + b"}"
         content = len(header).to_bytes(8, "little") + header + bytes(24)
     (path / "model.safetensors").write_bytes(content)
-    refused(
-        path,
-        FormatError,
-        "model.safetensors is not a sound safetensors file|model.safetensors: the header .* has a "
-        "key twice",
-    )
+    refused(path, FormatError, "model.safetensors is not a sound safetensors file")
 
 
 def test_a_truncated_safetensors_file(folder: Callable[[str], Path]) -> None:
@@ -396,3 +388,40 @@ def test_a_truncated_safetensors_file(folder: Callable[[str], Path]) -> None:
     for length in (4, 100, 4000, len(whole) - 1):
         file.write_bytes(whole[:length])
         refused(path, FormatError, "model.safetensors is not a sound safetensors file")
+
+
+def test_what_the_safetensors_library_refuses_is_refused(tmp_path: Path) -> None:
+    """The header is read here and not by the library: held to it over headers changed at random."""
+    header = (
+        b'{"__metadata__":{"format":"pt"},'
+        + ",".join([_entry("a", 0, 8, [2]), _entry("b", 8, 32, [2, 3]), _entry("c", 32, 32, [0])])
+        .encode()
+        .replace(b" ", b"")
+        + b"}"
+    )
+    data = bytes(32)
+    random = np.random.default_rng(0)
+    path = tmp_path / "model.safetensors"
+    outcomes: Counter[tuple[bool, bool]] = Counter()
+    for round in range(3000):
+        changed = bytearray(header)
+        for _ in range(random.integers(0, 3) if round else 0):
+            at = random.integers(len(changed))
+            changed[at] = random.choice(np.frombuffer(b'0123456789[]{},:"FBIU-.e \\', np.uint8))
+        if random.random() < 0.2:
+            del changed[random.integers(len(changed))]
+        path.write_bytes(len(changed).to_bytes(8, "little") + changed + data)
+        try:
+            with safe_open(path, framework="np") as library:
+                names = set(library.keys())
+        except SafetensorError:
+            names = None
+        try:
+            ours = set(SafetensorsFile.open(path).specs)
+        except FormatError:
+            ours = None
+        outcomes[names is None, ours is None] += 1
+        assert names is not None or ours is None, changed
+        assert None in (names, ours) or names == ours, changed
+    # and hardly anything else is refused here: a key twice, say, of which the library takes one
+    assert outcomes[False, False] > 100 and outcomes[False, True] < outcomes[False, False] / 5

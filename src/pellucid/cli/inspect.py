@@ -152,9 +152,8 @@ def _read_folder(path: Path) -> _Model:
     for file in (
         SafetensorsFile.open(path / name) for name in names if name.endswith(".safetensors")
     ):
-        for name in file.specs:
-            tensor = file.tensor(name)  # a view: no byte of it is read
-            tensors.append(_Tensor(name, tensor.shape, tensor.format, tensor.data.nbytes))
+        for name, spec in file.specs.items():
+            tensors.append(_Tensor(name, spec.shape, spec.format, file.num_bytes(name)))
     config, obstacle = _read_config(path)
     try:
         tokenizer = load_tokenizer(path)

@@ -24,8 +24,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class HostTensor:
-    """`data` holds the rows one after another, uint8 [rows, bytes per row]. It is often a view of a
-    memory-mapped file, and nobody writes to it.
+    """`data` holds the rows one after another, uint8 [rows, bytes per row]. Nobody writes to it.
 
     `format` and `shape` are those of `TensorSpec`. Quantized blocks never cross a row, so rows may
     be permuted or split as bytes without decoding them.

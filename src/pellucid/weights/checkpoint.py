@@ -3,8 +3,8 @@
 A `Checkpoint` yields exactly the parameters that the architecture declares, under canonical names
 and shapes, mended by `folds.py`. Opening checks the whole plan (`plan.py`) against the file's table
 of contents and reads no weights, so a missing, unknown or misshapen tensor is refused at once, by
-its name. Tensors that need no mending are views of the mapped file: nothing is copied until a
-backend does.
+its name. A tensor is read when its turn comes and belongs to whoever asked: a loader that keeps
+none holds one at a time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,7 @@ __all__ = ["Checkpoint", "open_checkpoint"]
 
 
 class Checkpoint(Protocol):
-    """An open model. Use it as a context manager. Its tensors may be views of the file: use them
-    before it is closed.
-    """
+    """An open model. Use it as a context manager. Its tensors stay readable after it is closed."""
 
     @property
     def config(self) -> ModelConfig: ...

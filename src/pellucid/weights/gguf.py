@@ -1,36 +1,38 @@
 """A strict reader of GGUF, the one-file format of ggml and llama.cpp: metadata, then tensors, then
-their bytes, all memory-mapped.
+their bytes.
 
-One idea: the file comes from a stranger, and every number in it is a claim. No count, length, type
-or offset is used before it has been held against what is left of the file, so a damaged or hostile
-file costs one clear sentence, not memory. What is returned afterwards needs no further check: each
-value and each tensor lies whole inside the file, and no two tensors share a byte.
+The file comes from a stranger, and every number in it is a claim. No count, length, type or offset
+is used before it is checked against what is left of the file, so a damaged or hostile file costs
+one clear sentence, not memory. After opening, nothing needs a further check: each value and each
+tensor lies whole inside the file, and no two tensors share a byte.
+
+Bytes are copied into memory of their own (`pread`), never mapped. A file that is cut short while it
+is read, or a disk that fails, is therefore an error; read through a memory map, either would end
+the process with SIGBUS.
 
     "GGUF" | u32 version | u64 tensors | u64 values | metadata | names, shapes, types, offsets of
     tensors | padding | bytes of tensors
 
 Versions 2 and 3, little-endian. Reference: docs/gguf.md in ggml. Offsets and sizes are in bytes.
-This module knows no architecture and no tensor by its name, never writes to the file, and never
-copies a tensor's bytes.
+This module knows no architecture and no tensor by its name, and never writes to the file.
 """
 
 import math
-import mmap
 import os
-import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import FormatError, UnsupportedError
+from ..files import open_regular, read_at, size_of
 from ..formats import HostTensor, format_of_ggml_type, host_tensor, row_bytes
 from .gguf_metadata import U64, Field, Metadata, ValueType, quote
+from .scratch import Scratch
 
 __all__ = ["DEFAULT_ALIGNMENT", "GGUFFile", "TensorInfo", "check_alignment"]
 
@@ -42,8 +44,10 @@ MAX_VALUES = 1 << 16  # metadata keys
 MAX_TENSORS = 1 << 16
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_NAME_BYTES = 64
+MAX_HEADER_BYTES = 1 << 28  # all before the tensors' bytes: ten times the largest
 MAX_DIMS = 4
 MAX_ELEMENTS = 1 << 24  # of one metadata array: sixty times the largest vocabulary
+_FIRST_READ = 1 << 16
 MIN_VALUE_BYTES = 8 + 1 + 4 + 1  # a key of one letter, a type, a byte
 MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # a name of one letter, one dimension, a type, an offset
 
@@ -60,9 +64,7 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """An open GGUF file. Tensors are views of the memory map, which stays mapped until the last of
-    them is gone, even after `close`.
-    """
+    """An open GGUF file. It is closed with `close`, or when the last reference to it is gone."""
 
     def __init__(
         self,
@@ -70,67 +72,48 @@ class GGUFFile:
         version: int,
         metadata: Metadata,
         tensors: Mapping[str, TensorInfo],
-        buffer: mmap.mmap,
+        file: BinaryIO,
     ) -> None:
         """Use `GGUFFile.open`."""
         self.path = path
         self.version = version
         self.metadata = metadata
         self.tensors = tensors
-        self._buffer = buffer
-        self._data: NDArray[np.uint8] | None = np.frombuffer(buffer, np.uint8)  # the whole file
+        self._file = file
+        self._close = weakref.finalize(self, file.close)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Map the file and check all that it says about itself. Takes hundredths of a second,
-        whatever the size of its tensors.
+        """Read the header and check all that it says. Takes hundredths of a second, whatever the
+        size of the tensors.
         """
         path = Path(path)
-        buffer = _map_file(path)
-        cursor = _Cursor(path, buffer)
-        version = _read_version(cursor)
-        num_tensors = cursor.count("tensors", MAX_TENSORS, MIN_TENSOR_BYTES)
-        num_values = cursor.count("metadata values", MAX_VALUES, MIN_VALUE_BYTES)
-        metadata = Metadata(path, buffer, _read_fields(cursor, num_values))
-        alignment = check_alignment(
-            metadata.integer("general.alignment", 1, MAX_ALIGNMENT, DEFAULT_ALIGNMENT), str(path)
-        )
-        parts = metadata.integer("split.count", 0, MAX_TENSORS, 1)
-        if parts > 1:
-            raise UnsupportedError(
-                f"{path} is one of the {parts} parts of a split model; merge them into one file "
-                "first"
-            )
-        tensors = _read_tensors(cursor, num_tensors, alignment)
-        return cls(path, version, metadata, tensors, buffer)
+        file = open_regular(path)
+        try:
+            return cls(path, *_read_header(path, file), file)
+        except BaseException:
+            file.close()
+            raise
 
-    def tensor(self, name: str) -> HostTensor:
-        """The bytes of one tensor, in place."""
-        if self._data is None:
+    def tensor(self, name: str, scratch: Scratch | None = None) -> HostTensor:
+        """One tensor, read into `scratch` or into memory of its own. Raises FormatError where it
+        cannot be read.
+        """
+        if self._file.closed:
             raise ValueError(f"{self.path} is closed")
         if name not in self.tensors:
             raise FormatError(f"{self.path}: there is no tensor {name!r}")
         info = self.tensors[name]
-        return host_tensor(
-            info.format, info.shape, self._data[info.offset : info.offset + info.nbytes]
-        )
-
-    def release(self, name: str) -> None:
-        """Give back the memory that a tensor's pages take. Whoever still reads it gets them from
-        the page cache again.
-        """
-        if sys.platform == "linux" and self._data is not None:
-            info, page = self.tensors[name], mmap.PAGESIZE
-            start = -(-info.offset // page) * page  # whole pages, none of which a neighbour shares
-            stop = (info.offset + info.nbytes) // page * page
-            if start < stop:
-                self._buffer.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        data = (scratch or Scratch()).array(info.nbytes)
+        read_at(self._file, info.offset, data.data, f"tensor {quote(name)}")
+        data.flags.writeable = False
+        return host_tensor(info.format, info.shape, data)
 
     def close(self) -> None:
-        """Let go of the file: no further tensors. Those that were handed out, and the metadata,
-        stay readable.
+        """Close the file: no further tensors. Those that were handed out, and the metadata, stay
+        readable.
         """
-        self._data = None
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -155,12 +138,29 @@ def check_alignment(alignment: int, where: str) -> int:
 
 
 class _Cursor:
-    """Reads the header from front to back. Its one invariant: nothing past the end of the file is
-    touched or believed.
+    """Reads the header from front to back. Nothing past the end of the file is touched or
+    believed.
     """
 
-    def __init__(self, path: Path, buffer: mmap.mmap) -> None:
-        self.path, self.buffer, self.size, self.position = path, buffer, len(buffer), 0
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file, self.size, self.position = path, file, size_of(file), 0
+        self.buffer = bytearray()  # the file from its beginning, as far as it has been read
+
+    def read_to(self, stop: int) -> None:
+        """Have the first `stop` bytes of the file in `buffer`; `stop` lies within the file."""
+        have = len(self.buffer)
+        if stop <= have:
+            return
+        if stop > MAX_HEADER_BYTES:
+            raise FormatError(
+                f"{self.path}: metadata and names of tensors take more than {MAX_HEADER_BYTES} "
+                "bytes, which is as much as is read"
+            )
+        # a quarter more each time, so that a long header is read in few steps
+        stop = min(self.size, max(stop, have + have // 4, _FIRST_READ))
+        self.buffer += bytes(stop - have)
+        with memoryview(self.buffer) as whole, whole[have:] as fresh:
+            read_at(self.file, have, fresh, "the header")
 
     def take(self, nbytes: int, what: str) -> int:
         """Step over `nbytes` and return where they begin."""
@@ -170,6 +170,7 @@ class _Cursor:
                 f"{self.path}: {what} takes {nbytes} bytes at offset {start}, but the file ends "
                 f"after {self.size}"
             )
+        self.read_to(start + nbytes)
         self.position = start + nbytes
         return start
 
@@ -216,34 +217,50 @@ class _Cursor:
         local names.
         """
         buffer, unpack, position = self.buffer, U64.unpack_from, self.position
-        last = self.size - 8  # where the last length may begin
+        last = len(buffer) - 8  # where the last length may begin, of what has been read
         for _ in repeat(None, count):
             if position > last:
-                raise FormatError(
-                    f"{self.path}: {what} runs past the end of the file, which is at {self.size}"
-                )
+                if position > self.size - 8:
+                    raise self._past_the_end(what)
+                self.read_to(position + 8)
+                last = len(buffer) - 8
             position += 8 + unpack(buffer, position)[0]
         if position > self.size:
-            raise FormatError(
-                f"{self.path}: {what} runs past the end of the file, which is at {self.size}"
-            )
+            raise self._past_the_end(what)
+        self.read_to(position)
         self.position = position
 
+    def _past_the_end(self, what: str) -> FormatError:
+        return FormatError(
+            f"{self.path}: {what} runs past the end of the file, which is at {self.size}"
+        )
 
-def _map_file(path: Path) -> mmap.mmap:
-    if not path.is_file():
-        raise FormatError(f"there is no file {path}")
-    try:
-        with path.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise FormatError(f"{path} is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}") from error
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[int, Metadata, dict[str, TensorInfo]]:
+    """Version, metadata and table of tensors."""
+    cursor = _Cursor(path, file)
+    if not cursor.size:
+        raise FormatError(f"{path} is empty")
+    version = _read_version(cursor)
+    num_tensors = cursor.count("tensors", MAX_TENSORS, MIN_TENSOR_BYTES)
+    num_values = cursor.count("metadata values", MAX_VALUES, MIN_VALUE_BYTES)
+    metadata = Metadata(path, cursor.buffer, _read_fields(cursor, num_values))
+    alignment = check_alignment(
+        metadata.integer("general.alignment", 1, MAX_ALIGNMENT, DEFAULT_ALIGNMENT), str(path)
+    )
+    parts = metadata.integer("split.count", 0, MAX_TENSORS, 1)
+    if parts > 1:
+        raise UnsupportedError(
+            f"{path} is one of the {parts} parts of a split model; merge them into one file first"
+        )
+    tensors = _read_tensors(cursor, num_tensors, alignment)
+    del cursor.buffer[cursor.position :]  # the beginning of the tensors' bytes
+    return version, metadata, tensors
 
 
 def _read_version(cursor: _Cursor) -> int:
-    magic = cursor.buffer[: len(MAGIC)]
+    cursor.read_to(min(len(MAGIC), cursor.size))
+    magic = bytes(cursor.buffer[: len(MAGIC)])
     if magic != MAGIC:
         raise FormatError(
             f"{cursor.path} is not a GGUF file: it begins with {magic!r} instead of {MAGIC!r}"

@@ -24,7 +24,7 @@ MAX_ROPE_FACTORS = MAX_HEAD_DIM // 2
 
 @dataclass(frozen=True, slots=True)
 class GGUFCheckpoint:
-    """One .gguf file, memory-mapped. `gguf` is the file itself: metadata and tensor table."""
+    """One open .gguf file. `gguf` is the file itself: metadata and table of tensors."""
 
     path: Path
     gguf: GGUFFile
@@ -33,7 +33,7 @@ class GGUFCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map the file, read its config and check its tensors against what the architecture
+        """Read the header and the config, and check the tensors against what the architecture
         declares.
         """
         gguf = GGUFFile.open(path)
@@ -58,15 +58,7 @@ class GGUFCheckpoint:
         return {planned.name: planned.spec for planned in self._plan}
 
     def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        """Each parameter in turn. When the next one is asked for, the pages of the last are given
-        back, so that a loaded weight is not in memory twice.
-        """
-        for planned, parameter in zip(
-            self._plan, read_plan(self._plan, self.gguf.tensor), strict=True
-        ):
-            yield parameter
-            for name in planned.source.tensors:
-                self.gguf.release(name)
+        return read_plan(self._plan, self.gguf.tensor)
 
     def close(self) -> None:
         self.gguf.close()

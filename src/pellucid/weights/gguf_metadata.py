@@ -1,16 +1,15 @@
 """The metadata of a GGUF file: typed values under dotted keys, decoded when somebody asks for them.
 
-One idea: opening a file finds out where each value lies, and no more. A vocabulary of 150,000
-strings is stepped over in a few hundredths of a second and becomes a Python list only on access, so
-a string that is not UTF-8 is an error of that access.
+Opening a file only finds where each value lies. A vocabulary of 150,000 strings is stepped over in
+a few hundredths of a second and becomes a Python list on first access. A string that is not UTF-8
+is therefore an error of that access.
 
 Reference: docs/gguf.md in ggml. Numbers are little-endian; a string is a 64-bit length and that
-many bytes of UTF-8. Values returned are shared and read-only by custom. The map of the file stays
-open for as long as its metadata is held.
+many bytes of UTF-8. Values returned are shared and read-only by custom. The bytes of the header are
+kept for as long as the metadata is.
 """
 
 import enum
-import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def quote(value: object) -> str:
 class Metadata(Mapping[str, object]):
     """The values of one file by key: int, float, bool, str, or a list of one of them."""
 
-    def __init__(self, path: Path, buffer: mmap.mmap, fields: Mapping[str, Field]) -> None:
+    def __init__(self, path: Path, buffer: bytearray, fields: Mapping[str, Field]) -> None:
         """Over `buffer`, in which the reader has found every one of `fields` to lie whole."""
         self.path = path
         self._buffer = buffer

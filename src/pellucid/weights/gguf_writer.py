@@ -1,8 +1,7 @@
 """Writes GGUF version 3 files that this reader, the `gguf` package and llama.cpp read alike.
 
-One idea: the file appears whole or not at all. It is written beside its final name and moved there
-when every byte has reached the disk, so a reader never meets half a file, and a file may be
-rewritten from its own memory-mapped tensors.
+The file appears whole or not at all. It is written beside its final name and moved there when every
+byte has reached the disk, so a reader never meets half a file.
 
 A metadata value is written as the type that its Python value suggests; `Typed` says otherwise where
 that matters. Tensors are written as the bytes they are, in the order given. Sizes are in bytes.
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ConfigError
+from ..files import publish
 from ..formats import HostTensor, get_format, host_tensor
 from .gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MAX_NAME_BYTES, check_alignment
 from .gguf_metadata import U64, Metadata, Typed, ValueType
@@ -58,9 +58,7 @@ def write_gguf(
             for _, tensor in listed:
                 file.write(np.ascontiguousarray(tensor.data).data)
                 file.write(bytes(-tensor.data.nbytes % alignment))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        publish(scratch, path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     finally:

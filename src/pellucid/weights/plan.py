@@ -19,6 +19,7 @@ from ..formats.tensor import HostTensor, TensorSpec
 from ..models.params import Param
 from ..models.registry import get_graph
 from .folds import Fold
+from .scratch import Scratch
 
 __all__ = ["ParamSource", "Plan", "PlannedParam", "build_plan", "is_ignored", "read_plan"]
 
@@ -97,14 +98,22 @@ def build_plan(
     return plan
 
 
-def read_plan(plan: Plan, tensor: Callable[[str], HostTensor]) -> Iterator[tuple[str, HostTensor]]:
-    """Carry the plan out, one parameter at a time: canonical name and tensor. At most one mended
-    copy is held.
+def read_plan(
+    plan: Plan, tensor: Callable[[str, Scratch], HostTensor]
+) -> Iterator[tuple[str, HostTensor]]:
+    """Carry the plan out, one parameter at a time: canonical name and tensor. Nothing is kept here
+    of a parameter that was handed out.
     """
+    scratch = Scratch()
     for planned in plan:
-        sources = [tensor(name) for name in planned.source.tensors]
-        fold = planned.source.fold
-        yield planned.name, sources[0] if fold is None else fold(*sources)
+        yield planned.name, _read_parameter(planned.source, tensor, scratch)
+
+
+def _read_parameter(
+    source: ParamSource, tensor: Callable[[str, Scratch], HostTensor], scratch: Scratch
+) -> HostTensor:
+    sources = [tensor(name, scratch) for name in source.tensors]
+    return sources[0] if source.fold is None else source.fold(*sources)
 
 
 def is_ignored(name: str) -> bool:

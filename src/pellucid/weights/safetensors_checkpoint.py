@@ -1,8 +1,8 @@
 """A Hugging Face folder as a checkpoint: config.json beside one .safetensors file, or several and
 their index.
 
-One idea: a sharded model is one table of tensors. The index says which file holds each; it is held
-against what the files say, and a file's name in it is a plain name in the folder, never a path that
+A sharded model is one table of tensors. The index says which file holds each, and is checked
+against what the files say. A file's name in it is a plain name in the folder, never a path that
 leads elsewhere.
 """
 
@@ -41,7 +41,7 @@ class SafetensorsCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read config.json, map the files and check their tensors against what the architecture
+        """Read config.json, open the files and check their tensors against what the architecture
         declares.
         """
         config_path = path / "config.json"
@@ -73,10 +73,12 @@ class SafetensorsCheckpoint:
         return {planned.name: planned.spec for planned in self._plan}
 
     def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        return read_plan(self._plan, lambda name: self._files[name].tensor(name))
+        return read_plan(self._plan, lambda name, scratch: self._files[name].tensor(name, scratch))
 
     def close(self) -> None:
-        """Let go of the files; tensors that were handed out stay readable."""
+        """Close the files. Tensors that were handed out stay readable."""
+        for file in self._files.values():
+            file.close()
         self._files.clear()
 
     def __enter__(self) -> Self:
@@ -174,6 +176,13 @@ def _untie(
     (embedding,) = source(config, Param("embed_tokens.weight", shape)).tensors
     if not config.tie_word_embeddings or not {"lm_head.weight", embedding} <= files.keys():
         return config
-    head, table = (files[name].tensor(name) for name in ("lm_head.weight", embedding))
-    same = head.spec == table.spec and bool((head.data == table.data).all())
+    head, table = files["lm_head.weight"], files[embedding]
+    # compared piece by piece, and only where the sizes are those of the config
+    same = head.specs["lm_head.weight"] == table.specs[embedding] and (
+        table.specs[embedding].shape != shape
+        or all(
+            a == b
+            for a, b in zip(head.chunks("lm_head.weight"), table.chunks(embedding), strict=True)
+        )
+    )
     return config if same else replace(config, tie_word_embeddings=False)

@@ -1,32 +1,47 @@
-"""One .safetensors file, memory-mapped: names, shapes, formats and bytes.
-
-One idea: the `safetensors` library checks the file (that its header is sound, and that the tensors
-lie one after another, inside it, as long as their shapes say), and the bytes are then read in
-place. The library's own NumPy reader knows no bfloat16 and copies; a `HostTensor` needs neither
-values nor a copy, only where the bytes are.
+"""One .safetensors file: names, shapes, formats and bytes.
 
     u64 length of the header | the header, JSON: name -> {dtype, shape, data_offsets} | the tensors'
     bytes
 
-Little-endian. Sizes and offsets are in bytes, offsets count from the end of the header.
+Little-endian. Sizes and offsets are in bytes, and offsets count from the end of the header. The
+header is checked as a whole before any of it is used: each tensor is as long as its type and shape
+say, and the tensors lie one after another, from the end of the header to the end of the file.
+
+A tensor's bytes are read into memory of their own when they are asked for. A file that is cut short
+while it is read is therefore an error; read through a memory map, it would end the process.
+Reference: the format's description in the repository of the `safetensors` library.
 """
 
-from collections.abc import Mapping
+import math
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import BinaryIO, Self, TypeGuard
 
-import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import FormatError, UnsupportedError
-from ..files import parse_json
+from ..files import open_within, parse_json, read_at, size_of
 from ..formats import HostTensor, host_tensor
 from ..formats.tensor import TensorSpec
+from .scratch import Scratch
 
 __all__ = ["DTYPES", "SafetensorsFile"]
 
 DTYPES = ("F32", "F16", "BF16")  # the file's types that are formats here, under the same names
+# bits of one number of each type that the format knows
+_BITS = (
+    dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
+    | dict.fromkeys(("F32", "I32", "U32"), 32)
+    | dict.fromkeys(("F16", "BF16", "I16", "U16"), 16)
+    | dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E5M2FNUZ", "F8_E4M3FNUZ"), 8)
+    | dict.fromkeys(("I8", "U8", "BOOL"), 8)
+    | {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+)
+MAX_HEADER_BYTES = 64 << 20
+MAX_DIMS = 8
+MAX_DIM = 1 << 40
+_CHUNK = 1 << 20  # bytes that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +53,35 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """An open file. Tensors are views of the memory map, which stays mapped until the last of them
-    is gone.
-    """
+    """An open file. It is closed with `close`, or when the last reference to it is gone."""
 
-    def __init__(self, path: Path, entries: Mapping[str, _Entry], data: NDArray[np.uint8]) -> None:
+    def __init__(self, path: Path, entries: Mapping[str, _Entry], file: BinaryIO) -> None:
         """Use `SafetensorsFile.open`."""
         self.path = path
         self.specs: dict[str, TensorSpec] = {
             name: TensorSpec(entry.dtype, entry.shape) for name, entry in entries.items()
         }
         self._entries = entries
-        self._data = data
+        self._file = file
+        self.close = weakref.finalize(self, file.close)
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        from safetensors import SafetensorError, safe_open
-
+        """Open a file of the model's folder `path.parent`, and check its header."""
+        file = open_within(path.parent, path.name)
         try:
-            with safe_open(path, framework="np"):
-                pass  # what it would refuse, it has refused
-            data = np.memmap(path, np.uint8, mode="r")
-        except SafetensorError as error:
-            raise FormatError(f"{path} is not a sound safetensors file: {error}") from error
-        except OSError as error:
-            raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
-        first = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = parse_json(data[8:first].tobytes(), f"{path}: the header")
-        header.pop("__metadata__", None)
-        entries = {name: _entry(value, first) for name, value in header.items()}
-        return cls(path, entries, data)
+            return cls(path, _read_header(path, file), file)
+        except BaseException:
+            file.close()
+            raise
 
-    def tensor(self, name: str) -> HostTensor:
-        """The bytes of one tensor, in place. Types other than float32, float16 and bfloat16 are
-        refused.
+    def num_bytes(self, name: str) -> int:
+        """The bytes that a tensor takes in the file."""
+        return self._entries[name].stop - self._entries[name].start
+
+    def tensor(self, name: str, scratch: Scratch | None = None) -> HostTensor:
+        """One tensor, read into `scratch` or into memory of its own. Raises UnsupportedError for
+        types other than float32, float16 and bfloat16, FormatError where it cannot be read.
         """
         entry = self._entries[name]
         if entry.dtype not in DTYPES:
@@ -79,12 +89,87 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name!r} is of type {entry.dtype}; those that can be read "
                 f"are {', '.join(DTYPES)}"
             )
-        return host_tensor(entry.dtype, entry.shape, self._data[entry.start : entry.stop])
+        data = (scratch or Scratch()).array(entry.stop - entry.start)
+        read_at(self._file, entry.start, data.data, f"tensor {name!r}")
+        data.flags.writeable = False
+        return host_tensor(entry.dtype, entry.shape, data)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of one tensor, some at a time."""
+        entry = self._entries[name]
+        for start in range(entry.start, entry.stop, _CHUNK):
+            chunk = bytearray(min(_CHUNK, entry.stop - start))
+            read_at(self._file, start, memoryview(chunk), f"tensor {name!r}")
+            yield bytes(chunk)
 
 
-def _entry(value: Any, first: int) -> _Entry:
-    """An entry of a header that the library has found sound. `first` is the offset of the tensors'
-    first byte.
+def _read_header(path: Path, file: BinaryIO) -> dict[str, _Entry]:
+    """The tensors by name, as the header tells them, checked against the size of the file."""
+    size = size_of(file)
+    if size < 8:
+        raise _unsound(path, f"it has {size} bytes, and the length of its header alone takes 8")
+    length = bytearray(8)
+    read_at(file, 0, memoryview(length), "the length of the header")
+    num_bytes = int.from_bytes(length, "little")
+    if num_bytes > min(MAX_HEADER_BYTES, size - 8):
+        raise _unsound(
+            path,
+            f"its header is said to take {num_bytes} bytes; the file has {size - 8} after that "
+            f"number, and at most {MAX_HEADER_BYTES} are read",
+        )
+    text = bytearray(num_bytes)
+    read_at(file, 8, memoryview(text), "the header")
+    header = parse_json(bytes(text), f"{path} is not a sound safetensors file: the header")
+    header.pop("__metadata__", None)
+    first = 8 + num_bytes
+    entries = {name: _entry(path, name, value, first) for name, value in header.items()}
+
+    # one after another, without a gap, to the end of the file
+    end = first
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise _unsound(
+                path, f"tensor {name[:80]!r} begins at {entry.start}; the one before ends at {end}"
+            )
+        end = entry.stop
+    if end != size:
+        raise _unsound(path, f"its tensors end at {end}; the file has {size} bytes")
+    return entries
+
+
+def _entry(path: Path, name: str, value: object, first: int) -> _Entry:
+    """An entry of the header, checked by itself. `first` is the offset of the tensors' first
+    byte.
     """
-    start, stop = value["data_offsets"]
-    return _Entry(value["dtype"], tuple(value["shape"]), first + start, first + stop)
+    if not isinstance(value, dict):
+        raise _unsound(path, f"tensor {name[:80]!r} is not described by an object")
+    dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _unsound(path, f"tensor {name[:80]!r} is of the unknown type {str(dtype)[:40]!r}")
+    if not _are_sizes(shape, MAX_DIM) or len(shape) > MAX_DIMS:
+        raise _unsound(
+            path,
+            f"the shape of tensor {name[:80]!r} is no list of at most {MAX_DIMS} integers from 0 "
+            f"to {MAX_DIM}",
+        )
+    if not _are_sizes(offsets, 1 << 62) or len(offsets) != 2:
+        raise _unsound(path, f"data_offsets of tensor {name[:80]!r} are not two offsets")
+    start, stop = offsets
+    bits = math.prod(shape) * _BITS[dtype]
+    if 8 * (stop - start) != bits:
+        raise _unsound(
+            path,
+            f"tensor {name[:80]!r} lies from {start} to {stop}, and {dtype} of shape {shape} takes "
+            f"{bits / 8:g} bytes",
+        )
+    return _Entry(dtype, tuple(shape), first + start, first + stop)
+
+
+def _are_sizes(value: object, limit: int) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= limit for v in value
+    )
+
+
+def _unsound(path: Path, problem: str) -> FormatError:
+    return FormatError(f"{path} is not a sound safetensors file: {problem}")

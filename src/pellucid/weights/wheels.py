@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import DownloadError
+from ..files import publish
 from .catalogue import KnownModel, Part
 
 __all__ = ["fetch_model", "is_here"]
@@ -69,7 +70,7 @@ def fetch_model(
             _check_space(model, cache_dir)
             with tempfile.TemporaryDirectory(prefix=_prefix(model), dir=cache_dir) as folder:
                 joined = _join_parts(model, Path(folder), report)
-                os.replace(joined, target)
+                publish(joined, target)
     except DownloadError:
         raise
     except OSError as error:
@@ -101,8 +102,6 @@ def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
                 out.write(chunk)
                 report(done)
             shutil.rmtree(folder)
-        out.flush()
-        os.fsync(out.fileno())
     if done != model.num_bytes:
         raise DownloadError(f"{model.name}: {done} bytes came; it has {model.num_bytes}")
     if digest.hexdigest() != model.sha256:
