@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "weights": ("models.params", "models.registry", "formats", "config", "files", "errors"),
     "tokenizer": ("config", "files", "errors"),
     "kv": ("config", "kv_spec", "request", "batch", "errors"),
-    "kv.storage": ("ops", "config", "kv_spec", "batch", "errors"),
+    "kv.storage": ("ops", "config", "kv_spec", "batch", "errors", "host_memory"),
     "backends": (
         *("ops", "sampling", "formats", "cpu", "host_memory", "control_groups", "_native"),
         *PLAIN,

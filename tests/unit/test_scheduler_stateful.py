@@ -124,6 +124,13 @@ class EngineMachine(RuleBasedStateMachine):
             self.scheduler.update(step, self.runner.execute(step))
             self.scheduler.check_integrity()
 
+    @precondition(lambda self: self.scheduler.num_unfinished)
+    @rule()
+    def lose_blocks(self) -> None:
+        """A step whose blocks cannot be loaded computes nothing, and is planned again."""
+        self.scheduler.retry(self.scheduler.schedule())
+        self.scheduler.check_integrity()
+
     @precondition(lambda self: self.requests)
     @rule(which=st.integers(0, 100))
     def abort(self, which: int) -> None:

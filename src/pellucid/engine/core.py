@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..config import ModelConfig
 from ..errors import EngineError, RequestError
+from ..kv.storage import LostBlocksError
 from ..request import Request, RequestOutput, SamplingParams
 from ..sampling import check_token_ids
 from ..scheduler import ScheduledStep, Scheduler
@@ -143,6 +144,9 @@ class EngineCore:
         planned = self._clock()
         try:
             result = self._runner.execute(step)
+        except LostBlocksError:
+            self.scheduler.retry(step)
+            return []
         except Exception as error:
             raise self._fail(step, error) from error
         now = self._clock()

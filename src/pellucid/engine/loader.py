@@ -208,7 +208,7 @@ def _build_core(
         num_blocks,
         enable_prefix_caching=_or(config.enable_prefix_caching, backend.default_prefix_caching),
         num_slots=num_slots,
-        saving_pays=runner.saving_pays if config.preemption == "auto" else lambda: True,
+        saving_pays=runner.saving_pays if config.preemption == "auto" else storage.saving_works,
     )
     scheduler = Scheduler(
         kv,

@@ -1,33 +1,39 @@
 """Where keys and values lie: paged stores in whatever layout the backend's kernels like, and a
 second, larger memory behind them.
 
-One idea: whatever a store's layout, a block of it is a run of bytes. So copying a block for a
-request that writes on in it, saving it before its memory is given to another, and loading it back
-are copies of bytes, alike for every backend.
+A block is saved, loaded and copied by the backend, as bytes that only it reads. A block id means
+the same place in each store. This is the only file of the room that touches arrays.
 
-The only file of this room that touches arrays. A block id means the same place in each store.
+A disk may fail while the engine runs. A block that cannot be saved is lost, and the failure is
+logged once; nothing is saved from then on. Where a lost block is needed, `LostBlocksError` says so,
+and the step's requests are computed again.
 """
 
 import logging
 import math
-import os
-import tempfile
 import time
 from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..batch import BlockOp
 from ..errors import CapacityError
+from ..host_memory import lies_in_memory
 from ..ops.protocol import Backend, KVLayer
 from .layout import KVLayout
+from .swap_file import SwapFile
 
-__all__ = ["KVStorage", "MappedTier"]
+__all__ = ["KVStorage", "LostBlocksError"]
 
-Bytes = NDArray[np.uint8]
 _log = logging.getLogger(__name__)
+
+
+class LostBlocksError(Exception):
+    """Blocks that a step needs could not be loaded: nothing of the step has been computed."""
 
 
 class KVStorage:
@@ -53,72 +59,89 @@ class KVStorage:
             layout.block_size * layout.token_bytes[layer] for layer in layout.groups[0].layers
         ]
         self._num_slots = num_slots
-        self._tier: MappedTier | None = None  # made when it is first needed
-        self._has_failed = False  # to be made
+        self._file: SwapFile | None = None  # made when it is first needed
+        self._seconds_per_block = math.inf  # to save and to load it
+        self._has_failed = False  # the file, to be made, written or read
+        self._lost_slots: set[int] = set()
 
     def run(self, ops: Sequence[BlockOp]) -> None:
-        """Copy, save and load blocks, in order."""
-        for op in ops:
-            if op.kind == "copy":
+        """Copy, save and load blocks, in order. Raises LostBlocksError where one cannot be
+        loaded.
+        """
+        for kind, same in groupby(ops, key=lambda op: op.kind):
+            if kind == "copy":
+                pairs = [(op.source, op.target) for op in same]
                 for store in self._stores:
-                    self._backend.copy_blocks(store, [(op.source, op.target)])
-            elif op.kind == "save":
-                pieces = [self._backend.save_blocks(store, [op.source]) for store in self._stores]
-                self.open_tier().save(op.target, np.concatenate(pieces, axis=1)[0])
+                    self._backend.copy_blocks(store, pairs)
             else:
-                saved, at = self.open_tier().load(op.source), 0
-                for store, size in zip(self._stores, self._store_bytes, strict=True):
-                    self._backend.load_blocks(store, [op.target], saved[None, at : at + size])
-                    at += size
+                move = self._save if kind == "save" else self._load
+                for op in same:
+                    move(op.source, op.target)
+
+    def _save(self, block: int, slot: int) -> None:
+        pieces = [self._backend.save_blocks(store, [block])[0] for store in self._stores]
+        try:
+            self.open_tier().write(slot, np.concatenate(pieces).data)
+        except OSError as error:
+            self._fail("saved", error)
+            self._lost_slots.add(slot)
+        else:
+            self._lost_slots.discard(slot)
+
+    def _load(self, slot: int, block: int) -> None:
+        if slot in self._lost_slots:
+            raise LostBlocksError(f"block {block} was never saved")
+        try:
+            saved = np.frombuffer(self.open_tier().read(slot), np.uint8)
+        except OSError as error:
+            self._fail("loaded", error)
+            raise LostBlocksError(f"block {block} cannot be loaded: {error}") from error
+        at = 0
+        for store, size in zip(self._stores, self._store_bytes, strict=True):
+            self._backend.load_blocks(store, [block], saved[None, at : at + size])
+            at += size
+
+    def _fail(self, what: str, error: Exception) -> None:
+        if not self._has_failed:
+            _log.warning(
+                "a block cannot be %s (%s): blocks that are evicted will be computed again",
+                what,
+                error,
+            )
+        self._has_failed = True
+
+    def saving_works(self) -> bool:
+        """False once the file could not be had, written or read."""
+        return not self._has_failed
 
     def seconds_per_block(self) -> float:
         """What saving a block and loading it again costs here, measured once; infinite where the
-        file cannot be had, and that is logged.
+        file cannot be had or would take memory, and that is logged.
         """
-        if not self._has_failed:
+        if self._file is None and not self._has_failed:
             try:
-                return self.open_tier().seconds_per_slot
+                if lies_in_memory(Path(gettempdir())):
+                    raise CapacityError(f"{gettempdir()}, where they would be saved, is memory too")
+                self.open_tier()
             except CapacityError as error:
                 self._has_failed = True
                 _log.warning("blocks that are evicted will be computed again: %s", error)
-        return math.inf
+        return math.inf if self._has_failed else self._seconds_per_block
 
-    def open_tier(self) -> "MappedTier":
+    def open_tier(self) -> SwapFile:
         """The second memory. Raises CapacityError where its file cannot be had."""
-        if self._tier is None:
-            self._tier = MappedTier(self._num_slots, sum(self._store_bytes))
-        return self._tier
+        if self._file is None:
+            self._file = SwapFile(self._num_slots, sum(self._store_bytes))
+            self._measure(self._file)
+        return self._file
 
-
-class MappedTier:
-    """Blocks in a file without a name, mapped into memory: the system writes it back when it likes,
-    and it is gone when this process is.
-    """
-
-    def __init__(self, num_slots: int, slot_bytes: int) -> None:
-        try:
-            with tempfile.TemporaryFile(prefix="pellucid-kv-") as file:
-                # now: a mapped file that cannot grow would end the process
-                os.posix_fallocate(file.fileno(), 0, num_slots * slot_bytes)
-                self._slots: Bytes = np.memmap(file, np.uint8, "r+", shape=(num_slots, slot_bytes))
-        except OSError as error:
-            raise CapacityError(
-                f"swap_space of {num_slots * slot_bytes} bytes cannot be had in "
-                f"{tempfile.gettempdir()}: {error}"
-            ) from error
-        self.seconds_per_slot = self._measure()
-
-    def save(self, slot: int, block: Bytes) -> None:
-        self._slots[slot] = block
-
-    def load(self, slot: int) -> Bytes:
-        saved: Bytes = self._slots[slot].copy()
-        return saved
-
-    def _measure(self) -> float:
-        """A round trip through slots that were never touched: what they cost at most."""
-        block = np.ones(self._slots.shape[1], np.uint8)
+    def _measure(self, file: SwapFile) -> None:
+        """Time a round trip through a slot that was never written: what it costs at most."""
+        block = memoryview(bytes(file.slot_bytes))
         start = time.perf_counter()
-        self.save(0, block)
-        self.load(0)
-        return time.perf_counter() - start
+        try:
+            file.write(0, block)
+            file.read(0)
+        except OSError as error:
+            self._fail("saved", error)
+        self._seconds_per_block = time.perf_counter() - start

@@ -220,13 +220,21 @@ class Scheduler:
         self.running.append(request)
         self.running.sort(key=self.waiting.rank)
 
-    def _preempt(self, request: Request) -> None:
-        """Send the last in rank back to wait. Its blocks stay in the tree until they are needed:
-        resuming begins with a hit.
+    def retry(self, step: ScheduledStep) -> None:
+        """Take back a step that computed nothing, because its blocks could not be loaded. Nobody
+        knows what they hold: its requests begin again, and nothing published before is hit.
+        """
+        self.kv.forget()
+        for request in reversed(step.requests):
+            self._preempt(request, publish=False)
+
+    def _preempt(self, request: Request, *, publish: bool = True) -> None:
+        """Send a running request back to wait. What it published stays in the tree until its
+        blocks are needed: resuming begins with a hit.
         """
         self._log("preempt", [request], [request.num_computed_tokens])
         self.running.remove(request)
-        self.kv.release(request)
+        self.kv.release(request, publish=publish)
         request.num_computed_tokens = 0
         self.num_preemptions += 1
         request.status = RequestStatus.PREEMPTED
