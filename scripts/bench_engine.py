@@ -61,7 +61,7 @@ class Run:
     @property
     def ttft(self) -> float:
         waited: list[float] = [
-            o.metrics["first_token_time"] - o.metrics["arrival_time"] for o in self.outputs
+            (o.metrics.first_token_time or 0) - o.metrics.arrival_time for o in self.outputs
         ]
         return statistics.median(waited)
 

@@ -22,9 +22,9 @@ def ours(llm: LLM, prompt: list[int], output: int) -> tuple[float, float]:
     """(prefill, decode) tokens per second of one run."""
     params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
     done: RequestOutput = llm.generate([prompt], params, use_tqdm=False)[0]
-    arrival, first, end = (
-        done.metrics[name] for name in ("arrival_time", "first_token_time", "finished_time")
-    )
+    metrics = done.metrics
+    arrival, first, end = metrics.arrival_time, metrics.first_token_time, metrics.finished_time
+    assert first is not None and end is not None
     return len(prompt) / (first - arrival), (output - 1) / (end - first)
 
 

@@ -121,7 +121,8 @@ def alone_with(path: Path, threads: int, steps: int) -> None:
     metrics = llm.generate(
         [[1]], SamplingParams(max_tokens=steps, ignore_eos=True), use_tqdm=False
     )[0].metrics
-    speed = (steps - 1) / (metrics["finished_time"] - metrics["first_token_time"])
+    assert metrics.finished_time is not None and metrics.first_token_time is not None
+    speed = (steps - 1) / (metrics.finished_time - metrics.first_token_time)
     print(json.dumps({"speed": speed, "cpu": time.process_time() - cpu}), flush=True)
     sys.stdin.readline()  # until it is killed: ending is not measured
 

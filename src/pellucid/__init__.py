@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from .config import EngineConfig
     from .engine.async_engine import AsyncEngine
     from .engine.llm import LLM
+    from .engine.prompts import TextPrompt, TokensPrompt
     from .errors import PellucidError
-    from .request import CompletionOutput, Logprob, RequestOutput, SamplingParams
+    from .request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
 
 __all__ = [
     "LLM",
@@ -22,8 +23,11 @@ __all__ = [
     "EngineConfig",
     "Logprob",
     "PellucidError",
+    "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
 ]
 
@@ -36,8 +40,11 @@ _HOME = {
     "EngineConfig": ".config",
     "Logprob": ".request",
     "PellucidError": ".errors",
+    "RequestMetrics": ".request",
     "RequestOutput": ".request",
     "SamplingParams": ".request",
+    "TextPrompt": ".engine.prompts",
+    "TokensPrompt": ".engine.prompts",
 }
 
 
@@ -45,3 +52,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
     return getattr(import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

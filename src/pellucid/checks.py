@@ -25,7 +25,7 @@ import numbers
 import operator
 import reprlib
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import (
     TYPE_CHECKING,
@@ -203,15 +203,15 @@ def declarations(config: "type[DataclassInstance]") -> tuple[Declaration, ...]:
 
 
 def unknown_name(
-    what: str, name: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
+    what: str, name: object, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
 ) -> str:
     """The sentence about a name that does not exist: the nearest one that does, and all of them.
 
     `elsewhere` maps names of other engines to what to say instead of the nearest name.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name[:100], names, n=1)
-    if elsewhere is not None and name in elsewhere:
+    near = difflib.get_close_matches(str(name)[:100], names, n=1)
+    if elsewhere is not None and isinstance(name, str) and name in elsewhere:
         hint = f": {elsewhere[name]}"
     else:
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -422,11 +422,19 @@ def _collection(build: Callable[[Iterable[object]], object], entry: _Kind, bound
 
     def take(value: object) -> object:
         # anything with a length and an order; a string's or a file's bytes are no list of ids
-        refused = isinstance(value, str | bytes | bytearray | memoryview | Mapping | Set)
+        refused = isinstance(
+            value, str | bytes | bytearray | memoryview | Mapping | set | frozenset
+        )
         if refused or not isinstance(value, Collection):
             raise _refuse(value, noun)
         _check_length(value, bounds)
-        return build([_take_entry(entry, item, f"[{i}]") for i, item in enumerate(value)])
+        taken: list[object] = []
+        try:
+            for item in value:
+                taken.append(entry.take(item))
+        except _Wrong as wrong:
+            raise _Wrong(f"[{len(taken)}]{wrong}", is_inside=True) from None
+        return build(taken)
 
     return _Kind(noun, take)
 
@@ -446,17 +454,13 @@ def _mapping(key: _Kind, entry: _Kind, bounds: Bounds) -> _Kind:
                 raise _Wrong(
                     f" has the key {show(name)}; a key must be {key.noun}", is_inside=True
                 ) from None
-            taken[name_taken] = _take_entry(entry, item, f"[{show(name)}]")
+            try:
+                taken[name_taken] = entry.take(item)
+            except _Wrong as wrong:
+                raise _Wrong(f"[{show(name)}]{wrong}", is_inside=True) from None
         return taken
 
     return _Kind(noun, take)
-
-
-def _take_entry(entry: _Kind, item: object, where: str) -> object:
-    try:
-        return entry.take(item)
-    except _Wrong as wrong:
-        raise _Wrong(f"{where}{wrong}", is_inside=True) from None
 
 
 def _check_length(value: Collection[object], bounds: Bounds) -> None:

@@ -10,11 +10,12 @@ Names, defaults and shapes of `SamplingParams`, `RequestOutput` and `CompletionO
 """
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from .checks import Bounds, check_fields, option, show
+from .checks import Bounds, check_fields, option, show, unknown_name
 from .errors import ConfigError
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "Logprob",
     "LogprobsOnePosition",
     "Request",
+    "RequestMetrics",
     "RequestOutput",
     "RequestStatus",
     "SamplingParams",
+    "TokenId",
 ]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -43,6 +46,8 @@ MAX_STRING = 1024  # characters of one stop string or bad word
 MAX_TOKEN_ID = (1 << 24) - 1
 MAX_SCALE = 1e6  # of temperature and repetition_penalty: what lies beyond is a mistake
 MAX_INT = (1 << 63) - 1
+
+_DIGITS = re.compile("[0-9]{1,9}")  # a token id as a key of JSON
 
 TokenId = Annotated[int, Bounds(low=0, high=MAX_TOKEN_ID)]
 Text = Annotated[str, Bounds(low=1, high=MAX_STRING)]  # a stop string or a bad word
@@ -112,7 +117,7 @@ class SamplingParams:
         None,
         low=-(1 << 63),
         high=(1 << 64) - 1,
-        help="A request with a seed gives the same text whatever else runs",
+        help="A request with a seed gives the same text whatever else runs; None or -1: drawn",
     )
     stop: str | Sequence[Text] | None = option(
         None, high=MAX_STOP_STRINGS, help="The text ends before the first of these; kept as a list"
@@ -138,6 +143,12 @@ class SamplingParams:
     prompt_logprobs: int | None = option(
         None, low=-1, high=MAX_LOGPROBS, help="The same for each position of the prompt"
     )
+    truncate_prompt_tokens: int | None = option(
+        None,
+        low=-1,
+        high=MAX_INT,
+        help="Use only so many last tokens of the prompt; -1: as many as leave room for max_tokens",
+    )
     skip_special_tokens: bool = option(True, help="Special tokens are left out of the text")
     detokenize: bool = option(True, help="Turn tokens into text; False: token ids alone")
 
@@ -154,6 +165,12 @@ class SamplingParams:
         if self.stop is None or isinstance(self.stop, str):
             self.stop = [] if self.stop is None else [self.stop]
         check_fields(self)
+        if self.seed == -1:
+            self.seed = None
+        if self.truncate_prompt_tokens == 0:
+            raise ConfigError(
+                "truncate_prompt_tokens is 0; it must be at least 1, -1 for what fits, or None"
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ConfigError(
                 f"min_tokens is {self.min_tokens}; it must be at most max_tokens, which is "
@@ -165,13 +182,34 @@ class SamplingParams:
                 "be True"
             )
 
-    def frozen_copy(self) -> "SamplingParams":
-        """A checked copy that shares no list or mapping with this one: what a request is run with.
-
-        `EngineCore.add_request` calls `params = params.frozen_copy()` before anything else, so that
-        later changes by the caller reach no running request. Raises ConfigError as `check` does.
+    def clone(self) -> "SamplingParams":
+        """A checked copy that shares no list or mapping with this one. Each request runs with a
+        clone, so that later changes by the caller reach no running request.
         """
         return replace(self)
+
+    @classmethod
+    def from_optional(cls, **fields: object) -> "SamplingParams":
+        """Build from fields of JSON, as vLLM's method does: null means the default, and keys of
+        logit_bias may be strings of digits. Raises ConfigError for an unknown name.
+        """
+        names = tuple(cls.__dataclass_fields__)
+        for name in fields:
+            if name not in names:
+                raise ConfigError(unknown_name("sampling parameter", name, names))
+        # max_tokens has a meaning for None that is not its default.
+        given = {
+            name: value
+            for name, value in fields.items()
+            if value is not None or name == "max_tokens"
+        }
+        bias = given.get("logit_bias")
+        if isinstance(bias, Mapping):
+            given["logit_bias"] = {
+                int(key) if isinstance(key, str) and _DIGITS.fullmatch(key) else key: value
+                for key, value in bias.items()
+            }
+        return cls(**given)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +220,10 @@ class Logprob:
 
     logprob: float
     rank: int  # 1 = the likeliest
+    # the token as text: a part of a character shows as U+FFFD; None with detokenize=False
     decoded_token: str | None = None
+    # the same as bytes (OpenAI's `bytes`): parts of a character, put together, are the character
+    token_bytes: bytes | None = None
 
 
 LogprobsOnePosition = dict[int, Logprob]  # token id -> Logprob
@@ -268,12 +309,32 @@ class CompletionOutput:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
-    @property
     def finished(self) -> bool:
+        """True where no token follows."""
         return self.finish_reason is not None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
+class RequestMetrics:
+    """When a request came how far: seconds of the engine's clock, which is monotonic, and not the
+    time of day. None: not yet. With `n` completions, the first or last of any of them.
+    """
+
+    arrival_time: float
+    first_scheduled_time: float | None = None  # the first step that computed some of it began
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finished_time: float | None = None
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """Seconds from arrival to the first step."""
+        if self.first_scheduled_time is None:
+            return None
+        return self.first_scheduled_time - self.arrival_time
+
+
+@dataclass(slots=True, kw_only=True)
 class RequestOutput:
     """The answer to one prompt, whole or as far as it has come (`finished` tells)."""
 
@@ -282,7 +343,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
+    metrics: RequestMetrics
+    # one per prompt token, the first None; None where they were not asked for
     prompt_logprobs: list[LogprobsOnePosition | None] | None = None
-    num_cached_tokens: int = 0
-    # arrival, first_token and finished times in seconds of a monotonic clock
-    metrics: dict[str, Any] = field(default_factory=dict)
+    num_cached_tokens: int = 0  # of the prompt: found in the cache

@@ -39,6 +39,7 @@ def write_tiny(
     head_dim: int = HIDDEN // HEADS,
     ends: bool = True,
     ffn: int = FFN,
+    add_bos: bool = False,
 ) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
 
@@ -108,7 +109,7 @@ def write_tiny(
         "tokenizer.ggml.merges": ["t h"],
         "tokenizer.ggml.bos_token_id": 256,
         "tokenizer.ggml.eos_token_id": 257,
-        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_bos_token": add_bos,
         "tokenizer.chat_template": TEMPLATE,
     }
     write_gguf(path, metadata, ((name, encode_dense(array)) for name, array in arrays.items()))

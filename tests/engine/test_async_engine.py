@@ -248,7 +248,7 @@ def test_who_leaves_holds_nothing_at_the_next_step(
         gate.let(1000)
         if way == "abort":
             output = await victim
-            assert output.outputs[0].finish_reason == "abort" and "finished_time" in output.metrics
+            assert output.outputs[0].finish_reason == "abort" and output.metrics.finished_time
             # the step at the gate still ran
             assert len(output.outputs[0].token_ids) == (4 if phase == "decode" else 0)
         if bystander:

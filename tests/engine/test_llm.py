@@ -29,15 +29,20 @@ def test_outputs_have_vllms_shape_and_the_order_of_the_prompts(tiny: LLM) -> Non
         )
         (completion,) = output.outputs
         assert (
-            completion.index == 0 and completion.finish_reason == "length" and completion.finished
+            completion.index == 0 and completion.finish_reason == "length" and completion.finished()
         )
         assert len(completion.token_ids) == 12
         assert completion.text == tiny.tokenizer.decode(completion.token_ids)
-        assert (
-            output.metrics["arrival_time"]
-            <= output.metrics["first_token_time"]
-            <= output.metrics["finished_time"]
-        )
+        times = output.metrics
+        assert times.time_in_queue is not None and times.time_in_queue >= 0
+        reached = [
+            times.arrival_time,
+            times.first_scheduled_time,
+            times.first_token_time,
+            times.last_token_time,
+            times.finished_time,
+        ]
+        assert reached == sorted(t for t in reached if t is not None)
 
 
 def test_every_form_of_a_prompt_gives_the_same_tokens(tiny: LLM) -> None:

@@ -5,6 +5,7 @@ check_token_ids what the vocabulary does not hold.
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,6 +179,61 @@ def test_a_value_set_later_is_found_by_check() -> None:
     params.temperature = -1.0
     with pytest.raises(ConfigError, match=r"^temperature"):
         params.check()
+
+
+def test_a_clone_shares_nothing_with_its_original_and_is_checked() -> None:
+    ids, bias, words = [1], {1: 1.0}, ["a"]
+    params = SamplingParams(stop="x", stop_token_ids=ids, logit_bias=bias, bad_words=words)
+    clone = params.clone()
+    assert clone == params
+    ids.append(2)
+    bias[2] = 2.0
+    words.append("b")
+    params.stop.append("y")  # type: ignore[union-attr]
+    params.stop_token_ids.append(3)  # type: ignore[union-attr]
+    assert (clone.stop, clone.stop_token_ids, clone.logit_bias, clone.bad_words) == (
+        ["x"],
+        [1],
+        {1: 1.0},
+        ["a"],
+    )
+    params.stop.append(5)  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"^stop\[2\] is 5; it must be a string of 1 to 1024"):
+        params.clone()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", -1), ("n", -1), ("top_p", math.nan), ("seed", "1")]
+)
+def test_a_clone_refuses_what_was_set_after_construction(name: str, value: object) -> None:
+    params = SamplingParams()
+    setattr(params, name, value)
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        params.clone()
+
+
+def test_numbers_of_numpy_are_taken_as_plain_ones() -> None:
+    params = build(temperature=np.float32(0.5), top_k=np.int64(5), stop_token_ids=np.array([1, 2]))
+    assert (params.temperature, params.top_k, params.stop_token_ids) == (0.5, 5, [1, 2])
+    assert [type(v) for v in (params.temperature, params.top_k)] == [float, int]
+
+
+def test_a_seed_of_minus_one_is_none_as_in_vllm() -> None:
+    assert SamplingParams(seed=-1).seed is None
+
+
+def test_from_optional_takes_the_fields_of_json() -> None:
+    assert SamplingParams.from_optional() == SamplingParams()
+    params = SamplingParams.from_optional(
+        temperature=None, top_p=0.5, max_tokens=None, stop=None, logit_bias={"7": 1, 8: -1.0}
+    )
+    assert (params.temperature, params.top_p, params.max_tokens) == (1.0, 0.5, None)
+    assert params.logit_bias == {7: 1.0, 8: -1.0}
+    with pytest.raises(ConfigError, match=r"'temprature'; did you mean 'temperature'\? The names"):
+        SamplingParams.from_optional(temprature=1)
+    for key in ("x", "-1", "1.0", "", "9" * 5000, "١"):
+        with pytest.raises(ConfigError, match=r"^logit_bias has the key .*; a key must be an int"):
+            SamplingParams.from_optional(logit_bias={key: 1.0})
 
 
 anything: st.SearchStrategy[Any] = st.recursive(

@@ -38,8 +38,8 @@ class Timing:
     @classmethod
     def of(cls, output: RequestOutput, now: float) -> "Timing":
         """From an output, finished or stopped at the time `now`."""
-        arrival, first = output.metrics["arrival_time"], output.metrics.get("first_token_time")
-        end = output.metrics.get("finished_time", now)
+        arrival, first = output.metrics.arrival_time, output.metrics.first_token_time
+        end = now if output.metrics.finished_time is None else output.metrics.finished_time
         prompt, answer = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
         return cls(
             prompt_tokens=prompt,

@@ -15,7 +15,6 @@ The thread ends when the engine is closed or dropped, so the thread holds no ref
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ class AsyncEngine:
         self, prompt: TokenizedPrompt, params: SamplingParams | None, request_id: str | None
     ) -> AsyncGenerator[RequestOutput, None]:
         # a copy, checked again, that its owner can change no more
-        params = SamplingParams() if params is None else replace(params)
+        params = SamplingParams() if params is None else params.clone()
         name = self._thread.new_id() if request_id is None else request_id
         return self._outputs(Submission(name, prompt, params))
 

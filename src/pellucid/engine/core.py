@@ -20,7 +20,7 @@ from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
-from .prompts import TokenizedPrompt
+from .prompts import TokenizedPrompt, check_prompt_ids, truncate_prompt
 from .stats import EngineStats, StepTimer
 
 __all__ = ["EngineCore", "Submission"]
@@ -44,10 +44,12 @@ class EngineCore:
         scheduler: Scheduler,
         runner: ModelRunner,
         *,
-        seed: int,
+        seed: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` gives seconds; tests bring one of their own."""
+        """`clock` gives seconds; tests bring one of their own. `seed`: of the seeds that requests
+        without one draw; None: another at every start.
+        """
         self.scheduler = scheduler
         self._model = model
         self._tokenizer = tokenizer
@@ -88,13 +90,8 @@ class EngineCore:
     def _build_requests(self, submission: Submission) -> list[Request]:
         """One request for each of the `n` completions of a prompt, checked against the model."""
         request_id, prompt, params = submission
-        tokens = prompt.token_ids
-        for token_id in tokens:
-            if not 0 <= token_id < self._model.vocab_size:
-                raise RequestError(
-                    f"prompt token id {token_id} is outside the vocabulary of "
-                    f"{self._model.vocab_size}"
-                )
+        check_prompt_ids(prompt.token_ids, self._model.vocab_size)
+        tokens = truncate_prompt(prompt.token_ids, params, self.scheduler.max_model_len)
         check_token_ids(params, self._model.vocab_size)
         seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
         room = self.scheduler.max_model_len - len(tokens)
@@ -142,6 +139,8 @@ class EngineCore:
         if not step.requests:
             return []
         planned = self._clock()
+        for request in step.requests:
+            self._group_of[request.request_id].schedule(start)
         try:
             result = self._runner.execute(step)
         except LostBlocksError:

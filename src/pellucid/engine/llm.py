@@ -12,8 +12,6 @@ runs in a thread of its own (`core_thread`), and each call reads from a mailbox 
 import time
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +23,14 @@ from .core import Submission
 from .core_thread import CoreThread
 from .loader import load_engine
 from .mailbox import ThreadMailbox
-from .prompts import Message, Prompt, TokenizedPrompt, tokenize_chat, tokenize_prompt
+from .prompts import (
+    Message,
+    Prompt,
+    TokenizedPrompt,
+    tokenize_chat,
+    tokenize_prompt,
+    tokenize_prompts,
+)
 from .stats import EngineStats
 
 __all__ = ["LLM"]
@@ -102,7 +107,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
@@ -113,11 +118,7 @@ class LLM:
         A bar on standard error shows the progress where that is a terminal. Raises RequestError,
         having run nothing, if a prompt cannot be served.
         """
-        return self._run(
-            [tokenize_prompt(self.tokenizer, p) for p in _as_list(prompts)],
-            sampling_params,
-            use_tqdm,
-        )
+        return self._run(tokenize_prompts(self.tokenizer, prompts), sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -224,18 +225,7 @@ class LLM:
 
     def _submission(self, prompt: TokenizedPrompt, params: SamplingParams) -> Submission:
         """What the core takes in: a copy, checked again, that its owner can change no more."""
-        return Submission(self._thread.new_id(), prompt, replace(params))
-
-
-def _as_list(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """The prompts, where one may stand for a list of one."""
-    if isinstance(prompts, str | bytes | bytearray | memoryview | Mapping):
-        return [prompts]
-    items: list[Any] = list(prompts)
-    are_ids = bool(items) and all(
-        isinstance(item, Integral) and not isinstance(item, bool) for item in items
-    )
-    return [items] if are_ids else items
+        return Submission(self._thread.new_id(), prompt, params.clone())
 
 
 def _progress_bar(total: int, use_tqdm: bool) -> Any:

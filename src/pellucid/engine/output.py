@@ -1,13 +1,20 @@
 """From token ids to what the caller sees: text, logprobs, reasons and times, of the n completions
 of one prompt.
 
-One idea: outputs are cumulative. Each call of `output()` shows the whole answer as far as it has
-come, as vLLM's `RequestOutput` does; whoever streams prints the part that is new.
+Outputs are cumulative: each call of `output()` shows the whole answer as far as it has come, as
+vLLM's `RequestOutput` does. A caller that streams prints the part that is new.
 """
 
 from dataclasses import replace
 
-from ..request import CompletionOutput, LogprobsOnePosition, Request, RequestOutput
+from ..request import (
+    CompletionOutput,
+    Logprob,
+    LogprobsOnePosition,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+)
 from ..tokenizer import Detokenizer, Tokenizer
 
 __all__ = ["OutputGroup"]
@@ -24,11 +31,12 @@ class OutputGroup:
         tokenizer: Tokenizer,
         now: float,
     ) -> None:
+        """`now` is when the prompt came, in seconds of the engine's clock."""
         self.request_id = request_id
         self.requests = requests
         self._prompt = prompt
         self._tokenizer = tokenizer
-        self._metrics = {"arrival_time": now}
+        self._metrics = RequestMetrics(arrival_time=now)
         self._texts = {
             request.request_id: _detokenizer(request, tokenizer)
             for request in requests
@@ -39,17 +47,24 @@ class OutputGroup:
         """The member with this id."""
         return next(request for request in self.requests if request.request_id == request_id)
 
+    def schedule(self, now: float) -> None:
+        """Note that a step begins to compute some of it; the first call counts."""
+        if self._metrics.first_scheduled_time is None:
+            self._metrics.first_scheduled_time = now
+
     def advance(self, request: Request, token_id: int | None, now: float) -> bool:
         """Take in a new token. True where the text now holds a stop string, which is then the
         request's stop_reason.
         """
         if token_id is None:
             return False
-        self._metrics.setdefault("first_token_time", now)
+        if self._metrics.first_token_time is None:
+            self._metrics.first_token_time = now
+        self._metrics.last_token_time = now
         text = self._texts.get(request.request_id)
         if text is None:
             return False
-        # The token that ended a request by its id is not part of the text, unless it was asked for.
+        # A token that ended the request by its id is left out of the text, unless it is wanted.
         if request.finish_reason != "stop" or request.params.include_stop_str_in_output:
             text.push([token_id])
         if text.stopped_by is not None:
@@ -61,7 +76,7 @@ class OutputGroup:
         if request.request_id in self._texts:
             self._texts[request.request_id].finish()
         if all(r.is_finished for r in self.requests):
-            self._metrics["finished_time"] = now
+            self._metrics.finished_time = now
 
     def output(self) -> RequestOutput:
         """The answer as far as it has come."""
@@ -74,7 +89,7 @@ class OutputGroup:
             finished=all(request.is_finished for request in self.requests),
             prompt_logprobs=list(first.prompt_logprobs) or None,
             num_cached_tokens=first.num_cached_tokens,
-            metrics=dict(self._metrics),
+            metrics=replace(self._metrics),
         )
 
     def _completion(self, index: int, request: Request) -> CompletionOutput:
@@ -95,10 +110,17 @@ class OutputGroup:
         )
 
     def named(self, row: LogprobsOnePosition) -> LogprobsOnePosition:
-        """The same candidates with their tokens' texts."""
+        """The same candidates with their tokens' text and bytes, where tokens become text."""
+        if not self._texts:
+            return row
         return {
-            token: replace(logprob, decoded_token=self._tokenizer.token_text(token))
-            for token, logprob in row.items()
+            token: Logprob(
+                candidate.logprob,
+                candidate.rank,
+                self._tokenizer.token_text(token),
+                self._tokenizer.token_bytes(token),
+            )
+            for token, candidate in row.items()
         }
 
 

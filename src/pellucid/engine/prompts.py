@@ -1,27 +1,79 @@
-"""What a caller may pass as a prompt or as a conversation, and the token ids that it becomes. `LLM`
-and `AsyncEngine` share it.
+"""Prompts and conversations as callers pass them, and the token ids that they become. `LLM` and
+`AsyncEngine` share it.
 
-One idea: special tokens are the engine's to add and the template's to write. Plain text is read as
-text, whatever it spells; text that the model's own chat template rendered holds special tokens, the
-first of the sequence among them, so those that the template wrote are read as such and none is
-added. What a message spells is text there too.
+A prompt is text, token ids, or a mapping with one of the two and how its request is treated
+(`TextPrompt`, `TokensPrompt`). Special tokens that a text prompt spells ("<|fim_prefix|>") are
+parsed as such, as in vLLM and llama.cpp; `parse_special=False` reads them as letters. A text that
+begins with the token that begins sequences gets no second one. vLLM and llama.cpp add a second one
+there (llama.cpp with a warning), which models were not trained on.
+
+In a conversation only the model's own template writes special tokens: a message that spells one is
+plain text.
+
+Everything here comes from strangers. It is copied, and bounded in length, before it is used.
 """
 
-import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+import itertools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, NotRequired, TypeAlias, TypedDict
 
-from ..errors import RequestError
+import numpy as np
+
+from ..checks import Bounds, check_fields, check_value, option, show, unknown_name
+from ..errors import PellucidError, RequestError
+from ..request import SamplingParams, TokenId
 from ..tokenizer import Tokenizer
 
-__all__ = ["Message", "Prompt", "TokenizedPrompt", "tokenize_chat", "tokenize_prompt"]
+__all__ = [
+    "Message",
+    "Prompt",
+    "TextPrompt",
+    "TokenizedPrompt",
+    "TokensPrompt",
+    "check_prompt_ids",
+    "list_prompts",
+    "tokenize_chat",
+    "tokenize_prompt",
+    "tokenize_prompts",
+    "truncate_prompt",
+    "with_priorities",
+]
 
 MAX_PRIORITY = 1 << 31
 MAX_NAME = 256  # characters of a tenant or a salt
+MAX_PROMPTS = 1 << 20  # of one call
+MAX_PROMPT_TOKENS = 1 << 24  # no model's context is longer
+MAX_PROMPT_CHARACTERS = 1 << 26
 
-# Text, token ids, or {"prompt": text} or {"prompt_token_ids": ids}, which may have "priority",
-# "tenant" and "cache_salt" beside it.
-Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
+_Priority = Annotated[int, Bounds(low=-MAX_PRIORITY, high=MAX_PRIORITY)]
+
+
+class _Standing(TypedDict):
+    """How the request of a prompt is treated among others."""
+
+    priority: NotRequired[int]  # the smaller is served first, where the policy is "priority"
+    tenant: NotRequired[str]  # who asks: what the policy "fair" is fair to
+    cache_salt: NotRequired[str]  # prefixes are shared among requests of one salt
+
+
+class TextPrompt(_Standing):
+    """A prompt as text."""
+
+    prompt: str
+    parse_special: NotRequired[bool]  # False: special tokens in the text are letters
+
+
+class TokensPrompt(_Standing):
+    """A prompt as token ids; nothing is added to them. `prompt` is what outputs show."""
+
+    prompt_token_ids: Sequence[int]
+    prompt: NotRequired[str]
+
+
+# Token ids may be any sequence of integers, a NumPy array or a torch tensor among them.
+Prompt: TypeAlias = str | Sequence[int] | TextPrompt | TokensPrompt | Mapping[str, Any]
 Message: TypeAlias = Mapping[str, Any]  # {"role": "user", "content": "…"}
 
 
@@ -35,44 +87,95 @@ class TokenizedPrompt(NamedTuple):
     cache_salt: str = ""  # prefixes are shared among requests of one salt
 
 
-def tokenize_prompt(tokenizer: Tokenizer, prompt: Prompt) -> TokenizedPrompt:
-    """Any form of a prompt. Raises RequestError where a mapping has neither form of it."""
-    if isinstance(prompt, str):
-        return TokenizedPrompt(tokenizer.encode(prompt), prompt)
-    if isinstance(prompt, Mapping):
-        if "prompt_token_ids" in prompt:
-            return TokenizedPrompt(
-                list(prompt["prompt_token_ids"]), prompt.get("prompt"), **_standing(prompt)
-            )
-        if isinstance(prompt.get("prompt"), str):
-            return TokenizedPrompt(
-                tokenizer.encode(prompt["prompt"]), prompt["prompt"], **_standing(prompt)
-            )
-        raise RequestError(
-            "a prompt that is a mapping needs 'prompt' or 'prompt_token_ids'; it has "
-            f"{sorted(map(str, prompt))}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fields:
+    """The keys that a mapping may have, checked."""
+
+    prompt: str | None = option(None, high=MAX_PROMPT_CHARACTERS)
+    prompt_token_ids: Sequence[TokenId] | None = option(None, high=MAX_PROMPT_TOKENS)
+    priority: int = option(0, low=-MAX_PRIORITY, high=MAX_PRIORITY)
+    tenant: str = option("", high=MAX_NAME)
+    cache_salt: str | None = option(None, high=MAX_NAME)
+    parse_special: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, error=RequestError)
+
+
+def tokenize_prompt(
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    parse_special: bool = True,
+    truncate_prompt_tokens: int | None = None,
+) -> TokenizedPrompt:
+    """The token ids of a prompt in any form. `parse_special`: special tokens that a text spells are
+    parsed, unless its mapping says otherwise. `truncate_prompt_tokens`: keep so many last tokens.
+
+    Raises RequestError, naming the key or the index, where the prompt is not one.
+    """
+    fields = _fields(prompt, parse_special)
+    if fields.prompt_token_ids is not None:
+        token_ids = list(fields.prompt_token_ids)
+    else:
+        assert fields.prompt is not None  # _fields has seen to it
+        token_ids = _encode(tokenizer, fields.prompt, fields.parse_special)
+    if truncate_prompt_tokens is not None:
+        last = check_value(
+            "truncate_prompt_tokens",
+            truncate_prompt_tokens,
+            Annotated[int, Bounds(low=1)],
+            error=RequestError,
         )
-    return TokenizedPrompt(list(prompt), None)
+        token_ids = token_ids[-last:]
+    return TokenizedPrompt(
+        token_ids, fields.prompt, fields.priority, fields.tenant, fields.cache_salt or ""
+    )
 
 
-def _standing(prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """What a mapping says about how its request is treated among others."""
-    standing = {
-        name: prompt[name] for name in ("priority", "tenant", "cache_salt") if name in prompt
-    }
-    for name, value in standing.items():
-        if name == "priority":
-            if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_PRIORITY:
-                raise RequestError(
-                    f"priority is {reprlib.repr(value)}; it must be an integer from "
-                    f"{-MAX_PRIORITY} to {MAX_PRIORITY}"
-                )
-        elif not isinstance(value, str) or len(value) > MAX_NAME:
-            raise RequestError(
-                f"{name} is {reprlib.repr(value)}; it must be a string of at most {MAX_NAME} "
-                "characters"
-            )
-    return standing
+def tokenize_prompts(
+    tokenizer: Tokenizer, prompts: Prompt | Iterable[Prompt], *, parse_special: bool = True
+) -> list[TokenizedPrompt]:
+    """One prompt, or any iterable of prompts, in order. Errors name the index: "prompts[2]: …"."""
+    listed = list_prompts(prompts)
+    if len(listed) == 1:
+        return [tokenize_prompt(tokenizer, listed[0], parse_special=parse_special)]
+    tokenized = []
+    for i, prompt in enumerate(listed):
+        try:
+            tokenized.append(tokenize_prompt(tokenizer, prompt, parse_special=parse_special))
+        except PellucidError as error:
+            raise RequestError(f"prompts[{i}]: {error}") from None
+    return tokenized
+
+
+def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """The prompts of a call in order, whatever iterable holds them; a single prompt alone.
+
+    A list that begins with an integer is one prompt of token ids. Raises RequestError, naming the
+    index, where an entry is no prompt.
+    """
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not _is_listed(prompts):
+        raise RequestError(
+            f"prompts is {show(prompts)}; it must be text, token ids, a mapping with 'prompt' or "
+            "'prompt_token_ids', or an iterable of these"
+        )
+    entries: Any = prompts.tolist() if isinstance(prompts, np.ndarray) else prompts
+    # An iterator may have no end: read one entry more than is allowed.
+    iterator = iter(entries)
+    first = list(itertools.islice(iterator, 1))
+    are_ids = bool(first) and _is_integer(first[0])
+    most = MAX_PROMPT_TOKENS if are_ids else MAX_PROMPTS
+    listed = first + list(itertools.islice(iterator, most))
+    if len(listed) > most:
+        raise RequestError(f"prompts has more than {most} entries, which is the most for one call")
+    if are_ids:
+        return [listed]
+    for i, prompt in enumerate(listed):
+        _check_form(prompt, f"prompts[{i}]")
+    return listed
 
 
 def tokenize_chat(
@@ -81,13 +184,123 @@ def tokenize_chat(
     *,
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    continue_final_message: bool = False,
 ) -> TokenizedPrompt:
-    """A conversation, rendered with the model's own chat template. Raises RequestError where there
-    is none, or it refuses the messages.
+    """A conversation, rendered with the model's own chat template or with `chat_template`; the
+    keywords are those of `Tokenizer.apply_chat_template`. Raises RequestError where there is no
+    template, or it refuses the messages.
     """
     text = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tools=tools
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        tools=tools,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
     )
     return TokenizedPrompt(
         tokenizer.encode(text, add_special=False, parse_special=True), text.plain
     )
+
+
+def with_priorities(
+    prompts: Sequence[TokenizedPrompt], priority: int | Sequence[int] | None
+) -> list[TokenizedPrompt]:
+    """The prompts with the priorities of a call: one for all, or one for each. None leaves each its
+    own. Raises RequestError where there are not as many as prompts.
+    """
+    if priority is None:
+        return list(prompts)
+    given: int | list[int] = check_value(
+        "priority", priority, _Priority | Sequence[_Priority], error=RequestError
+    )
+    priorities = given if isinstance(given, list) else [given] * len(prompts)
+    if len(priorities) != len(prompts):
+        raise RequestError(
+            f"priority has {len(priorities)} entries for {len(prompts)} prompts; give one, or one "
+            "for each"
+        )
+    return [
+        prompt._replace(priority=value) for prompt, value in zip(prompts, priorities, strict=True)
+    ]
+
+
+def truncate_prompt(token_ids: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
+    """The last `params.truncate_prompt_tokens` of a prompt. -1: as many as leave room for
+    `max_tokens` (for one token where that is None) in the context.
+    """
+    last = params.truncate_prompt_tokens
+    if last is None:
+        return token_ids
+    if last == -1:
+        last = max(1, max_model_len - (params.max_tokens or 1))
+    return token_ids[-last:]
+
+
+def check_prompt_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raise RequestError, naming the index, for the first id that a vocabulary does not hold."""
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        return
+    i = next(i for i, token_id in enumerate(token_ids) if not 0 <= token_id < vocab_size)
+    raise RequestError(
+        f"prompt token id {show(token_ids[i])} is outside the vocabulary of {vocab_size}; it is "
+        f"prompt_token_ids[{i}]"
+    )
+
+
+def _fields(prompt: Prompt, parse_special: bool) -> _Fields:
+    """The checked fields of a prompt in any form: it has text, token ids or both."""
+    _check_form(prompt, "a prompt")
+    if isinstance(prompt, str):
+        return _Fields(prompt=prompt, parse_special=parse_special)
+    if not isinstance(prompt, Mapping):
+        ids: Any = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+        return _Fields(prompt_token_ids=ids)
+    if prompt.get("prompt_token_ids") is None and prompt.get("prompt") is None:
+        raise RequestError(
+            "a prompt that is a mapping needs 'prompt' or 'prompt_token_ids'; it has "
+            f"{show(list(prompt))}"
+        )
+    known = _Fields.__dataclass_fields__
+    for key in prompt:
+        if key not in known:
+            raise RequestError(unknown_name("key of a prompt", key, known))
+    asked: dict[str, Any] = {"parse_special": parse_special, **prompt}
+    if isinstance(asked.get("prompt_token_ids"), np.ndarray):
+        asked["prompt_token_ids"] = asked["prompt_token_ids"].tolist()
+    return _Fields(**asked)
+
+
+def _check_form(prompt: object, name: str) -> None:
+    """Raise RequestError where a value is neither text nor a list nor a mapping."""
+    if not isinstance(prompt, str | Mapping) and not _is_listed(prompt):
+        raise RequestError(
+            f"{name} is {show(prompt)}; it must be text, token ids, or a mapping with 'prompt' or "
+            "'prompt_token_ids'"
+        )
+
+
+def _is_listed(value: object) -> bool:
+    """True for what gives entries in an order: no set, no bytes, no array without an axis."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    unordered = isinstance(value, bytes | bytearray | memoryview | set | frozenset)
+    return isinstance(value, Iterable) and not unordered
+
+
+def _is_integer(value: object) -> bool:
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _encode(tokenizer: Tokenizer, text: str, parse_special: bool) -> list[int]:
+    """The ids of a text prompt, with one token that begins the sequence and no second one."""
+    token_ids = tokenizer.encode(text, parse_special=parse_special)
+    bos = tokenizer.bos_token_id
+    is_doubled = tokenizer.add_bos and parse_special and token_ids[:2] == [bos, bos]
+    return token_ids[1:] if is_doubled else token_ids
