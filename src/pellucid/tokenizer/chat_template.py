@@ -37,10 +37,15 @@ class ChatTemplate:
     """The templates of one model."""
 
     def __init__(
-        self, templates: str | Mapping[str, str], special_tokens: Mapping[str, str]
+        self,
+        templates: str | Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        *,
+        processes: TemplateProcesses = _PROCESSES,
     ) -> None:
         """`templates`: a text, which is the one named "default", or several by name.
-        `special_tokens`: the variables that name tokens, as bos_token.
+        `special_tokens`: the variables that name tokens, as bos_token. `processes`: where templates
+        run; those of all models, if nothing else is given.
 
         Raises FormatError for a template that is too long, or for too many.
         """
@@ -53,7 +58,7 @@ class ChatTemplate:
         for source in self._templates.values():
             _check_source(source, FormatError)
         self._special_tokens = dict(special_tokens)
-        self._processes = _PROCESSES
+        self._processes = processes
         self._told: set[str] = set()
 
     @property

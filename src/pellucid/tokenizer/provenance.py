@@ -1,14 +1,15 @@
-"""What each rule of a template's language does to the marks of a `TracedText`.
+"""What becomes of the marks of a `TracedText` in each operation of a template.
 
-One idea: what cuts and joins texts cuts and joins the marks along with them. A template's own texts
+An operation that cuts and joins texts cuts and joins their marks with them. A template's own texts
 are plain str. Where the characters of a result cannot be followed one by one (JSON, an indented
 text, a list written out), all of them count as the caller's.
 
-The sandbox asks here about every method, filter and operator that it lets a template use; none of
-them may lose a mark, for then a user could write control tokens. This module knows neither Jinja
-nor tokens.
+The sandbox asks here about every method, filter and operator that a template may use. None of them
+may lose a mark, for then a user could write control tokens. This module knows neither Jinja nor
+tokens.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from string import Formatter
 from types import BuiltinMethodType
@@ -25,10 +26,15 @@ __all__ = [
     "of_filter",
     "of_method",
     "of_operator",
+    "percent",
     "replaced",
     "traced_format",
 ]
 
+# a place of a text for "%": its name, and how a value is written; three digits of width at most
+_PERCENT = re.compile(
+    r"%(?:\((?P<name>[^()]*)\))?(?P<how>[-+ #0]{0,5}\d{0,3}(?:\.\d{0,3})?[a-zA-Z%])"
+)
 _SAME_PLACES = frozenset(("capitalize", "casefold", "lower", "swapcase", "title", "upper"))
 _STRIPS = frozenset(("lstrip", "removeprefix", "removesuffix", "rstrip", "strip"))
 
@@ -112,6 +118,33 @@ def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
     if name == "trim" and isinstance(text, TracedText):
         return _stripped(text, "strip", args, result)
     return _same_places(text, result) if name in _SAME_PLACES else whole(result)
+
+
+def percent(text: str, values: Any) -> str:
+    """`text % values`. Raises what Python raises for values that do not fit."""
+    rest = iter(
+        values if isinstance(values, tuple) else () if isinstance(values, dict) else [values]
+    )
+    parts, start = [], 0
+    for place in _PERCENT.finditer(text):
+        parts.append(text[start : place.start()])
+        start, name, how = place.end(), place["name"], place["how"]
+        if how == "%":
+            parts.append(text[start - 1 : start])
+            continue
+        try:
+            value = next(rest) if name is None else values[name]
+        except StopIteration:
+            raise TypeError("not enough arguments for format string") from None
+        made = f"%{how}" % (value,)
+        is_foreign = _is_foreign(value) or _is_foreign(text)
+        parts.append(value if made == value else _whole_if(is_foreign, made))
+    parts.append(text[start:])
+    if any("%" in literal for literal in parts[::2]):
+        raise ValueError("unsupported format character")
+    if next(rest, rest) is not rest:
+        raise TypeError("not all arguments converted during string formatting")
+    return joined(parts)
 
 
 def traced_format(

@@ -4,7 +4,7 @@ Clients write a message in several ways that mean the same, and a template usual
 them. So four things are looked up in its syntax tree, and the messages are given to match:
 
 - content: a text, or a list of parts where the template has a loop over parts (vLLM's rule);
-- content beside tool calls: null where the template asks whether it is, else an empty text;
+- no content, beside tool calls: null where the template asks whether it is, else an empty text;
 - the arguments of a tool call: a mapping, or JSON where the template writes them out as they are;
 - the model's reasoning: under the name that the template reads, of `REASONING`.
 
@@ -24,7 +24,7 @@ from ..errors import RequestError
 from .chat_messages import MAX_DEPTH, REASONING
 from .traced_text import CONTINUED, whole
 
-__all__ = ["Reading", "adapt_messages", "find_reading"]
+__all__ = ["Reading", "adapt_messages", "find_reading", "may_be_null"]
 
 _TEXT_AND_PARTS = frozenset(("text", "type"))  # what a loop over parts asks of a part
 _OBJECT_FILTERS = frozenset(("items", "dictsort"))
@@ -38,7 +38,7 @@ class Reading:
 
     loops_over_parts: bool  # of a content
     takes_text: bool  # as a content: no loop over parts, or it asks whether the content is a string
-    asks_for_null: bool  # as a content
+    asks_for_null: bool  # whether a content is null
     writes_arguments: bool  # of a tool call, as they are
     takes_both: bool  # arguments as JSON and as a mapping: it asks which they are
     reasoning: tuple[str, ...]  # the names that it reads, of REASONING
@@ -61,7 +61,9 @@ def find_reading(tree: nodes.Template) -> Reading:
         for comparison in tree.find_all(nodes.Compare)
     )
     of_arguments = {t.name for t in tree.find_all(nodes.Test) if arguments.is_read_by(t.node)}
-    writes = "string" in of_arguments or any(map(arguments.is_read_by, _written(tree)))
+    writes = "string" in of_arguments or (
+        any(map(arguments.is_read_by, _written(tree))) and not _is_encoded(tree, arguments)
+    )
     names = {read for node in tree.find_all((nodes.Getattr, nodes.Const)) for read in _names(node)}
     return Reading(
         loops_over_parts=loops,
@@ -154,6 +156,14 @@ def _takes_apart(tree: nodes.Template, arguments: _Field) -> bool:
     )
 
 
+def _is_encoded(tree: nodes.Template, arguments: _Field) -> bool:
+    """Does the template make JSON of the arguments?"""
+    return any(
+        filtered.name == "tojson" and arguments.is_read_by(filtered.node)
+        for filtered in tree.find_all(nodes.Filter)
+    )
+
+
 def _written(tree: nodes.Template) -> Iterator[nodes.Node]:
     """The expressions that are written out or joined to a text."""
     for output in tree.find_all(nodes.Output):
@@ -180,12 +190,17 @@ def _names(node: nodes.Node) -> Iterator[str]:
 
 
 def adapt_messages(
-    messages: list[dict[str, Any]], reading: Reading, *, continue_final: bool = False
-) -> list[dict[str, Any]]:
-    """Messages as `check_messages` gives them, changed in place to what the template reads.
+    messages: list[dict[str, Any]],
+    reading: Reading,
+    *,
+    with_null: bool = False,
+    continue_final: bool = False,
+) -> None:
+    """Change messages as `ChatCopier` gives them to what the template reads, in place.
 
-    `continue_final`: the texts of the last message get the mark CONTINUED. Raises RequestError for
-    arguments that are not JSON where the template needs a mapping.
+    `with_null`: no content beside tool calls is null, not an empty text. `continue_final`: the
+    texts of the last message get the mark CONTINUED. Raises RequestError for arguments that are not
+    JSON where the template needs a mapping.
     """
     for i, message in enumerate(messages):
         reasoning = [message[name] for name in REASONING if message.get(name)]
@@ -194,26 +209,29 @@ def adapt_messages(
         calls = message.get("tool_calls")
         for j, call in enumerate(calls if isinstance(calls, list) else ()):
             _adapt_call(call, reading, f"messages[{i}].tool_calls[{j}]")
-        message["content"] = _content(message, reading)
+        if with_null and may_be_null(message):
+            message["content"] = None
+        else:
+            message["content"] = _content(message.get("content"), reading)
     if continue_final:
         content = messages[-1]["content"]
         if isinstance(content, str):
             messages[-1]["content"] = whole(content, CONTINUED)
         for part in content if isinstance(content, list) else ():
             part["text"] = whole(part["text"], CONTINUED)
-    return messages
 
 
-def _content(message: Mapping[str, Any], reading: Reading) -> str | list[dict[str, Any]] | None:
-    content = message.get("content")
-    if not content and message.get("tool_calls") and reading.asks_for_null:
-        return None
-    if isinstance(content, list) and not reading.loops_over_parts:
-        return "\n".join(part["text"] for part in content)
-    if not isinstance(content, list):
-        content = content or ""
-        return content if reading.takes_text else [{"type": "text", "text": content}]
-    return content
+def may_be_null(message: Mapping[str, Any]) -> bool:
+    """No content, beside tool calls."""
+    return not message.get("content") and bool(message.get("tool_calls"))
+
+
+def _content(content: Any, reading: Reading) -> str | list[dict[str, Any]]:
+    """The content as a text or as a list of parts, whichever the template reads."""
+    if isinstance(content, list):
+        return content if reading.loops_over_parts else "\n".join(part["text"] for part in content)
+    text: str = content or ""
+    return text if reading.takes_text else [{"type": "text", "text": text}]
 
 
 def _adapt_call(call: Any, reading: Reading, where: str) -> None:

@@ -10,9 +10,9 @@ does not bound a single call in C, such as a search or a sort of long values: th
 renders (`template_process.py`) has limits on time and memory for that.
 
 Filters, functions and white space are those of transformers' chat templates, so a template gives
-the same text. Filters that no chat template uses, and "%" between texts, are left out. A text that
-knows who wrote it keeps its marks through all of this (`provenance.py`). Reference: jinja2.sandbox.
-This module knows nothing of messages.
+the same text. Filters that no chat template uses are left out. A text that knows who wrote it keeps
+its marks through all of this (`provenance.py`). Reference: jinja2.sandbox. This module knows
+nothing of messages.
 """
 
 import functools
@@ -39,6 +39,7 @@ from .provenance import (
     of_filter,
     of_method,
     of_operator,
+    percent,
     replaced,
     traced_format,
 )
@@ -68,10 +69,9 @@ _METHODS: Mapping[type, frozenset[str]] = {
     tuple: frozenset(("count", "index")),
 }
 _FILTERS = (
-    "abs capitalize count d default dictsort e escape first float forceescape groupby indent int "
-    "items join last length list lower map "
-    "max min reject rejectattr replace reverse safe select selectattr sort string title tojson "
-    "trim unique upper wordcount"
+    "abs capitalize count d default dictsort e escape first float forceescape format groupby "
+    "indent int items join last length list lower map max min reject rejectattr replace reverse "
+    "safe select selectattr sort string title tojson trim unique upper wordcount"
 )
 # those that make a text of a text
 _TEXT_FILTERS = "capitalize e escape forceescape indent lower safe string title trim upper"
@@ -187,13 +187,14 @@ class _Environment(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         self._spent = 0
-        # (object, weight, depth) by identity; the object is held, so that the identity stays its own
+        # (object, weight, depth) by identity; holding the object keeps its identity its own
         self._weighed: dict[int, tuple[object, int, int]] = {}
         given = self.filters
         own = {
             "tojson": self._tojson,
             "join": self._bounded_join(given["join"]),
             "replace": self._bounded_replace(given["replace"]),
+            "format": _format,
         }
         own["indent"] = self._bounded_indent(given["indent"])
         own |= {name: _traced(name, own.get(name, given[name])) for name in _TEXT_FILTERS.split()}
@@ -325,7 +326,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         ):
             raise LimitError(f"it makes a number of more than {MAX_INT_BITS} bits")
         elif operator == "%" and isinstance(left, str):
-            raise LimitError("it formats text with '%', which is not built; use '~'")
+            return self.made(percent(left, right))
         elif operator == "+":
             self.room_for(self.weigh(left) + self.weigh(right))
         return self.made(
@@ -422,6 +423,10 @@ def _traced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return of_filter(name, value, (*args, *kwargs.values()), function(value, *args, **kwargs))
 
     return traced
+
+
+def _format(value: Any, *args: Any, **kwargs: Any) -> str:
+    return percent(as_text(value), kwargs or args)
 
 
 def _replaced_length(text: str, old: str, new: str, count: int = -1) -> int:

@@ -130,20 +130,36 @@ def _render(source: str, job: dict[str, Any]) -> bytes:
     """`job`: "messages", "tools" and "variables" of the caller, "own" variables of the model, and
     "continue_final".
     """
+    from .template_reading import may_be_null
+    from .template_sandbox import LimitError, RefusedError
+
+    code, reading = _compiled(source)
+    if reading.asks_for_null and any(map(may_be_null, job["messages"])):
+        try:
+            return _render_form(code, reading, job, with_null=True)
+        except (LimitError, RefusedError, RequestError, MemoryError):
+            raise
+        except Exception:  # it asks in one place, and needs a text in another
+            pass
+    return _render_form(code, reading, job, with_null=False)
+
+
+def _render_form(code: Any, reading: Any, job: dict[str, Any], *, with_null: bool) -> bytes:
     from .template_reading import adapt_messages
     from .template_sandbox import render_template
 
-    code, reading = _compiled(source)
-    continued = bool(job.get("continue_final"))
-    messages = adapt_messages(job.get("messages", []), reading, continue_final=continued)
+    # the variables, each text with its mark
+    messages, continued = job["messages"], job["continue_final"]
+    adapt_messages(messages, reading, with_null=with_null, continue_final=continued)
     variables = {
-        **{name: foreign(value) for name, value in job.get("variables", {}).items()},
-        **job.get("own", {}),
+        **{name: foreign(value) for name, value in job["variables"].items()},
+        **job["own"],
         "messages": foreign(messages),
-        "tools": foreign(job.get("tools")),
+        "tools": foreign(job["tools"]),
     }
     text = render_template(code, variables)
     marks = text.foreign if isinstance(text, TracedText) else bytes(len(text))
+    # the end of the text to continue
     if continued:
         end = 1 + marks.rfind(bytes((CONTINUED,)))
         if not end:
