@@ -9,6 +9,7 @@ Units: sizes in elements, `kv_cache_memory` in bytes. Names follow Hugging Face'
 shortened as docs/glossary.md says.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -275,17 +276,8 @@ class EngineConfig:
         help="Requests without a seed of their own draw one from it; None: another at every start",
     )
     backend: str = option("native", low=1, high=64, help="A key of backends.registry")
-    threads: int | None = option(
-        None,
-        low=1,
-        high=256,
-        help="Threads of the native backend; None: the CPUs that this process may use",
-    )
-    isa: str | None = option(
-        None,
-        low=1,
-        high=64,
-        help="Instruction set of the native backend's kernels; None: the best of this CPU",
+    backend_options: Mapping[str, object] = option(
+        default_factory=dict, high=64, help="Options of the backend, by their names"
     )
 
     def __post_init__(self) -> None:

@@ -137,7 +137,9 @@ def test_a_setting_that_did_not_do_what_it_is_there_for_is_no_proof(model_path: 
 def test_engines_of_one_model_share_its_weights(model_path: Path) -> None:
     with open_model(model_path) as model:
         first, second = (
-            model.build_engine(replace(Verification(model)._config(SETTINGS[0]), threads=n))
+            model.build_engine(
+                replace(Verification(model)._config(SETTINGS[0]), backend_options={"threads": n})
+            )
             for n in (1, 2)
         )
         assert len(model._weights) == 1 and first.core is not second.core

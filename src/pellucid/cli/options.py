@@ -59,10 +59,9 @@ class ModelOptions:
 
     def fields(self) -> dict[str, Any]:
         """As `EngineConfig` takes them."""
-        return {
-            name: getattr(self, name)
-            for name in ("max_model_len", "backend", "threads", "isa", "kv_cache_dtype")
-        }
+        names = ("max_model_len", "backend", "threads", "isa", "kv_cache_dtype")
+        said = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from ..config import EngineConfig, ModelConfig
+from ..config import ModelConfig
 from ..errors import RequestError
 from ..request import RequestOutput, SamplingParams
 from ..tokenizer import Tokenizer
@@ -23,6 +23,7 @@ from .core import Submission
 from .core_thread import CoreThread
 from .loader import load_engine
 from .mailbox import ThreadMailbox
+from .options import build_engine_config
 from .prompts import (
     Message,
     Prompt,
@@ -54,10 +55,11 @@ class LLM:
 
         A known name (`pellucid models` lists them) that is not here yet is fetched into
         `cache_dir`, with a bar on standard error where `progress` is set. The options are the
-        fields of `EngineConfig`: `threads`, `max_model_len`, `max_num_seqs`, `kv_cache_memory`, ….
+        fields of `EngineConfig` (`max_model_len`, `max_num_seqs`, `kv_cache_memory`, …) and the
+        options of the backend (`threads`, `isa`).
         Raises a PellucidError that says what is wrong.
         """
-        self.config = EngineConfig(**options)
+        self.config = build_engine_config(options)
         engine = load_engine(model, self.config, cache_dir=cache_dir, progress=progress)
         self.path = engine.path
         self.model_config: ModelConfig = engine.model_config

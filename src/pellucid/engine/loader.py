@@ -224,10 +224,7 @@ def _build_core(
 
 
 def _backend(config: EngineConfig) -> Backend:
-    options = {"isa": config.isa, "threads": config.threads}
-    return get_backend(
-        config.backend, {name: value for name, value in options.items() if value is not None}
-    )
+    return get_backend(config.backend, config.backend_options)
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -218,8 +218,7 @@ class Verification:
             kv_cache_dtype=setting.kv_cache_dtype,
             enable_prefix_caching=setting.cache,
             preemption=setting.preemption or "recompute",
-            threads=setting.threads,
-            isa=self._isa,
+            backend_options={"threads": setting.threads, "isa": self._isa},
         )
         layout = self._model.layout(config)
         blocks = layout.blocks_for(self._longest, setting.chunk) * (
@@ -248,8 +247,12 @@ def build_probes(model: OpenModel) -> list[Probe]:
 
     def probe(name: str, token_ids: list[int], **params: object) -> Probe:
         shape = SamplingParams(
-            max_tokens=MAX_OUTPUT, logprobs=3, ignore_eos=True, seed=len(token_ids), **params
-        )  # type: ignore[arg-type]
+            max_tokens=MAX_OUTPUT,
+            logprobs=3,
+            ignore_eos=True,
+            seed=len(token_ids),
+            **params,  # type: ignore[arg-type]
+        )
         return Probe(f"{name}, {len(token_ids)} tokens", token_ids, shape)
 
     half = longest // 2
