@@ -25,6 +25,8 @@ transformers = pytest.importorskip(
 
 from ..golden.models.make_golden import FAMILIES, build_model, compute_logits  # noqa: E402
 
+torch.set_num_threads(1)  # the products are tiny: threads would only wait for each other
+
 
 @pytest.mark.parametrize("seed", [101])
 @pytest.mark.parametrize("name", FAMILIES)

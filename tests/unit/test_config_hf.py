@@ -44,6 +44,11 @@ def test_gpt2_has_biases_learned_positions_and_a_tied_head() -> None:
     )
 
 
+def test_gpt2_takes_the_common_names_of_sizes_before_its_own() -> None:
+    found = build_hf_config({**GPT2, "num_attention_heads": 8, "hidden_size": 64}, "config.json")
+    assert (found.num_heads, found.hidden_size, found.num_layers) == (8, 64, 2)
+
+
 def test_attention_bias_means_what_it_means_in_each_family() -> None:
     llama, qwen2, qwen3 = (
         config("llama", attention_bias=True),
@@ -198,6 +203,12 @@ def test_what_is_not_built_is_refused_by_name(fields: dict[str, Any], message: s
             "layer_types names 'linear_attention'",
         ),
         ("mistral", {"layer_types": ["full_attention"] * 6}, "layer_types is set"),
+        ("llama", {"per_layer_config": {"1": {"rms_norm_eps": 0.1}}}, "per_layer_config is set"),
+        (
+            "gemma3_text",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling of this family must name its rope_type",
+        ),
         (
             "gemma3_text",
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},

@@ -118,6 +118,13 @@ def _scaling(fields: Fields, layer_type: str | None) -> Fields | None:
     takes the older one, and so do we.
     """
     old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
+    if layer_type is not None and old is not None:
+        if new is not None or not old.has("rope_type"):
+            raise UnsupportedError(
+                f"{fields.where}: rope_scaling of this family must name its rope_type, and "
+                "rope_parameters must not stand beside it"
+            )
+        return old
     if old is not None or new is None or layer_type is None:
         return old if old is not None else new
     section = new.section(layer_type)

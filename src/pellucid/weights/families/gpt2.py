@@ -39,18 +39,21 @@ def _config(fields: Fields) -> ModelConfig:
         raise UnsupportedError(
             f"{fields.where}: scale_attn_by_inverse_layer_idx is true, which is not supported"
         )
-    hidden_size, num_heads = fields.integer("n_embd"), number_of_heads(fields, "n_head")
+    hidden_size = fields.integer(_alias(fields, "hidden_size", "n_embd"))
+    num_heads = number_of_heads(fields, _alias(fields, "num_attention_heads", "n_head"))
     return ModelConfig(
         architecture="gpt2",
         graph="gpt2",
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("n_inner", 4 * hidden_size),
-        num_layers=number_of_layers(fields, "n_layer"),
+        num_layers=number_of_layers(fields, _alias(fields, "num_hidden_layers", "n_layer")),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=size_of_heads(fields, hidden_size, num_heads),
-        max_position_embeddings=fields.integer("n_positions"),
+        max_position_embeddings=fields.integer(
+            _alias(fields, "max_position_embeddings", "n_positions")
+        ),
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
         activation=activation(fields, "activation_function", "gelu_new", only="gelu_tanh"),
         qkv_bias=True,
@@ -59,6 +62,13 @@ def _config(fields: Fields) -> ModelConfig:
         tie_word_embeddings=fields.flag("tie_word_embeddings", True),
         softmax_scale=None if fields.flag("scale_attn_weights", True) else 1.0,
     )
+
+
+def _alias(fields: Fields, name: str, own: str) -> str:
+    """GPT-2 has names of its own for sizes. transformers takes the common name too, and prefers
+    it.
+    """
+    return name if fields.has(name) else own
 
 
 def _source(config: ModelConfig, param: Param) -> ParamSource:
