@@ -7,9 +7,10 @@ that keeps its counter (admission sets it), and evicting a tail that its owner s
 forgets it, and loses a hit).
 """
 
-MANAGER, TREE, POOL, LAYOUT = (
+MANAGER, TREE, TIER, POOL, LAYOUT = (
     "kv/manager.py",
     "kv/radix_tree.py",
+    "kv/second_tier.py",
     "kv/block_pool.py",
     "kv/layout.py",
 )
@@ -71,33 +72,23 @@ MUTATIONS = [
     (
         "blocks of the tier are not loaded",
         TREE,
-        'self.ops += [BlockOp("load", slot, block) for slot, block in moves]',
+        "self.ops += [self._tier.load(slot, block) for slot, block in moves]",
         "pass",
     ),
-    (
-        "blocks of the tier are not saved",
-        TREE,
-        'self.ops.append(BlockOp("save", block, slot))',
-        "pass",
-    ),
-    (
-        "a slot of the tier is free while it is full",
-        TREE,
-        "        slot = self._free_slots.pop()\n",
-        "        slot = self._free_slots[-1]\n",
-    ),
+    ("blocks of the tier are not saved", TREE, "self.ops.append(op)", "pass"),
+    ("a slot of the tier is free while it is full", TIER, "self._free.pop())", "self._free[-1])"),
     (
         "a node with children in memory is evicted",
         TREE,
-        "if node.parent is None or node.locks or any(",
-        "if node.parent is None or node.locks or not any(",
+        "        if node.locks or any(",
+        "        if node.locks or not any(",
     ),
     ("a duplicate is not given up", TREE, "                    self._pool.release(own)\n", ""),
     (
         "a split gives the lower part the upper blocks",
         TREE,
-        "[row[columns:] for row in node.blocks], upper",
-        "[row[:columns] for row in node.blocks], upper",
+        "node.blocks = [row[columns:] for row in node.blocks]",
+        "node.blocks = [row[:columns] for row in node.blocks]",
     ),
     (
         "an idle block is not counted",
@@ -153,12 +144,7 @@ MUTATIONS = [
         "request.priority if self.policy",
         "-request.priority if self.policy",
     ),
-    (
-        "nobody grows old under lpm",
-        WAITING,
-        "- _PATIENCE * (step - r.queued_step), r.arrival)",
-        ", r.arrival)",
-    ),
+    ("nobody grows old under lpm", WAITING, " - _PATIENCE * (step - r.queued_step),", ","),
     (
         "lpm takes the shortest match",
         WAITING,

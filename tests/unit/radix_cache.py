@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from pellucid.batch import BlockOp
 from pellucid.kv.block_pool import BlockPool
-from pellucid.kv.radix_tree import Node, RadixTree
+from pellucid.kv.node import Node
+from pellucid.kv.radix_tree import RadixTree
+from pellucid.kv.second_tier import SecondTier
 
 B = 4  # tokens per block
 A, C = [0, 1, 2, 3], [2, 2, 2, 2]
@@ -23,7 +25,8 @@ class Cache:
     ) -> None:
         self.pool = BlockPool(num_blocks)
         self.num_groups = len(windowed)
-        self.tree = RadixTree(self.pool, windowed, B, num_slots, lambda: saving_pays)
+        self.tier = SecondTier(num_slots, lambda: saving_pays)
+        self.tree = RadixTree(self.pool, windowed, B, self.tier)
 
     def publish(self, tokens: list[int], salt: str = "", after: "Held | None" = None) -> "Held":
         """What a request does: blocks of its own for all tokens, whole ones published, what is left
@@ -54,13 +57,13 @@ class Cache:
         self.tree.touch(held.end)
         for row in held.table:
             for block in row:
-                self.tree.rest(block)
+                self.tree.offer_block(block)
 
     def pass_by(self, held: "Held", group: int = 1, column: int = 0) -> int:
         """The window of a group has passed a block of a request, which gives it back: the block."""
         block = held.table[group][column]
         self.pool.release(block)
-        self.tree.rest(block)
+        self.tree.offer_block(block)
         return block
 
     def leave(self, tokens: list[int], salt: str = "") -> "Held":

@@ -5,7 +5,7 @@ first when room is made.
 import pytest
 
 from pellucid.batch import BlockOp
-from pellucid.kv.radix_tree import HOLE
+from pellucid.kv.node import HOLE
 
 from .radix_cache import A, C, Cache
 
@@ -230,13 +230,24 @@ def test_everything_is_dropped_at_once_and_holders_keep_their_blocks() -> None:
     cache.check()
 
 
+def test_a_path_may_be_deeper_than_the_stack_of_python() -> None:
+    cache = Cache(num_blocks=2400)
+    tokens: list[int] = []
+    for _ in range(1100):  # each begins with all of the one before, and is a node of its own
+        tokens = [*tokens, *A]
+        cache.publish(tokens)
+    cache.check()
+    cache.tree.drop_all()
+    assert cache.known(tokens) == 0
+
+
 def test_the_book_of_leaves_does_not_grow_with_time() -> None:
     cache = Cache()
     held = cache.leave(A)
     for _ in range(10_000):
         cache.tree.tick()
         cache.tree.touch(held.node)
-    assert len(cache.tree._heap) <= 2048
+    assert len(cache.tree._order) <= 2048
     cache.evict(1)
     assert cache.known(A) == 0
 
@@ -294,7 +305,7 @@ def test_what_was_saved_is_loaded_into_blocks_of_the_callers() -> None:
     first, second = cache.pool.take(), cache.pool.take()
     cache.tree.promote(node, [[first, second]])
     assert cache.tree.ops == [BlockOp("load", slots[0], first), BlockOp("load", slots[1], second)]
-    assert cache.blocks(A + C) == [first, second] and cache.tree.num_loaded == 2
+    assert cache.blocks(A + C) == [first, second] and cache.tier.num_loaded == 2
     assert cache.pool.ref_count[first] == 2  # the caller's and the tree's
     cache.check()
 
@@ -325,7 +336,7 @@ def test_who_computes_what_was_saved_brings_it_back_without_loading() -> None:
     cache.leave(A + C)
     cache.evict(2)
     again = cache.publish(A + C)
-    assert cache.blocks(A + C) == again.own[0] and cache.tree.num_loaded == 0
+    assert cache.blocks(A + C) == again.own[0] and cache.tier.num_loaded == 0
     cache.release(again)
     assert len(cache.evict(2)) == 2  # both slots were free again
     cache.check()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch
 from ..errors import PellucidError
-from ..kv.radix_tree import HOLE
+from ..kv.node import HOLE
 from ..kv.storage import KVStorage
 from ..ops.protocol import Logits
 from ..request import LogprobsOnePosition, Request

@@ -1,23 +1,22 @@
 """Fixed-size blocks of KV memory, as integers: which are free, and how many hold each of the
 others.
 
-One idea: a block is an index into every layer's storage, and its reference count says how many use
-it: requests whose tables name it, and the prefix tree, which counts once. A count of 0 is a free
-block; a block that the tree alone holds is `idle`: it serves whoever asks for its prefix, and can
-be had for the price of forgetting it. All operations take O(1). The pool knows nothing of requests,
-and never touches the memory itself.
+A block is an index into every layer's storage. Its reference count says how many use it: requests
+whose tables name it, and the prefix tree, which counts once. A count of 0 is a free block. A block
+that only the tree holds is `idle`: requests may hit it, and it is evicted when memory is needed.
+All operations take O(1). The pool knows no requests, and never touches the memory itself.
 """
 
 __all__ = ["BlockPool"]
 
 
 class BlockPool:
-    """Owns the invariant: a block is free, once, or held by as many as its count says."""
+    """A block is in the free list once, or held by as many as its count says."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.ref_count = [0] * num_blocks
-        self.num_idle = 0  # blocks that the tree alone holds
+        self.num_idle = 0  # blocks that only the tree holds
         self._cached = bytearray(num_blocks)  # those that the tree holds
         # a stack: the block freed last is given out next, while its memory is warm
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -28,7 +27,7 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be had: free, or held by the tree alone."""
+        """Blocks that can be had: free, or held by the tree and nobody else."""
         return len(self._free) + self.num_idle
 
     def is_cached(self, block: int) -> bool:

@@ -1,14 +1,13 @@
-"""Who holds which KV blocks: all that the scheduler sees of the cache.
+"""Which request holds which KV blocks: all that the scheduler sees of the cache.
 
-One idea: a request's block tables grow as its tokens are computed, one table per layer group, and
-position i lies in slot `table[i // block_size] · block_size + i % block_size`. What is computed is
-published in the prefix tree, so what one request computed, others that begin alike find there, and
-so does the request itself after it was preempted: preemption is giving blocks back, and resuming is
-a hit.
+A request's block tables grow as its tokens are computed, one table per layer group. Position i lies
+in slot `table[i // block_size] · block_size + i % block_size`. What is computed is published in the
+prefix tree, where requests that begin alike hit it, and so does the request itself after it was
+preempted: preemption gives blocks back, and resuming is a hit.
 
     lookup → admit → (allocate_slots → publish) … → release
 
-Integers only: what has to be done with the bytes is in `take_ops()`, and done by `storage`.
+Integers only: `take_ops()` says what has to be done with the bytes, and `storage` does it.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,9 @@ from ..batch import BlockOp
 from ..request import Request
 from .block_pool import BlockPool
 from .layout import KVLayout
-from .radix_tree import HOLE, Match, Node, RadixTree
+from .node import HOLE, Match, Node
+from .radix_tree import RadixTree
+from .second_tier import SecondTier
 
 __all__ = ["Hit", "KVCacheManager"]
 
@@ -64,7 +65,8 @@ class KVCacheManager:
         self._pool = BlockPool(num_blocks)
         windowed = [group.window is not None for group in layout.groups]
         self._windowed = any(windowed)
-        self._tree = RadixTree(self._pool, windowed, layout.block_size, num_slots, saving_pays)
+        self._tier = SecondTier(num_slots, saving_pays)
+        self._tree = RadixTree(self._pool, windowed, layout.block_size, self._tier)
         self._held: dict[str, _Held] = {}  # by request_id
 
     @property
@@ -89,7 +91,7 @@ class KVCacheManager:
     @property
     def num_loaded_blocks(self) -> int:
         """Blocks that were brought back from the second memory, so far."""
-        return self._tree.num_loaded
+        return self._tier.num_loaded
 
     def capacity(self, chunk: int, at_most: int) -> int:
         """Tokens that one request alone may hold, up to `at_most`, computed `chunk` at a time."""
@@ -114,7 +116,7 @@ class KVCacheManager:
             and not all(_has(match.partial, g) for g in range(len(self.layout.groups)))
         ):
             length = num_columns * size
-        while length:  # a group that cannot serve the length shortens it for all; so it ends
+        while length:  # a group that cannot serve the length shortens it for all
             shorter = min(
                 self._usable(group, match, length) for group in range(len(self.layout.groups))
             )
@@ -128,7 +130,7 @@ class KVCacheManager:
 
     def _usable(self, group: int, match: Match, length: int) -> int:
         """How much of a hit of `length` tokens a group can serve: all, or what lies before the last
-        missing block that it would read.
+        block that it would read and that is missing.
         """
         size = self.layout.block_size
         first = self.layout.groups[group].first_needed(length, size)
@@ -139,25 +141,29 @@ class KVCacheManager:
 
     def admit(self, request: Request, hit: Hit, num_new_tokens: int) -> bool:
         """Start a request with what it hit and room for its next tokens: all of that and True, or
-        nothing and False.
+        nothing and False. The columns of each group's table, in order of position:
+
+            before `first`          HOLE: behind the window of the next token
+            … len(columns) - 1      the hit's: shared in memory, or loaded from the tier
+            len(columns)            where the hit ends inside a block: a copy of that block
+            up to the new tokens    free blocks
         """
+        # Does all that is known fit? If not, the request would only be preempted again.
         size, groups = self.layout.block_size, self.layout.groups
-        columns, total = (
-            hit.match.columns,
-            self.layout.blocks_for(request.num_tokens, num_new_tokens),
-        )
+        columns, partial = hit.match.columns, hit.match.partial
         first = [group.first_needed(hit.num_tokens, size) for group in groups]
         kept = [(node, i, g) for g in range(len(groups)) for node, i in columns[first[g] :]]
-        resident = [node.blocks[g][i] for node, i, g in kept if node.slots is None]
-        copied = _blocks(hit.match.partial)
-        pinned = sum(self._pool.is_idle(block) for block in resident + copied)
-        # all that is known must fit, or it would only be preempted again
-        if total - len(resident) > self._pool.num_available - pinned:
+        shared = [node.blocks[g][i] for node, i, g in kept if node.slots is None]
+        copied = _blocks(partial)
+        held_back = sum(self._pool.is_idle(block) for block in shared + copied)
+        total = self.layout.blocks_for(request.num_tokens, num_new_tokens)
+        if total - len(shared) > self._pool.num_available - held_back:
+            # the block that is copied may be the one too many
             return bool(copied) and self.admit(
                 request, self.lookup(request, whole_blocks=True), num_new_tokens
             )
+        # The path ends where the hit does. Nothing of it may be evicted for what follows.
         path = list(dict.fromkeys(node for node, _ in columns))
-        partial = hit.match.partial
         if path:
             lower, length = path[-1], columns[-1][1] + 1
             path[-1] = self._tree.split(lower, length)
@@ -165,24 +171,18 @@ class KVCacheManager:
                 partial = (lower, partial[1] - length)
         for node in path:
             node.locks += 1
-        for block in resident:
+        for block in shared:
             self._pool.share(block)
+        # The tables, node by node, with what was saved brought back.
         tables: list[list[int]] = [[] for _ in groups]
         for node in path:
             if node.slots is not None:
-                before = len(tables[0])
-                wanted = [
-                    [slot != HOLE and before + i >= first[g] for i, slot in enumerate(row)]
-                    for g, row in enumerate(node.slots)
-                ]
-                fresh = iter(self._take(sum(map(sum, wanted))))
-                self._tree.promote(
-                    node, [[next(fresh) if want else HOLE for want in row] for row in wanted]
-                )
+                self._promote(node, [f - len(tables[0]) for f in first])
             for table, row in zip(tables, node.blocks, strict=True):
                 table += row
         for g, table in enumerate(tables):
             table[: first[g]] = [HOLE] * first[g]
+        # The lock on the end of the path is the request's from now on.
         end = path[-1] if path else self._tree.root(self._salt(request))
         held = _Held(request, self._salt(request), end, len(columns) * size, tables, first)
         end.locks += 1
@@ -190,6 +190,7 @@ class KVCacheManager:
             node.locks -= 1
         self._tree.touch(end)
         self._held[request.request_id] = held
+        # The rest: a copy of the block in which the hit ends, and free blocks.
         if partial is not None:
             self._copy_partial(held, *partial)
         self._grow(held, hit.num_tokens + num_new_tokens)
@@ -197,34 +198,44 @@ class KVCacheManager:
         request.kv_border = self._border(held)
         return True
 
-    def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
-        """Copy-on-write: the hit ends inside somebody's block, so the request goes on in a copy of
-        it.
+    def _promote(self, node: Node, first: list[int]) -> None:
+        """Load a saved node, per group from column `first` on: what lies before is not read."""
+        assert node.slots is not None
+        wanted = [
+            [slot != HOLE and i >= first[g] for i, slot in enumerate(row)]
+            for g, row in enumerate(node.slots)
+        ]
+        fresh = iter(self._take(sum(map(sum, wanted))))
+        self._tree.promote(
+            node, [[next(fresh) if want else HOLE for want in row] for row in wanted]
+        )
 
-        What is read here must not go to make room for the copy: a block is shared for so long, a
-        slot's node locked. No more than that is kept: what follows in the same edge may be the only
-        thing that can go.
+    def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
+        """Copy-on-write: the hit ends inside a block that others may hold, so the request goes on
+        in a copy of it.
+
+        Making room for the copy must not evict its source. So the source, and no more, is held
+        until the copy is written down: a block is shared, the node of a slot is locked.
         """
-        is_saved = node.slots is not None
-        sources = [row[column] for row in node.slots or node.blocks]
-        node.locks += is_saved
-        for block in [] if is_saved else sources:
-            self._pool.share(block)
         self._tree.touch(node)
-        targets = self._take(len(held.tables))
-        for table, target in zip(held.tables, targets, strict=True):
-            table.append(target)
-        if is_saved:
+        if node.slots is not None:
+            sources = [row[column] for row in node.slots]
+            node.locks += 1
+            targets = self._take(len(sources))
             node.locks -= 1
             self._tree.load(list(zip(sources, targets, strict=True)))
         else:
-            self._tree.ops += [
-                BlockOp("copy", source, target)
-                for source, target in zip(sources, targets, strict=True)
-            ]
+            sources = [row[column] for row in node.blocks]
+            for block in sources:
+                self._pool.share(block)
+            targets = self._take(len(sources))
+            for source, target in zip(sources, targets, strict=True):
+                self._tree.ops.append(BlockOp("copy", source, target))
             for block in sources:
                 self._pool.release(block)
-                self._tree.rest(block)
+                self._tree.offer_block(block)
+        for table, target in zip(held.tables, targets, strict=True):
+            table.append(target)
 
     # ---- running: a request that stays below its `kv_border` needs neither of these two, so one
     # that decodes asks once per block
@@ -288,11 +299,11 @@ class KVCacheManager:
         block, table[i] = table[i], HOLE
         if block != HOLE:
             self._pool.release(block)
-            self._tree.rest(block)
+            self._tree.offer_block(block)
 
     def publish(self, request: Request) -> None:
-        """Let others hit what was computed: full blocks; and once the prompt is done its last block
-        too, to be copied from.
+        """Let others hit what was computed: full blocks, and once the prompt is computed its last
+        block too, to be copied from.
         """
         if not self.enable_prefix_caching:
             return
@@ -336,8 +347,8 @@ class KVCacheManager:
     # ---- ending
 
     def release(self, request: Request, *, publish: bool = True) -> None:
-        """Give back all that a request holds, if it holds anything; what it computed stays to be
-        hit, until its blocks are needed.
+        """Give back all that a request holds, if it holds anything. What it computed can be hit
+        until its blocks are needed.
 
         `publish=False`: what it computed since it last published cannot be trusted.
         """
@@ -361,15 +372,15 @@ class KVCacheManager:
         for table, group in zip(held.tables, self.layout.groups, strict=True):
             for block in table if group.window is not None else ():
                 if block != HOLE:
-                    self._tree.rest(block)
+                    self._tree.offer_block(block)
         if is_over:
             self._tree.drop(held.salt)
         else:
             self._tree.close(held.salt)
 
     def forget(self) -> None:
-        """Drop every published prefix: after a step that failed nobody knows what its blocks hold.
-        Running requests keep theirs.
+        """Drop every published prefix: after a failed step its blocks may hold anything. Running
+        requests keep theirs.
         """
         self._tree.drop_all()
         for held in self._held.values():
@@ -382,7 +393,7 @@ class KVCacheManager:
         return set(self._held)
 
     def begin_step(self) -> None:
-        """What is used from now on was used later than all before."""
+        """A use from now on is later than all before."""
         self._tree.tick()
 
     def take_ops(self) -> list[BlockOp]:

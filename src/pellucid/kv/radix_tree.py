@@ -1,104 +1,51 @@
 """Which token prefixes have their keys and values in the cache: a radix tree whose edges own blocks
 (Zheng et al., arXiv:2312.07104).
 
-One idea: the keys and values of a position depend on the tokens up to it, so a path from the root
-*is* a prefix, and a new request that begins like an old one starts where their paths part. An edge
-holds a whole number of blocks; where two prefixes part inside an edge, it is split at the block. A
-last block that is not full is a `tail`: a leaf of its own, never walked through, but good to be
-copied from, so that a prefix hits to the token.
+The keys and values of a position depend on the tokens up to it, so a path from the root is a
+prefix, and a new request that begins like an old one starts where their paths part. An edge holds a
+whole number of blocks; where two prefixes part inside an edge, it is split at the block. A last
+block that is not full is a `tail`: a leaf of its own that no path goes through. Requests copy it,
+so that a prefix hits to the token.
 
-Who may be evicted follows from reference counts: a request holds every block of its path that it
-may still read, so a leaf whose blocks the tree alone holds is free to go, the least recently used
-first, block by block from its end. A block behind a sliding window may go from the middle, and
-leaves a HOLE. With a `tier` (a second, larger memory), an edge that must go is saved there, and
-stays in the tree with `slots` in place of blocks: its path still hits, at the price of loading it.
+Reference counts say what may be evicted: a request holds every block of its path that it may still
+read. A leaf whose blocks only the tree holds may go, the least recently used first (`eviction`),
+block by block from its end. A block behind a sliding window may go from the middle, and leaves a
+HOLE. An edge that must go may be saved in the second tier (`second_tier`); it stays in the tree,
+with `slots` in place of blocks.
 
-Groups: every column of an edge has one block in each layer group. Integers only; what must be
-copied is written down in `ops`, in order.
+Every column of an edge has one block in each layer group. Integers only; what must be copied is
+written down in `ops`, in order.
 """
 
-import heapq
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from ..batch import BlockOp
 from .block_pool import BlockPool
+from .eviction import EvictionOrder, Leaf
+from .node import HOLE, Match, Node
+from .second_tier import SecondTier
 
-__all__ = ["HOLE", "Match", "Node", "RadixTree"]
+__all__ = ["RadixTree"]
 
-HOLE = -1
 _MOST_SIBLINGS = 32  # children that are compared token by token for a partial match: the newest
-
-
-class Node:
-    """An edge and its end. `blocks[g][i]` is group g's block of column i; of a node in the tier
-    `slots[g][i]` is its slot instead.
-    """
-
-    __slots__ = ("blocks", "children", "locks", "parent", "salt", "slots", "stamp", "tokens")
-
-    def __init__(
-        self, parent: "Node | None", tokens: list[int], blocks: list[list[int]], salt: str = ""
-    ) -> None:
-        self.parent = parent
-        self.salt = salt  # of a root
-        self.tokens = tokens
-        self.blocks = blocks
-        self.slots: list[list[int]] | None = None
-        # by first token, then by first block
-        self.children: dict[int, dict[tuple[int, ...], Node]] = {}
-        self.locks = 0  # requests whose path ends here, and plans that must not lose it
-        self.stamp = 0  # when it was last used
-
-    @property
-    def columns(self) -> int:
-        return len(self.blocks[0])
-
-    def descendants(self) -> "Iterator[Node]":
-        for child in [c for siblings in self.children.values() for c in siblings.values()]:
-            yield child
-            yield from child.descendants()
-
-
-@dataclass(slots=True)
-class Match:
-    """What the tree has of a sequence: whole columns along a path, and a last block of which the
-    first few tokens are the same.
-    """
-
-    columns: list[tuple[Node, int]]
-    partial: tuple[Node, int] | None  # a column to copy from
-    partial_tokens: int
 
 
 class RadixTree:
     """Owns the nodes, their stamps, and the tree's share of the pool's counts."""
 
     def __init__(
-        self,
-        pool: BlockPool,
-        windowed: Sequence[bool],
-        block_size: int,
-        num_slots: int = 0,
-        saving_pays: Callable[[], bool] = lambda: True,
+        self, pool: BlockPool, windowed: Sequence[bool], block_size: int, tier: SecondTier
     ) -> None:
         self.ops: list[BlockOp] = []
-        self.num_loaded = 0  # blocks that came back from the tier
         self._pool = pool
-        self._saving_pays = saving_pays  # asked whenever an edge must go
+        self._tier = tier
         self._windowed = windowed  # per group
         self._block_size = block_size
-        # per salt: who does not know a salt cannot meet its prefixes
+        # per salt: who does not know a salt cannot hit its prefixes
         self._roots: dict[str, Node] = {}
         self._clock = 0
-        self._order = itertools.count()
-        # (stamp, kind, order, node, block): see `touch` and `rest`
-        self._heap: list[tuple[int, int, int, Node, int]] = []
-        self._slot_heap: list[tuple[int, int, Node]] = []
-        self._most_entries = 1024
-        self._num_slots = num_slots
-        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._order = EvictionOrder(pool)
         # a cached block of a windowed group -> its node and group
         self._home: dict[int, tuple[Node, int]] = {}
 
@@ -225,7 +172,7 @@ class RadixTree:
         what the node lacks with its own.
         """
         if node.slots is not None:
-            self._free_slots += [slot for row in node.slots for slot in row if slot != HOLE]
+            self._tier.free(node.slots)
             node.slots = None  # its blocks are HOLEs
         for group, row in enumerate(node.blocks):
             for i, block in enumerate(row):
@@ -282,11 +229,8 @@ class RadixTree:
         if node.slots is not None:
             upper.slots = [row[:columns] for row in node.slots]
             node.slots = [row[columns:] for row in node.slots]
-        node.tokens, node.blocks, node.parent = (
-            node.tokens[cut:],
-            [row[columns:] for row in node.blocks],
-            upper,
-        )
+        node.tokens, node.parent = node.tokens[cut:], upper
+        node.blocks = [row[columns:] for row in node.blocks]
         upper.children = {node.tokens[0]: {tuple(node.tokens[: self._block_size]): node}}
         upper.stamp = node.stamp
         for group, row in enumerate(upper.blocks):
@@ -310,41 +254,19 @@ class RadixTree:
 
     def _offer(self, node: Node) -> None:
         if node.slots is not None:
-            heapq.heappush(self._slot_heap, (node.stamp, next(self._order), node))
+            self._tier.leaves.offer(node)
         elif node.tokens:
-            heapq.heappush(self._heap, (node.stamp, 0, next(self._order), node, HOLE))
-        if len(self._heap) + len(self._slot_heap) > self._most_entries:
-            self._sweep()
+            self._order.leaves.offer(node)
 
-    def _sweep(self) -> None:
-        """Throw out entries of nodes that were used since, or are no more: so the heaps grow with
-        the tree, not with time.
-        """
-        self._heap = [
-            e
-            for e in self._heap
-            if (e[3].stamp == e[0] and e[3].parent if e[1] == 0 else self._pool.is_idle(e[4]))
-        ]
-        self._slot_heap = [
-            e
-            for e in self._slot_heap
-            if e[2].stamp == e[0] and e[2].slots is not None and e[2].parent
-        ]
-        heapq.heapify(self._heap)
-        heapq.heapify(self._slot_heap)
-        self._most_entries = 2 * (len(self._heap) + len(self._slot_heap)) + 1024
-
-    def rest(self, block: int) -> None:
-        """A block behind somebody's window was released: if the tree alone holds it now, it may go
-        before its edge does.
+    def offer_block(self, block: int) -> None:
+        """A block behind a window was released: if only the tree holds it now, it may be evicted
+        before its edge.
         """
         if self._pool.is_idle(block) and block in self._home:
-            heapq.heappush(
-                self._heap, (self._clock, 1, next(self._order), self._home[block][0], block)
-            )
+            self._order.offer_block(block, self._clock)
 
     def evict(self, count: int) -> None:
-        """Free `count` blocks that the tree alone holds, the least recently used first. The caller
+        """Free `count` blocks that only the tree holds, the least recently used first. The caller
         has seen that there are so many.
         """
         wanted = self._pool.num_free + count
@@ -354,18 +276,18 @@ class RadixTree:
             )
         offered_all = False
         while self._pool.num_free < wanted:
-            if not self._heap:
-                if offered_all:
-                    raise AssertionError("idle blocks are left that nothing lets go")
+            entry = self._order.pop()
+            if isinstance(entry, Leaf):
+                self._shrink(entry.node, wanted)
+            elif entry is not None:
+                if entry.block in self._home:
+                    self._make_hole(entry.block)
+            elif not offered_all:
+                # edges that could not go when their turn came may be able to go now
                 self._offer_all()
                 offered_all = True
-            stamp, kind, _, node, block = heapq.heappop(self._heap)
-            if kind == 1:
-                home = self._home.get(block)
-                if home is not None and self._pool.is_idle(block):
-                    self._make_hole(*home, block)
-            elif node.stamp == stamp and node.slots is None:
-                self._shrink(node, wanted)
+            else:
+                raise AssertionError("idle blocks are left that nothing lets go")
 
     def _offer_all(self) -> None:
         for root in self._roots.values():
@@ -374,9 +296,10 @@ class RadixTree:
                 for row in node.blocks:
                     for block in row:
                         if block != HOLE:
-                            self.rest(block)
+                            self.offer_block(block)
 
-    def _make_hole(self, node: Node, group: int, block: int) -> None:
+    def _make_hole(self, block: int) -> None:
+        node, group = self._home[block]
         node.blocks[group][node.blocks[group].index(block)] = HOLE
         self._uncache(block)
 
@@ -388,12 +311,11 @@ class RadixTree:
         """Take columns from the end of a leaf that nobody holds until the pool has `wanted` free
         blocks.
         """
-        if (
-            node.parent is None
-            or node.locks
-            or any(c.slots is None for s in node.children.values() for c in s.values())
+        if node.locks or any(
+            child.slots is None for same in node.children.values() for child in same.values()
         ):
             return
+        # How many columns are kept: the first that somebody holds ends the way back.
         free, keep = self._pool.num_free, node.columns
         while keep and free < wanted:
             column = [row[keep - 1] for row in node.blocks if row[keep - 1] != HOLE]
@@ -403,9 +325,11 @@ class RadixTree:
             keep -= 1
         if keep == node.columns:
             return
+        # What is kept becomes a node of its own, and `node` is the part that goes.
         if keep:
-            self.split(node, keep)  # `node` is now the part that goes
+            self.split(node, keep)
         parent = node.parent
+        assert parent is not None
         if not self._demote(node):
             self._remove(node)
         self._offer(parent)
@@ -414,14 +338,14 @@ class RadixTree:
         """Save a node's blocks in the tier; False, and nothing changed, where there is none, or no
         room, or it would not pay.
         """
-        blocks = [block for row in node.blocks for block in row if block != HOLE]
-        if len(blocks) > self._num_slots or not self._saving_pays():
+        num_blocks = sum(block != HOLE for row in node.blocks for block in row)
+        if not self._tier.takes(num_blocks):
             return False
-        while len(self._free_slots) < len(blocks):
-            victim = self._oldest_in_tier()
-            if victim is None:
+        while self._tier.num_free < num_blocks:
+            oldest = self._tier.oldest_leaf()
+            if oldest is None:
                 return False
-            self._remove(victim)
+            self._remove(oldest)
         node.slots = [[self._save(block) for block in row] for row in node.blocks]
         node.blocks = [[HOLE] * len(row) for row in node.blocks]
         self._offer(node)
@@ -430,42 +354,25 @@ class RadixTree:
     def _save(self, block: int) -> int:
         if block == HOLE:
             return HOLE
-        slot = self._free_slots.pop()
-        self.ops.append(BlockOp("save", block, slot))
+        op = self._tier.save(block)
+        self.ops.append(op)
         self._uncache(block)
-        return slot
-
-    def _oldest_in_tier(self) -> Node | None:
-        held_back = []
-        found = None
-        while self._slot_heap and found is None:
-            entry = heapq.heappop(self._slot_heap)
-            stamp, _, node = entry
-            if node.slots is None or node.parent is None or node.children or node.stamp != stamp:
-                continue
-            if node.locks:
-                held_back.append(entry)
-            else:
-                found = node
-        for entry in held_back:
-            heapq.heappush(self._slot_heap, entry)
-        return found
+        return op.target
 
     def load(self, moves: Sequence[tuple[int, int]]) -> None:
-        """Copy slots of the tier into blocks, which the caller holds: (slot, block)."""
-        self.ops += [BlockOp("load", slot, block) for slot, block in moves]
-        self.num_loaded += len(moves)
+        """Copy slots of the tier into blocks that the caller holds: (slot, block)."""
+        self.ops += [self._tier.load(slot, block) for slot, block in moves]
 
     def promote(self, node: Node, blocks: list[list[int]]) -> None:
-        """Bring a node back from the tier into `blocks`, which the caller holds; a HOLE leaves out
-        what nobody will read.
+        """Bring a node back from the tier into `blocks`, which the caller holds. A slot whose block
+        is a HOLE is not loaded: nobody will read it.
         """
         assert node.slots is not None
         for slots, row in zip(node.slots, blocks, strict=True):
             self.load(
                 [(slot, block) for slot, block in zip(slots, row, strict=True) if block != HOLE]
             )
-        self._free_slots += [slot for row in node.slots for slot in row if slot != HOLE]
+        self._tier.free(node.slots)
         node.slots, node.blocks = None, [list(row) for row in blocks]
         self._take_over(node, blocks)
 
@@ -486,8 +393,7 @@ class RadixTree:
         node.parent = None
 
     def _empty(self, node: Node) -> None:
-        for row in node.slots or ():
-            self._free_slots += [slot for slot in row if slot != HOLE]
+        self._tier.free(node.slots or ())
         for row in node.blocks:
             for block in row:
                 if block != HOLE:
@@ -508,13 +414,13 @@ class RadixTree:
         for salt in list(self._roots):
             self.drop(salt)
         self.ops.clear()
-        self._heap.clear()
-        self._slot_heap.clear()
+        self._order.clear()
+        self._tier.leaves.clear()
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an edge, a count or a slot is not what it must be."""
         cached: list[int] = []
-        slots: list[int] = list(self._free_slots)
+        slots: list[int] = []
         for root in self._roots.values():
             for node in root.descendants():
                 assert node.parent is not None
@@ -547,8 +453,7 @@ class RadixTree:
             block for block in range(self._pool.num_blocks) if self._pool.is_cached(block)
         }:
             raise AssertionError("the pool counts other blocks as cached than the tree holds")
-        if sorted(slots) != list(range(self._num_slots)):
-            raise AssertionError("a slot of the tier is lost, or used twice")
+        self._tier.check_integrity(slots)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,0 +1,52 @@
+"""The nodes of the prefix tree, and what a search in it finds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["HOLE", "Match", "Node"]
+
+HOLE = -1  # in place of a block or slot that is not kept
+
+
+class Node:
+    """An edge and its end. `blocks[g][i]` is group g's block of column i. A node that was saved has
+    HOLEs for blocks, and `slots[g][i]` is where the tier keeps them.
+    """
+
+    __slots__ = ("blocks", "children", "locks", "parent", "salt", "slots", "stamp", "tokens")
+
+    def __init__(
+        self, parent: "Node | None", tokens: list[int], blocks: list[list[int]], salt: str = ""
+    ) -> None:
+        self.parent = parent  # None: a root, or a node that the tree has forgotten
+        self.salt = salt  # of a root
+        self.tokens = tokens
+        self.blocks = blocks
+        self.slots: list[list[int]] | None = None
+        # by first token, then by first block
+        self.children: dict[int, dict[tuple[int, ...], Node]] = {}
+        self.locks = 0  # requests whose path ends here, and plans that must not lose it
+        self.stamp = 0  # when it was last used
+
+    @property
+    def columns(self) -> int:
+        return len(self.blocks[0])
+
+    def descendants(self) -> "Iterator[Node]":
+        pending = [self]  # a path may be deeper than Python's stack
+        while pending:
+            for siblings in pending.pop().children.values():
+                for child in siblings.values():
+                    yield child
+                    pending.append(child)
+
+
+@dataclass(slots=True)
+class Match:
+    """What the tree has of a sequence: whole columns along a path, and a last block of which the
+    first few tokens are the same.
+    """
+
+    columns: list[tuple[Node, int]]
+    partial: tuple[Node, int] | None  # a column to copy from
+    partial_tokens: int

@@ -1,0 +1,73 @@
+"""The second, larger memory behind the cache, as integers: which of its slots are free, and which
+saved edges are forgotten when it is full.
+
+A slot holds one block. An edge that is evicted may be saved here and stays in the tree, so its path
+still hits, at the price of loading it. The bytes are moved by `storage`, as the returned `BlockOp`s
+say.
+"""
+
+from collections.abc import Callable, Iterable
+
+from ..batch import BlockOp
+from .eviction import LeafOrder
+from .node import HOLE, Node
+
+__all__ = ["SecondTier"]
+
+
+class SecondTier:
+    """Owns the slots: each is free, or holds one block of one saved edge."""
+
+    def __init__(self, num_slots: int, saving_pays: Callable[[], bool]) -> None:
+        """`num_slots` is 0 where there is no such memory; `saving_pays` is asked before each edge
+        is saved.
+        """
+        self.num_slots = num_slots
+        self.num_loaded = 0  # blocks that came back
+        self.leaves = LeafOrder(is_saved=True)
+        self._saving_pays = saving_pays
+        self._free = list(range(num_slots - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def takes(self, num_blocks: int) -> bool:
+        """Whether an edge of so many blocks should be saved."""
+        return num_blocks <= self.num_slots and self._saving_pays()
+
+    def save(self, block: int) -> BlockOp:
+        """Save a block in a free slot."""
+        return BlockOp("save", block, self._free.pop())
+
+    def load(self, slot: int, block: int) -> BlockOp:
+        """Copy a slot into a block; the slot stays taken."""
+        self.num_loaded += 1
+        return BlockOp("load", slot, block)
+
+    def free(self, rows: Iterable[Iterable[int]]) -> None:
+        """Give back the slots of an edge, group by group."""
+        self._free += [slot for row in rows for slot in row if slot != HOLE]
+
+    def oldest_leaf(self) -> Node | None:
+        """The saved edge that is forgotten next: nothing hangs below it and nobody needs it. None
+        where there is none.
+        """
+        locked, found = [], None
+        while found is None and (entry := self.leaves.pop()) is not None:
+            if entry.node.children:
+                continue  # its last child offers it again
+            if entry.node.locks:
+                locked.append(entry.node)
+            else:
+                found = entry.node
+        for node in locked:
+            self.leaves.offer(node)
+        return found
+
+    def check_integrity(self, used: Iterable[int]) -> None:
+        """Raise AssertionError where the slots of the saved edges and the free ones are not all
+        slots, once each.
+        """
+        if sorted([*self._free, *used]) != list(range(self.num_slots)):
+            raise AssertionError("a slot of the tier is lost, or used twice")
