@@ -278,7 +278,7 @@ BROKEN: dict[str, Broken] = {
         _with_values(array(b"k", U64, (1 << 61) + 1, bytes(8))), "elements of metadata 'k' is 23058"
     ),
     "array count beyond the limit": Broken(
-        _with_values(array(b"k", U8, (1 << 24) + 1, b"")), "must be at most 16777216"
+        _with_values(array(b"k", U8, (1 << 24) + 1, b"")), "must be at most 1048576"
     ),
     "array count beyond the file": Broken(
         _with_values(array(b"k", F64, 1_000, bytes(80))),

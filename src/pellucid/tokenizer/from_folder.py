@@ -4,11 +4,11 @@
 `tokenizer_config.json`, `generation_config.json` and `config.json` name the special tokens. The
 chat template is `chat_template.jinja`, or else in tokenizer_config.json.
 
-One idea: encoding is the library's, as the file says; decoding is ours, from the bytes of tokens.
-So the file's decoder is read and not used: it tells whether the vocabulary writes bytes GPT-2's way
-or SentencePiece's (`vocabulary.py`), and any other is refused. Truncation and padding, which files
-sometimes bring along, are turned off. Every file is bounded before it is read. Nothing outside the
-folder is opened.
+Encoding is the library's, as the file says, after the file was checked (`tokenizer_json.py`).
+Decoding is ours, from the bytes of tokens. So the file's decoder is read and not used: it tells
+whether the vocabulary writes bytes GPT-2's way or SentencePiece's (`vocabulary.py`), and any other
+is refused. Truncation and padding, which files sometimes bring along, are turned off. Every file is
+bounded before it is read. Nothing outside the folder is opened.
 """
 
 import json
@@ -20,6 +20,7 @@ from ..errors import FormatError, UnsupportedError
 from ..files import is_there, read_bytes, read_json
 from .chat_template import ChatTemplate
 from .tokenizer import Tokenizer, library_errors
+from .tokenizer_json import read_tokenizer_json
 from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["from_folder"]
 
-MAX_TOKENIZER_BYTES = 1 << 27
 MAX_CONFIG_BYTES = 1 << 24
 
 
@@ -38,7 +38,7 @@ def from_folder(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as RustTokenizer
 
     file = path / "tokenizer.json"
-    source = _read_text(path, file.name, MAX_TOKENIZER_BYTES)
+    source, _ = read_tokenizer_json(path)
     with library_errors(FormatError, f"{file} is not a tokenizer"):
         rust = RustTokenizer.from_str(source)
     rust.no_truncation()
@@ -56,7 +56,7 @@ def from_folder(path: Path) -> Tokenizer:
     ends = _ids(generation.get("eos_token_id", model.get("eos_token_id")), path, "eos_token_id") | (
         {eos} if eos is not None else set()
     )
-    prefix, suffix = _around(rust)
+    prefix, suffix = _around(rust, file)
     # DeepSeek's file leaves it to the config
     if not prefix and bos is not None and config.get("add_bos_token") is True:
         prefix = (bos,)
@@ -134,9 +134,12 @@ def _read_vocabulary(rust: "tokenizers.Tokenizer", byte_level: bool, file: Path)
     return Vocabulary(tokens, bytes(kinds), byte_level)
 
 
-def _around(rust: "tokenizers.Tokenizer") -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _around(rust: "tokenizers.Tokenizer", file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the file's post-processor puts before and after a text, found by trying."""
-    whole, bare = (rust.encode("a", add_special_tokens=special).ids for special in (True, False))
+    with library_errors(FormatError, f"{file} cannot encode the letter a"):
+        whole, bare = (
+            rust.encode("a", add_special_tokens=special).ids for special in (True, False)
+        )
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
             return tuple(whole[:start]), tuple(whole[start + len(bare) :])

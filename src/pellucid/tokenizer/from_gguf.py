@@ -23,14 +23,14 @@ from .chat_template import ChatTemplate
 from .pretokenizers import get_pretokenizer
 from .sentencepiece import derive_merges
 from .tokenizer import Tokenizer, library_errors
-from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
+from .tokenizer_json import check_fixed_tokens
+from .vocabulary import MAX_MERGES, MAX_TOKENS, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["from_gguf"]
 
-MAX_MERGES = 4 * MAX_TOKENS
 
 # Tokens that end an answer, by their names: files often tell only one of several. llama.cpp's
 # lists; the second has the tokens with which a code model begins the next file, having finished
@@ -240,6 +240,7 @@ def _add_fixed_tokens(rust: "tokenizers.Tokenizer", vocabulary: Vocabulary) -> N
         (vocabulary.tokens[i], vocabulary.kinds[i] in special)
         for i in vocabulary.ids_of(*special, TokenKind.USER_DEFINED)
     ]
+    check_fixed_tokens([text for text, _ in fixed], "tokenizer.ggml.token_type")
     rust.add_tokens(
         [AddedToken(text, normalized=False, special=is_special) for text, is_special in fixed]
     )

@@ -1,26 +1,28 @@
 """The merges that a SentencePiece vocabulary implies, so that byte-pair encoding by rank gives the
 tokens that its scores give.
 
-One idea: SentencePiece knows no merges. Of all neighbours whose texts together are a token it joins
-the pair with the highest score, the leftmost among equals, until there is none (Kudo & Richardson,
+SentencePiece knows no merges. Of all neighbours whose texts together are a token, it joins the pair
+with the highest score, the leftmost among equals, until there is none (Kudo & Richardson,
 arXiv:1808.06226; llama.cpp's "SPM"). So every way to cut a token into two tokens is a merge, and
-its rank is the order of the scores. Two different pairs of equal score are told apart by place in
-SentencePiece and by rank here. The vocabularies that have equal scores have them for runs of
-spaces, which grow from the left; the longest piece first gives the same.
+its rank is the order of the scores. SentencePiece tells pairs of equal score apart by their place,
+and this module by their rank. Vocabularies have equal scores only for runs of spaces, which grow
+from the left; the longest piece first gives the same tokens.
 
 A vocabulary of 262,000 tokens has 1.2 million cuts, of which 510,000 are merges. They are found by
 hashing all prefixes and suffixes at once: with H(c₀c₁…) = Σ cᵢ·bⁱ mod 2⁶⁴, a running sum over the
-whole vocabulary gives the hash of each. A false match, of probability about 10⁻⁸ for a whole
-vocabulary, is found out by the library that takes the merges, as a pair that makes no token.
+whole vocabulary gives the hash of each. A false match has a probability of about 10⁻⁸ for a whole
+vocabulary. The `tokenizers` library would refuse it as a pair that makes no token.
 
-This module knows nothing of files; it returns texts, because that is what the `tokenizers` library
-wants.
+This module knows nothing of files. It returns texts, as the `tokenizers` library takes them.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..errors import FormatError
+from .vocabulary import MAX_MERGES
 
 __all__ = ["derive_merges"]
 
@@ -62,6 +64,10 @@ def derive_merges(tokens: Sequence[str], scores: NDArray[np.float64]) -> list[tu
 
     left, right = _find(prefix, whole, table), _find(suffix, whole, table)
     real = (whole[left] == prefix) & (whole[right] == suffix)
+    if (count := int(real.sum())) > MAX_MERGES:
+        raise FormatError(
+            f"the vocabulary implies {count} merges; there may be at most {MAX_MERGES}"
+        )
     left, right, made = left[real], right[real], owner[cuts[real]]
 
     # by score, then longest piece, then longest left part

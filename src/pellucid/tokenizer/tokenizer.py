@@ -1,9 +1,9 @@
 """Text to token ids and back, for one model: encode, decode, the bytes of a token, its chat
 template.
 
-One idea: the `tokenizers` library (Rust) cuts text into ids, and nothing else. Ids become text
-here, as the bytes of each token one after the other (`vocabulary.py`), so decoding costs the same
-per token whatever came before, and streaming is the same function.
+The `tokenizers` library (Rust) cuts text into ids, and nothing else. Ids become text here, as the
+bytes of each token one after the other (`vocabulary.py`). So decoding costs the same per token
+whatever came before, and streaming uses the same function.
 
 Whether text may name control tokens is the caller's choice, per call. `parse_special=False`: a
 user's "<|im_end|>" is text like any other. `parse_special=True`: it is the token; for prompts that
@@ -18,7 +18,9 @@ use: one Tokenizer serves all threads.
 import contextlib
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, PellucidError, RequestError
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["Tokenizer", "library_errors"]
 
 _log = logging.getLogger(__name__)
+
+_LONG_TEXT = 1 << 15  # characters: hundredths of a second
+_MAX_SHRINKING = 4  # how many times shorter a normalizer may make a text; NFC makes it a third
+_UNKNOWN_CHARS = 64  # that one token for what is unknown stands for
 
 
 class Tokenizer:
@@ -116,16 +122,37 @@ class Tokenizer:
                 "them: %s",
                 names,
             )
-        ids: list[int] = []
-        if text:
-            rust = self._trusting if parse_special else self._plain
-            with library_errors(RequestError, "the text cannot be cut into tokens"):
-                if parse_special and isinstance(text, TracedText):
-                    ids = self._rendered.encode(text)
-                else:
-                    # the batch call lets other threads run
-                    ids = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        ids = _interruptible(len(text), lambda: self._cut(text, parse_special)) if text else []
         return [*self._prefix, *ids, *self._suffix] if add_special else ids
+
+    def _cut(self, text: str, parse_special: bool) -> list[int]:
+        with library_errors(RequestError, "the text cannot be cut into tokens"):
+            if parse_special and isinstance(text, TracedText):
+                return self._rendered.encode(text)
+            rust = self._trusting if parse_special else self._plain
+            # the batch call lets other threads run
+            ids: list[int] = rust.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            return ids
+
+    def check_length(self, text: str, max_tokens: int) -> None:
+        """Raise RequestError where `text` is so long that it cannot be `max_tokens` tokens or fewer.
+
+        Nothing is cut into tokens for it: a prompt of a hundred megabytes costs nothing here.
+        """
+        most = max_tokens * self.max_token_chars
+        if len(text) > most:
+            raise RequestError(
+                f"the text has {len(text)} characters; {max_tokens} tokens of this model hold at "
+                f"most {most}"
+            )
+
+    @functools.cached_property
+    def max_token_chars(self) -> int:
+        """How many characters of a text one token stands for at most. A normalizer may shorten a
+        text before it is cut, which is counted by a factor; a run of characters that a vocabulary
+        does not know at all counts as a long token.
+        """
+        return _MAX_SHRINKING * max(_UNKNOWN_CHARS, *map(len, self._vocabulary.tokens))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of a whole sequence. Bytes that are not UTF-8 become U+FFFD. Use `Detokenizer`
@@ -187,6 +214,25 @@ class Tokenizer:
         eos = min(self.eos_token_ids, default=None)
         ids = {"bos_token": self.bos_token_id, "eos_token": eos}
         return {name: self._vocabulary.tokens[i] for name, i in ids.items() if i is not None}
+
+
+def _interruptible(length: int, encode: Callable[[], list[int]]) -> list[int]:
+    """Run `encode`. For a long text this is done in a thread, and this one waits for it: signals
+    are handled meanwhile, which the library would hold off.
+    """
+    if length < _LONG_TEXT:
+        return encode()
+    found: Future[list[int]] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(encode())
+        except BaseException as error:
+            found.set_exception(error)
+
+    # a daemon: a program that was interrupted does not wait for it at its end
+    threading.Thread(target=work, name="pellucid-encode", daemon=True).start()
+    return found.result()
 
 
 @contextlib.contextmanager

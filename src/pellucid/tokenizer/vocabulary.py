@@ -1,9 +1,9 @@
 """The tokens of one vocabulary: their texts as the file has them, their kinds, and the bytes that
 they stand for.
 
-One idea: a token is bytes. The two families write bytes as text in two ways. Byte-level BPE (GPT-2)
-gives each of the 256 bytes a printable letter of its own. SentencePiece writes a space as "▁" and
-bytes that no other token covers as "<0x0A>". Only this module knows.
+A token is bytes. The two families write bytes as text in two ways. Byte-level BPE (GPT-2) gives
+each of the 256 bytes a printable letter of its own. SentencePiece writes a space as "▁", and bytes
+that no other token covers as "<0x0A>". Only this module knows either way.
 
 Kinds and their numbers are GGUF's. This module knows no merges and does not encode.
 """
@@ -18,9 +18,10 @@ import numpy as np
 
 from ..errors import FormatError
 
-__all__ = ["MAX_TOKENS", "TokenKind", "Vocabulary", "byte_letters"]
+__all__ = ["MAX_MERGES", "MAX_TOKENS", "TokenKind", "Vocabulary", "byte_letters"]
 
 MAX_TOKENS = 1 << 20  # four times the largest vocabulary there is
+MAX_MERGES = 1 << 20  # twice the longest list
 MAX_TOKEN_CHARS = 1024  # of one token
 MAX_VOCABULARY_CHARS = 1 << 23  # of all of them: four times the largest
 
