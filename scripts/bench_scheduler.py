@@ -53,7 +53,7 @@ def measure(running: int, enable_prefix_caching: bool) -> Cost:
         start = time.perf_counter()
         step = scheduler.schedule()
         planned = time.perf_counter()
-        sampled = {r.request_id: 1 for r in step.requests if r.samples}
+        sampled = {r.request_id: [1] for r in step.requests if r.is_sampling}
         ran = time.perf_counter()
         scheduler.update(step, sampled)
         if len(step.requests) == running and all(

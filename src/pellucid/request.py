@@ -257,9 +257,13 @@ class Request:
     num_cached_tokens: int = 0  # of the prompt: found in the cache when the request started
     # per layer group, while it runs; kept by the KV manager
     block_tables: list[list[int]] = field(default_factory=list)
-    # while it runs: up to so many computed tokens the KV manager has nothing to do for it, and need
-    # not be asked
-    kv_border: int = 0
+    # while it runs: the KV manager has nothing to do for it before so many tokens are computed
+    next_kv_event: int = 0
+    # proposed for the positions after the known tokens; they are computed with them, and those that
+    # are not drawn are dropped
+    draft_token_ids: list[int] = field(default_factory=list)
+    # from its first token until it is preempted: all but the last known token are computed
+    is_decoding: bool = False
     # one per output token, where asked for
     logprobs: list[LogprobsOnePosition] = field(default_factory=list)
     # one per prompt token, the first None
@@ -280,9 +284,14 @@ class Request:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
     @property
-    def samples(self) -> bool:
+    def is_sampling(self) -> bool:
         """True where this step reaches the last known token, so that the next one can be drawn."""
-        return self.num_computed_tokens + self.num_scheduled_tokens == self.num_tokens
+        return self.num_computed_tokens + self.num_scheduled_tokens >= self.num_tokens
+
+    @property
+    def num_scheduled_drafts(self) -> int:
+        """Drafts that this step computes behind the known tokens."""
+        return max(0, self.num_computed_tokens + self.num_scheduled_tokens - self.num_tokens)
 
     @property
     def is_finished(self) -> bool:

@@ -55,6 +55,16 @@ def _draw(tokens: Sequence[int]) -> int:
     return hash(tuple(tokens)) % ALPHABET
 
 
+def attach_drafts(scheduler: Scheduler, drafts: Sequence[int]) -> None:
+    """Give each request that decodes these drafts; an entry of ALPHABET becomes what is right."""
+    for request in scheduler.running:
+        if request.is_decoding:
+            tokens = request.token_ids(0, request.num_tokens)
+            for draft in drafts:
+                tokens.append(_draw(tokens) if draft == ALPHABET else draft)
+            request.draft_token_ids = tokens[request.num_tokens :]
+
+
 class CanaryRunner:
     """Stands where `ModelRunner` does."""
 
@@ -67,8 +77,10 @@ class CanaryRunner:
             [None] * kv.layout.block_size for _ in range(num_slots)
         ]
 
-    def execute(self, step: ScheduledStep) -> dict[str, int]:
-        """Do the block ops, write and read; the drawn tokens."""
+    def execute(self, step: ScheduledStep) -> dict[str, list[int]]:
+        """Do the block ops, write and read; the drawn tokens: the drafts that stand, and one
+        more.
+        """
         for op in step.block_ops:
             source = self._slots if op.kind == "load" else self._blocks
             target = self._slots if op.kind == "save" else self._blocks
@@ -79,11 +91,18 @@ class CanaryRunner:
                     f"{request.request_id} computes nothing, so there are no logits to draw from"
                 )
             self._write(request)
-        sampled = {}
+        sampled: dict[str, list[int]] = {}
         for request in step.requests:
             self._read(request)
-            if request.samples:
-                sampled[request.request_id] = _draw(request.token_ids(0, request.num_tokens))
+            if not request.is_sampling:
+                continue
+            tokens = request.token_ids(0, request.num_tokens)
+            standing = sampled[request.request_id] = []
+            for draft in [*request.draft_token_ids[: request.num_scheduled_drafts], None]:
+                standing.append(_draw(tokens))
+                if standing[-1] != draft:
+                    break
+                tokens.append(draft)
         return sampled
 
     def _span(self, request: Request) -> tuple[int, int]:
@@ -119,7 +138,9 @@ class CanaryRunner:
 
     @staticmethod
     def _digest(request: Request, group: int, position: int) -> int:
-        return hash((request.cache_salt, group, tuple(request.token_ids(0, position + 1))))
+        known = request.token_ids(0, position + 1)
+        drafts = request.draft_token_ids[: max(0, position + 1 - request.num_tokens)]
+        return hash((request.cache_salt, group, *known, *drafts))
 
 
 def run_to_the_end(scheduler: Scheduler, runner: CanaryRunner, most_steps: int = 10_000) -> None:

@@ -117,8 +117,8 @@ MUTATIONS = [
     (
         "room is asked for a token late",
         SCHEDULER,
-        "computed + count > request.kv_border",
-        "computed + count > request.kv_border + 1",
+        "computed + count > request.next_kv_event",
+        "computed + count > request.next_kv_event + 1",
     ),
     (
         "a window asks for nothing",
@@ -129,7 +129,7 @@ MUTATIONS = [
     (
         "after a crash nothing is published in time",
         MANAGER,
-        "            held.request.kv_border = self._border(held)\n",
+        "            held.request.next_kv_event = self._next_event(held)\n",
         "",
     ),
     (
@@ -180,8 +180,8 @@ MUTATIONS = [
     (
         "a prompt delays those that decode",
         SCHEDULER,
-        "count = min(count, left - self._num_decoding(i + 1))",
-        "count = min(count, left)",
+        "count = min(request.num_tokens - computed, left - self._num_decoding(i + 1))",
+        "count = min(request.num_tokens - computed, left)",
     ),
     (
         "the queue forgets its tokens",

@@ -44,7 +44,7 @@ def _run(scheduler: Scheduler, token_id: int = 1) -> list[tuple[str, int]]:
     while scheduler.num_unfinished:
         step = scheduler.schedule()
         trace += [(r.request_id, r.num_scheduled_tokens) for r in step.requests]
-        scheduler.update(step, {r.request_id: token_id for r in step.requests if r.samples})
+        scheduler.update(step, {r.request_id: [token_id] for r in step.requests if r.is_sampling})
         scheduler.check_integrity()
     return trace
 
@@ -112,11 +112,11 @@ def test_a_request_is_ended_while_it_waits_while_it_runs_and_in_the_middle_of_a_
         scheduler.add(request)
     scheduler.finish(waiting, "abort")
     step = scheduler.schedule()
-    scheduler.update(step, {"running": 1})
+    scheduler.update(step, {"running": [1]})
     scheduler.finish(running, "abort")
     step = scheduler.schedule()
     scheduler.finish(inside, "abort")
-    scheduler.update(step, {"inside": 1})
+    scheduler.update(step, {"inside": [1]})
     assert inside.output_token_ids == []
     assert {r.status for r in (waiting, running, inside)} == {RequestStatus.FINISHED}
     assert scheduler.num_unfinished == 0
@@ -136,13 +136,17 @@ def test_after_a_crash_a_request_that_goes_on_publishes_its_prefix_anew() -> Non
         step = scheduler.schedule()
         scheduler.update(
             step,
-            {r.request_id: len(survivor.output_token_ids) + 10 for r in step.requests if r.samples},
+            {
+                r.request_id: [len(survivor.output_token_ids) + 10]
+                for r in step.requests
+                if r.is_sampling
+            },
         )
     scheduler.finish(crashed, "error")
     scheduler.kv.forget()
     while not survivor.is_finished:
         step = scheduler.schedule()
-        scheduler.update(step, {"survivor": len(survivor.output_token_ids) + 10})
+        scheduler.update(step, {"survivor": [len(survivor.output_token_ids) + 10]})
         scheduler.check_integrity()
     again = _request("again", 8)
     again.output_token_ids = list(survivor.output_token_ids)

@@ -16,6 +16,7 @@ from pellucid.scheduler import Scheduler
 from .canary import (
     ALPHABET,
     CanaryRunner,
+    attach_drafts,
     build_layout,
     build_request,
     expected_tokens,
@@ -23,6 +24,8 @@ from .canary import (
 )
 
 TOKENS = st.integers(0, ALPHABET - 1)
+# proposed tokens; ALPHABET stands for the right one
+DRAFTS = st.lists(st.sampled_from([ALPHABET, ALPHABET, ALPHABET, 0]), max_size=8)
 WINDOWS = st.sampled_from([(None,), (None, 3), (5,), (None, 2, 7), (4, None)])
 
 
@@ -113,9 +116,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.scheduler.add(request)
 
     @precondition(lambda self: self.scheduler.num_unfinished)
-    @rule(count=st.integers(1, 5))
-    def step(self, count: int) -> None:
+    @rule(count=st.integers(1, 5), drafts=DRAFTS)
+    def step(self, count: int, drafts: list[int]) -> None:
         for _ in range(count):
+            attach_drafts(self.scheduler, drafts)
             step = self.scheduler.schedule()
             assert (
                 sum(r.num_scheduled_tokens for r in step.requests)
@@ -141,8 +145,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.scheduler.finish(self.requests[which % len(self.requests)], "abort")
 
     @precondition(lambda self: self.requests and self.scheduler.num_unfinished)
-    @rule(which=st.integers(0, 100))
-    def abort_in_a_step(self, which: int) -> None:
+    @rule(which=st.integers(0, 100), drafts=DRAFTS)
+    def abort_in_a_step(self, which: int, drafts: list[int]) -> None:
+        attach_drafts(self.scheduler, drafts)
         step = self.scheduler.schedule()
         sampled = self.runner.execute(step)
         self.scheduler.finish(self.requests[which % len(self.requests)], "abort")

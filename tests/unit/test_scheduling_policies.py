@@ -1,5 +1,6 @@
 """Who is next: the order that each policy promises, and when each way of batching admits."""
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -64,7 +65,7 @@ def request(
 def step(s: Scheduler) -> list[str]:
     """One step: who is in it."""
     plan = s.schedule()
-    s.update(plan, {r.request_id: 1 for r in plan.requests if r.samples})
+    s.update(plan, {r.request_id: [1] for r in plan.requests if r.is_sampling})
     s.check_integrity()
     return [r.request_id for r in plan.requests]
 
@@ -128,6 +129,81 @@ def test_the_first_in_rank_advances_in_every_step() -> None:
         assert first.num_computed_tokens > before
     assert s.num_preemptions > 0
     finish(s)
+
+
+def test_a_higher_priority_takes_a_sequence_from_the_last_in_rank_at_once() -> None:
+    s = scheduler("priority", seqs=2)
+    s.add(request("high", 8, 12, priority=1), request("low", 8, 12, priority=5))
+    for _ in range(3):
+        step(s)
+    s.add(request("urgent", 8, 4, priority=0))
+    assert step(s) == ["urgent", "high"]
+    assert events(s, "preempt") == ["low"]
+    finish(s)
+    assert events(s, "finish") == ["urgent", "high", "low"]
+    assert events(s, "preempt") == ["low"]  # it came back once, and nobody took turns
+
+
+def test_a_higher_priority_takes_blocks_from_the_last_in_rank_at_once() -> None:
+    s = scheduler("priority", blocks=8, seqs=4)
+    s.add(request("a", 8, 8, priority=3), request("b", 8, 8, priority=4))
+    step(s)
+    s.add(request("urgent", 20, 4, priority=0))
+    assert step(s) == ["urgent", "a"]
+    assert events(s, "preempt") == ["b"]
+    finish(s)
+    assert events(s, "finish")[0] == "urgent"
+
+
+def test_a_higher_priority_takes_the_budget_of_a_long_prompt() -> None:
+    s = scheduler("priority", seqs=4, budget=8)
+    s.add(request("long", 100, 1, priority=9))
+    step(s)
+    s.add(request("urgent", 8, 2, priority=0))
+    assert step(s) == ["urgent"]
+    assert step(s) == ["urgent", "long"]
+    assert s.num_preemptions == 0
+    finish(s)
+
+
+def test_equal_priorities_never_preempt_each_other() -> None:
+    s = scheduler("priority", seqs=1)
+    s.add(request("first", 4, 6, priority=2))
+    step(s)
+    s.add(request("second", 4, 2, priority=2), request("lower", 4, 2, priority=3))
+    finish(s)
+    assert events(s, "finish") == ["first", "second", "lower"]
+    assert s.num_preemptions == 0
+
+
+def test_under_other_policies_a_priority_takes_nothing() -> None:
+    s = scheduler("fcfs", seqs=1)
+    s.add(request("first", 4, 6, priority=9))
+    step(s)
+    s.add(request("second", 4, 2, priority=0))
+    finish(s)
+    assert events(s, "finish") == ["first", "second"]
+
+
+@pytest.mark.parametrize("seqs", [1, 3])
+def test_each_preemption_makes_room_for_a_higher_priority(seqs: int) -> None:
+    """A burst of random priorities: nobody is preempted by an equal or a lower one, and all end."""
+    rng = random.Random(seqs)
+    s = scheduler("priority", seqs=seqs)
+    everybody: dict[str, Request] = {}
+    for i in range(60):
+        new = request(str(i), rng.randint(1, 12), rng.randint(1, 9), priority=rng.randint(0, 4))
+        everybody[new.request_id] = new
+        s.add(new)
+        waiting = min(r.priority for r in s.waiting.requests())
+        before = len(events(s, "preempt"))
+        step(s)
+        for victim in events(s, "preempt")[before:]:
+            assert everybody[victim].priority > waiting
+        lowest = max((r.priority for r in s.running), default=0)
+        assert all(r.priority >= lowest for r in s.waiting.requests())
+    finish(s)
+    assert all(r.is_finished for r in everybody.values())
 
 
 # ---- lpm
@@ -291,7 +367,7 @@ def test_a_prompt_takes_what_those_that_decode_leave_of_the_budget(
     for _ in range(3):
         plan = s.schedule()
         counts.append({r.request_id: r.num_scheduled_tokens for r in plan.requests})
-        s.update(plan, {r.request_id: 1 for r in plan.requests if r.samples})
+        s.update(plan, {r.request_id: [1] for r in plan.requests if r.is_sampling})
     assert counts == [
         {"a": 1, "b": 1, "prompt": 6},
         {"a": 1, "b": 1, "prompt": 6},
@@ -306,7 +382,7 @@ def test_samples_of_one_prompt_wait_for_the_first_and_compute_what_is_left_of_a_
     while s.num_unfinished:
         plan = s.schedule()
         counts.append([r.num_scheduled_tokens for r in plan.requests])
-        s.update(plan, {r.request_id: 1 for r in plan.requests if r.samples})
+        s.update(plan, {r.request_id: [1] for r in plan.requests if r.is_sampling})
     assert counts[:2] == [[16], [14]]  # alone; the others wait for the blocks that it publishes
     assert sum(map(sum, counts)) < 2 * 30
     assert s.num_cached_tokens >= 3 * 28

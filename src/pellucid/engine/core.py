@@ -7,14 +7,14 @@ through the detokenizer, because a stop string ends a request.
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ..config import ModelConfig
-from ..errors import EngineError, RequestError
+from ..errors import EngineError, PellucidError, RequestError
 from ..kv.storage import LostBlocksError
-from ..request import Request, RequestOutput, SamplingParams
+from ..request import FinishReason, Request, RequestOutput, SamplingParams
 from ..sampling import check_token_ids
 from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
@@ -24,6 +24,10 @@ from .prompts import TokenizedPrompt, check_prompt_ids, truncate_prompt
 from .stats import EngineStats, StepTimer
 
 __all__ = ["EngineCore", "Submission"]
+
+
+# requests that decode -> draft tokens, by request_id
+Proposer: TypeAlias = Callable[[Sequence[Request]], Mapping[str, list[int]]]
 
 
 class Submission(NamedTuple):
@@ -46,15 +50,19 @@ class EngineCore:
         *,
         seed: int | None,
         clock: Callable[[], float] = time.monotonic,
+        proposer: Proposer | None = None,
     ) -> None:
-        """`clock` gives seconds; tests bring one of their own. `seed`: of the seeds that requests
-        without one draw; None: another at every start.
+        """`seed`: of the seeds that requests without one draw; None: another at every start.
+        `clock` gives seconds; tests bring one of their own. `proposer` drafts, before each step,
+        tokens for requests that decode: they change no answer, only the number of steps.
         """
         self.scheduler = scheduler
         self._model = model
         self._tokenizer = tokenizer
         self._runner = runner
         self._clock = clock
+        self._now = 0.0  # when the step that is booked was computed
+        self._propose = proposer
         self._timer = StepTimer()
         self._seeds = random.Random(seed)  # for requests that bring none
         # what was asked, by its id: one group has n requests
@@ -135,6 +143,8 @@ class EngineCore:
         others can go on.
         """
         start = self._clock()
+        if self._propose is not None:
+            self._take_drafts(self._propose)
         step = self.scheduler.schedule()
         if not step.requests:
             return []
@@ -148,13 +158,22 @@ class EngineCore:
             return []
         except Exception as error:
             raise self._fail(step, error) from error
-        now = self._clock()
-        outputs = self._update(step, result, now)
-        # Count what the step did and cost.
+        self._now = now = self._clock()
+        # Count what it did, before the counters of its requests move on.
         self._timer.num_computed_tokens += sum(r.num_scheduled_tokens for r in step.requests)
-        self._timer.num_output_tokens += len(result.sampled)
+        if self._propose is not None:
+            self._timer.num_draft_tokens += sum(r.num_scheduled_drafts for r in step.requests)
+            self._timer.num_accepted_tokens += sum(len(t) - 1 for t in result.sampled.values())
+        outputs = self._update(step, result, now)
         self._timer.add(planned - start, now - planned, result.forward_seconds, self._clock() - now)
         return outputs
+
+    def _take_drafts(self, propose: Proposer) -> None:
+        """Let the proposer draft for each request that decodes."""
+        decoding = [request for request in self.scheduler.running if request.is_decoding]
+        drafts = propose(decoding)
+        for request in decoding:
+            request.draft_token_ids = drafts.get(request.request_id, [])
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and what it did since its start."""
@@ -171,6 +190,8 @@ class EngineCore:
             num_cached_tokens=scheduler.num_cached_tokens,
             num_computed_tokens=timer.num_computed_tokens,
             num_output_tokens=timer.num_output_tokens,
+            num_draft_tokens=timer.num_draft_tokens,
+            num_accepted_tokens=timer.num_accepted_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_loaded_blocks=kv.num_loaded_blocks,
             num_steps=timer.num_steps,
@@ -181,17 +202,47 @@ class EngineCore:
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
         """Book the tokens of a step; an output for each group of requests that it touched."""
+        # A request that could not be sampled ends before anything of this step is published.
         for request_id, refusal in result.errors.items():
-            request = self._group_of[request_id].request(request_id)
-            request.stop_reason = str(refusal)
-            result.sampled.pop(request_id, None)
-            self.scheduler.finish(request, "error")
-        self.scheduler.update(step, result.sampled)
+            if request_id not in result.sampled:
+                self._refuse(request_id, refusal)
+        self.scheduler.update(step, result.sampled, self._read)
+        # One that could not be sampled at a draft ends after the tokens before it.
+        for request_id, refusal in result.errors.items():
+            self._refuse(request_id, refusal)
+        # Show what is new.
         touched: dict[str, OutputGroup] = {}
         for request in step.requests:
-            group = self._advance(request, result, now)
+            group = self._group_of[request.request_id]
             touched[group.request_id] = group
+            self._name_logprobs(group, request, result)
+            if request.is_finished:
+                group.finish(request, now)
         return [self._output(group) for group in touched.values()]
+
+    def _refuse(self, request_id: str, refusal: PellucidError) -> None:
+        """End a request with what went wrong, if nothing else has ended it."""
+        request = self._group_of[request_id].request(request_id)
+        if not request.is_finished:
+            request.stop_reason = str(refusal)
+            self.scheduler.finish(request, "error")
+
+    def _read(self, request: Request, token_id: int, reason: FinishReason | None) -> bool:
+        """Add a token to its text. True where that holds a stop string."""
+        self._timer.num_output_tokens += 1
+        group = self._group_of[request.request_id]
+        return group.advance(request, token_id, reason, self._now)
+
+    @staticmethod
+    def _name_logprobs(group: OutputGroup, request: Request, result: StepResult) -> None:
+        """Keep the logprobs of a step, of the tokens that were taken, with the tokens' texts."""
+        scored = result.prompt_logprobs.get(request.request_id)
+        if scored is not None:
+            request.prompt_logprobs += map(group.named, scored)
+        rows = result.logprobs.get(request.request_id)
+        if rows is not None:
+            num_new = len(request.output_token_ids) - len(request.logprobs)
+            request.logprobs += map(group.named, rows[:num_new])
 
     def _fail(self, step: ScheduledStep, error: Exception) -> EngineError:
         """Nobody knows how far a crashed step came: its requests end, and no prefix is trusted any
@@ -208,22 +259,6 @@ class EngineCore:
             "it computed are lost",
             failed,
         )
-
-    def _advance(self, request: Request, result: StepResult, now: float) -> OutputGroup:
-        group = self._group_of[request.request_id]
-        request.prompt_logprobs += [
-            group.named(row) for row in result.prompt_logprobs.get(request.request_id, [])
-        ]
-        if request.request_id in result.logprobs:
-            request.logprobs.append(group.named(result.logprobs[request.request_id]))
-        if (
-            group.advance(request, result.sampled.get(request.request_id), now)
-            and not request.is_finished
-        ):
-            self.scheduler.finish(request, "stop")  # the text holds a stop string
-        if request.is_finished:
-            group.finish(request, now)
-        return group
 
     def _output(self, group: OutputGroup) -> RequestOutput:
         output = group.output()

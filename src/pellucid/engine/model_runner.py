@@ -2,9 +2,12 @@
 model or of one backend.
 
 One idea: the scheduler's integers become arrays here and nowhere else. For each scheduled request
-the tokens `num_computed_tokens … + num_scheduled_tokens - 1` go in; logits come out for the rows
-that somebody reads: the last known token (to draw the next), and prompt tokens whose logprobs are
-asked for.
+the tokens `num_computed_tokens … + num_scheduled_tokens - 1` go in. Logits come out for prompt
+tokens whose logprobs are asked for, for the last known token, to draw the next, and for each draft
+behind it, to draw the token that follows if the draft stands.
+
+A draft stands where it is the very token that is drawn at its position. Noise is keyed by (seed,
+position), so the tokens are those that the request would get without drafts, whatever was proposed.
 
 Letters: G layer groups, T tokens, R requests, L rows with logits, V vocabulary.
 """
@@ -13,6 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,29 +40,38 @@ _MANY_TOKENS = 16  # in a step: its speed is that of prefill
 class StepResult:
     """What a step gave, by request_id."""
 
-    # the next token of each request that sampled
-    sampled: dict[str, int] = field(default_factory=dict)
-    # of that token, where asked for
-    logprobs: dict[str, LogprobsOnePosition] = field(default_factory=dict)
+    # the new tokens of each request that sampled: the drafts that stand, and one more
+    sampled: dict[str, list[int]] = field(default_factory=dict)
+    # of those tokens, where asked for
+    logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)
     # of this step's prompt positions, in order
     prompt_logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)
-    # requests that could not be sampled; the others are not disturbed
+    # requests that could not be sampled, after what `sampled` has; the others are not disturbed
     errors: dict[str, PellucidError] = field(default_factory=dict)
     forward_seconds: float = 0.0  # in the model
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
+class _Rows(NamedTuple):
     """Which rows of the logits belong to a request: first the prompt positions whose next token it
-    scores, then the one it samples from.
+    scores, then those that it samples from.
     """
 
     request: Request
-    positions: list[int]
+    first: int  # the row of positions[0]
+    positions: list[int]  # rising
+    num_sampled: int  # of the last positions: the last known token, and its drafts
 
     @property
     def num_scored(self) -> int:
-        return len(self.positions) - self.request.samples
+        return len(self.positions) - self.num_sampled
+
+    @property
+    def scored(self) -> range:
+        return range(self.first, self.first + self.num_scored)
+
+    @property
+    def sampled(self) -> range:
+        return range(self.first + self.num_scored, self.first + len(self.positions))
 
 
 class ModelRunner:
@@ -86,7 +99,7 @@ class ModelRunner:
         request that reached its end.
         """
         self._storage.run(step.block_ops)
-        rows = [_Rows(r, _logits_positions(r)) for r in step.requests]
+        rows = _plan_rows(step.requests)
         batch = self._build_batch(rows)
         start = self._clock()
         logits = self._forward(batch)  # [L, V]
@@ -118,6 +131,8 @@ class ModelRunner:
             stop = start + r.request.num_scheduled_tokens
             logits_indices += [len(input_ids) + p - start for p in r.positions]
             input_ids += r.request.token_ids(start, stop)
+            if r.num_sampled > 1:
+                input_ids += r.request.draft_token_ids[: r.num_sampled - 1]
             positions += range(start, stop)
             cu_seqlens_q.append(len(input_ids))
         position = np.array(positions, np.int32)  # [T]
@@ -148,54 +163,62 @@ class ModelRunner:
     @staticmethod
     def _score_prompts(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
         """Logprobs of prompt tokens: the row at position i scores the token at i + 1."""
-        first = 0
         for r in rows:
-            if r.num_scored:
-                request = r.request
-                chosen = [request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
-                scored = top_logprobs(
-                    logits.to_host(range(first, first + r.num_scored)),
-                    chosen,
-                    [request.params.prompt_logprobs] * r.num_scored,
-                )
-                for row in scored:
-                    if isinstance(row, PellucidError):
-                        result.errors[request.request_id] = row
-                    elif row is not None:
-                        result.prompt_logprobs.setdefault(request.request_id, []).append(row)
-            first += len(r.positions)
+            if not r.num_scored:
+                continue
+            name, wanted = r.request.request_id, r.request.params.prompt_logprobs
+            chosen = [r.request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
+            found = top_logprobs(logits.to_host(r.scored), chosen, [wanted] * r.num_scored)
+            for row in found:
+                if isinstance(row, PellucidError):
+                    result.errors[name] = row
+                elif row is not None:
+                    result.prompt_logprobs.setdefault(name, []).append(row)
 
     @staticmethod
     def _sample(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
-        """Draw the next token of every request that reached its last known token, in one pass."""
-        last = (np.cumsum([len(r.positions) for r in rows]) - 1).tolist()
-        drawing = [i for i, r in enumerate(rows) if r.request.samples]
+        """Draw at the last known token of each request that reached it and at its drafts, in one
+        pass; then take what stands.
+        """
+        drawing = [r for r in rows if r.num_sampled and r.request.request_id not in result.errors]
         if not drawing:
             return
-        requests = [rows[i].request for i in drawing]
-        drawn = logits.sample([last[i] for i in drawing], [_sampling_row(r) for r in requests])
-        for request, token in zip(requests, drawn, strict=True):
-            if isinstance(token, PellucidError):
-                result.errors[request.request_id] = token
-            else:
-                result.sampled[request.request_id] = token
-        scored = [
-            i
-            for i, r in enumerate(requests)
-            if r.params.logprobs is not None and r.request_id in result.sampled
-        ]
-        if scored:
-            tokens = [result.sampled[requests[i].request_id] for i in scored]
-            found = top_logprobs(
-                logits.to_host([last[drawing[i]] for i in scored]),
-                tokens,
-                [requests[i].params.logprobs for i in scored],
+        drawn = iter(
+            logits.sample(
+                [i for r in drawing for i in r.sampled],
+                [row for r in drawing for row in _sampling_rows(r.request, r.num_sampled)],
             )
-            for i, row in zip(scored, found, strict=True):
-                if isinstance(row, PellucidError):
-                    result.errors[requests[i].request_id] = row
-                elif row is not None:
-                    result.logprobs[requests[i].request_id] = row
+        )
+        wanted: list[tuple[str, int, int, int | None]] = []  # name, row, token, number of logprobs
+        for r in drawing:
+            request, tokens = r.request, [next(drawn) for _ in r.sampled]
+            standing: list[int] = []
+            for i, token in enumerate(tokens):
+                if isinstance(token, PellucidError):
+                    result.errors[request.request_id] = token
+                    break
+                standing.append(token)
+                if i < r.num_sampled - 1 and token != request.draft_token_ids[i]:
+                    break
+            if standing:
+                result.sampled[request.request_id] = standing
+            if request.params.logprobs is not None:
+                n = request.params.logprobs
+                wanted += [
+                    (request.request_id, row, token, n)
+                    for row, token in zip(r.sampled, standing, strict=False)
+                ]
+        if wanted:
+            found = top_logprobs(
+                logits.to_host([row for _, row, _, _ in wanted]),
+                [token for _, _, token, _ in wanted],
+                [n for _, _, _, n in wanted],
+            )
+            for (name, *_), logprobs in zip(wanted, found, strict=True):
+                if isinstance(logprobs, PellucidError):
+                    raise AssertionError(f"a token was drawn from a row that fails: {logprobs}")
+                if logprobs is not None:
+                    result.logprobs.setdefault(name, []).append(logprobs)
 
 
 def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[np.int32]:
@@ -213,25 +236,38 @@ def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[
     return array
 
 
-def _logits_positions(request: Request) -> list[int]:
-    """Positions of a request whose logits this step needs, rising."""
-    start = request.num_computed_tokens
-    last = start + request.num_scheduled_tokens - 1
-    positions: list[int] = []
-    if request.params.prompt_logprobs is not None:
-        # it may be computed again, after a preemption, and is scored once
-        scored = len(request.prompt_logprobs) - 1
-        positions = list(range(max(start, scored), min(last, request.num_prompt_tokens - 2) + 1))
-    return [*positions, last] if request.samples else positions
+def _plan_rows(requests: list[Request]) -> list[_Rows]:
+    """The rows of logits that each request of a step needs."""
+    rows, first = [], 0
+    for request in requests:
+        start = request.num_computed_tokens
+        stop = start + request.num_scheduled_tokens
+        positions: list[int] = []
+        if request.params.prompt_logprobs is not None:
+            # it may be computed again, after a preemption, and is scored once
+            scored = max(start, len(request.prompt_logprobs) - 1)
+            positions += range(scored, min(stop, request.num_prompt_tokens - 1))
+        num_sampled = max(0, stop - request.num_tokens + 1)
+        positions += range(stop - num_sampled, stop)
+        rows.append(_Rows(request, first, positions, num_sampled))
+        first += len(positions)
+    return rows
 
 
-def _sampling_row(request: Request) -> SamplingRow:
-    return SamplingRow(
-        params=request.params,
-        seed=request.seed,
-        position=request.num_tokens,
-        prompt_token_ids=request.prompt_token_ids,
-        output_token_ids=request.output_token_ids,
-        banned_sequences=request.banned_sequences,
-        eos_token_ids=request.eos_token_ids,
-    )
+def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
+    """How to draw at the last known token and at `count - 1` drafts: each position sees the drafts
+    before it as output.
+    """
+    output, drafts = request.output_token_ids, request.draft_token_ids
+    return [
+        SamplingRow(
+            params=request.params,
+            seed=request.seed,
+            position=request.num_tokens + i,
+            prompt_token_ids=request.prompt_token_ids,
+            output_token_ids=[*output, *drafts[:i]] if i else output,
+            banned_sequences=request.banned_sequences,
+            eos_token_ids=request.eos_token_ids,
+        )
+        for i in range(count)
+    ]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ..request import (
     CompletionOutput,
+    FinishReason,
     Logprob,
     LogprobsOnePosition,
     Request,
@@ -52,12 +53,12 @@ class OutputGroup:
         if self._metrics.first_scheduled_time is None:
             self._metrics.first_scheduled_time = now
 
-    def advance(self, request: Request, token_id: int | None, now: float) -> bool:
-        """Take in a new token. True where the text now holds a stop string, which is then the
-        request's stop_reason.
+    def advance(
+        self, request: Request, token_id: int, reason: FinishReason | None, now: float
+    ) -> bool:
+        """Take in a new token, and why the request ends with it, if it does. True where the text
+        now holds a stop string, which is then the request's stop_reason.
         """
-        if token_id is None:
-            return False
         if self._metrics.first_token_time is None:
             self._metrics.first_token_time = now
         self._metrics.last_token_time = now
@@ -65,7 +66,7 @@ class OutputGroup:
         if text is None:
             return False
         # A token that ended the request by its id is left out of the text, unless it is wanted.
-        if request.finish_reason != "stop" or request.params.include_stop_str_in_output:
+        if reason != "stop" or request.params.include_stop_str_in_output:
             text.push([token_id])
         if text.stopped_by is not None:
             request.stop_reason = text.stopped_by

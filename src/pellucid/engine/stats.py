@@ -45,6 +45,8 @@ class EngineStats:
     num_cached_tokens: int  # those of them that the prefix cache had
     num_computed_tokens: int  # positions that went through the model
     num_output_tokens: int  # tokens given to requests
+    num_draft_tokens: int  # proposed tokens that went through the model
+    num_accepted_tokens: int  # those of them that were drawn
     num_preemptions: int
     num_loaded_blocks: int  # brought back from the second memory
     # steps
@@ -61,6 +63,8 @@ class StepTimer:
         self.num_steps = 0
         self.num_computed_tokens = 0
         self.num_output_tokens = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
         self._last = (0.0, 0.0, 0.0, 0.0)
         self._sums = [0.0, 0.0, 0.0, 0.0]
         self._histogram = [0] * (len(STEP_SECONDS) + 1)

@@ -195,7 +195,7 @@ class KVCacheManager:
             self._copy_partial(held, *partial)
         self._grow(held, hit.num_tokens + num_new_tokens)
         request.num_computed_tokens, request.block_tables = hit.num_tokens, tables
-        request.kv_border = self._border(held)
+        request.next_kv_event = self._next_event(held)
         return True
 
     def _promote(self, node: Node, first: list[int]) -> None:
@@ -237,7 +237,7 @@ class KVCacheManager:
         for table, target in zip(held.tables, targets, strict=True):
             table.append(target)
 
-    # ---- running: a request that stays below its `kv_border` needs neither of these two, so one
+    # ---- running: a request that stays below its `next_kv_event` needs neither of these two, so one
     # that decodes asks once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
@@ -251,10 +251,10 @@ class KVCacheManager:
         if self._missing(held, stop) > self._pool.num_available:
             return False
         self._grow(held, stop)
-        request.kv_border = self._border(held)
+        request.next_kv_event = self._next_event(held)
         return True
 
-    def _border(self, held: _Held) -> int:
+    def _next_event(self, held: _Held) -> int:
         """The number of computed tokens at which a block is full, can be published, or falls behind
         a window: whatever comes first.
         """
@@ -313,7 +313,7 @@ class KVCacheManager:
             self._publish_blocks(held, request)
         if computed == request.num_prompt_tokens:
             self._publish_tail(held, request)
-        request.kv_border = self._border(held)
+        request.next_kv_event = self._next_event(held)
 
     def _publish_blocks(self, held: _Held, request: Request) -> None:
         size = self.layout.block_size
@@ -386,7 +386,7 @@ class KVCacheManager:
         for held in self._held.values():
             held.node, held.num_published = self._tree.root(held.salt), 0
             held.node.locks += 1
-            held.request.kv_border = self._border(held)
+            held.request.next_kv_event = self._next_event(held)
 
     def holders(self) -> set[str]:
         """The ids of requests that hold blocks."""
@@ -419,7 +419,9 @@ class KVCacheManager:
         for held in self._held.values():
             if held.request.block_tables is not held.tables:
                 raise AssertionError("a request does not know its blocks")
-            if held.request.num_computed_tokens < held.request.kv_border and self._has_work(held):
+            if held.request.num_computed_tokens < held.request.next_kv_event and self._has_work(
+                held
+            ):
                 raise AssertionError("a request does not ask in time")
             mine = [block for table in held.tables for block in table if block != HOLE]
             if len(set(mine)) != len(mine):

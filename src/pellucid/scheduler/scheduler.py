@@ -5,21 +5,28 @@ chunk of a long prompt, one token of an answer and what is left after a prefix h
 are the same subtraction, so they share a step (Orca, OSDI 2022; Sarathi-Serve, arXiv:2403.02310).
 `schedule()` plans, the model runner computes, `update()` books.
 
-A step in order: those that run, by rank, each getting room in the cache, if need be by preempting
-the last in rank; so whoever is first in rank always advances. One token is set aside for each that
-decodes, so that no prompt delays an answer. Then, where nobody was preempted, those that wait, in
-the order of the policy, while there is room.
+A step plans in this order. First the requests that run, by rank: each gets room in the cache, if
+need be by preempting the last in rank, so the first in rank always advances. One token is set aside
+for each request that decodes, so no prompt delays an answer. Then, where nobody was preempted, the
+requests that wait, in the order of the policy, while there is room.
 
-`batching` says when those that wait may join. continuous: at every step. static: when nobody runs,
-as many as fit, and the batch is held until its last has ended. dynamic: the same, but of lengths
-that are alike, so that they end together: the ways of the textbook, to be measured beside each
-other.
+Under the policy `priority` a request that waits is planned before those that run with a larger
+number. Where all `max_num_seqs` sequences or all blocks are taken, it preempts the last in rank.
+Equal numbers never preempt each other, and a preempted request comes back by rank, so two requests
+never take turns in preempting each other.
+
+A request that decodes may bring drafts (`draft_token_ids`), which are computed behind its last
+known token. `update` takes the tokens that stand; for the others only the counter stays behind.
+
+`batching` says when waiting requests may join. continuous: at every step. static: when nobody runs;
+as many as fit form a batch, which is held until its last has ended. dynamic: like static, but of
+similar lengths, so that they end together.
 
 The scheduler sees no arrays and no clock.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..batch import BlockOp
@@ -114,8 +121,9 @@ class Scheduler:
         self._step += 1
         self.kv.begin_step()
         planned: list[Request] = []
-        left, preempted = self._plan_running(planned)
-        if not preempted:
+        num_preemptions = self.num_preemptions
+        left = self._plan_running(planned)
+        if self.num_preemptions == num_preemptions:
             self._plan_waiting(planned, left)
         if planned:
             self._log("schedule", planned, [r.num_scheduled_tokens for r in planned])
@@ -123,38 +131,77 @@ class Scheduler:
             raise AssertionError("requests are left, and none of them can run")
         return ScheduledStep(planned, self.kv.take_ops())
 
-    def _plan_running(self, planned: list[Request]) -> tuple[int, bool]:
-        """Give each of those that run its tokens; the budget that is left, and whether somebody was
-        preempted for it.
-        """
-        left, preempted = self.max_num_batched_tokens, False
-        # preemption takes from the end of the list, so those that come first stay in place
+    def _plan_running(self, planned: list[Request]) -> int:
+        """Give each of those that run its tokens; the budget that is left."""
+        left = self.max_num_batched_tokens
+        by_priority = self.waiting.policy == "priority" and self.batching == "continuous"
+        # Preemption takes from the end of the list, so those that come first stay in place.
         for i, request in enumerate(self.running):
             if not left:
                 break
-            computed = request.num_computed_tokens
-            count = request.num_tokens - computed
-            if count > 1:
-                count = min(count, left - self._num_decoding(i + 1))
+            if by_priority and self.waiting.outranks(request):
+                urgent = self._admit_urgent(i, left)
+                if urgent is not None:
+                    planned.append(urgent)
+                    left -= urgent.num_scheduled_tokens
+                    continue  # `request`, if it still runs, is now one place further down
+                by_priority = False
+                if request.status is not RequestStatus.RUNNING:
+                    break
+            # How many tokens: one for a request that decodes, and its drafts.
+            computed, count = request.num_computed_tokens, 1
+            if not request.is_decoding:
+                count = min(request.num_tokens - computed, left - self._num_decoding(i + 1))
                 if count < 1:
                     continue
-            if computed + count > request.kv_border:
-                while not self.kv.allocate_slots(request, count):
+            elif request.draft_token_ids:
+                count += self._num_drafts(request, left - 1 - self._num_decoding(i + 1))
+            # Room for them. Nobody is preempted for a draft.
+            if computed + count > request.next_kv_event:
+                has_room = self.kv.allocate_slots(request, count)
+                if request.is_decoding and count > 1 and not has_room:
+                    count = 1
+                    has_room = self.kv.allocate_slots(request, count)
+                while not has_room:
                     victim = self.running[-1]
                     self._preempt(victim)
-                    preempted = True
                     if victim is request:
-                        return left, preempted
+                        return left
+                    has_room = self.kv.allocate_slots(request, count)
             request.num_scheduled_tokens = count
             planned.append(request)
             left -= count
-        return left, preempted
+        return left
 
     def _num_decoding(self, first: int) -> int:
         """How many of those that run decode, from the `first` in rank: each will want one token of
         the budget.
         """
-        return sum(r.num_tokens - r.num_computed_tokens == 1 for r in self.running[first:])
+        return sum(r.is_decoding for r in self.running[first:])
+
+    def _num_drafts(self, request: Request, room: int) -> int:
+        """How many drafts are worth computing: the last token of an answer never is."""
+        left = request.max_tokens - len(request.output_token_ids) - 1
+        return max(0, min(len(request.draft_token_ids), room, left))
+
+    def _admit_urgent(self, place: int, left: int) -> Request | None:
+        """Admit the first that waits before those that run from `place` on, whose priority is
+        lower. The last of them in rank gives up its sequence and its blocks to it, then the next.
+        """
+        urgent = self.waiting.requests()[0]
+        while True:
+            hit = self.kv.lookup(urgent)
+            count = min(urgent.num_tokens - hit.num_tokens, left - self._num_decoding(place))
+            if count < 1 or self._is_being_computed(urgent, hit):
+                return None
+            if len(self.running) < self.max_num_seqs and self.kv.admit(urgent, hit, count):
+                break
+            if len(self.running) == place:
+                return None
+            self._preempt(self.running[-1])
+        self._start(urgent)
+        urgent.num_scheduled_tokens = count
+        return urgent
 
     def _plan_waiting(self, planned: list[Request], left: int) -> None:
         """Admit those that wait, while there are tokens, sequences and blocks left."""
@@ -237,34 +284,65 @@ class Scheduler:
         self.kv.release(request, publish=publish)
         request.num_computed_tokens = 0
         self.num_preemptions += 1
+        request.is_decoding, request.draft_token_ids = False, []
         request.status = RequestStatus.PREEMPTED
         request.queued_step = self._step
         self.waiting.push(request)
 
-    def update(self, step: ScheduledStep, sampled: Mapping[str, int]) -> None:
-        """Book a step: `sampled` has the new token of each request that sampled. Ends requests at a
-        stop token or at their length.
+    def update(
+        self,
+        step: ScheduledStep,
+        sampled: Mapping[str, Sequence[int]],
+        read: Callable[[Request, int, FinishReason | None], bool] | None = None,
+    ) -> None:
+        """Book a step. `sampled` has the new tokens of each request that sampled: the drafts that
+        stand, and one more. A request takes them one by one, until a stop token, its length or
+        `read` ends it.
+
+        `read(request, token_id, finish_reason)` is called for each token that a request takes; it
+        returns True where the text now holds a stop string.
         """
         finished, is_fair = RequestStatus.FINISHED, self.waiting.policy == "fair"
         for request in step.requests:
             if request.status is finished:  # it failed, or was aborted, while the step ran
                 continue
-            request.num_computed_tokens += request.num_scheduled_tokens
-            if request.num_computed_tokens >= request.kv_border:
-                self.kv.publish(request)
-            token_id = sampled.get(request.request_id)
-            if token_id is None:
+            token_ids = sampled.get(request.request_id)
+            if token_ids is None:
+                request.num_computed_tokens += request.num_scheduled_tokens
+                if request.num_computed_tokens >= request.next_kv_event:
+                    self.kv.publish(request)
                 continue
-            output = request.output_token_ids
-            output.append(token_id)
-            if is_fair:
-                self.waiting.charge(request, 0, 1)
-            if token_id in request.stopping_token_ids and len(output) >= request.params.min_tokens:
-                if token_id not in request.eos_token_ids or request.params.ignore_eos:
-                    request.stop_reason = token_id
-                self.finish(request, "stop")
-            elif len(output) >= request.max_tokens:
-                self.finish(request, "length")
+            # Take the tokens.
+            output, reason = request.output_token_ids, None
+            for token_id in token_ids:
+                output.append(token_id)
+                if is_fair:
+                    self.waiting.charge(request, 0, 1)
+                reason = self._end(request, token_id)
+                if read is not None and read(request, token_id, reason):
+                    reason = reason or "stop"
+                if reason is not None:
+                    break
+            # All known tokens but the last are computed. What was computed for drafts that do not
+            # stand lies behind the counter: it is never published, and will be overwritten.
+            request.num_computed_tokens = request.num_tokens - 1
+            request.is_decoding = True
+            if request.draft_token_ids:
+                request.draft_token_ids = []
+            if request.num_computed_tokens >= request.next_kv_event:
+                self.kv.publish(request)
+            if reason is not None:
+                self.finish(request, reason)
+
+    @staticmethod
+    def _end(request: Request, token_id: int) -> FinishReason | None:
+        """Why a request ends with the token that it took last, if it does."""
+        num_tokens = len(request.output_token_ids)
+        if token_id in request.stopping_token_ids and num_tokens >= request.params.min_tokens:
+            if token_id not in request.eos_token_ids or request.params.ignore_eos:
+                request.stop_reason = token_id
+            return "stop"
+        return "length" if num_tokens >= request.max_tokens else None
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request, wherever it is, and free its blocks. A finished request stays as it is."""
@@ -294,6 +372,8 @@ class Scheduler:
             )
         if {r.request_id for r in self.running} != self.kv.holders():
             raise AssertionError("other requests hold blocks than those that run")
+        if any(r.is_decoding and r.num_tokens - r.num_computed_tokens != 1 for r in self.running):
+            raise AssertionError("a request that decodes has more to compute than its last token")
         if any(r not in self.waiting for r in self.waiting.requests()):
             raise AssertionError("the waiting queue is not in order")
         waiting = self.waiting.requests()

@@ -125,6 +125,10 @@ class WaitingQueue:
         waiting = (r for r in self._queue if r.request_id not in passed_over)
         return min(waiting, key=lambda r: (abs(r.num_tokens - length), r.arrival), default=None)
 
+    def outranks(self, request: Request) -> bool:
+        """True where one that waits has a higher priority than `request`, under `priority`."""
+        return bool(self._queue) and self._queue[0].priority < request.priority
+
     # ---- the counters of tenants
 
     def enter(self, request: Request) -> None:
