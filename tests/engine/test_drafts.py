@@ -103,7 +103,7 @@ def draw_config(rng: random.Random, model: OpenModel) -> EngineConfig:
         preemption=rng.choice(("recompute", "swap")),
         scheduling_policy=rng.choice(("fcfs", "priority", "fair", "lpm")),
         kv_cache_memory=1 << 20,
-        swap_space=1 << 20,
+        swap_space=0.001,
         threads=1,
     )
     layout = model.layout(config)

@@ -1,16 +1,15 @@
 """Whether the engine is exact on a model and a machine: the same requests under many settings must
 give the same bits.
 
-One idea: everything that an engine does beside computing (batching, chunks, blocks, shared
-prefixes, preemption, threads) is a way to arrange the same arithmetic, so none of it may change an
-answer. A few requests run one at a time, without a cache and on one thread; then under every
-setting, and their tokens and logprobs are compared by `==`, so to the bit. It is law 1 of
-docs/design.md, on your own model.
+Batching, chunks, blocks, shared prefixes, preemption and threads are ways to arrange the same
+arithmetic, so none of them may change an answer. A few requests run one at a time, without a cache
+and on one thread. Then they run under every setting, and their tokens and logprobs are compared by
+`==`, so to the bit. This is law 1 of docs/design.md, on your own model.
 
-The settings are not every combination: a base, each factor varied alone, and a few that combine
-what is worst. What keys and values are kept in does change answers, so each KV cache dtype has a
-plain run of its own, to which its settings are held. A setting that is there to preempt, to hit or
-to swap, and did not, has shown nothing, and counts as a failure too.
+The settings are not all combinations: a base, each factor varied alone, and a few combinations of
+the hardest values. The KV cache dtype does change answers, so each dtype has a plain run of its
+own, with which its settings are compared. A setting that exists to preempt, to hit or to swap and
+did not do so has shown nothing, and counts as a failure too.
 """
 
 import time
