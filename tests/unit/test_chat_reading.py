@@ -273,6 +273,20 @@ def test_a_model_without_a_template_can_be_given_one() -> None:
         tokenizer.apply_chat_template([USER], chat_template="default")
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% if %}", "the chat_template given is not valid: TemplateSyntaxError"),
+        ("{{ 1 | urlize }}", "the chat_template given asks for what is not built"),
+        ("{{ messages[0].x.y }}", "the chat_template given fails on these messages"),
+        ("{{ raise_exception('no') }}", "the chat_template given refuses the messages: no"),
+    ],
+)
+def test_an_error_in_a_template_of_the_caller_is_the_requests(source: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        ChatTemplate(NAMED, {}).render([USER], chat_template=source)
+
+
 # ---- variables
 
 

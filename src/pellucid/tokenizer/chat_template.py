@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import FormatError, RequestError, UnsupportedError
+from ..errors import FormatError, PellucidError, RequestError, UnsupportedError
 from .chat_messages import ChatCopier
 from .template_process import TemplateProcesses
 from .template_worker import Status
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class ChatTemplate:
-    """The templates of one model."""
+    """The templates of one model, which may be none."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class ChatTemplate:
 
     @property
     def source(self) -> str | None:
-        """The text of the default template."""
+        """The text of the default template, where there is one."""
         return self._templates.get("default")
 
     @property
@@ -89,8 +89,9 @@ class ChatTemplate:
         `continue_final_message`: the prompt ends where the text of the last message ends.
 
         Raises RequestError for messages that are malformed, that the template refuses, or for which
-        it does too much; FormatError and UnsupportedError for a template that is none, or that
-        needs what is not built; CapacityError where no process can be started to render it.
+        it does too much, and for a `chat_template` that is none; FormatError or UnsupportedError
+        where the model's own is none, or needs what is not built; CapacityError where no process
+        can be started to render it.
         """
         if continue_final_message and add_generation_prompt:
             raise RequestError(
@@ -116,7 +117,8 @@ class ChatTemplate:
         }
         answer = self._processes.ask(job)
         if answer.status is not Status.RENDERED:
-            raise _error(answer.status, answer.text)
+            is_callers = source not in self._templates.values()
+            raise _error(answer.status, answer.text, is_callers=is_callers)
         return TracedText(answer.text, answer.marks)
 
     def _choose(self, chosen: str | None, *, has_tools: bool) -> str:
@@ -125,6 +127,11 @@ class ChatTemplate:
             name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
             if name in self._templates:
                 return self._templates[name]
+            if not self._templates:
+                raise RequestError(
+                    "the model has no chat template; it continues text, and cannot be given "
+                    "messages without a chat_template"
+                )
             raise RequestError(
                 "the model has no default chat template; chat_template must name one of "
                 f"{', '.join(map(repr, self.names))}"
@@ -159,17 +166,20 @@ def _check_source(source: str, kind: type[FormatError | RequestError]) -> None:
         )
 
 
-def _error(status: Status, text: str) -> RequestError | FormatError | UnsupportedError:
-    """The error for an answer that is no prompt."""
+def _error(status: Status, text: str, *, is_callers: bool) -> PellucidError:
+    """The error for an answer that is no prompt. A template of the caller is part of the request."""
+    template = "the chat_template given" if is_callers else "the model's chat template"
     match status:
         case Status.NOT_BUILT:
-            return UnsupportedError(f"the model's chat template asks for what is not built: {text}")
+            kind: type[PellucidError] = RequestError if is_callers else UnsupportedError
+            return kind(f"{template} asks for what is not built: {text}")
         case Status.NOT_A_TEMPLATE:
-            return FormatError(f"the model's chat template is not valid: {text}")
+            kind = RequestError if is_callers else FormatError
+            return kind(f"{template} is not valid: {text}")
         case Status.WRONG_MESSAGES:
             return RequestError(text)
         case Status.REFUSED:
-            return RequestError(f"the model's chat template refuses the messages: {text}")
+            return RequestError(f"{template} refuses the messages: {text}")
         case Status.LIMITED:
-            return RequestError(f"the model's chat template was stopped: {text}")
-    return RequestError(f"the model's chat template fails on these messages: {text}")
+            return RequestError(f"{template} was stopped: {text}")
+    return RequestError(f"{template} fails on these messages: {text}")

@@ -79,7 +79,7 @@ def from_folder(path: Path) -> Tokenizer:
         prefix_ids=prefix,
         suffix_ids=suffix,
         strips_leading_space=strips_space,
-        chat_template=_read_chat_template(path, config, names),
+        chat_template=_read_chat_template(path, config, names) or ChatTemplate({}, names),
     )
 
 

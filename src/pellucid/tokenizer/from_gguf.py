@@ -83,7 +83,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         prefix_ids=prefix,
         suffix_ids=suffix,
         strips_leading_space=space_prefix,
-        chat_template=_read_chat_template(metadata, names),
+        chat_template=_read_chat_template(metadata, names) or ChatTemplate({}, names),
     )
 
 

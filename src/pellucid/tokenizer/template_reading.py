@@ -252,7 +252,7 @@ def _decoded(text: str, where: str) -> Any:
         value = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise RequestError(
-            f"{where} is not JSON, and the model's chat template reads it as a mapping: {error}"
+            f"{where} is not JSON, and the chat template reads it as a mapping: {error}"
         ) from None
     if _depth(value) > MAX_DEPTH:
         raise RequestError(f"{where} is nested more than {MAX_DEPTH} deep")

@@ -164,8 +164,8 @@ def _render_form(code: Any, reading: Any, job: dict[str, Any], *, with_null: boo
         end = 1 + marks.rfind(bytes((CONTINUED,)))
         if not end:
             raise RequestError(
-                "the model's chat template does not write the text of the last message, or writes "
-                "it in another form, so it cannot be continued"
+                "the chat template does not write the text of the last message, or writes it in "
+                "another form, so it cannot be continued"
             )
         text, marks = text[:end], marks[:end].replace(bytes((CONTINUED,)), bytes((CALLER,)))
     return _answer_bytes(Status.RENDERED, text, marks)

@@ -84,7 +84,7 @@ class Tokenizer:
         self._prefix, self._suffix = prefix_ids, suffix_ids
         self._trusting, self._plain = rust, _without_special_tokens(rust)
         self._known_bytes = _known_bytes(vocabulary)
-        self._chat_template = chat_template
+        self._chat_template = chat_template or ChatTemplate({}, {})
 
     @functools.cached_property
     def _rendered(self) -> RenderedEncoder:
@@ -92,8 +92,8 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source that came with the model."""
-        return self._chat_template.source if self._chat_template is not None else None
+        """The Jinja source of the default template that came with the model."""
+        return self._chat_template.source
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
@@ -189,18 +189,9 @@ class Tokenizer:
         """The prompt that `messages` make, to be encoded with `add_special=False,
         parse_special=True`. It tells who wrote what.
 
-        The keywords and errors are those of `ChatTemplate.render`. Raises RequestError too where
-        the model has no template and none is given.
+        The keywords and errors are those of `ChatTemplate.render`.
         """
-        templates = self._chat_template
-        if templates is None:
-            if chat_template is None:
-                raise RequestError(
-                    "the model has no chat template; it continues text, and cannot be given "
-                    "messages without a chat_template"
-                )
-            templates = ChatTemplate({}, self._token_names())
-        return templates.render(
+        return self._chat_template.render(
             messages,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
@@ -208,12 +199,6 @@ class Tokenizer:
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
         )
-
-    def _token_names(self) -> dict[str, str]:
-        """The variables that name tokens, for a template that did not come with the model."""
-        eos = min(self.eos_token_ids, default=None)
-        ids = {"bos_token": self.bos_token_id, "eos_token": eos}
-        return {name: self._vocabulary.tokens[i] for name, i in ids.items() if i is not None}
 
 
 def _interruptible(length: int, encode: Callable[[], list[int]]) -> list[int]:
