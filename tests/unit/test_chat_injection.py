@@ -312,7 +312,11 @@ def test_a_control_token_that_begins_in_a_message_does_not_hide_the_one_behind_i
 
 
 def test_templates_see_messages_as_they_are() -> None:
-    source = "{% set c = messages[0].content %}{{ c.split('<|end|>')[-1] if '<|end|>' in c else 'none' }}{{ c == 'a<|end|>b' }}{{ c | length }}"
+    source = (
+        "{% set c = messages[0].content %}"
+        "{{ c.split('<|end|>')[-1] if '<|end|>' in c else 'none' }}"
+        "{{ c == 'a<|end|>b' }}{{ c | length }}"
+    )
     assert rendered(source, content="a<|end|>b") == "bTrue9"
 
 

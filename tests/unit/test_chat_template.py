@@ -34,29 +34,37 @@ TOOLS: list[dict[str, Any]] = [
 ]
 
 HONEST = {
-    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "chatml": "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "white space": "{{ bos_token }}\n  {% for m in messages %}\n  {%- if loop.first %}\nfirst\n  {% endif %}\n"
+    "white space": "{{ bos_token }}\n  {% for m in messages %}\n  {%- if loop.first %}"
+    "\nfirst\n  {% endif %}\n"
     "{{ m.content | trim }}\n  {% endfor %}\n\n",
-    "json": "{% for t in tools or [] %}{{ t | tojson }}{{ t | tojson(indent=4) }}{{ t | tojson(separators=(',', ':')) }}{% endfor %}"
+    "json": "{% for t in tools or [] %}{{ t | tojson }}{{ t | tojson(indent=4) }}"
+    "{{ t | tojson(separators=(',', ':')) }}{% endfor %}"
     "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson "
     "}}{{ c }}{% endfor %}{% endfor %}",
-    "namespace": "{% set ns = namespace(system='', n=0) %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.system = m.content %}"
+    "namespace": "{% set ns = namespace(system='', n=0) %}{% for m in messages %}"
+    "{% if m.role == 'system' %}{% set ns.system = m.content %}"
     "{% continue %}{% endif %}{% set ns.n = ns.n + 1 %}{{ ns.n }}:{{ m.content[:3] }}{% if ns.n "
     "== 2 %}{% break %}{% endif %}{% endfor %}"
     "{{ ns.system ~ ns.n ~ none }}",
-    "macros": "{% macro say(m, end='.') %}{{ m.role | upper }}{{ end }}{{ caller() if caller }}{% endmacro %}"
+    "macros": "{% macro say(m, end='.') %}{{ m.role | upper }}{{ end }}{{ caller() if caller }}"
+    "{% endmacro %}"
     "{% for m in messages %}{{ say(m) }}{% call say(m, '!') %}({{ m.content | length }}){% "
     "endcall %}{% endfor %}",
-    "filters": "{{ messages | map(attribute='role') | join(', ') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
+    "filters": "{{ messages | map(attribute='role') | join(', ') }}"
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
     "{{ messages[0].content.replace('<', '[').split() | reverse | list }}{{ {'b': 1, 'a': 2} | "
     "dictsort }}{{ [3, 1, 2] | sort | first }}"
     "{{ 'a\nb' | indent(2) }}{{ missing | default('none given') }}{{ 'x' * 3 + 'y' }}{{ 7 // 2 ** "
     "2 % 5 }}"
     "{{ '{} and {a}'.format(1, a=2) }}",
-    "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<e>{% endgeneration %}"
+    "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<e>{% endgeneration %}"
     "{% else %}{{ m.content }}{% endif %}{% endfor %}",
-    "tests": "{% for m in messages %}{{ m.content is string }}{{ m.tool_calls is defined }}{{ 'f' in m }}{{ loop.last }}"
+    "tests": "{% for m in messages %}{{ m.content is string }}{{ m.tool_calls is defined }}"
+    "{{ 'f' in m }}{{ loop.last }}"
     "{{ loop.index0 % 2 == 0 }}{{ (m.name is defined and m.name) or '-' }}{% endfor %}"
     "{{ (1, 2) == (1, 2) }}{{ range(3) | list }}{{ dict(a=1).items() | list }}",
     "set block": "{% set x %}{% for m in messages %}{{ m.role }} {% endfor %}{% endset %}"

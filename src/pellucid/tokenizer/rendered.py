@@ -1,16 +1,16 @@
 """The token ids of a rendered chat prompt, in which only the template writes control tokens.
 
-One idea: a control token counts where its first and its last character are the template's. Any
-other is cut like all text, so no message, role, tool or variable of a caller can end a turn or
-begin one, whatever it spells. (Between the two ends a caller's text may lie: some templates write
-"<|", the role and "|>".) Tokens that are not for control but have a fixed text are found
-everywhere, as always.
+A control token counts where its first and its last character are the template's. Any other is cut
+like all text, so no message, role, tool or variable of a caller can end a turn or begin one,
+whatever it spells. A caller's text may lie between the two ends: some templates write "<|", the
+role and "|>". Tokens that are not for control but have a fixed text are found everywhere, as
+always.
 
-Almost no prompt spells a control token that it may not. So a prompt is encoded as trusted text
-first; where each control token found is the template's, that is the answer. Else those of the
-template are replaced by stand-ins, texts that occur nowhere in the prompt, which a tokenizer made
-for this one prompt knows in place of the control tokens: what lies between them is cut as ever, at
-the same borders.
+Almost no prompt spells a control token that it may not. So a prompt is first encoded as trusted
+text. If each control token found is the template's, that is the answer. If not, the template's
+control tokens are replaced by stand-ins, which are texts that occur nowhere in the prompt. A
+tokenizer made for this one prompt knows the stand-ins in place of the control tokens, so the text
+between them is cut at the same borders as before.
 """
 
 import os
@@ -45,10 +45,10 @@ class RenderedEncoder:
         self._first = {text[0] for text in self._control}
 
     def encode(self, text: TracedText) -> list[int]:
-        """The token ids of `text`. What the `tokenizers` library raises passes through.
+        """The token ids of `text`. Errors of the `tokenizers` library pass through.
 
-        Raises RequestError where the vocabulary has no way to write as text what the caller wrote:
-        its merges make a control token.
+        Raises RequestError where the merges of the vocabulary make a control token of what the
+        caller wrote, so that it cannot be written as text.
         """
         plain = text.plain
         encoding = self._rust.encode_batch([plain], add_special_tokens=False)[0]
@@ -59,8 +59,8 @@ class RenderedEncoder:
         return ids
 
     def _is_written(self, text: TracedText, name: str, start: int, end: int) -> bool:
-        """Is the control token at this place the template's? White space around it, which some
-        tokens swallow, may be anyone's.
+        """Is the control token at this place the template's? Some tokens swallow white space
+        around them, which may be anyone's.
         """
         at = text.plain.find(name, start, end)
         return at >= 0 and not text.foreign[at] and not text.foreign[at + len(name) - 1]
@@ -93,7 +93,7 @@ class RenderedEncoder:
         cut = "".join([*parts, plain[last:]])
         encoding = rust.encode_batch([cut], add_special_tokens=False)[0]
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            # else it stands for what has no token
+            # an unknown token may stand here for text that has no token
             if token_id in self._names and self._names[token_id] in cut[start:end]:
                 raise RequestError(
                     f"the messages hold {self._names[token_id]!r}, of which this vocabulary makes "
