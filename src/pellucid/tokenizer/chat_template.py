@@ -167,7 +167,7 @@ def _check_source(source: str, kind: type[FormatError | RequestError]) -> None:
 
 
 def _error(status: Status, text: str, *, is_callers: bool) -> PellucidError:
-    """The error for an answer that is no prompt. A template of the caller's is the request's fault."""
+    """The error for an answer that is no prompt. The template may be the model's or the caller's."""
     template = "the chat_template given" if is_callers else "the model's chat template"
     match status:
         case Status.NOT_BUILT:
