@@ -12,6 +12,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <stdexcept>
 
 #include "bindings.h"
@@ -53,6 +54,7 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
                                               : tiles.row_tile_bytes(inputs));
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
     const uint8_t *file = rows.data();
+    std::atomic<bool> finite{true};
     nb::gil_scoped_release release;
     const auto prepare = [&] {
         weight->tiles = memory.take(bytes);
@@ -61,11 +63,11 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
     pool.run(prepare, [&](size_t, size_t share) {  // each thread writes what it will read
         const size_t first = row_tiles * share / pool.size(),
                      last = row_tiles * (share + 1) / pool.size();
-        if (element)
-            repack_dense(element, file, outputs, inputs, weight->tiles.get(), first, last);
-        else
-            repack(format, file, outputs, inputs, weight->tiles.get(), first, last);
+        const auto put_in_tiles = element ? repack_dense : repack;
+        if (!put_in_tiles(format, file, outputs, inputs, weight->tiles.get(), first, last))
+            finite.store(false, std::memory_order_relaxed);
     });
+    weight->finite = finite.load(std::memory_order_relaxed);
     return weight;
 }
 
@@ -78,8 +80,10 @@ std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim,
                                       int chunks_per_block, int k_type, int v_type) {
     require(blocks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0,
             "a cache has no size");
-    require(kv_heads <= (1 << 16) && head_dim <= kMostHeadDim && chunks_per_block <= (1 << 16),
+    require(kv_heads <= kMostKvHeads && head_dim <= kMostHeadDim && chunks_per_block <= kMostChunks,
             "a cache has too large heads or blocks");
+    require(blocks <= kMostSlots / (static_cast<size_t>(chunks_per_block) * kChunk),
+            "a cache has more slots than int32 can number");
     auto kv = std::make_shared<KVStore>();
     kv->chunks = blocks * static_cast<size_t>(chunks_per_block);
     kv->kv_heads = kv_heads, kv->head_dim = head_dim, kv->chunks_per_block = chunks_per_block;
@@ -176,6 +180,7 @@ void bind_native(nb::module_ &m) {
         .def_ro("outputs", &Weight::outputs)
         .def_ro("inputs", &Weight::inputs)
         .def_ro("nbytes", &Weight::bytes)
+        .def_ro("finite", &Weight::finite)
         .def_prop_ro("ggml_type", [](const Weight &w) { return static_cast<int>(w.format); })
         .def_prop_ro("quantized", [](const Weight &w) { return dense_bytes(w.format) == 0; });
     nb::class_<Vector>(m, "Vector")
@@ -224,6 +229,16 @@ void bind_native(nb::module_ &m) {
         },
         nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"),
         nb::call_guard<nb::gil_scoped_release>());
+    m.def("limits", [] {
+        nb::dict limits;
+        limits["head_dim"] = kMostHeadDim;
+        limits["num_kv_heads"] = kMostKvHeads;
+        limits["row_width"] = kMostWidth;
+        limits["tokens"] = kMostTokens;
+        limits["block_size"] = kMostChunks * kChunk;
+        limits["slots"] = kMostSlots;
+        return limits;
+    });
     m.def("kernel_names", [] {
         std::vector<std::string> names;
         for (const Kernels *k : kernel_tables()) names.emplace_back(k->name);

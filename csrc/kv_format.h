@@ -28,6 +28,9 @@ namespace pellucid {
 constexpr int kChunk = 16;    // tokens; a KV block is one or more chunks
 constexpr int kKvGroup = 32;  // dimensions that share a scale in 4 bits
 constexpr int kMostHeadDim = 1024;
+constexpr int kMostKvHeads = 1 << 16;
+constexpr int kMostChunks = 1 << 16;                  // of a block
+constexpr size_t kMostSlots = (size_t{1} << 31) - 1;  // of a cache: a slot is an int32
 
 enum class KvType : int { F32, F16, Int8, Int4 };
 

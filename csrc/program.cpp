@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 namespace pellucid {
 namespace {
@@ -36,7 +37,8 @@ Program::Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool,
 void Program::add(Entry entry) {
     check_entry(entry);
     size_t bytes = 0;
-    if (entry.op == Op::Linear) bytes = scratch_bytes(entry.weight->inputs);
+    if (entry.op == Op::Linear && dense_bytes(entry.weight->format) == 0)
+        bytes = scratch_bytes(entry.weight->inputs);
     if (entry.op == Op::Attention)
         bytes = kernels_->attention_scratch(entry.kv->kv_heads, entry.ints[1]) * sizeof(float);
     if (bytes > scratch_bytes_) {
@@ -67,6 +69,7 @@ void Program::make_room(const Batch &batch) {
     if (batch.tokens > capacity_) {
         const size_t capacity =
             (batch.tokens + 15) / 16 * 16;  // so that every buffer begins at a multiple of 64 bytes
+        if (bytes_per_token_ > kMostBytes / capacity) throw std::bad_alloc();
         arena_ = allocate(bytes_per_token_ * capacity);
         capacity_ = capacity;
     }

@@ -22,15 +22,16 @@
 
 namespace pellucid {
 
-// Bytes of one number where a format is of plain numbers, 0 where it is of blocks.
-constexpr int dense_bytes(Format format) {
-    return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0;
-}
+// Bounds of every program and batch. Sizes within them cannot overflow.
+constexpr size_t kMostTokens = size_t{1} << 30;  // of a batch or a request: positions are int32
+constexpr size_t kMostWidth = size_t{1} << 30;   // numbers of a row
+constexpr size_t kMostBytesPerToken = size_t{1} << 40;
 
 struct Weight {  // a matrix in tiles
     Format format;
     size_t outputs, inputs, bytes;
     std::shared_ptr<uint8_t> tiles;
+    bool finite = true;  // whether no scale, minimum or plain number of it is NaN or infinite
 };
 
 struct Vector {  // a norm's weight, a bias, rotary frequencies

@@ -14,9 +14,6 @@
 namespace pellucid {
 namespace {
 
-constexpr size_t kMostTokens = size_t{1} << 30;  // positions and slots are int32
-constexpr size_t kMostBytesPerToken = size_t{1} << 26;
-
 size_t bytes_per_token(const Buffer &b) {
     if (!b.quantized) return b.width * sizeof(float);
     return b.width + b.width / kTileInputs * 4 *
@@ -42,7 +39,7 @@ void Program::check_buffers() const {
     require(!output().quantized, "the output is not of floats");
     require(bytes_per_token_ <= kMostBytesPerToken, "a token takes too many bytes");
     for (const Buffer &b : buffers_) {
-        require(b.width > 0 && b.width <= kMostTokens, "a buffer has no width, or too much");
+        require(b.width > 0 && b.width <= kMostWidth, "a buffer has no width, or too much");
         require(!b.quantized || b.width % kTileInputs == 0,
                 "a quantized buffer is not a whole number of blocks");
         if (&b == &output()) continue;  // it lies in the caller's memory

@@ -158,12 +158,40 @@ void write_codes(int bits, const RowTile *rows, uint8_t *out) {
 
 void write_u16(uint8_t *p, uint16_t x) { std::memcpy(p, &x, 2); }
 
+// Whether a float16 is NaN or infinite: all bits of the exponent are set.
+bool is_broken(uint16_t x) { return (x & 0x7c00) == 0x7c00; }
+
+// Whether some element is NaN or infinite. `exponent` is the mask of the exponent's bits.
+template <class T>
+bool has_broken(const uint8_t *p, size_t count, T exponent) {
+    unsigned broken = 0;
+    for (size_t i = 0; i < count; i++) {
+        T x;
+        std::memcpy(&x, p + i * sizeof(T), sizeof(T));
+        broken |= (x & exponent) == exponent;
+    }
+    return broken != 0;
+}
+
+bool has_broken(Format format, const uint8_t *row, size_t count) {
+    if (format == Format::F32) return has_broken<uint32_t>(row, count, 0x7f800000);
+    return has_broken<uint16_t>(row, count, format == Format::F16 ? 0x7c00 : 0x7f80);
+}
+
+// Element r of each group of 16 is one of row r.
+template <class T>
+void interleave(const uint8_t *row, size_t inputs, size_t r, uint8_t *out) {
+    for (size_t k = 0; k < inputs; k++)
+        std::memcpy(out + (k * kTileRows + r) * sizeof(T), row + k * sizeof(T), sizeof(T));
+}
+
 }  // namespace
 
-void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
+bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
             size_t first, size_t last) {
     const TileFormat f = tile_format(format);
     const size_t row_bytes = inputs / f.file_inputs * f.file_bytes;
+    bool finite = true;
     for (size_t t = first; t < last; t++) {
         uint8_t *out = tiles + t * f.row_tile_bytes(inputs);
         for (size_t b = 0; b < inputs / kTileInputs; b++) {
@@ -175,6 +203,7 @@ void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
                 else
                     read_super(f, source + b / kTilesPerHeader * f.file_bytes,
                                static_cast<int>(b % kTilesPerHeader), row[r]);
+                if (is_broken(row[r].d) || is_broken(row[r].m)) finite = false;
             }
             if (f.header_bytes() && b % kTilesPerHeader == 0) {
                 for (int r = 0; r < kTileRows; r++) {
@@ -199,19 +228,26 @@ void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
             out += f.tile_bytes();
         }
     }
+    return finite;
 }
 
-void repack_dense(int element_bytes, const uint8_t *file, size_t rows, size_t inputs,
-                  uint8_t *tiles, size_t first, size_t last) {
-    const size_t size = static_cast<size_t>(element_bytes);
+bool repack_dense(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
+                  size_t first, size_t last) {
+    const size_t size = static_cast<size_t>(dense_bytes(format));
+    bool finite = true;
     for (size_t t = first; t < last; t++) {
         uint8_t *out = tiles + t * inputs * kTileRows * size;
         std::memset(out, 0, inputs * kTileRows * size);
-        for (size_t r = 0; r < kTileRows && t * kTileRows + r < rows; r++)
-            for (size_t k = 0; k < inputs; k++)
-                std::memcpy(out + (k * kTileRows + r) * size,
-                            file + ((t * kTileRows + r) * inputs + k) * size, size);
+        for (size_t r = 0; r < kTileRows && t * kTileRows + r < rows; r++) {
+            const uint8_t *row = file + (t * kTileRows + r) * inputs * size;
+            if (has_broken(format, row, inputs)) finite = false;
+            if (size == 4)
+                interleave<uint32_t>(row, inputs, r, out);
+            else
+                interleave<uint16_t>(row, inputs, r, out);
+        }
     }
+    return finite;
 }
 
 }  // namespace pellucid

@@ -50,6 +50,11 @@ enum class Format : int {
     BF16 = 30,
 };
 
+// Bytes of one number where a format is of plain numbers, 0 where it is of blocks.
+constexpr int dense_bytes(Format format) {
+    return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0;
+}
+
 enum class Scale : uint8_t {
     F16,  // float16 [16] per tile
     U8,   // uint8 [16] times the header's d
@@ -108,14 +113,14 @@ constexpr uint8_t kIq4Values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
 
 // Put rows of a file's quant_blocks into tiles. `rows` rows of `inputs` inputs lie at `file`, one
 // after another; row tiles first … last - 1 are written to `tiles` (each at its own place). Rows
-// beyond the matrix become zeros.
-void repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
+// beyond the matrix become zeros. False where a scale or a minimum is NaN or infinite.
+bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
             size_t first, size_t last);
 
-// F32, F16 and BF16: a row tile is [inputs][16] elements. Bytes per element of the tile are those
-// of the file.
-void repack_dense(int element_bytes, const uint8_t *file, size_t rows, size_t inputs,
-                  uint8_t *tiles, size_t first, size_t last);
+// F32, F16 and BF16: a row tile is [inputs][16] elements, as they are in the file. False where one
+// is NaN or infinite.
+bool repack_dense(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
+                  size_t first, size_t last);
 
 // One row of a tiled matrix in float32, times `factor`: an embedding.
 void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, float factor,

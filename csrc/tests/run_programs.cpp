@@ -85,7 +85,7 @@ std::shared_ptr<Weight> random_weight(ThreadPool &pool, Format format, size_t ou
         if (f.bits)
             repack(format, file.data(), outputs, inputs, weight->tiles.get(), first, last);
         else
-            repack_dense(4, file.data(), outputs, inputs, weight->tiles.get(), first, last);
+            repack_dense(format, file.data(), outputs, inputs, weight->tiles.get(), first, last);
     });
     return weight;
 }

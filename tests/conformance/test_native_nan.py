@@ -39,11 +39,28 @@ def run(
     op: Callable[[Ops, Mapping[str, Tensor], ForwardBatch], Tensor],
     batch: ForwardBatch,
 ) -> Array:
-    """An op over arrays whose row i is token i's."""
-    tables = {name: native.load_weight(encode_dense(rows)) for name, rows in arrays.items()}
+    """An op over arrays whose row i is token i's. No weight may be NaN or infinite, so these are
+    made of finite tables: 3e38 · 1e9 is infinite, and the sum of two infinities of opposite signs
+    is NaN.
+    """
+    tables = {
+        name: [
+            native.load_weight(encode_dense(part.astype(np.float32)))
+            for part in (
+                np.where(np.isfinite(rows), rows, 0),
+                3e38 * (np.isnan(rows) | np.isposinf(rows)),
+                -3e38 * (np.isnan(rows) | np.isneginf(rows)),
+            )
+        ]
+        for name, rows in arrays.items()
+    }
 
     def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
-        x = {name: ops.embedding(table, batch.input_ids) for name, table in tables.items()}
+        x = {}
+        for name, (plain, positive, negative) in tables.items():
+            x[name] = ops.embedding(plain, batch.input_ids)
+            for table in (positive, negative):
+                x[name] = ops.add(x[name], ops.embedding(table, batch.input_ids, 1e9))
         return op(ops, x, batch)
 
     return native.build_forward(forward)(batch).to_host()

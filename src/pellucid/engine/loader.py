@@ -139,6 +139,7 @@ class OpenModel:
         are loaded.
         """
         backend = _backend(config)
+        backend.check_model(self.model_config)
         layout = self._layout(backend, config)
         key = _WeightsKey(backend.name, backend.device, rank=0)
         max_num_seqs = _or(config.max_num_seqs, backend.default_max_num_seqs)
@@ -162,7 +163,7 @@ class OpenModel:
             )
         if key not in self._weights:
             self._weights[key] = {
-                name: backend.load_weight(tensor) for name, tensor in self._checkpoint.parameters()
+                name: backend.load_weight(tensor, name) for name, tensor in self._checkpoint.parameters()
             }
         core = _build_core(
             self.model_config,

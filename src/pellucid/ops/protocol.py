@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch, IntArray
+from ..config import ModelConfig
 from ..errors import PellucidError
 from ..formats.tensor import HostTensor, TensorSpec
 from ..kv_spec import KVSpec
@@ -240,9 +241,16 @@ class Backend(Protocol):
         """
         ...
 
-    def load_weight(self, tensor: HostTensor) -> Tensor:
+    def load_weight(self, tensor: HostTensor, name: str = "a parameter") -> Tensor:
         """Take over one parameter, in whatever layout the kernels like. The host bytes may be
-        dropped afterwards.
+        dropped afterwards. Raises FormatError, with its name, where a number or a block's scale is
+        NaN or infinite.
+        """
+        ...
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raise UnsupportedError, with the field and the limit, where some size of the model is
+        beyond what the kernels can do. Reads no weights.
         """
         ...
 

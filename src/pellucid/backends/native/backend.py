@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import _native, host_memory
+from ...config import ModelConfig
 from ...control_groups import CGROUP_ROOT, group_folders, read_membership
 from ...cpu import detect_cpu
 from ...errors import ConfigError, UnsupportedError
 from ...formats import dequantize, get_format, row_bytes
+from ...formats.finite import check_finite
 from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.kv_dtypes import KV_GROUP, check_kv_dtype
@@ -83,18 +85,49 @@ class NativeBackend:
     def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
         return step_bytes(forward, self.threads, num_tokens, num_logits)
 
-    def load_weight(self, tensor: HostTensor) -> Any:
+    def check_model(self, config: ModelConfig) -> None:
+        limits = _native.limits()
+        rows = {
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "vocab_size": config.vocab_size,
+            "num_heads · head_dim": config.num_heads * config.head_dim,
+            "num_kv_heads · head_dim": config.num_kv_heads * config.head_dim,
+        }
+        sizes = [
+            ("head_dim", config.head_dim, limits["head_dim"]),
+            ("num_kv_heads", config.num_kv_heads, limits["num_kv_heads"]),
+            ("max_position_embeddings", config.max_position_embeddings, limits["tokens"]),
+            (
+                "a sliding window",
+                max((w for w in config.windows if w), default=0),
+                limits["tokens"],
+            ),
+            *((name, size, limits["row_width"]) for name, size in rows.items()),
+        ]
+        for name, size, limit in sizes:
+            if size > limit:
+                raise UnsupportedError(
+                    f"{config.architecture}: {name} is {size}; the native backend computes at "
+                    f"most {limit}"
+                )
+
+    def load_weight(self, tensor: HostTensor, name: str = "a parameter") -> Any:
         if len(tensor.shape) == 1:
-            return _native.Vector(dequantize(tensor).tolist())
+            vector = dequantize(tensor)
+            check_finite(name, bool(np.isfinite(vector).all()))
+            return _native.Vector(vector.tolist())
         if len(tensor.shape) != 2:
             raise UnsupportedError(
-                f"a parameter has shape {list(tensor.shape)}; the native backend has vectors and "
+                f"{name} has shape {list(tensor.shape)}; the native backend has vectors and "
                 "matrices"
             )
         rows = np.ascontiguousarray(tensor.data).reshape(tensor.shape[0], -1)
-        return _native.load_weight(
+        weight = _native.load_weight(
             self._pool, self._memory, get_format(tensor.format).ggml_type, tensor.shape[1], rows
         )
+        check_finite(name, weight.finite)
+        return weight
 
     def kv_token_bytes(self, spec: KVSpec) -> int:
         if spec.k_dim != spec.v_dim:
@@ -117,6 +150,12 @@ class NativeBackend:
                 f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}"
             )
         self.kv_token_bytes(spec)  # raises where the backend cannot keep it
+        slots = _native.limits()["slots"]
+        if num_blocks * block_size > slots:
+            raise ConfigError(
+                f"a KV cache of {num_blocks} blocks of {block_size} tokens is too large; the "
+                f"native backend numbers at most {slots} tokens"
+            )
         return _native.new_kv_store(
             num_blocks,
             spec.num_kv_heads,

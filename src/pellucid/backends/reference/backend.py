@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from ... import host_memory
 from ...batch import ForwardBatch
+from ...config import ModelConfig
 from ...formats import dequantize
+from ...formats.finite import check_finite
 from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.kv_dtypes import check_kv_dtype
@@ -47,14 +49,19 @@ class ReferenceBackend:
     def available_memory(self) -> int:
         return host_memory.available_memory()
 
+    def check_model(self, config: ModelConfig) -> None:
+        pass  # arrays of NumPy have no limits but memory
+
     def weight_bytes(self, spec: TensorSpec) -> int:
         return prod(spec.shape) * ELEMENT_BYTES
 
     def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
         return step_bytes(forward, num_tokens, num_logits)
 
-    def load_weight(self, tensor: HostTensor) -> Array:
+    def load_weight(self, tensor: HostTensor, name: str = "a parameter") -> Array:
         weight = dequantize(tensor)  # a new array, of its own memory
+        # the least and the greatest are NaN where any number is
+        check_finite(name, bool(np.isfinite([weight.min(), weight.max()]).all()))
         weight.flags.writeable = False  # no op changes what it is given
         return weight
 

@@ -1,0 +1,17 @@
+"""No weight of a usable model is NaN or infinite. A file that holds one is damaged, or was written
+by a quantizer that failed: it is refused by the name of the tensor, when the tensor is loaded.
+"""
+
+from ..errors import FormatError
+
+__all__ = ["check_finite"]
+
+
+def check_finite(name: str, is_finite: bool) -> None:
+    """Raise FormatError for the tensor `name` unless all of its numbers, or all scales and minima
+    of its blocks, are finite.
+    """
+    if not is_finite:
+        raise FormatError(
+            f"tensor {name!r} holds NaN or infinity; the file is damaged, or was quantized wrongly"
+        )
