@@ -66,7 +66,9 @@ def build_listing(path: Path, num_tokens: int) -> Listing:
     backend = NativeBackend()
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
-        weights = {name: backend.load_weight(tensor, name) for name, tensor in checkpoint.parameters()}
+        weights = {
+            name: backend.load_weight(tensor, name) for name, tensor in checkpoint.parameters()
+        }
         weight_bytes = sum(map(backend.weight_bytes, checkpoint.specs().values()))
     specs = build_kv_specs(config, *choose_kv_dtypes("auto", backend.kv_dtypes))
     layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)

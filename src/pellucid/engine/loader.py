@@ -163,7 +163,8 @@ class OpenModel:
             )
         if key not in self._weights:
             self._weights[key] = {
-                name: backend.load_weight(tensor, name) for name, tensor in self._checkpoint.parameters()
+                name: backend.load_weight(tensor, name)
+                for name, tensor in self._checkpoint.parameters()
             }
         core = _build_core(
             self.model_config,
