@@ -125,7 +125,9 @@ class SamplingParams:
     stop_token_ids: Sequence[TokenId] | None = option(
         None, high=MAX_STOP_TOKEN_IDS, help="Tokens that end the output, beside the model's own"
     )
-    include_stop_str_in_output: bool = False
+    include_stop_str_in_output: bool = option(
+        False, help="The stop string that ended the output is part of its text"
+    )
     ignore_eos: bool = option(False, help="An end of sequence is a token like any other")
     max_tokens: int | None = option(
         16, low=1, high=MAX_INT, help="Tokens of the output; None: as many as the context holds"

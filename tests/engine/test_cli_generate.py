@@ -24,7 +24,7 @@ from pellucid.cli.main import main
 from pellucid.weights.gguf import GGUFFile
 from pellucid.weights.gguf_writer import write_gguf
 
-DEFAULTS: dict[str, Any] = {"temperature": 0, "presence_penalty": 0.5}
+DEFAULTS: dict[str, Any] = {"temperature": 0}
 COMMAND = [sys.executable, "-c", "from pellucid.cli.main import main; main(prog_name='pellucid')"]
 # Makes its standard input the controlling terminal, so that a typed Ctrl-C becomes a signal, and
 # becomes the command.
@@ -142,7 +142,7 @@ def test_the_answer_is_on_standard_output_and_its_cost_on_standard_error(tiny_pa
     text = run_json("hello", "-m", tiny_path, "--max-tokens", "9")["text"]
     result = invoke("run", "hello", "-m", tiny_path, "--max-tokens", "9")
     assert result.stdout == (text if text.endswith("\n") else text + "\n")
-    figures = r"\[prompt \d+ tokens \([\d.]+/s\) · answer 9 tokens \([\d.]+/s\) · first token after [\d.]+ s · cut at --max-tokens 9\]\n"
+    figures = r"\[prompt \d+ tokens \([\d.]+/s\) · answer 9 tokens \([\d.]+/s\) · first token after [\d.]+ s · temperature 0, max_tokens 9 · cut at --max-tokens 9\]\n"
     assert re.fullmatch(figures, result.stderr)
     quiet = invoke("run", "hello", "-m", tiny_path, "--max-tokens", "9", "-q")
     assert (quiet.stdout, quiet.stderr) == (result.stdout, "")
@@ -396,9 +396,7 @@ def terminal(*arguments: str | Path) -> Iterator[Terminal]:
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(long_path: Path) -> None:
-    with terminal(
-        "chat", "-m", long_path, "--temperature", "0", "--presence-penalty", "0"
-    ) as screen:
+    with terminal("chat", "-m", long_path) as screen:
         screen.wait_for(rb">>> ")
         screen.type(b"hello\r")
         screen.wait_for(rb"hello\r\n.{20}")
@@ -416,18 +414,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(long_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_run_with_130_and_no_traceback(long_path: Path) -> None:
-    with terminal(
-        "run",
-        "hello",
-        "-m",
-        long_path,
-        "--temperature",
-        "0",
-        "--presence-penalty",
-        "0",
-        "--max-tokens",
-        "90000",
-    ) as screen:
+    with terminal("run", "hello", "-m", long_path, "--max-tokens", "90000") as screen:
         screen.wait_for(rb".{20}")
         screen.type(b"\x03")
         status, rest = screen.wait_for_end()
@@ -459,20 +446,7 @@ def test_a_terminal_gets_no_control_characters_of_a_model(tiny_path: Path) -> No
 
 
 def test_a_reader_that_goes_away_ends_the_answer_without_a_word(long_path: Path) -> None:
-    words = [
-        *COMMAND,
-        "run",
-        "hello",
-        "-q",
-        "-m",
-        str(long_path),
-        "--temperature",
-        "0",
-        "--presence-penalty",
-        "0",
-        "--max-tokens",
-        "90000",
-    ]
+    words = [*COMMAND, "run", "hello", "-q", "-m", str(long_path), "--max-tokens", "90000"]
     environment = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]))
     with subprocess.Popen(
         words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -95,6 +95,7 @@ MAY_NOT_USE: dict[str, frozenset[str]] = {
 # every library has its rooms; the oracles of tests have none
 LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
+    "prompt_toolkit": ("cli",),
     "tqdm": ("cli", "engine", "weights"),  # progress bars, where they are asked for
     "huggingface_hub": ("weights",),
     "safetensors": ("weights",),

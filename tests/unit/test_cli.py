@@ -49,6 +49,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to be in, which is the cache too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path
 
 
@@ -137,7 +138,7 @@ def test_a_name_is_quoted_harmlessly(offline: Path) -> None:
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     command = " ".join(
         f"'{word}'"
-        for word in [sys.executable, "-c", COMMAND[2].replace("'", '"'), "models", "--json"]
+        for word in [sys.executable, "-c", COMMAND[2].replace("'", '"'), "list", "--json"]
     )
     environment = dict(
         os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]), PYTHONUNBUFFERED="1"
@@ -160,14 +161,14 @@ def test_models_lists_what_is_known_and_what_is_here(offline: Path) -> None:
     with (folder / known.file).open("wb") as file:
         file.truncate(known.num_bytes)  # sparse: only its size counts here
     (folder / CATALOGUE["gemma-3-270m"].file).write_bytes(b"half")
-    result = CliRunner().invoke(main, ["models", "--json"])
+    result = CliRunner().invoke(main, ["list", "--json"])
     report = json.loads(result.stdout)
     assert result.exit_code == 0 and report["folder"] == str(folder)
     assert [m["name"] for m in report["models"]] == list(CATALOGUE)
     assert {m["name"] for m in report["models"] if m["here"]} == {DEFAULT_MODEL}
     assert {m["name"] for m in report["models"] if m["default"]} == {DEFAULT_MODEL}
     assert next(m for m in report["models"] if m["here"])["path"] == str(folder / known.file)
-    result = CliRunner().invoke(main, ["models"])
+    result = CliRunner().invoke(main, ["list"])
     lines = result.stdout.splitlines()
     assert result.exit_code == 0 and all(m.licence in result.stdout for m in CATALOGUE.values())
     assert [line.split()[:2] for line in lines[1:3]] == [
@@ -186,7 +187,7 @@ def test_version_says_what_it_runs_on() -> None:
 
 
 def test_help_is_there_for_every_command_and_loads_no_array_library() -> None:
-    assert set(main.commands) >= {"run", "chat", "pull", "models", "inspect", "perplexity"}
+    assert set(main.commands) >= {"run", "chat", "pull", "list", "rm", "inspect", "perplexity"}
     for name in main.commands:
         result = CliRunner().invoke(main, [name, "--help"])
         assert result.exit_code == 0 and "--debug" in result.stdout

@@ -1,20 +1,22 @@
-"""What `run` and `chat` share: loading a model, and how fast an answer came.
+"""What the commands that answer share: loading a model, figures of an answer, its logprobs.
 
 The two speeds are the two regimes of inference. The prompt is computed many tokens at a time and is
 bound by arithmetic; the answer comes one token at a time and is bound by the bandwidth of memory.
 Times are seconds of the engine's monotonic clock.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..request import RequestOutput
+from ..request import LogprobsOnePosition, RequestOutput
 from .options import ModelOptions
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
+    from ..tokenizer import Tokenizer
 
-__all__ = ["Timing", "load_llm"]
+__all__ = ["Timing", "load_llm", "render_chat", "report_logprobs"]
 
 
 def load_llm(options: ModelOptions) -> "LLM":
@@ -24,12 +26,36 @@ def load_llm(options: ModelOptions) -> "LLM":
     return LLM(options.name, progress=True, **options.fields())
 
 
+def report_logprobs(row: LogprobsOnePosition) -> dict[str, Any]:
+    """One position as JSON: by token id, whose keys are strings there."""
+    return {
+        str(token_id): {
+            "logprob": entry.logprob,
+            "rank": entry.rank,
+            "decoded_token": entry.decoded_token,
+            "bytes": None if entry.token_bytes is None else list(entry.token_bytes),
+        }
+        for token_id, entry in row.items()
+    }
+
+
+def render_chat(
+    tokenizer: "Tokenizer", messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A conversation as a prompt. `template`: keywords of `tokenize_chat`."""
+    from ..engine.prompts import tokenize_chat
+
+    rendered = tokenize_chat(tokenizer, messages, **template)
+    return {"prompt": rendered.text, "prompt_token_ids": rendered.token_ids}
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """The figures of one answer. A speed is None where there was nothing to measure."""
 
     prompt_tokens: int
     completion_tokens: int
+    time_in_queue: float | None
     time_to_first_token: float | None
     prompt_tokens_per_second: float | None
     # of the tokens after the first, which the prompt's computation gives
@@ -44,6 +70,7 @@ class Timing:
         return cls(
             prompt_tokens=prompt,
             completion_tokens=answer,
+            time_in_queue=output.metrics.time_in_queue,
             time_to_first_token=None if first is None else first - arrival,
             prompt_tokens_per_second=None
             if first is None

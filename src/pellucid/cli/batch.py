@@ -1,130 +1,308 @@
 """`pellucid batch`: many prompts from a file, run as one batch, each answer written as soon as it
 is whole.
 
-One idea: a line is a request, and a line is an answer. Answers come in the order in which they end,
-with the line number and the `id` of their requests; so an interrupted run keeps what it has. All
-lines are read and checked before the model is loaded.
+A line is a request, and a line is an answer (`batch_lines.py`, `openai_batch.py`). Answers come in
+the order in which they end. Lines are read while others are answered, so a file may be larger than
+memory, and standard input may be a program that writes requests as it goes. The answers that stand
+in the output already are kept and not computed again (`answers_file.py`).
+
+One thread reads; the event loop starts a task for each line and writes; the engine computes in a
+thread of its own.
 """
 
-import json
+import asyncio
+import sys
+import threading
 import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import click
 
-from ..errors import PellucidError, RequestError
-from ..request import RequestOutput, SamplingParams
-from .options import EngineOptions, ModelOptions, debug_option, engine_options, model_options
+from ..config import EngineConfig
+from ..errors import EngineDeadError, PellucidError, QueueFullError, RequestError
+from ..request import RequestOutput
+from .answer import Timing, render_chat
+from .answers_file import AnswersFile
+from .batch_lines import (
+    Asked,
+    Line,
+    answer_record,
+    error_record,
+    make_params,
+    parse_own,
+    read_lines,
+)
+from .openai_batch import openai_answer, openai_error, parse_openai
+from .options import (
+    EngineOptions,
+    ModelOptions,
+    SamplingOptions,
+    debug_option,
+    engine_options,
+    model_options,
+    sampling_options,
+    template_options,
+)
+from .terminal import one_line
+
+if TYPE_CHECKING:
+    from ..engine.async_engine import AsyncEngine
 
 __all__ = ["batch"]
 
-MAX_LINE = 16 << 20  # bytes
-
-_REQUEST_FIELDS = (
-    "id",
-    "prompt",
-    "prompt_token_ids",
-    "messages",
-    "priority",
-    "tenant",
-    "cache_salt",
-)
+MAX_TASKS = 1024  # requests that are with the engine at once, running or waiting
+MAX_TASK_BYTES = 64 << 20  # the length of their lines
+MAX_SHOWN_ERRORS = 10
 
 
 @click.command()
-@click.argument("requests", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("requests", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option(
     "-o",
     "--output",
-    type=click.File("w", encoding="utf-8"),
-    default="-",
-    help="Where answers go.  [default: standard output]",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where answers go. Requests that are answered there are skipped.  [default: standard "
+    "output]",
 )
+@click.option("--overwrite", is_flag=True, help="Begin anew: drop the answers in the output.")
+@click.option("--stats", is_flag=True, help="Add to each answer how long it took.")
 @model_options
 @engine_options
+@sampling_options(max_tokens=512)
+@template_options
 @debug_option
-def batch(requests: Path, output: IO[str], model: ModelOptions, engine: EngineOptions) -> None:
-    """Answer the REQUESTS of a file, together.
+def batch(
+    requests: str,
+    output: Path | None,
+    overwrite: bool,
+    stats: bool,
+    model: ModelOptions,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    template: dict[str, Any],
+) -> None:
+    """Answer the REQUESTS of a file, together. "-" reads them from standard input.
 
     Each line is a JSON object with a "prompt", "prompt_token_ids" or "messages" (for a model with a
     chat template), and any of SamplingParams' fields ("temperature", "max_tokens", "seed", …);
-    beside them "id", "priority", "tenant" and "cache_salt".
-    """
-    lines = _read(requests)
-    from ..engine.llm import LLM
-    from ..engine.prompts import tokenize_chat, tokenize_prompt
+    beside them "id", "priority", "tenant" and "cache_salt". Lines of OpenAI's Batch API
+    ("custom_id", "url", "body") are answered in its form. The sampling options are the defaults for
+    lines that do not say otherwise.
 
-    llm = LLM(model.name, progress=True, **model.fields(), **engine.fields())
-    prompts = []
-    for number, (fields, _) in enumerate(lines, 1):
+    A line that cannot be answered gets a record with an "error", and the exit status is then 1. An
+    interrupted run is continued by the same command.
+    """
+    sampling.check()
+    with (
+        _Requests(requests) as file,
+        AnswersFile(output, file.fileno(), overwrite=overwrite) as answers,
+    ):
+        waiting = _Unanswered(file, answers)
+        first = next(waiting, None)
+        if first is None:
+            _report_nothing(requests, waiting)
+            return
+        # A model is loaded only when there is something to do.
+        from ..engine.async_engine import AsyncEngine
+
+        config = EngineConfig(**model.fields(), **engine.fields())
+        loaded = AsyncEngine.load(model.name, config, progress=True)
+        defaults = sampling.choose(loaded.generation_config)
+        click.echo(f"[defaults: {one_line(str(defaults))}]", err=True)
+        run = _Run(loaded, answers, defaults.values, template, stats, model.name)
+        asyncio.run(run.answer(first, waiting))
+    run.report(waiting.num_skipped)
+    if run.num_errors:
+        raise click.exceptions.Exit(1)
+
+
+class _Requests:
+    """The file of requests, or standard input."""
+
+    def __init__(self, name: str) -> None:
+        self.lent = False  # a thread reads it, and may be waiting in it
+        if name != "-":
+            self.file: BinaryIO = open(name, "rb")  # noqa: SIM115
+            return
+        try:  # a reader of its own: the thread may still wait in it when the interpreter ends
+            self.file = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
+        except OSError:  # a stream of a test, which has no file
+            self.file = sys.stdin.buffer
+
+    def fileno(self) -> int | None:
         try:
-            if "messages" in fields:
-                chat = tokenize_chat(llm.tokenizer, fields["messages"])
-                prompts.append(
-                    tokenize_prompt(
-                        llm.tokenizer,
-                        {**fields, "prompt_token_ids": chat.token_ids, "prompt": chat.text},
-                    )
-                )
-            else:
-                prompts.append(tokenize_prompt(llm.tokenizer, fields))
+            return self.file.fileno()
+        except OSError:
+            return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.lent:  # closing it would wait for the thread
+            self.file.close()
+
+
+class _Unanswered(Iterator[Line]):
+    """The lines that have no answer yet."""
+
+    def __init__(self, requests: _Requests, answers: AnswersFile) -> None:
+        self.requests = requests
+        self._lines = read_lines(requests.file)
+        self._answers = answers
+        self.num_skipped = 0
+
+    def __next__(self) -> Line:
+        for line in self._lines:
+            if not self._answers.is_done(line.key, line.digest):
+                return line
+            self.num_skipped += 1
+        raise StopIteration
+
+
+@dataclass
+class _Run:
+    """The answering of all lines."""
+
+    engine: "AsyncEngine"
+    answers: AnswersFile
+    defaults: Mapping[str, Any]
+    template: Mapping[str, Any]
+    stats: bool
+    model: str
+    num_requests: int = 0
+    num_tokens: int = 0
+    num_errors: int = 0
+    seconds: float = 0.0
+
+    async def answer(self, first: Line, rest: _Unanswered) -> None:
+        """Answer all lines. So many are with the engine that it can choose among those that wait,
+        and no more.
+        """
+        start = time.monotonic()
+        tasks: dict[asyncio.Task[None], int] = {}  # -> bytes of its line
+        try:
+            async for line in _in_background(first, rest):
+                while tasks and (
+                    len(tasks) >= MAX_TASKS or sum(tasks.values()) + line.num_bytes > MAX_TASK_BYTES
+                ):
+                    await _wait_for_one(tasks)
+                tasks[asyncio.create_task(self._answer_line(line))] = line.num_bytes
+            while tasks:
+                await _wait_for_one(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.engine.close()
+            self.seconds = time.monotonic() - start
+
+    async def _answer_line(self, line: Line) -> None:
+        self.num_requests += 1
+        try:
+            output = await self._generate(line)
+        except EngineDeadError:
+            raise
         except PellucidError as error:
-            raise RequestError(f"{requests}, line {number}: {error}") from None
-    start, num_tokens = time.monotonic(), 0
-    for i, answer in llm.as_completed(prompts, [params for _, params in lines]):
-        num_tokens += sum(len(completion.token_ids) for completion in answer.outputs)
-        click.echo(json.dumps(_report(i, lines[i][0], answer), ensure_ascii=False), file=output)
-    seconds = time.monotonic() - start
+            self._fail(line, str(error))
+            make_error = openai_error if line.is_openai else error_record
+            self.answers.write(make_error(line, str(error)))
+            return
+        timing = Timing.of(output, time.monotonic()) if self.stats else None
+        self.num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        for completion in output.outputs:
+            if completion.finish_reason == "error":
+                self._fail(line, f"the answer broke off: {completion.stop_reason}")
+        if line.is_openai:
+            self.answers.write(openai_answer(line, output, timing, self.model))
+        else:
+            self.answers.write(answer_record(line, output, timing))
+
+    async def _generate(self, line: Line) -> RequestOutput:
+        if line.value is None:
+            raise RequestError(line.error or "the line is no request")
+        asked = parse_openai(line.value) if line.is_openai else parse_own(line.value)
+        params = make_params(self.defaults, asked.sampling, line.number)
+        prompt = self._tokenize(asked)
+        while True:
+            try:
+                async for output in self.engine.generate(prompt, params):
+                    last = output
+                return last
+            except QueueFullError:  # --max-waiting-requests: its turn comes later
+                await asyncio.sleep(0.05)
+
+    def _tokenize(self, asked: Asked) -> Mapping[str, Any]:
+        if asked.messages is None:
+            return asked.prompt
+        template = {**self.template, **asked.chat}
+        return {**asked.prompt, **render_chat(self.engine.tokenizer, asked.messages, template)}
+
+    def _fail(self, line: Line, message: str) -> None:
+        self.num_errors += 1
+        if self.num_errors <= MAX_SHOWN_ERRORS:
+            click.echo(f"[line {line.number}: {one_line(message)}]", err=True)
+
+    def report(self, num_skipped: int) -> None:
+        """One line about the whole run."""
+        parts = [
+            f"{self.num_requests} requests in {self.seconds:.1f} s",
+            f"{self.num_tokens / max(self.seconds, 1e-9):.0f} tokens/s",
+        ]
+        if num_skipped:
+            parts.append(f"{num_skipped} were answered before")
+        if self.num_errors:
+            parts.append(f"{self.num_errors} failed")
+        click.echo(f"[{' · '.join(parts)}]", err=True)
+
+
+async def _wait_for_one(tasks: dict["asyncio.Task[None]", int]) -> None:
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        del tasks[task]
+        task.result()  # an error that ends the run
+
+
+async def _in_background(first: Line, rest: _Unanswered) -> AsyncIterator[Line]:
+    """The lines, read by a thread, so that waiting for one never holds up the others' answers. The
+    thread reads one line ahead.
+    """
+    loop = asyncio.get_running_loop()
+    news: asyncio.Queue[Line | BaseException | None] = asyncio.Queue()
+    room = threading.Semaphore(1)
+
+    def read() -> None:
+        end: BaseException | None = None
+        rest.requests.lent = True
+        try:
+            for line in rest:
+                room.acquire()
+                loop.call_soon_threadsafe(news.put_nowait, line)
+        except RuntimeError:  # the loop is closed: the run has ended
+            return
+        except BaseException as error:
+            end = error
+        rest.requests.lent = False
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(news.put_nowait, end)
+
+    threading.Thread(target=read, name="pellucid-batch-reader", daemon=True).start()
+    yield first
+    while (line := await news.get()) is not None:
+        if isinstance(line, BaseException):
+            raise line
+        room.release()
+        yield line
+
+
+def _report_nothing(name: str, waiting: _Unanswered) -> None:
+    if not waiting.num_skipped:
+        raise RequestError(f"{name} holds no request; each line must be a JSON object")
     click.echo(
-        f"[{len(lines)} requests in {seconds:.1f} s · {num_tokens / seconds:.0f} tokens/s · "
-        f"{llm.summary()}]",
+        f"[all {waiting.num_skipped} requests are answered already; --overwrite begins anew]",
         err=True,
     )
-
-
-def _read(path: Path) -> list[tuple[dict[str, Any], SamplingParams]]:
-    """The fields that concern the request, and its parameters, of every line."""
-    lines = []
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
-            try:
-                lines.append(_parse(line))
-            except (PellucidError, ValueError, TypeError, RecursionError) as error:
-                raise RequestError(f"{path}, line {number}: {error}") from None
-    if not lines:
-        raise RequestError(f"{path} holds no request; each line must be a JSON object")
-    return lines
-
-
-def _parse(line: bytes) -> tuple[dict[str, Any], SamplingParams]:
-    if len(line) > MAX_LINE:
-        raise RequestError(f"the line is longer than {MAX_LINE} bytes")
-    value = json.loads(line)
-    if not isinstance(value, dict):
-        raise RequestError("a request must be a JSON object")
-    fields = {name: value.pop(name) for name in _REQUEST_FIELDS if name in value}
-    if sum(name in fields for name in ("prompt", "prompt_token_ids", "messages")) != 1:
-        raise RequestError("a request needs one of: prompt, prompt_token_ids, messages")
-    unknown = sorted(value.keys() - SamplingParams.__dataclass_fields__.keys())
-    if unknown:
-        raise RequestError(f"{unknown[0]!r} is neither a field of a request nor of SamplingParams")
-    return fields, SamplingParams(**value)
-
-
-def _report(index: int, fields: dict[str, Any], answer: RequestOutput) -> dict[str, Any]:
-    return {
-        "line": index + 1,
-        "id": fields.get("id"),
-        "prompt_tokens": len(answer.prompt_token_ids),
-        "cached_tokens": answer.num_cached_tokens,
-        "outputs": [
-            {
-                "text": o.text,
-                "token_ids": o.token_ids,
-                "finish_reason": o.finish_reason,
-                "stop_reason": o.stop_reason,
-            }
-            for o in answer.outputs
-        ],
-    }

@@ -1,17 +1,15 @@
 """`pellucid chat`: a conversation in the terminal.
 
-One idea: Ctrl-C ends an answer, Ctrl-D ends the program. While an answer comes, Ctrl-C only raises
-a flag that is looked at between two tokens, so the engine is never torn out of a step; what was
-said so far stays in the conversation. For a step that takes long there is a way out: a second
-Ctrl-C, later than a second after the first, leaves the program.
+Ctrl-C ends an answer, Ctrl-D ends the program. While an answer comes, Ctrl-C only sets a flag that
+is looked at between two tokens; what was said so far stays in the conversation. For a step that
+takes long there is a way out: a second Ctrl-C, later than a second after the first, leaves the
+program.
 
 Nothing is dropped from a conversation silently: one that no longer fits the model's context is
 refused with a sentence.
 """
 
-import importlib.util
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +19,16 @@ import click
 
 from ..errors import ConfigError, RequestError
 from ..request import RequestOutput, SamplingParams
-from .answer import Timing, load_llm
-from .options import ModelOptions, debug_option, model_options, sampling_options, sampling_params
+from .answer import Timing, load_llm, render_chat
+from .messages import is_interactive, read_messages
+from .options import (
+    ModelOptions,
+    SamplingOptions,
+    debug_option,
+    model_options,
+    sampling_options,
+    template_options,
+)
 from .terminal import StreamPrinter, one_line
 
 if TYPE_CHECKING:
@@ -35,39 +41,49 @@ _HELP = """\
 /system [TEXT]  set the system message; without TEXT: show it
 /help           show this
 /exit           leave, as Ctrl-D does
-\"\"\"             begin and end a message of several lines
-Ctrl-C          stop the answer that is coming; pressed again later, while a long step runs: leave"""
+\"\"\"             begin and end a message of several lines; Alt-Enter begins a new line too
+Ctrl-C          stop the answer; pressed again a second later, while a long step runs: leave"""
 _PATIENCE_SECONDS = 1.0
 
 
 @click.command()
 @model_options
 @click.option("--system", metavar="TEXT", help="The system message.")
-@sampling_options(max_tokens=None)
-@click.option("-q", "--quiet", is_flag=True, help="No figures after the answers.")
+@template_options
+@sampling_options(max_tokens=None, leave_out=("n", "logprobs", "prompt_logprobs"))
+@click.option(
+    "--stats/--no-stats",
+    " /-q",
+    default=True,
+    help="Show after each answer what it cost.  [default: yes]",
+)
 @debug_option
-def chat(model: ModelOptions, system: str | None, quiet: bool, **sampling: Any) -> None:
+def chat(
+    model: ModelOptions,
+    system: str | None,
+    template: dict[str, Any],
+    sampling: SamplingOptions,
+    stats: bool,
+) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.
 
     Where standard input is no terminal, each line of it is one message.
     """
-    params = sampling_params(sampling)
+    sampling.check()
     llm = load_llm(model)
-    if llm.tokenizer.chat_template is None:
+    chosen = sampling.choose(llm.generation_config)
+    if llm.tokenizer.chat_template is None and "chat_template" not in template:
         raise ConfigError(
-            f"{model} has no chat template, so it cannot hold a conversation; `pellucid run` "
+            f"{model.name} has no chat template, so it cannot hold a conversation; `pellucid run` "
             "continues a text"
         )
-    conversation = _Conversation(llm, params, system, quiet)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        _edit_lines()
+    conversation = _Conversation(llm, chosen.params(), template, system, stats)
+    if is_interactive():
         click.echo(
-            f"{one_line(model.name)}, a context of {llm.max_model_len} tokens. /help lists the "
-            "commands, Ctrl-D leaves.",
-            err=True,
+            one_line(f"{model.name}, a context of {llm.max_model_len} tokens, {chosen}"), err=True
         )
-    for message in _messages(interactive):
+        click.echo("/help lists the commands, Ctrl-D leaves.", err=True)
+    for message in read_messages(_say):
         if not message.startswith("/"):
             conversation.ask(message)
         elif not conversation.command(message):
@@ -79,11 +95,19 @@ class _Conversation:
     that could not be answered.
     """
 
-    def __init__(self, llm: "LLM", params: SamplingParams, system: str | None, quiet: bool) -> None:
+    def __init__(
+        self,
+        llm: "LLM",
+        params: SamplingParams,
+        template: dict[str, Any],
+        system: str | None,
+        stats: bool,
+    ) -> None:
         self._llm = llm
         self._params = params
+        self._template = template  # keywords of `render_chat`
         self._system = system
-        self._quiet = quiet
+        self._stats = stats
         self._turns: list[dict[str, str]] = []
 
     def command(self, line: str) -> bool:
@@ -132,7 +156,8 @@ class _Conversation:
         """(the answer as far as it came, whether Ctrl-C stopped it)."""
         printer = StreamPrinter()
         output: RequestOutput | None = None
-        stream = self._llm.chat_stream(messages, self._params)
+        asked = render_chat(self._llm.tokenizer, messages, self._template)
+        stream = self._llm.stream(asked, self._params)
         try:
             with _ctrl_c() as pressed:
                 for step in stream:
@@ -159,7 +184,7 @@ class _Conversation:
             )
         elif answer.finish_reason == "length":
             _say(f"the answer is cut at --max-tokens {len(answer.token_ids)}")
-        if not self._quiet:
+        if self._stats:
             ending = " · stopped" if stopped else ""
             _say(
                 f"{Timing.of(output, time.monotonic())} · context {used} of "
@@ -185,61 +210,6 @@ def _ctrl_c() -> Iterator[list[float]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _messages(interactive: bool) -> Iterator[str]:
-    """What the user says, message by message, until the end of the input. Empty lines say
-    nothing.
-    """
-    while True:
-        try:
-            line = _read_line(">>> ", interactive)
-            if line.startswith('"""'):
-                line = _read_block(line[3:], interactive)
-        except EOFError:
-            if interactive:
-                click.echo(err=True)
-            return
-        except UnicodeError:
-            _say("that was not UTF-8 text")
-            continue
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            click.echo(err=True)
-            _say("Ctrl-D or /exit leaves")
-            continue
-        if line.strip():
-            yield line
-
-
-def _read_block(first: str, interactive: bool) -> str:
-    lines = [first] if first else []
-    while not (lines and lines[-1].endswith('"""')):
-        lines.append(_read_line("... ", interactive))
-    return "\n".join([*lines[:-1], lines[-1][:-3]])
-
-
-def _read_line(prompt: str, interactive: bool) -> str:
-    if interactive and sys.stdout.isatty():
-        line = input(prompt)
-    else:
-        if interactive:
-            click.echo(prompt, nl=False, err=True)
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        line = line.rstrip("\r\n")
-    line.encode()  # what cannot be written as UTF-8 was not
-    return line
-
-
-def _edit_lines() -> None:
-    """Arrow keys and history, where Python was built with readline. The history ends with the
-    program: what was said is nobody's.
-    """
-    if importlib.util.find_spec("readline") is not None:
-        importlib.import_module("readline")
 
 
 def _say(sentence: str) -> None:

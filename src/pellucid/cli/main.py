@@ -20,11 +20,11 @@ from ..errors import PellucidError
 from .batch import batch
 from .chat import chat
 from .inspect import inspect
-from .models import models, pull
 from .options import DEBUG, debug_option
 from .perplexity import perplexity
 from .run import run
 from .signals import Stopped, fill_closed_streams, unwind
+from .stored import list_models, pull, rm
 from .terminal import one_line
 from .verify import verify
 
@@ -174,5 +174,5 @@ def main() -> None:
     """
 
 
-for _command in (run, chat, batch, pull, models, inspect, perplexity, verify):
+for _command in (run, chat, batch, list_models, pull, rm, inspect, perplexity, verify):
     main.add_command(_command)

@@ -1,13 +1,22 @@
-"""Options that several commands share, and what is made of them. Names and meanings are vLLM's."""
+"""Options that several commands share, and what is made of them.
+
+The options of the engine and of sampling are built from the declarations of `EngineConfig` and
+`SamplingParams`: a field that is added there is an option here, with its type, its help and its
+default. Names and meanings are vLLM's; a few short ones are llama.cpp's.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, get_args
+from pathlib import Path
+from typing import Any, ClassVar, get_args, get_origin
 
 import click
 
-from ..config import Batching, Preemption, SchedulingPolicy
+from ..checks import Declaration, declarations
+from ..config import EngineConfig
+from ..errors import FormatError
+from ..files import parse_json, read_bytes
 from ..request import SamplingParams
 from ..weights.catalogue import DEFAULT_MODEL
 
@@ -15,17 +24,27 @@ __all__ = [
     "DEBUG",
     "EngineOptions",
     "ModelOptions",
+    "Sampling",
+    "SamplingOptions",
     "debug_option",
     "engine_options",
     "json_option",
     "model_options",
     "sampling_options",
-    "sampling_params",
+    "template_options",
 ]
 
 DEBUG = "pellucid.debug"  # in click's Context.meta: show tracebacks
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+MAX_TEMPLATE = 1 << 20  # bytes
+_Command = Callable[..., Any]
+
+# Of EngineConfig: what matters for one request too. The rest matters for many at once.
+_FOR_ONE_REQUEST = ("max_model_len", "kv_cache_dtype", "backend", "threads", "isa")
+# The seed of requests that have none: --seed gives them one.
+_NO_ENGINE_OPTION = ("seed",)
+_NO_SAMPLING_OPTION = ("detokenize",)
+_SHORT_NAMES = {"max_tokens": "-n"}
 
 
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -51,34 +70,236 @@ class ModelOptions:
     """What `model_options` gathered: which model, and how it is run."""
 
     name: str
-    max_model_len: int | None
-    backend: str
-    threads: int | None
-    isa: str | None
-    kv_cache_dtype: str
+    values: Mapping[str, Any]
 
     def fields(self) -> dict[str, Any]:
-        """As `EngineConfig` takes them."""
-        names = ("max_model_len", "backend", "threads", "isa", "kv_cache_dtype")
-        said = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in said.items() if value is not None}
+        """As `EngineConfig` takes them; what was not said keeps its default."""
+        return dict(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What `engine_options` gathered: how many requests share the engine. The names are
-    `EngineConfig`'s.
-    """
+    """What `engine_options` gathered: how many requests share the engine."""
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
 
     def fields(self) -> dict[str, Any]:
         """As `EngineConfig` takes them; what was not said keeps its default."""
-        return {name: value for name, value in self.values.items() if value is not None}
+        return dict(self.values)
 
 
-class _Memory(click.ParamType):  # type: ignore[type-arg]
-    """Bytes, with a unit or without; or a share of what is free."""
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """What `sampling_options` gathered: how tokens are chosen."""
+
+    said: Mapping[str, Any]  # by the user
+    max_tokens: int | None  # unless somebody says otherwise
+    use_recommendation: bool
+
+    def check(self) -> None:
+        """Raise ConfigError where a value is impossible, before a model is loaded."""
+        self.choose({}).params()
+
+    def choose(self, recommended: Mapping[str, float | int]) -> "Sampling":
+        """What the user said, over what the model's authors recommend, over greedy decoding."""
+        by_model = dict(recommended) if self.use_recommendation else {}
+        plain = {"temperature": 0.0, "max_tokens": self.max_tokens}
+        return Sampling({**plain, **by_model, **self.said}, by_model.keys() - self.said.keys())
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Fields of SamplingParams, and who chose them."""
+
+    values: Mapping[str, Any]
+    by_model: Set[str]  # those that the model's authors recommend
+
+    def params(self) -> SamplingParams:
+        """Raises ConfigError where a value is impossible, and names it."""
+        return SamplingParams(**self.values)
+
+    def __str__(self) -> str:
+        parts = []
+        for name, value in self.values.items():
+            if value is None:
+                continue
+            whose = " (the model's)" if name in self.by_model else ""
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            parts.append(f"{name} {shown}{whose}")
+        return ", ".join(parts)
+
+
+def model_options(command: _Command) -> _Command:
+    """-m and what concerns its loading: the command gets them as one argument, `model`."""
+    chosen = [d for d in declarations(EngineConfig) if d.name in _FOR_ONE_REQUEST]
+
+    @functools.wraps(command)
+    def gather(*args: Any, model: str, **rest: Any) -> Any:
+        values = _take(chosen, rest)
+        return command(*args, model=ModelOptions(model, values), **rest)
+
+    named = click.option(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        metavar="MODEL",
+        help="A .gguf file, a folder of safetensors, a name (see `pellucid list`), or "
+        "ORG/NAME[:QUANT] of the Hugging Face hub.",
+    )
+    return named(_with_options(gather, chosen))
+
+
+def engine_options(command: _Command) -> _Command:
+    """What concerns many requests at once: the command gets it as one argument, `engine`."""
+    left_out = (*_FOR_ONE_REQUEST, *_NO_ENGINE_OPTION)
+    chosen = [d for d in declarations(EngineConfig) if d.name not in left_out]
+
+    @functools.wraps(command)
+    def gather(*args: Any, **rest: Any) -> Any:
+        values = _take(chosen, rest)
+        return command(*args, engine=EngineOptions(values), **rest)
+
+    return _with_options(gather, chosen)
+
+
+def sampling_options(
+    max_tokens: int | None, *, leave_out: tuple[str, ...] = ()
+) -> Callable[[_Command], _Command]:
+    """How tokens are chosen: the command gets what was said as one argument, `sampling`.
+
+    `max_tokens`: the default of the command. `leave_out`: fields that mean nothing to it.
+    """
+    left_out = (*_NO_SAMPLING_OPTION, *leave_out)
+    chosen = [d for d in declarations(SamplingParams) if d.name not in left_out]
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def gather(*args: Any, generation_config: str, **rest: Any) -> Any:
+            said = _take(chosen, rest)
+            if said.get("max_tokens") == -1:
+                said["max_tokens"] = None
+            sampling = SamplingOptions(said, max_tokens, generation_config == "auto")
+            return command(*args, sampling=sampling, **rest)
+
+        source = click.option(
+            "--generation-config",
+            type=click.Choice(["auto", "none"]),
+            default="auto",
+            show_default=True,
+            help="Defaults of the options of sampling: what the model's authors recommend, or "
+            "none: greedy decoding.",
+        )
+        return source(_with_options(gather, chosen, {"max_tokens": max_tokens}))
+
+    return decorate
+
+
+def template_options(command: _Command) -> _Command:
+    """How a conversation becomes a prompt: the command gets the keywords of `render_chat` as one
+    argument, `template`.
+    """
+
+    @functools.wraps(command)
+    def gather(
+        *args: Any,
+        chat_template: str | None,
+        chat_template_kwargs: dict[str, Any] | None,
+        **rest: Any,
+    ) -> Any:
+        said = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
+        template = {name: value for name, value in said.items() if value is not None}
+        return command(*args, template=template, **rest)
+
+    named = click.option(
+        "--chat-template",
+        type=_Template(),
+        help="A template in place of the model's: a file, a text, or the name of one of the "
+        "model's own.",
+    )
+    variables = click.option(
+        "--chat-template-kwargs",
+        type=_JsonObject(),
+        help="Variables for the chat template, such as '{\"enable_thinking\": false}'.",
+    )
+    return named(variables(gather))
+
+
+# ---- from a declaration to an option
+
+
+def _with_options(
+    command: _Command, chosen: Sequence[Declaration], defaults: Mapping[str, Any] | None = None
+) -> _Command:
+    """`defaults`: those of the command, where they are not the declaration's."""
+    for declaration in reversed(chosen):
+        command = _option(declaration, defaults or {})(command)
+    return command
+
+
+def _option(declared: Declaration, defaults: Mapping[str, Any]) -> Callable[[_Command], _Command]:
+    """The option of a field. Its own default is None: "not said"."""
+    flag = "--" + declared.name.replace("_", "-")
+    names = [_SHORT_NAMES[declared.name], flag] if declared.name in _SHORT_NAMES else [flag]
+    help_text = _help(declared, defaults)
+    if declared.type is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=help_text)
+    kind, metavar, multiple = _type(declared)
+    return click.option(*names, type=kind, metavar=metavar, multiple=multiple, help=help_text)
+
+
+def _type(declared: Declaration) -> tuple[Any, str | None, bool]:
+    """(click's type, how the value is called in the help, whether it may be given several
+    times).
+    """
+    if declared.choices:
+        return click.Choice(declared.choices), None, False
+    if declared.unit in ("bytes", "GiB"):
+        return _Size(declared.unit), None, False
+    if declared.type in (int, float):
+        return declared.type, "N" if declared.type is int else "X", False
+    if get_origin(declared.type) is Mapping:
+        return _Bias(), None, True
+    parts = get_args(declared.type)
+    if get_origin(declared.type) is Sequence and get_args(parts[0])[0] is int:
+        return int, "ID", True
+    if declared.type is str:
+        return str, "NAME", False
+    return str, "TEXT", True  # strings, or one of them
+
+
+def _help(declared: Declaration, defaults: Mapping[str, Any]) -> str:
+    """The field's help, and its default as click shows it."""
+    text, _, unsaid = declared.help.partition("None: ")
+    text = text.rstrip(" ;.")
+    default = unsaid or declared.default
+    if declared.name == "max_tokens":
+        text += "; -1: as many as the context holds"
+        default = defaults[declared.name] or -1
+    elif declared.name == "temperature":
+        default = "0"
+    if _type(declared)[2]:
+        text += "; may be given several times"
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    return f"{text}.  [default: {default}]" if default is not None else f"{text}."
+
+
+def _take(chosen: Sequence[Declaration], options: dict[str, Any]) -> dict[str, Any]:
+    """Move what was said from the options of a command, as the fields take it."""
+    said = {}
+    for declared in chosen:
+        value = options.pop(declared.name)
+        if value is None or value == ():
+            continue
+        said[declared.name] = dict(value) if get_origin(declared.type) is Mapping else value
+        if isinstance(value, tuple) and get_origin(declared.type) is not Mapping:
+            said[declared.name] = list(value)
+    return said
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    """Memory: a number in the field's unit, a number with a unit, or a share of what is free."""
 
     name = "SIZE"
     units: ClassVar[dict[str, int]] = {
@@ -90,254 +311,69 @@ class _Memory(click.ParamType):  # type: ignore[type-arg]
         "B": 1,
     }
 
+    def __init__(self, unit: str) -> None:
+        self._in_bytes = unit == "bytes"
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | float:
         text = str(value).strip()
         unit = next((unit for unit in self.units if text.endswith(unit)), "")
-        scale = self.units.get(unit, 0)
-        text = text.removesuffix(unit)
         try:
-            number = float(text)
+            number = float(text.removesuffix(unit))
         except ValueError:
-            self.fail(
-                f"{value!r} is not a size: give bytes, 512MiB, 4GiB, or a share of free memory "
-                "such as 0.5",
-                param,
-                ctx,
-            )
-        if not 0 < number < 1 << 62:
+            examples = "bytes, 512MiB, 4GiB, or a share such as 0.5" if self._in_bytes else "4GiB"
+            self.fail(f"{value!r} is not a size: give {examples}", param, ctx)
+        if not 0 <= number < 1 << 62:
             self.fail(f"{value!r} is not a size above 0", param, ctx)
-        return int(number * scale) if scale else number if number < 1 else int(number)
+        if unit:
+            number *= self.units[unit]
+            return int(number) if self._in_bytes else number / (1 << 30)
+        return int(number) if self._in_bytes and number >= 1 else number
 
 
-class _Gibibytes(_Memory):
-    """GiB where no unit is given, as vLLM's swap_space; or a size with its unit."""
+class _Bias(click.ParamType):  # type: ignore[type-arg]
+    """A token id and what is added to its logit."""
+
+    name = "ID=X"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
+    ) -> tuple[int, float]:
+        token_id, _, bias = str(value).partition("=")
         try:
-            return float(value)
+            return int(token_id), float(bias)
         except ValueError:
-            return super().convert(value, param, ctx) / (1 << 30)
+            self.fail(f"{value!r} must be a token id, =, and a number: 42=-1.5", param, ctx)
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What concerns many requests at once: the command gets it as one argument, `engine`."""
-    names = (
-        "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "block_size", "enable_prefix_caching", "scheduling_policy", "batching",
-        "preemption", "swap_space",
-    )  # fmt: skip
+class _JsonObject(click.ParamType):  # type: ignore[type-arg]
+    name = "JSON"
 
-    @functools.wraps(command)
-    def gather(*args: Any, **rest: Any) -> Any:
-        return command(
-            *args, engine=EngineOptions({name: rest.pop(name) for name in names}), **rest
-        )
-
-    wrapped: Callable[..., Any] = gather
-    for option in (
-        click.option(
-            "--swap-space",
-            type=_Gibibytes(),
-            help="Size of the file to which evicted blocks are saved, in GiB or with a unit.  [default: 1]",
-        ),
-        click.option(
-            "--preemption",
-            type=click.Choice(get_args(Preemption)),
-            help="What becomes of blocks that must go: computed again, saved, or what costs less here.  [default: auto]",
-        ),
-        click.option(
-            "--batching",
-            type=click.Choice(get_args(Batching)),
-            help="When waiting requests may join: at every step, or when the batch has ended.  [default: continuous]",
-        ),
-        click.option(
-            "--scheduling-policy",
-            type=click.Choice(get_args(SchedulingPolicy)),
-            help="Who is next.  [default: fcfs]",
-        ),
-        click.option(
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            default=None,
-            help="Compute common beginnings once.  [default: yes]",
-        ),
-        click.option(
-            "--block-size", type=int, metavar="N", help="Tokens per KV block.  [default: 16]"
-        ),
-        click.option(
-            "--kv-cache-memory",
-            type=_Memory(),
-            help="Memory for keys and values, or a share of what is free.",
-        ),
-        click.option(
-            "--max-num-batched-tokens",
-            type=int,
-            metavar="N",
-            help="Tokens that one step computes.  [default: 512]",
-        ),
-        click.option(
-            "--max-num-seqs",
-            type=int,
-            metavar="N",
-            help="Requests that run at once.  [default: 256]",
-        ),
-    ):
-        wrapped = option(wrapped)
-    return wrapped
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, object]:
+        try:
+            return parse_json(str(value).encode(), "the value")
+        except (FormatError, UnicodeError) as error:
+            self.fail(str(error), param, ctx)
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """-m and what concerns its loading: the command gets them as one argument, `model`."""
+class _Template(click.ParamType):  # type: ignore[type-arg]
+    """The text of a file where there is one of that name; otherwise what was given."""
 
-    @functools.wraps(command)
-    def gather(
-        *args: Any,
-        model: str,
-        max_model_len: int | None,
-        backend: str,
-        threads: int | None,
-        isa: str | None,
-        kv_cache_dtype: str,
-        **rest: Any,
-    ) -> Any:
-        return command(
-            *args,
-            model=ModelOptions(model, max_model_len, backend, threads, isa, kv_cache_dtype),
-            **rest,
-        )
+    name = "TEMPLATE"
 
-    wrapped: Callable[..., Any] = gather
-    for option in (
-        click.option(
-            "--kv-cache-dtype",
-            default="auto",
-            show_default=True,
-            metavar="NAME",
-            help="What keys and values are kept in: f32, f16, int8, int4, or two of them, K,V.",
-        ),
-        click.option(
-            "--isa",
-            metavar="NAME",
-            help="Kernels: avx512, amx, avx2, neon, portable.  [default: the best that this CPU has]",
-        ),
-        click.option(
-            "--threads",
-            type=int,
-            metavar="N",
-            help="Threads to compute with.  [default: the CPUs that this process may use]",
-        ),
-        click.option(
-            "--backend",
-            default="native",
-            show_default=True,
-            metavar="NAME",
-            help="native (C++), or reference (NumPy).",
-        ),
-        click.option(
-            "--max-model-len",
-            type=int,
-            metavar="N",
-            help="Tokens of prompt and answer together, at most.  [default: what the model was made for]",
-        ),
-        click.option(
-            "-m",
-            "--model",
-            default=DEFAULT_MODEL,
-            show_default=True,
-            metavar="MODEL",
-            help="A .gguf file, a folder of safetensors, a name (see `pellucid models`), or ORG/NAME[:QUANT] of the Hugging Face hub.",
-        ),
-    ):
-        wrapped = option(wrapped)
-    return wrapped
-
-
-def sampling_options(max_tokens: int | None) -> Callable[[_Command], _Command]:
-    """How tokens are chosen.
-
-    The defaults are greedy, so that the same question has the same answer, with a mild presence
-    penalty, without which small models go round in circles where nothing is left to chance. It
-    reads the answer alone; a repetition penalty would shun the question's words too.
-    """
-    options = (
-        click.option(
-            "--temperature",
-            type=float,
-            default=0.0,
-            show_default=True,
-            help="0: the likeliest token each time; 1: the model's own distribution; about 0.7 for variety.",
-        ),
-        click.option(
-            "--top-k",
-            type=int,
-            default=0,
-            show_default=True,
-            help="Keep the K likeliest tokens; 0: all.",
-        ),
-        click.option(
-            "--top-p",
-            type=float,
-            default=1.0,
-            show_default=True,
-            help="Keep the fewest likeliest tokens that hold this probability.",
-        ),
-        click.option(
-            "--min-p",
-            type=float,
-            default=0.0,
-            show_default=True,
-            help="Keep tokens at least this likely, relative to the likeliest.",
-        ),
-        click.option(
-            "--presence-penalty",
-            type=float,
-            default=0.5,
-            show_default=True,
-            help="Above 0: tokens that the answer holds become less likely.",
-        ),
-        click.option(
-            "--repetition-penalty",
-            type=float,
-            default=1.0,
-            show_default=True,
-            help="Above 1: tokens that the prompt or the answer holds become less likely.",
-        ),
-        click.option(
-            "--max-tokens",
-            type=int,
-            default=max_tokens,
-            show_default=max_tokens is not None,
-            metavar="N",
-            help="Stop after so many tokens."
-            + ("" if max_tokens else "  [default: as many as the context holds]"),
-        ),
-        click.option(
-            "--seed",
-            type=int,
-            default=0,
-            show_default=True,
-            help="Where temperature is not 0: each seed has its own answer, always the same.",
-        ),
-        click.option(
-            "--stop",
-            multiple=True,
-            metavar="TEXT",
-            help="Stop before this text; may be given several times.",
-        ),
-    )
-
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def sampling_params(options: dict[str, Any]) -> SamplingParams:
-    """SamplingParams of the values that `sampling_options` gathered. Raises ConfigError where one
-    is impossible, and names it.
-    """
-    return SamplingParams(**{**options, "stop": list(options["stop"])})
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        path = Path(text)
+        try:
+            is_file = "{" not in text and path.exists()
+        except OSError:  # too long for a name
+            is_file = False
+        if not is_file:
+            return text
+        try:
+            return read_bytes(path, MAX_TEMPLATE).decode()
+        except (FormatError, UnicodeError) as error:
+            self.fail(str(error), param, ctx)

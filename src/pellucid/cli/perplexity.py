@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -13,13 +13,15 @@ from .options import ModelOptions, debug_option, json_option, model_options
 
 __all__ = ["perplexity"]
 
+MAX_TEXT = 1 << 28  # bytes
+
 
 @click.command()
 @click.argument("text_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @model_options
 @click.option(
     "--n-ctx",
-    type=int,
+    type=click.IntRange(8, 1 << 24),
     default=512,
     show_default=True,
     help="Tokens per chunk; the second half of each is scored.",
@@ -40,13 +42,8 @@ def perplexity(
     """
     from ..measure.perplexity import measure_perplexity
 
-    try:
-        text = text_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{text_file} is not UTF-8 text: byte {error.start} is wrong") from None
-    llm = load_llm(
-        model if model.max_model_len is not None else replace(model, max_model_len=n_ctx + 1)
-    )
+    text = _read_text(text_file)
+    llm = load_llm(ModelOptions(model.name, {"max_model_len": n_ctx + 1, **model.values}))
     for result in measure_perplexity(llm, text, n_ctx=n_ctx, max_chunks=chunks):
         if sys.stderr.isatty():
             click.echo(
@@ -65,3 +62,18 @@ def perplexity(
     else:
         scored = f"{result.num_chunks} chunks of {n_ctx}, {result.num_scored_tokens} tokens scored"
         click.echo(f"perplexity {result.perplexity:.4f} ± {result.error:.4f} ({scored})")
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file or a pipe, of a bounded size."""
+    with path.open("rb") as file:
+        data = file.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise FormatError(f"{path} has more than {MAX_TEXT} bytes; cut a part of it")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from None
+    if not text.strip():
+        raise FormatError(f"{path} is empty; perplexity is measured on a text")
+    return text

@@ -1,17 +1,20 @@
-"""What goes to a terminal, and in what shape: text made harmless, sizes, tables.
+"""What goes to a terminal, and in what shape: text made harmless, broken between words, sizes,
+tables.
 
-One idea: a model's output, a file's metadata and an error that quotes them are text of strangers. A
+A model's output, a file's metadata and an error that quotes them are text of strangers. A
 terminal obeys control characters (moves the cursor, sets the window's title, writes the clipboard),
 so on a terminal they are written out and not sent. A pipe gets the text as it is.
 """
 
+import os
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 import click
 
-__all__ = ["StreamPrinter", "harmless", "one_line", "print_table"]
+__all__ = ["StreamPrinter", "character_width", "harmless", "one_line", "print_table", "text_width"]
 
 # All of C0 but tab and newline, DEL, and C1: ESC begins a sequence in the first, U+009B does so in
 # the last.
@@ -36,37 +39,104 @@ def one_line(text: str) -> str:
 
 
 class StreamPrinter:
-    """Writes to standard output the part of a growing text that is new."""
+    """Writes to standard output the part of a growing text that is new.
+
+    On a terminal, a word that would cross the right edge begins a new line. A word is shown when it
+    has ended, since only then its width is known. A pipe gets the text as it is, at once.
+    """
 
     def __init__(self) -> None:
         self._shown = 0
         self._last = ""
+        self._column = 0
+        self._word = ""  # of the last word, what is not shown yet
         self._terminal = sys.stdout.isatty()
 
     def show(self, text: str) -> None:
         """Write what `text`, all of it so far, has beyond what was shown."""
         new = text[self._shown :]
-        if new:
-            self._shown = len(text)
-            self._last = new[-1]
-            click.echo(harmless(new) if self._terminal else new, nl=False)
+        if not new:
+            return
+        self._shown = len(text)
+        self._last = new[-1]
+        if not self._terminal:
+            click.echo(new, nl=False)
+            return
+        columns = _columns()
+        written = "".join(self._wrap(character, columns) for character in harmless(new))
+        if written:
+            click.echo(written, nl=False)
 
     def end(self) -> None:
-        """End the line, if it is not ended."""
+        """Show the last word, and end the line if it is not ended."""
+        if self._word:
+            click.echo(self._take_word(_columns()), nl=False)
         if self._last != "\n":
             click.echo()
 
+    def _wrap(self, character: str, columns: int) -> str:
+        """What to write now that `character` has come."""
+        if character not in " \t\n":
+            # Chinese and Japanese have no spaces: a line may end before each wide character
+            ended = self._take_word(columns) if character_width(character) == 2 else ""
+            self._word += character
+            # a word longer than a line is not worth waiting for
+            if text_width(self._word) >= columns:
+                ended += self._take_word(columns)
+            return ended
+        written = self._take_word(columns)
+        if character == "\n":
+            self._column = 0
+            return written + character
+        width = 8 - self._column % 8 if character == "\t" else 1
+        if self._column + width > columns:  # a space at the edge: the line ends there anyway
+            return written
+        self._column += width
+        return written + character
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def _take_word(self, columns: int) -> str:
+        word, self._word = self._word, ""
+        width = text_width(word)
+        if self._column > 0 and self._column + width > columns:
+            self._column = 0
+            word = "\n" + word
+        self._column += width
+        if width > columns:  # the terminal broke it
+            self._column %= columns
+        return word
+
+
+def character_width(character: str) -> int:
+    """Columns that a character takes: 2 for wide ones (Chinese, emoji), 0 for marks on another."""
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def text_width(text: str) -> int:
+    """Columns that a text takes on one line."""
+    return len(text) if text.isascii() else sum(map(character_width, text))
+
+
+def _columns() -> int:
+    """The width of the terminal. One that tells none never breaks a line."""
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except OSError:
+        columns = 0
+    return columns or 1 << 30
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
     """Columns as wide as they must be. Columns of figures, which begin with a digit in each row,
     are set flush right.
     """
     clean = [[one_line(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(header), *clean]) for i in range(len(header))]
+    widths = [max(text_width(row[i]) for row in [list(header), *clean]) for i in range(len(header))]
     right = [bool(clean) and all(row[i][:1].isdigit() for row in clean) for i in range(len(header))]
     for row in [list(header), *clean]:
         cells = [
-            cell.rjust(w) if r else cell.ljust(w)
+            " " * (w - text_width(cell)) + cell if r else cell + " " * (w - text_width(cell))
             for cell, w, r in zip(row, widths, right, strict=True)
         ]
-        click.echo("  ".join(cells).rstrip())
+        click.echo("  ".join(cells).rstrip(), err=err)

@@ -53,7 +53,7 @@ class LLM:
         """Load `model`: a .gguf file, a folder with config.json and *.safetensors, a known name or
         a Hugging Face ORG/NAME.
 
-        A known name (`pellucid models` lists them) that is not here yet is fetched into
+        A known name (`pellucid list` lists them) that is not here yet is fetched into
         `cache_dir`, with a bar on standard error where `progress` is set. The options are the
         fields of `EngineConfig` (`max_model_len`, `max_num_seqs`, `kv_cache_memory`, …) and the
         options of the backend (`threads`, `isa`).
