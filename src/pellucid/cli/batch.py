@@ -47,6 +47,7 @@ from .options import (
     sampling_options,
     template_options,
 )
+from .signals import Stopped, cancel_instead
 from .terminal import one_line
 
 if TYPE_CHECKING:
@@ -114,7 +115,15 @@ def batch(
         defaults = sampling.choose(loaded.generation_config)
         click.echo(f"[defaults: {one_line(str(defaults))}]", err=True)
         run = _Run(loaded, answers, defaults.values, template, stats, model.name)
-        asyncio.run(run.answer(first, waiting))
+        try:
+            asyncio.run(run.answer(first, waiting))
+        except (KeyboardInterrupt, Stopped):
+            if output is not None:
+                click.echo(
+                    f"[interrupted: {output} keeps its answers, and the same command goes on]",
+                    err=True,
+                )
+            raise
     run.report(waiting.num_skipped)
     if run.num_errors:
         raise click.exceptions.Exit(1)
@@ -183,7 +192,13 @@ class _Run:
         """Answer all lines. So many are with the engine that it can choose among those that wait,
         and no more.
         """
-        start = time.monotonic()
+        start, loop, task = time.monotonic(), asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        with cancel_instead(lambda: loop.call_soon_threadsafe(task.cancel)):
+            await self._answer_all(first, rest)
+        self.seconds = time.monotonic() - start
+
+    async def _answer_all(self, first: Line, rest: _Unanswered) -> None:
         tasks: dict[asyncio.Task[None], int] = {}  # -> bytes of its line
         try:
             async for line in _in_background(first, rest):
@@ -199,7 +214,6 @@ class _Run:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.engine.close()
-            self.seconds = time.monotonic() - start
 
     async def _answer_line(self, line: Line) -> None:
         self.num_requests += 1

@@ -15,15 +15,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stopped", "fill_closed_streams", "leave_at_once", "unwind"]
+__all__ = ["Stopped", "cancel_instead", "fill_closed_streams", "leave_at_once", "unwind"]
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in dir(signal)
 ]
+_PATIENCE_SECONDS = 1.0
 _Handler = Callable[[int, FrameType | None], object]
 
 
@@ -44,16 +46,46 @@ def leave_at_once() -> None:
 @contextmanager
 def unwind() -> Iterator[None]:
     """Within it Ctrl-C raises KeyboardInterrupt, and SIGTERM and SIGHUP raise `Stopped`."""
+    with _handlers(_raise):
+        yield
+
+
+@contextmanager
+def _handlers(handler: _Handler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    _set_handlers(_raise)
+    _set_handlers(handler)
     try:
         yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextmanager
+def cancel_instead(cancel: Callable[[], object]) -> Iterator[None]:
+    """Within it a signal calls `cancel` and raises at the end of the block.
+
+    It is for event loops: an exception in the middle of a loop's own code loses a task that was
+    about to run. A signal that comes more than a second after the first raises at once.
+    """
+    noted: list[tuple[float, int]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        noted.append((now, number))
+        if now - noted[0][0] > _PATIENCE_SECONDS:
+            _raise(number, frame)
+        cancel()
+
+    with _handlers(note):
+        try:
+            yield
+        finally:
+            if noted:
+                _raise(noted[0][1], None)
 
 
 def fill_closed_streams() -> bool:
