@@ -9,23 +9,25 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..ops.protocol import Backend
 from .native.options import Options as NativeOptions
 from .reference.options import Options as ReferenceOptions
+
+if TYPE_CHECKING:  # importing this module loads no array library
+    from ..ops.protocol import Backend
 
 __all__ = ["BACKENDS", "BackendKind", "backend_kind", "get_backend"]
 
 
-def _native(options: NativeOptions) -> Backend:
+def _native(options: NativeOptions) -> "Backend":
     from .native.backend import NativeBackend
 
     return NativeBackend(options.isa, options.threads)
 
 
-def _reference(options: ReferenceOptions) -> Backend:
+def _reference(options: ReferenceOptions) -> "Backend":
     from .reference.backend import ReferenceBackend
 
     return ReferenceBackend()
@@ -36,7 +38,7 @@ class BackendKind:
     """How a backend is built: the dataclass of its options, and a function that takes one."""
 
     options: type[Any]
-    build: Callable[[Any], Backend]
+    build: Callable[[Any], "Backend"]
 
     @property
     def option_names(self) -> tuple[str, ...]:
@@ -58,7 +60,7 @@ def backend_kind(name: str) -> BackendKind:
     return BACKENDS[name]
 
 
-def get_backend(name: str, options: Mapping[str, object] | None = None) -> Backend:
+def get_backend(name: str, options: Mapping[str, object] | None = None) -> "Backend":
     """Build the backend called `name`, with no weights and no caches yet. Raises ConfigError where
     it is not known, or has no such option, or cannot be had as the options say.
     """

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import click
 
-from ..config import EngineConfig
 from ..errors import EngineDeadError, PellucidError, QueueFullError, RequestError
 from ..request import RequestOutput
 from .answer import Timing, render_chat
@@ -109,8 +108,9 @@ def batch(
             return
         # A model is loaded only when there is something to do.
         from ..engine.async_engine import AsyncEngine
+        from ..engine.options import build_engine_config
 
-        config = EngineConfig(**model.fields(), **engine.fields())
+        config = build_engine_config({**model.fields(), **engine.fields()})
         loaded = AsyncEngine.load(model.name, config, progress=True)
         defaults = sampling.choose(loaded.generation_config)
         click.echo(f"[defaults: {one_line(str(defaults))}]", err=True)

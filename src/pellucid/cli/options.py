@@ -13,6 +13,7 @@ from typing import Any, ClassVar, get_args, get_origin
 
 import click
 
+from ..backends.registry import BACKENDS
 from ..checks import Declaration, declarations
 from ..config import EngineConfig
 from ..errors import FormatError
@@ -40,9 +41,9 @@ MAX_TEMPLATE = 1 << 20  # bytes
 _Command = Callable[..., Any]
 
 # Of EngineConfig: what matters for one request too. The rest matters for many at once.
-_FOR_ONE_REQUEST = ("max_model_len", "kv_cache_dtype", "backend", "threads", "isa")
-# The seed of requests that have none: --seed gives them one.
-_NO_ENGINE_OPTION = ("seed",)
+_FOR_ONE_REQUEST = ("max_model_len", "kv_cache_dtype", "backend")
+# The seed of requests that have none (--seed gives them one), and what has options of its own.
+_NO_ENGINE_OPTION = ("seed", "backend_options")
 _NO_SAMPLING_OPTION = ("detokenize",)
 _SHORT_NAMES = {"max_tokens": "-n"}
 
@@ -73,7 +74,7 @@ class ModelOptions:
     values: Mapping[str, Any]
 
     def fields(self) -> dict[str, Any]:
-        """As `EngineConfig` takes them; what was not said keeps its default."""
+        """As `build_engine_config` takes them; what was not said keeps its default."""
         return dict(self.values)
 
 
@@ -84,7 +85,7 @@ class EngineOptions:
     values: Mapping[str, Any]
 
     def fields(self) -> dict[str, Any]:
-        """As `EngineConfig` takes them; what was not said keeps its default."""
+        """As `build_engine_config` takes them; what was not said keeps its default."""
         return dict(self.values)
 
 
@@ -132,6 +133,8 @@ class Sampling:
 def model_options(command: _Command) -> _Command:
     """-m and what concerns its loading: the command gets them as one argument, `model`."""
     chosen = [d for d in declarations(EngineConfig) if d.name in _FOR_ONE_REQUEST]
+    for kind in BACKENDS.values():
+        chosen += declarations(kind.options)
 
     @functools.wraps(command)
     def gather(*args: Any, model: str, **rest: Any) -> Any:
@@ -252,6 +255,8 @@ def _type(declared: Declaration) -> tuple[Any, str | None, bool]:
     """(click's type, how the value is called in the help, whether it may be given several
     times).
     """
+    if declared.name == "backend":
+        return click.Choice(list(BACKENDS)), None, False
     if declared.choices:
         return click.Choice(declared.choices), None, False
     if declared.unit in ("bytes", "GiB"):
@@ -271,7 +276,7 @@ def _type(declared: Declaration) -> tuple[Any, str | None, bool]:
 def _help(declared: Declaration, defaults: Mapping[str, Any]) -> str:
     """The field's help, and its default as click shows it."""
     text, _, unsaid = declared.help.partition("None: ")
-    text = text.rstrip(" ;.")
+    text = text.rstrip(" ;.") if declared.name != "backend" else "What computes"
     default = unsaid or declared.default
     if declared.name == "max_tokens":
         text += "; -1: as many as the context holds"
