@@ -1,15 +1,15 @@
 """Every error that Pellucid raises on purpose, as one small tree.
 
     PellucidError
-    ├── ConfigError        an option or parameter has a value it cannot have        (also a ValueError)
-    ├── RequestError       a request cannot be served as it was asked              (also a ValueError)
-    ├── FormatError        a file is not what it says it is                        (also a ValueError)
-    ├── UnsupportedError   the file is sound, but asks for something not built     (also a ValueError)
-    ├── CapacityError      it does not fit in the memory that there is             (also a MemoryError)
-    ├── DownloadError      a model could not be brought here                       (also an OSError)
-    ├── QueueFullError     there are as many requests as the engine takes: later   (also a RuntimeError)
-    └── EngineError        a step crashed, and its requests are lost               (also a RuntimeError)
-        └── EngineDeadError    the engine has ended: closed, or past trusting
+    ├── ConfigError        an option or parameter has a value it cannot have     (a ValueError)
+    ├── RequestError       a request cannot be served as it was asked            (a ValueError)
+    ├── FormatError        a file is truncated, corrupt, inconsistent or hostile (a ValueError)
+    ├── UnsupportedError   a sound file asks for a feature that does not exist   (a ValueError)
+    ├── CapacityError      it does not fit in memory                             (a MemoryError)
+    ├── DownloadError      a model could not be fetched                          (an OSError)
+    ├── QueueFullError     the engine has as many requests as it takes           (a RuntimeError)
+    └── EngineError        a step crashed, and its requests are lost             (a RuntimeError)
+        └── EngineDeadError    the engine was closed or cannot be trusted any more
 
 The rule for a message: one sentence that names the field, the value it had and what is allowed. The
 command line prints that sentence and nothing else; a traceback is shown only with `--debug`.
@@ -47,27 +47,27 @@ class RequestError(PellucidError, ValueError):
 
 
 class FormatError(PellucidError, ValueError):
-    """A file is not what it says it is: truncated, corrupt, inconsistent or hostile."""
+    """A file is truncated, corrupt, inconsistent or hostile."""
 
 
 class UnsupportedError(PellucidError, ValueError):
-    """A sound file asks for something that Pellucid does not do: an unknown architecture, tokenizer
-    or block format.
+    """A sound file asks for a feature that Pellucid does not have: an unknown architecture,
+    tokenizer or block format.
     """
 
 
 class CapacityError(PellucidError, MemoryError):
-    """Weights or KV cache do not fit in the memory that there is; the message carries the
+    """Weights, KV cache or activations do not fit in the available memory; the message shows the
     arithmetic.
     """
 
 
 class DownloadError(PellucidError, OSError):
-    """A model could not be brought here: no network, no such name, a wrong checksum."""
+    """A model could not be fetched: no network, no such name, a wrong checksum."""
 
 
 class QueueFullError(PellucidError, RuntimeError):
-    """There are as many requests as the engine takes. The request may be sound: try again later."""
+    """The engine has as many requests as it takes. The request may be sound: try again later."""
 
 
 class EngineError(PellucidError, RuntimeError):

@@ -1,5 +1,5 @@
-"""A request: what is asked (`SamplingParams`), how far it has come (`Request`), and what is
-answered (`RequestOutput`).
+"""A request: its parameters (`SamplingParams`), its progress (`Request`), and its answer
+(`RequestOutput`).
 
 One idea: a request has two counters. `num_tokens` is how many token ids are known (prompt and
 output), `num_computed_tokens` how many of them have their keys and values in the cache. A step
@@ -66,8 +66,8 @@ class RequestStatus(enum.Enum):
 class SamplingParams:
     """How the next token is chosen, and when to stop. Names, meanings and defaults are vLLM's.
 
-    The order in which they act on a row of logits: logit_bias, allowed and banned tokens,
-    penalties, temperature, top_k, typical_p, top_p, min_p, then one draw (`sampling/sampler.py`).
+    The order in which they act on a row of logits: logit_bias, allowed and banned tokens (and the
+    mask of a constrained output), penalties, temperature, top_k, typical_p, top_p, min_p, then one draw (`sampling/sampler.py`).
     `temperature=0` is greedy: the largest logit after bias, bans and penalties. Ties go to the
     lower token id. Types and bounds are checked when it is built, and again when a request is
     submitted; nothing is clamped. Lists and mappings are copied.

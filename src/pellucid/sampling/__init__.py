@@ -1,8 +1,8 @@
-"""Logits to tokens. `sample` chooses, `top_logprobs` reports, and both look at one row at a time:
-no token depends on its neighbours.
+"""Logits to tokens. `sample` chooses and `top_logprobs` reports; no token depends on the other rows
+of its batch.
 
-The order in which parameters act is written at `SamplingParams`. The randomness is `noise.py`'s: a
-function of (seed, position, token id).
+`SamplingParams` says in which order its parameters act. Random numbers are a function of (seed,
+position, token id): see `noise.py`.
 """
 
 from .logprobs import top_logprobs

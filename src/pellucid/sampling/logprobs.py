@@ -1,12 +1,11 @@
-"""What the model itself thought: log-probabilities and ranks of the chosen token and of the
-likeliest, from raw logits.
+"""Log-probabilities and ranks of the chosen token and of the likeliest, from raw logits.
 
 One idea: a log-probability is logit - ln(Σ exp logits), and only that sum needs the whole
-vocabulary. So a row costs one pass for the sum and one for the rank, and the softmax is never
-stored: the extra memory does not grow with the number of rows.
+vocabulary. A row costs one pass for the sum and one for the rank. The softmax is never stored, so
+the extra memory does not grow with the number of rows.
 
-Raw means before bias, bans, penalties and temperature. The sum is good to seven digits, as the
-logits are. Rank is 1 + the number of tokens that are strictly likelier.
+Raw means before bias, bans, penalties and temperature. The sum has seven correct digits, as the
+logits have. The rank is 1 + the number of tokens that are strictly likelier.
 """
 
 import math
@@ -30,9 +29,10 @@ def top_logprobs(
 
     k = 0 gives the chosen token alone, -1 the whole vocabulary, None nothing (None). A row whose
     logits hold NaN or +inf, or nothing but -inf, gives the error with which its request must end.
-    `decoded_token` is left to whoever knows the tokenizer.
+    `decoded_token` is None here; the engine adds the text.
     """
-    with np.errstate(over="ignore"):  # what is -inf below the largest in float32 has no weight
+    # A logit so far below the largest that float32 gives -inf has no weight.
+    with np.errstate(over="ignore"):
         return [
             None if n is None else _row_logprobs(x, token_id, n)
             for x, token_id, n in zip(logits, chosen, k, strict=True)
@@ -42,13 +42,15 @@ def top_logprobs(
 def _row_logprobs(
     logits: NDArray[np.float32], chosen: int, k: int
 ) -> LogprobsOnePosition | RequestError:
-    largest = float(logits.max())  # NaN if there is one
+    # The normalizer of the softmax; the maximum is NaN if any logit is.
+    largest = float(logits.max())
     if not math.isfinite(largest):
         return RequestError(
             f"the logits from which logprobs are asked have {largest} as their largest; it must "
             "be a finite number"
         )
     log_sum = largest + math.log(total_weight(logits, largest, 1.0))
+    # The chosen token, then the k likeliest.
     rank = 1 + int(np.count_nonzero(logits > logits[chosen]))
     result = {chosen: Logprob(float(logits[chosen]) - log_sum, rank)}
     if k:

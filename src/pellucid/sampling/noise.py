@@ -1,27 +1,27 @@
 """Gumbel noise without a generator: a pure function of (seed, position, token id).
 
-One idea: random numbers are computed from what they are for, instead of taken from a stream in the
-order of the asking. So a token's noise is the same whatever else runs, however the batch is cut,
-and whichever tokens of the vocabulary are asked about; a recomputed or speculated position meets
-the very noise it would have met. (Counter-based generators: Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", SC 2011.)
+One idea: a random number is computed from its purpose, not taken from a stream in the order of the
+calls. A token's noise is therefore the same whatever else runs, however the batch is cut, and
+whichever tokens of the vocabulary are looked at. A position that is recomputed or speculated gets
+the same noise again. (Counter-based generators: Salmon et al., "Parallel random numbers: as easy as
+1, 2, 3", SC 2011.)
 
-A Gumbel variable is -ln E with E a standard exponential. The exponentials come in groups of 64
-tokens, because what is exponential has no memory: the first of 64 to ring does so after E/64, it
-may be any of them, and the others then wait for an E of their own. So one number for a group bounds
-the noise of all of it, and whoever looks for the largest score need not look at the groups that
-cannot have it; yet each token's noise is an independent Gumbel variable. A slab is 64 rows of 512
-tokens and a group one of its columns, so that the largest logits of all groups of a slab are found
-by vectors that run along its rows.
+A Gumbel variable is -ln E with E a standard exponential. The exponentials are made in groups of 64
+tokens. Exponential waiting times have no memory: the first of 64 events comes after E/64, is
+equally likely to be any of them, and each of the others then needs an E of its own. So one number
+per group bounds the noise of the whole group, and a search for the largest score skips the groups
+that cannot have it. Each token's noise is still an independent Gumbel variable. A slab is 64 rows of
+512 tokens and a group is one of its columns, so that vector instructions along the rows find the
+largest logits of all groups of a slab.
 
 The bits are SplitMix64's (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014): the t-th output of that generator is mix(state + (t + 1)·γ), which needs no walk to t.
-Two levels of it: seed and position give a state, and token ids and groups count from that state.
-Adjacent seeds and positions give unrelated states because mix turns over half of the bits for each
-bit that changes.
+OOPSLA 2014): the t-th output of that generator is mix(state + (t + 1)·γ), computed directly for any
+t. It is used at two levels: seed and position give a state, and token ids and groups count from that
+state. Adjacent seeds and positions give unrelated states, because a change of one input bit changes
+half of the bits of mix.
 
-Integers are exact on every machine. The logarithms are the platform's, which differ in the last bit
-between machines: that moves a draw only where two scores lie within about 1e-15 of each other.
+Integers are exact on every machine. The logarithms are the platform's and differ in the last bit
+between machines; that changes a draw only where two scores are within about 1e-15 of each other.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ __all__ = [
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # 2⁶⁴ / golden ratio, odd
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SLICE = 1 << 14  # token ids worked on at a time: their bits stay in the cache
+_SLICE = 1 << 14  # token ids computed at a time: their bits fit in the cache
 
 _ROW_BITS, _COLUMN_BITS = 6, 9
 _ROWS, _COLUMNS = 1 << _ROW_BITS, 1 << _COLUMN_BITS  # members of a group, groups of a slab
@@ -134,8 +134,8 @@ def _token_ids(groups: NDArray[np.int64], member: NDArray[np.int64]) -> NDArray[
 def _first_of_groups(
     states: NDArray[np.uint64], groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """When the first member of each group rings, and which it is: from the high 52 and the low 6
-    bits of what the group's number gives.
+    """The waiting time of the first member of each group, and which member it is: from the high 52
+    and the low 6 of the group's random bits.
     """
     bits = random_bits(states, groups + _FIRST_GROUP)
     leader = (bits & np.uint64(_ROWS - 1)).view(np.int64)
@@ -145,9 +145,9 @@ def _first_of_groups(
 
 
 def _exponential(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """-ln u in the place of the bits, u uniform in the midpoints of 2⁵² equal parts of (0, 1)."""
+    """-ln u, written over the bits; u is uniform over the midpoints of 2⁵² equal parts of (0, 1)."""
     bits >>= np.uint64(12)
-    # the bits of a float64 in [1, 2): its fraction is the random number
+    # These are now the bits of a float64 in [1, 2); its fraction is the random number.
     bits |= np.uint64(0x3FF0000000000000)
     u = bits.view(np.float64)
     u -= 1.0 - 2.0**-53  # exact: never 0, never 1

@@ -1,14 +1,14 @@
-"""What happens to one row of logits between the model and the draw: corrections that change logits,
-and filters that drop tokens.
+"""Corrections, which change logits, and filters, which drop tokens: the steps between the model's
+logits and the draw, for one row.
 
-One idea: the vocabulary is big and the answer is small. Corrections touch a few tokens, so they
-index them. Filters leave a few tokens, so a cheap bound that no survivor can miss comes first, and
-what passes it is treated exactly. The vocabulary is never sorted, and never stored in float64: what
-must be summed over all of it is summed in slices that stay in the cache.
+One idea: the vocabulary is large, and few of its tokens matter. Corrections index the few tokens
+that they change. Filters keep few tokens, so a cheap bound that all survivors pass comes first, and
+the exact rule is applied to the tokens that pass. The vocabulary is never sorted and never stored in
+float64; sums over all of it run in slices that fit in the cache.
 
 Letters: V vocabulary; logits are float32; z = (logit - largest) / temperature in float64; a token's
-weight is exp(z), its probability before it is normalized. Filters return the indices of what they
-keep, rising. Ties go to the lower index, so every result is a function of the values alone.
+weight is exp(z), its probability before normalization. Filters return the indices that they keep,
+rising. Ties go to the lower index, so every result is a function of the values alone.
 """
 
 import math
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 _GROUP = 64  # keep_largest looks at the largest of so many logits first
-_SORTED = 2048  # so many tokens are sorted sooner than divided
+_SORTED = 2048  # up to so many tokens, sorting is faster than dividing
 _PARTS = 4096  # into which a range of ranks is divided
-_SMALLEST_SPAN = 1e-200  # of ranks that are told apart; less is divided by in vain
+_SMALLEST_SPAN = 1e-200  # ranks closer than this are not told apart: the division would overflow
 _SLICE = 1 << 14  # logits summed at a time
 
 
@@ -39,12 +39,13 @@ def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]
     """logits [V] after logit_bias, allowed and banned tokens and penalties: a copy, or `logits`
     itself where the row asks for none.
     """
-    p = row.params
+    p, mask = row.params, row.allowed_mask
     banned = _banned_token_ids(row)
     penalized = p.repetition_penalty != 1 or (
         len(row.output_token_ids) > 0 and (p.presence_penalty != 0 or p.frequency_penalty != 0)
     )
-    if not (p.logit_bias or p.allowed_token_ids or banned or penalized):
+    is_restricted = p.allowed_token_ids or banned or mask is not None
+    if not (p.logit_bias or is_restricted or penalized):
         return logits
     logits = logits.copy()
     if p.logit_bias:
@@ -57,6 +58,9 @@ def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]
         logits[token_ids] = allowed
     if banned:
         logits[banned] = -np.inf
+    if mask is not None:
+        logits[: mask.size][~mask] = -np.inf
+        logits[mask.size :] = -np.inf
     if penalized:
         _penalize(logits, row)
     return logits
@@ -97,6 +101,7 @@ def _penalize(logits: NDArray[np.float32], row: SamplingRow) -> None:
     presence over the output.
     """
     p = row.params
+    # The tokens of the output; then, with those of the prompt, the tokens that were seen.
     output = np.asarray(row.output_token_ids, dtype=np.int64)
     is_seen = np.zeros(logits.size, dtype=np.bool_)
     is_seen[output] = True
@@ -113,18 +118,20 @@ def _penalize(logits: NDArray[np.float32], row: SamplingRow) -> None:
 def keep_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Top-k (Fan et al., arXiv:1805.04833): the k largest; no logit is NaN.
 
-    The vocabulary is cut into groups. At least k logits reach the k-th largest of the groups'
-    largest, so all of the k largest do. What reaches that bound is little more than k logits, and
-    only among them is there a selection.
+    The vocabulary is cut into groups. The bound is the k-th largest of the groups' largest logits.
+    At least k logits reach it, so the k largest do; few others do, and the exact selection runs
+    among these alone.
     """
     if k >= logits.size:
         return np.arange(logits.size)
+    # The bound, where there are more than k groups.
     num_groups = logits.size // _GROUP
     bound = np.float32(-np.inf)
     if k < num_groups:
         bound = _kth_largest(
             logits[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0), k
         )
+    # The selection among the logits that reach it; of equal ones the first.
     near = np.flatnonzero(logits >= bound)
     values = logits[near]
     kth = _kth_largest(values, k)
@@ -199,18 +206,18 @@ def _keep_first(
 ) -> NDArray[np.int64]:
     """The fewest tokens of lowest rank whose weights reach `mass`; the one that reaches it is kept.
 
-    Where the mass is reached is found by sums over equal parts of the ranks' range, and by parts of
-    that part; the last few are sorted.
+    The range of ranks is cut into equal parts, whose masses are summed; the part in which the mass
+    is reached is cut again, until few tokens are left, which are sorted.
     """
     keep = np.zeros(rank.size, dtype=np.bool_)
-    near = np.arange(rank.size)  # the mass is reached among these, after the weights held
-    held = 0.0
+    near = np.arange(rank.size)  # tokens of the part in which the mass is reached
+    held = 0.0  # the mass of the tokens of lower rank, which are all kept
     ranks, masses = rank, weights
     while (
         near.size > _SORTED
         and (span := float(ranks.max()) - (low := float(ranks.min()))) > _SMALLEST_SPAN
     ):
-        # rises with the rank, whatever is rounded
+        # The part of each token: it never falls as the rank rises, whatever is rounded.
         part = ((ranks - low) * (_PARTS / span)).astype(np.int64)
         reached = held + np.cumsum(np.bincount(part, masses))
         last = min(int(np.searchsorted(reached, mass)), reached.size - 1)
@@ -218,6 +225,7 @@ def _keep_first(
         held = float(reached[last - 1]) if last else held
         inside = part == last
         near, ranks, masses = near[inside], ranks[inside], masses[inside]
+    # The last few, sorted.
     near = near[np.argsort(ranks, kind="stable")]
     count = int(np.searchsorted(held + np.cumsum(weights[near]), mass)) + 1
     keep[near[:count]] = True

@@ -1,17 +1,19 @@
-"""What the sampler must know of the request that a row of logits belongs to, and the checks that
-need the model's vocabulary.
+"""The inputs of the sampler for one row of logits, and the checks that need the model's
+vocabulary.
 
-One idea: a `SamplingRow` is everything that the next token may depend on beside its logits. What is
-not in it (the other rows, the step, the order of the batch, the clock) cannot reach the token.
+One idea: a `SamplingRow` is everything that the next token may depend on beside its logits. The
+token cannot depend on the other rows, the step, the order of the batch or the clock, because they
+are not in it.
 
-It must not know `Request`, so that speculation can ask for tokens at positions that the request has
-not reached.
+This module does not know `Request`, so that speculation can ask for tokens at positions that the
+request has not reached.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
@@ -19,14 +21,14 @@ from ..request import SamplingParams
 
 __all__ = ["SamplingRow", "TokenIds", "check_token_ids"]
 
-# an integer array spares a conversion at each step where a penalty reads long prompts
+# An integer array saves the conversion of a long prompt at each step with a penalty.
 TokenIds: TypeAlias = Sequence[int] | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRow:
-    """One row of logits and how its token is to be chosen. Build it for the step; it holds
-    references, no copies.
+    """How the token of one row of logits is chosen. It is built for a step and holds references to
+    the request's lists, not copies.
     """
 
     params: SamplingParams
@@ -36,6 +38,9 @@ class SamplingRow:
     output_token_ids: TokenIds = ()  # so far
     banned_sequences: Sequence[Sequence[int]] = ()  # params.bad_words, tokenized
     eos_token_ids: frozenset[int] = frozenset()
+    # bool [V] or shorter: constrained output. Only tokens that are True may be drawn; tokens beyond
+    # the mask may not. It acts with the other bans, so logprobs stay those of the model.
+    allowed_mask: NDArray[np.bool_] | None = None
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:

@@ -1,19 +1,17 @@
 """Logits to tokens: each row is corrected, filtered and drawn from by itself.
 
 One idea: the Gumbel-max trick with counter-based noise. A token is the argmax of z + gumbel(seed,
-position, token id) over the tokens that are left: a draw from their softmax that never normalizes,
-never walks a cumulative sum, and depends on nothing but its own row. Greedy is the same argmax
-without the noise. Where nothing is filtered, the noise of the groups of tokens (noise.py) says
-which few can have the largest score, and nothing else is asked about the others.
+position, token id) over the tokens that are left. This is a draw from their softmax without a
+normalization or a cumulative sum, and it depends on its own row alone. Greedy is the same argmax
+without the noise. Where nothing is filtered, the noise of groups of tokens (noise.py) bounds the
+scores, and only the few tokens that can have the largest score are looked at one by one.
 
-NumPy's passes over the vocabulary run row after row: the temporaries of one row stay in the cache
-and those of R rows do not. What is small (groups, and the tokens that are left) is worked on for
-several rows at once, element by element, so that no row feels its neighbours, neither in its bits
-nor in its errors.
+NumPy's passes over the vocabulary run row after row, because the temporaries of one row fit in the
+cache. Small arrays (groups, tokens that are left) are computed for several rows at once, element by
+element, so that no row changes the bits or the errors of another.
 
 Shapes: logits [R, V] float32, one `SamplingRow` for each row; they are read and not changed. R
-rows, V vocabulary. It must not keep anything between calls, and must not draw from a generator that
-has a state.
+rows, V vocabulary. This module keeps nothing between calls and uses no generator with a state.
 """
 
 import math
@@ -48,12 +46,12 @@ from .row import SamplingRow
 
 __all__ = ["sample", "survivors"]
 
-# no noise lifts a z below this over the largest, whose z is 0
+# No noise lifts a z below this over the largest logit, whose z is 0.
 _NEVER_DRAWN = SMALLEST_GUMBEL - LARGEST_GUMBEL
 _FLOAT32_MIN = float(np.finfo(np.float32).min)
 _FEW = 1024  # tokens that often hold the mass of top_p
-_MANY = 4096  # tokens left by filters whose noise costs more than that of all groups
-# rows drawn from at a time: what there is for each group of tokens stays in the cache
+_MANY = 4096  # the noise of more tokens costs more than the noise of all groups
+# rows drawn from at a time: the arrays with an entry for each group fit in the cache
 _TOGETHER = 16
 _ROUNDING = 1e-6  # more than any score may be off by; scores are below 100 wherever it matters
 
@@ -62,26 +60,37 @@ def sample(logits: NDArray[np.float32], rows: Sequence[SamplingRow]) -> list[int
     """The token of each row of logits [R, V]; or, in its place, the error with which that request
     alone must end.
 
-    A row fails where its logits hold NaN or +inf, or where bans leave it no token. The others are
-    served as if it were not there.
+    A row fails where its logits hold NaN or +inf, or where bans leave it no token. The other rows
+    are not affected.
     """
     tokens: list[int | RequestError] = []
-    # a penalty may take a logit to inf, which its row is then told
+    # A penalty may take a logit to inf; the row then gets an error.
     with np.errstate(over="ignore"):
         for start in range(0, len(rows), _TOGETHER):
-            some = rows[start : start + _TOGETHER]
-            found = [
-                _peak(row_logits, row)
-                for row_logits, row in zip(logits[start : start + _TOGETHER], some, strict=True)
-            ]
-            drawing = [
-                (peak, row)
-                for peak, row in zip(found, some, strict=True)
-                if isinstance(peak, _Peak)
-            ]
-            drawn = iter(_draw(drawing)) if drawing else iter(())
-            tokens += [next(drawn) if isinstance(token, _Peak) else token for token in found]
+            stop = start + _TOGETHER
+            tokens += _sample_some(logits[start:stop], rows[start:stop])
     return tokens
+
+
+def _sample_some(
+    logits: NDArray[np.float32], rows: Sequence[SamplingRow]
+) -> list[int | RequestError]:
+    """`sample` for at most `_TOGETHER` rows."""
+    tokens: dict[int, int | RequestError] = {}
+    drawn_from: dict[int, tuple[_Peak, SamplingRow]] = {}
+    # Rows that fail and greedy rows are done once their largest logit is known.
+    for i, (row_logits, row) in enumerate(zip(logits, rows, strict=True)):
+        peak = _find_peak(row_logits, row)
+        if isinstance(peak, RequestError):
+            tokens[i] = peak
+        elif row.params.temperature == 0:
+            tokens[i] = peak.token_id
+        else:
+            drawn_from[i] = peak, row
+    # The others are drawn from together.
+    if drawn_from:
+        tokens.update(zip(drawn_from, _draw([*drawn_from.values()]), strict=True))
+    return [tokens[i] for i in range(len(rows))]
 
 
 class _Peak(NamedTuple):
@@ -92,50 +101,63 @@ class _Peak(NamedTuple):
     largest: float
 
 
-def _peak(logits: NDArray[np.float32], row: SamplingRow) -> _Peak | int | RequestError:
-    """What a row is drawn from; or its token at once, where it is greedy."""
-    best = int(logits.argmax())  # the first NaN if there is one, which no ban may hide
+def _find_peak(logits: NDArray[np.float32], row: SamplingRow) -> _Peak | RequestError:
+    """The corrected row and its largest logit, which is finite; or why the row fails."""
+    # The model's own logits first: argmax finds the first NaN, which no ban may hide.
+    best = int(logits.argmax())
     if not math.isfinite(largest := float(logits[best])):
         return RequestError(
             f"the model's logits at position {row.position} have {largest} as their largest; it "
             "must be a finite number"
         )
     adjusted = adjust(logits, row)
-    if adjusted is not logits:
-        best = int(adjusted.argmax())
-        largest = float(adjusted[best])
-        if largest == -math.inf:
-            return RequestError(
-                "no token is left to draw: logit_bias, allowed_token_ids, bad_words and "
-                "min_tokens ban all of them"
-            )
-        if largest == math.inf:
-            return RequestError(
-                f"repetition_penalty {row.params.repetition_penalty} takes the logit of token "
-                f"{best} beyond float32"
-            )
-    return best if row.params.temperature == 0 else _Peak(adjusted, best, largest)
+    if adjusted is logits:
+        return _Peak(logits, best, largest)
+    # Then what corrections have made of them.
+    best = int(adjusted.argmax())
+    largest = float(adjusted[best])
+    if largest == -math.inf:
+        return RequestError(
+            "no token is left to draw: logit_bias, allowed_token_ids, bad_words, min_tokens and "
+            "the output's constraint ban all of them"
+        )
+    if largest == math.inf:
+        return RequestError(
+            f"repetition_penalty {row.params.repetition_penalty} takes the logit of token {best} "
+            "beyond float32"
+        )
+    return _Peak(adjusted, best, largest)
+
+
+class _Kept(NamedTuple):
+    """Tokens among which the draw from a row must fall."""
+
+    token_ids: NDArray[np.int64]  # [n]
+    z: NDArray[np.float64]  # [n], (logit - largest) / temperature
 
 
 def _draw(rows: Sequence[tuple[_Peak, SamplingRow]]) -> list[int]:
     """For each row the argmax of z + noise over what the filters leave, the first of equals."""
     states = np.array([noise_state(row.seed, row.position) for _, row in rows], np.uint64)
-    found: list[tuple[NDArray[np.int64], NDArray[np.float64]] | None] = [
-        survivors(peak.logits, row.params, peak.largest) if _is_filtered(row.params) else None
-        for peak, row in rows
-    ]
-    free = [i for i, kept in enumerate(found) if kept is None]
+    # Rows without filters are worked on together, rows with filters one at a time.
+    free = [i for i, (_, row) in enumerate(rows) if not _is_filtered(row.params)]
+    kept: dict[int, _Kept] = {}
     if free:
-        for i, kept in zip(free, _contenders([rows[i] for i in free], states[free]), strict=True):
-            found[i] = kept
-    for i, many in enumerate(found):
-        if many is not None and many[0].size > _MANY:
-            found[i] = _contenders_among(*many, states[i : i + 1], rows[i][0].logits.size)
-    kept_all = [kept for kept in found if kept is not None]
-    counts = [token_ids.size for token_ids, _ in kept_all]
-    token_ids = np.concatenate([token_ids for token_ids, _ in kept_all])
+        kept.update(zip(free, _contenders([rows[i] for i in free], states[free]), strict=True))
+    for i, (peak, row) in enumerate(rows):
+        if i not in kept:
+            kept[i] = _contenders_after_filters(peak, row.params, states[i : i + 1])
+    return _winners([kept[i] for i in range(len(rows))], states)
+
+
+def _winners(rows: Sequence[_Kept], states: NDArray[np.uint64]) -> list[int]:
+    """The token of the largest z + noise of each row; of equals the lowest token id."""
+    # All rows lie end to end, so that the noise is computed in one call.
+    counts = [kept.token_ids.size for kept in rows]
+    token_ids = np.concatenate([kept.token_ids for kept in rows])
     score = gumbel(states.repeat(counts), token_ids)
-    score += np.concatenate([z for _, z in kept_all])
+    score += np.concatenate([kept.z for kept in rows])
+    # Ids below the largest score of their row are put out of the way of the minimum.
     starts = np.cumsum([0, *counts[:-1]])
     token_ids[score < np.maximum.reduceat(score, starts).repeat(counts)] = np.iinfo(np.int64).max
     tokens: list[int] = np.minimum.reduceat(token_ids, starts).tolist()
@@ -148,22 +170,23 @@ def _is_filtered(p: SamplingParams) -> bool:
 
 def _contenders(
     rows: Sequence[tuple[_Peak, SamplingRow]], states: NDArray[np.uint64]
-) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """For each row: tokens among which the draw from all of its logits must fall, in no order, and
-    their z.
+) -> list[_Kept]:
+    """For each row: tokens among which the draw from all of its logits must fall, in no order.
 
-    The noise of a group's leader over the group's largest logit is a ceiling of its scores.
-    Whatever token's score is known is a floor of the largest: that of the likeliest is a high one
+    The noise of a group's leader over the group's largest logit is a ceiling of the group's scores.
+    The score of any token is a floor of the largest score: that of the likeliest token is high
     where the distribution is peaked, the highest of the leaders' where it is flat.
     """
     vocab_size = rows[0][0].logits.size
     largest = np.array([[peak.largest] for peak, _ in rows])  # [R, 1]
     temperature = np.array([[row.params.temperature] for _, row in rows])
     noise, leader = leaders(states, vocab_size)  # [R, G]
+    # Ceilings of the groups.
     ceiling = np.stack([group_maxima(peak.logits) for peak, _ in rows]).astype(np.float64)
     ceiling -= largest
     ceiling /= temperature
     ceiling += noise
+    # Scores of the leaders; a leader beyond the vocabulary has none.
     score = np.stack(
         [peak.logits.take(t, mode="clip") for (peak, _), t in zip(rows, leader, strict=True)]
     ).astype(np.float64)
@@ -171,10 +194,12 @@ def _contenders(
     score /= temperature
     score += noise
     score[leader >= vocab_size] = -math.inf
+    # The floor of each row.
     floor = np.maximum(
         score.max(axis=1), gumbel(states, np.array([peak.token_id for peak, _ in rows]))
     )
     floor -= _ROUNDING
+    # Tokens of the groups whose ceiling reaches the floor.
     found = []
     for i, (peak, row) in enumerate(rows):
         groups = np.flatnonzero(ceiling[i] >= floor[i])
@@ -182,29 +207,33 @@ def _contenders(
         z = peak.logits.take(token_ids, mode="clip").astype(np.float64)
         z -= peak.largest
         z /= row.params.temperature
-        # nor can a token beat its own z with its leader's noise
+        # No token scores more than its own z plus the noise of its group's leader.
         keep = z >= floor[i] - noise[i, groups][:, None]
         keep &= token_ids < vocab_size
-        found.append((token_ids[keep], z[keep]))
+        found.append(_Kept(token_ids[keep], z[keep]))
     return found
 
 
-def _contenders_among(
-    token_ids: NDArray[np.int64], z: NDArray[np.float64], state: NDArray[np.uint64], vocab_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Those of the tokens that filters leave which the draw can fall on, in order, and their z: as
-    above, token by token.
+def _contenders_after_filters(
+    peak: _Peak, params: SamplingParams, state: NDArray[np.uint64]
+) -> _Kept:
+    """The tokens that the filters of a row leave, in order; of very many only those on which the
+    draw can fall. `state`: [1].
     """
-    noise, leader = leaders(state, vocab_size)
+    token_ids, z = survivors(peak.logits, params, peak.largest)
+    if token_ids.size <= _MANY:
+        return _Kept(token_ids, z)
+    # As in `_contenders`, token by token: the group's noise over a token's own z is its ceiling.
+    noise, leader = leaders(state, peak.logits.size)
     groups = groups_of(token_ids)
     ceiling = noise[0].take(groups)
     ceiling += z
-    leads = leader[0].take(groups) == token_ids  # what these score is the ceiling
+    is_leader = leader[0].take(groups) == token_ids  # a leader's score is its ceiling
     likeliest = int(z.argmax())
     floor = float(z[likeliest] + gumbel(state, token_ids[likeliest : likeliest + 1])[0])
-    floor = max(floor, float(ceiling[leads].max(initial=-math.inf))) - _ROUNDING
+    floor = max(floor, float(ceiling[is_leader].max(initial=-math.inf))) - _ROUNDING
     keep = ceiling >= floor
-    return token_ids[keep], z[keep]
+    return _Kept(token_ids[keep], z[keep])
 
 
 def survivors(
@@ -217,30 +246,32 @@ def survivors(
     left out.
     """
     p = params
+    # top_k
     token_ids = keep_largest(logits, p.top_k) if p.top_k > 0 else None
     values = logits if token_ids is None else logits[token_ids]
+    # A bound on z below which no filter keeps a token.
     total = mean = 0.0
     lowest = max(_NEVER_DRAWN, math.log(p.min_p)) if p.min_p > 0 else _NEVER_DRAWN
     if p.typical_p < 1:
         total, mean = moments(values, largest, p.temperature)
-        # those below this hold less than their share together, however many: nobody needs them to
-        # reach the mass; and they are farther from the mean than the likeliest is
+        # Tokens below this hold less than the mass that may be dropped, however many they are, and
+        # they are farther from the mean than the likeliest token.
         lowest = min(_log_share((1 - p.typical_p) * total, values.size), 2 * mean)
     elif p.top_p < 1:
         total = total_weight(values, largest, p.temperature)
         lowest = _log_share((1 - p.top_p) * total, min(values.size, _FEW))
     near, z = _above(values, largest, p.temperature, lowest)
-    # many hold the mass
+    # The bound of top_p assumed that few tokens hold the mass; lower it where they do not.
     if (
         p.typical_p == 1
         and p.top_p < 1
         and values.size > _FEW
         and float(np.exp(z).sum()) < p.top_p * total
     ):
-        near, z = _above(
-            values, largest, p.temperature, _log_share((1 - p.top_p) * total, values.size)
-        )
+        lowest = _log_share((1 - p.top_p) * total, values.size)
+        near, z = _above(values, largest, p.temperature, lowest)
     token_ids = near if token_ids is None else token_ids[near]
+    # typical_p, top_p, min_p: each acts on what the one before it left.
     if p.typical_p < 1:
         keep = keep_typical(z, mean, p.typical_p * total)
         token_ids, z = token_ids[keep], z[keep]
@@ -262,7 +293,7 @@ def _log_share(mass: float, count: int) -> float:
 def _above(
     values: NDArray[np.float32], largest: float, temperature: float, lowest: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Where z is at least `lowest`, or a little below, rising; and these z. What is banned is not
+    """Where z is at least `lowest`, or a little below, rising; and these z. Banned tokens are not
     among them.
     """
     bound = largest + temperature * (lowest - 1)  # a nat of room, so that no rounding matters
