@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from pellucid.formats import dequantize
+from pellucid.ops.case_inputs import Inputs
 from pellucid.ops.cases import (
     AttentionCase,
     Case,
     ElementwiseCase,
     EmbeddingCase,
-    Inputs,
     LinearCase,
     NormCase,
     RopeCase,

@@ -12,8 +12,9 @@ from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.errors import ConfigError
 from pellucid.formats import FORMATS
+from pellucid.ops.build_case import build_case
 from pellucid.ops.case_lists import CASES, SPEED_CASES
-from pellucid.ops.cases import AttentionCase, Case, LinearCase, build_case
+from pellucid.ops.cases import AttentionCase, Case, LinearCase
 from pellucid.ops.protocol import Ops
 
 from .harness import check_case

@@ -18,7 +18,7 @@ from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.backends.reference.flash_attention import flash_attention, merge_states
 from pellucid.kv_spec import KVSpec
 from pellucid.ops.budget import check_dense
-from pellucid.ops.cases import build_attention_batch
+from pellucid.ops.case_inputs import build_attention_batch
 from pellucid.ops.protocol import KVLayer
 
 from .oracle import attention

@@ -14,7 +14,7 @@ from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense
 from pellucid.kv_spec import KVSpec
-from pellucid.ops.cases import build_attention_batch
+from pellucid.ops.case_inputs import build_attention_batch
 from pellucid.ops.kv_dtypes import choose_kv_dtypes
 from pellucid.ops.protocol import Backend, KVLayer, Ops, Tensor
 

@@ -15,7 +15,7 @@ from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import FORMATS, encode_dense
 from pellucid.kv_spec import KVSpec
-from pellucid.ops.cases import build_attention_batch, random_weight
+from pellucid.ops.case_inputs import build_attention_batch, random_weight
 from pellucid.ops.protocol import KVLayer, Ops, RopeTable, Tensor
 
 from .native_isas import USABLE

@@ -12,7 +12,8 @@ from pellucid.backends.reference import ops
 from pellucid.backends.reference.attention import Array, PagedKV
 from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.kv_spec import KVSpec
-from pellucid.ops.cases import AttentionCase, build_attention_batch
+from pellucid.ops.case_inputs import build_attention_batch
+from pellucid.ops.cases import AttentionCase
 from pellucid.ops.protocol import KVLayer
 
 from .oracle import attention

@@ -10,7 +10,7 @@ from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.formats import FORMATS, dequantize
 from pellucid.formats.tensor import HostTensor
 from pellucid.kv_spec import KVSpec
-from pellucid.ops.cases import build_attention_batch, random_weight
+from pellucid.ops.case_inputs import build_attention_batch, random_weight
 from pellucid.ops.protocol import KVLayer, RopeTable
 
 LARGEST = float(np.finfo(np.float32).max)

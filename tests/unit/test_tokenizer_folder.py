@@ -21,7 +21,7 @@ from tokenizers import (
 )
 from tokenizers import Tokenizer as RustTokenizer
 
-from pellucid.errors import FormatError, RequestError, UnsupportedError
+from pellucid.errors import FormatError, UnsupportedError
 from pellucid.tokenizer import Tokenizer, from_folder, load_tokenizer
 
 TRAINING = [

@@ -1,8 +1,8 @@
 """From a file to something that computes: checkpoint, tokenizer, weights in the backend's layout,
 KV cache, scheduler and core.
 
-One idea: everything that can be refused is refused before the weights are loaded, with the
-arithmetic. Sizes are in bytes.
+Everything that can be refused is refused before the weights are loaded, with the arithmetic. Sizes
+are in bytes.
 """
 
 from collections.abc import Iterator, Mapping

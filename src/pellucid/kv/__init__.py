@@ -1,5 +1,5 @@
-"""The key/value cache: what it costs (`layout`), who holds which block (`block_pool`, `manager`),
-and where the bytes lie (`storage`).
+"""The key/value cache: what it costs (`layout`), which block is held by whom (`block_pool`,
+`radix_tree`, `manager`), and where the bytes lie (`storage`).
 """
 
 __all__: list[str] = []

@@ -19,10 +19,10 @@ _FEW = 1024  # entries that are kept without asking whether they are stale
 
 
 class Leaf(NamedTuple):
-    """An edge that may go, from its end, if nobody holds it."""
+    """An edge that may be evicted from its end, unless a request holds it."""
 
     stamp: int  # of the node when it was offered: a later use makes the entry stale
-    order: int  # among equals, who was offered first
+    order: int  # among equals, the one that was offered first is next
     node: Node
 
 

@@ -237,8 +237,8 @@ class KVCacheManager:
         for table, target in zip(held.tables, targets, strict=True):
             table.append(target)
 
-    # ---- running: a request that stays below its `next_kv_event` needs neither of these two, so one
-    # that decodes asks once per block
+    # ---- running: below its `next_kv_event` a request needs neither of the next two, so in decode
+    # it asks once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
         """Make room for the next num_new_tokens of a running request: all of them and True, or

@@ -42,7 +42,7 @@ class RadixTree:
         self._tier = tier
         self._windowed = windowed  # per group
         self._block_size = block_size
-        # per salt: who does not know a salt cannot hit its prefixes
+        # per salt: requests hit prefixes of their own salt only
         self._roots: dict[str, Node] = {}
         self._clock = 0
         self._order = EvictionOrder(pool)
@@ -139,8 +139,8 @@ class RadixTree:
         return node
 
     def _append(self, node: Node, tokens: list[int], blocks: list[list[int]], extend: bool) -> Node:
-        """New columns: on the edge itself where nobody but the one who appends has its path end
-        here, else as a child.
+        """New columns: on the edge itself where the path of no other request ends here, else as a
+        child.
         """
         if node.children:
             self._drop_tails(node, tokens)
@@ -365,7 +365,7 @@ class RadixTree:
 
     def promote(self, node: Node, blocks: list[list[int]]) -> None:
         """Bring a node back from the tier into `blocks`, which the caller holds. A slot whose block
-        is a HOLE is not loaded: nobody will read it.
+        is a HOLE is not loaded: no token will read it.
         """
         assert node.slots is not None
         for slots, row in zip(node.slots, blocks, strict=True):
@@ -410,7 +410,7 @@ class RadixTree:
                 node.parent = None
 
     def drop_all(self) -> None:
-        """Forget everything, after a step of which nobody knows what it wrote."""
+        """Forget everything: after a failed step the blocks may hold anything."""
         for salt in list(self._roots):
             self.drop(salt)
         self.ops.clear()

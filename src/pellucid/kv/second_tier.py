@@ -50,8 +50,8 @@ class SecondTier:
         self._free += [slot for row in rows for slot in row if slot != HOLE]
 
     def oldest_leaf(self) -> Node | None:
-        """The saved edge that is forgotten next: nothing hangs below it and nobody needs it. None
-        where there is none.
+        """The saved edge that is forgotten next: nothing hangs below it and no request needs it.
+        None where there is none.
         """
         locked, found = [], None
         while found is None and (entry := self.leaves.pop()) is not None:

@@ -1,5 +1,5 @@
 """The vocabulary between models and backends: the ops (`protocol`), their costs (`cost`), their
-tests (`cases`, `budget`).
+conformance cases (`cases`, `budget`).
 """
 
 __all__: list[str] = []

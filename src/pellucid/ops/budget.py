@@ -1,14 +1,14 @@
 """How wrong an op may be: a budget that comes from the arithmetic, not from what happens to pass.
 
-One idea: a fast kernel may round in another order than the formula, but it may not be worse at it.
-So the formula is evaluated twice in the plainest way, in float64 (taken as exact) and in float32
-(naive), and
+A fast kernel may round in another order than the formula, but its error must be no larger. So the
+formula is evaluated twice in the plainest way, in float64 (taken as exact) and in float32 (naive),
+and, by the rule of flash-attention's tests,
 
-    max |actual - exact|  <=  2 · max |naive - exact|  +  jitter                     (the rule of flash-attention's tests)
+    max |actual - exact|  <=  2 · max |naive - exact|  +  jitter
 
-where the jitter, a few units in the last place of the largest result, covers cases so small that
-the naive evaluation is right by luck. An op may magnify the rounding of what it is given, as the
-softmax does with large scores: `condition` says how many times.
+The jitter is a few units in the last place of the largest result. It covers cases so small that the
+naive evaluation is exact by luck. An op may magnify the rounding of its inputs, as the softmax does
+with large scores: `condition` says how many times.
 
 A backend that quantizes activations to int8 before it multiplies quantized weights makes an error
 of another kind. With blocks of 32 numbers it is about 3e-5 of the output's power for inputs that
@@ -56,8 +56,8 @@ def _largest(x: NDArray[np.float64]) -> float:
 
 
 def _error(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is off, element by element; a NaN or an infinity that should not be there is infinitely
-    wrong, and so is another shape.
+    """The error of each element; infinite for a NaN or an infinity that should not be there, and
+    for another shape.
     """
     if actual.shape != exact.shape:
         return np.array([np.inf])

@@ -1,9 +1,9 @@
 """Which cases there are: `CASES` hold a backend to the definition and are small; `SPEED_CASES` are
 the shapes of real models, to be timed.
 
-What CASES must cover: one token and many; sizes that no vector width divides; every format; every
-ratio of query to key heads; windows shorter and longer than the context; chunks that continue a
-context; ragged batches; scattered blocks of each size; rows that nobody reads; numbers large enough
+CASES cover: one token and many; sizes that no vector width divides; every format; every ratio of
+query to key heads; windows shorter and longer than the context; chunks that continue a context;
+ragged batches; scattered blocks of each size; rows whose results are not used; numbers large enough
 to saturate or to overflow a careless formula.
 """
 

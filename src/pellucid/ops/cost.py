@@ -1,19 +1,17 @@
 """What each op costs: floating-point operations and bytes, as plain functions of its shapes and
 formats.
 
-One idea: arithmetic intensity, FLOPs / bytes, decides which resource binds an op (the roofline:
-Williams et al., CACM 2009). A linear layer over T tokens does 2·T FLOPs for each weight it reads:
+Arithmetic intensity, FLOPs / bytes, decides which resource binds an op (the roofline: Williams et
+al., CACM 2009). A linear layer over T tokens does 2·T FLOPs for each weight it reads:
 with one token it waits for memory, with hundreds it waits for arithmetic.
 
 The rules of counting:
 - A multiply-add is 2 FLOPs; each other arithmetic operation, comparison or function (exp, tanh,
   sqrt) on one number is 1.
-- Bytes are the least that can cross: each input read once, each output written once. Weights are as
-  large as their format packs them;
-  activations and the KV cache are float32 unless said otherwise. A gathered table counts the rows
-  that are read. Index arrays are left out.
-- Attention counts what is visible: a query and a key that the mask hides from it cost nothing, nor
-  does a key that no query sees.
+- Bytes are the fewest that must move: each input read once, each output written once. Weights are
+  as large as their format packs them; activations and the KV cache are float32 unless said
+  otherwise. A gathered table counts the rows that are read. Index arrays are left out.
+- Attention counts visible pairs of a query and a key only. A key that no query sees is not read.
 
 One function per op, by the op's name; sizes in elements and tokens. This module computes with
 shapes only, never with data.
@@ -107,7 +105,7 @@ def embedding(
 def linear(
     tokens: int, in_features: int, out_features: int, *, format: str = "F32", bias: bool = False
 ) -> OpCost:
-    """The packed weight once, however many tokens share it: this is why batching pays."""
+    """The packed weight is read once, however many tokens share it: this is why batching pays."""
     outputs = tokens * out_features
     read = (
         out_features * row_bytes(format, in_features)

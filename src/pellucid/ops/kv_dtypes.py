@@ -14,8 +14,8 @@ KV_GROUP = 32  # dimensions that share a scale in int4
 
 
 def choose_kv_dtypes(asked: str, allowed: Sequence[str]) -> tuple[str, str]:
-    """(of keys, of values) from "auto", which is the first that is allowed, one name for both, or
-    two with a comma between them.
+    """The dtypes of keys and of values. `asked` is one name for both, or two with a comma between
+    them; "auto" is the first that is allowed.
     """
     names = [name.strip() for name in asked.split(",")]
     if len(names) > 2 or any(name not in (*allowed, "auto") for name in names):

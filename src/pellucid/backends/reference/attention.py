@@ -1,11 +1,11 @@
 """Exact attention, and the paged store that it reads: the definition that every faster attention is
 held to.
 
-    softmax(mask(softcap(q·kᵀ·scale))) · v                          (Vaswani et al., arXiv:1706.03762)
+    softmax(mask(softcap(q·kᵀ·scale))) · v                  (Vaswani et al., arXiv:1706.03762)
 
-One idea: a request's keys lie in blocks anywhere in the cache, in the order of its block table
-(paged attention, Kwon et al., arXiv:2309.06180). `read_kv` brings the positions that somebody sees
-into one array [S, KH, D]; from there on it is plain attention.
+A request's keys lie in blocks anywhere in the cache, in the order of its block table (paged
+attention, Kwon et al., arXiv:2309.06180). `read_kv` brings the positions that some query sees into
+one array [S, KH, D]; from there on it is plain attention.
 
 Heads are grouped (Ainslie et al., arXiv:2305.13245): the G = H / KH query heads that share a key
 head are stacked, so that one matrix product per key head serves them all. Query i sits at key index
@@ -41,9 +41,7 @@ Array: TypeAlias = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class PagedKV:
-    """Keys and values of one layer. Slot block · B + offset holds one token; who owns a block is
-    the scheduler's matter.
-    """
+    """Keys and values of one layer. Slot block · B + offset holds one token."""
 
     k: Array  # [N·B, KH, D]
     v: Array  # [N·B, KH, Dv]

@@ -1,15 +1,15 @@
 """FlashAttention-2 (Dao, arXiv:2307.08691) in NumPy: attention in tiles, never holding more than
 one tile of scores.
 
-One idea: a softmax can be summed in parts. Keep for each query the largest score so far `m`, the
+A softmax can be summed in parts. Keep for each query the largest score so far `m`, the
 sum `l` of exp(score - m) and the sum `acc` of exp(score - m) · v. A new tile of keys may raise m;
 what was summed before is then worth exp(m_old - m_new) of itself (the online softmax of Milakov &
 Gimelshein, arXiv:1805.02867). At the end
 
     out = acc / l        lse = m + log(l)
 
-and `lse`, the log of the softmax's denominator, is all that is needed to join results over disjoint
-sets of keys: `merge_states`. Tiles that no query of theirs sees (the future, or beyond the window)
+`lse` is the log of the softmax's denominator. With it `merge_states` joins results over disjoint
+sets of keys. Tiles that no query of theirs sees (the future, or beyond the window)
 are skipped, so a causal prompt costs half.
 
 Memory: H · TILE_Q · TILE_K scores instead of H · T · S. The reference uses it where the whole

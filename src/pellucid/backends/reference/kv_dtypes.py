@@ -1,14 +1,17 @@
 """What a KV cache keeps of a key or a value, in each of its dtypes: the definition, as numbers that
 are written and read back.
 
-One idea: a cache dtype is a rounding. `f32` rounds nothing, `f16` to the nearest half. The others
-scale by the largest number of a group and round to integers, with the scale itself in float16:
+A cache dtype is a rounding. `f32` does not round, `f16` rounds to the nearest half. The others
+scale by the largest number of a group and round to integers: x ≈ scale · code, with the scale
+itself in float16.
 
-    int8    one group per token and head: x ≈ scale · code, scale = max |x| / 127, code in -127 … 127
-    int4    groups of 32 dimensions: scale = (the x of the largest |x|) / -8, code in -8 … 7, so that the largest is met by -8
+    int8    one group per token and head: scale = max |x| / 127, code in -127 … 127
+    int4    groups of 32 dimensions: scale = (the x of the largest |x|) / -8, code in -8 … 7
 
-A few dimensions of keys are much larger than the others, and would leave those nothing of 4 bits.
-So int4 first rotates keys by a Hadamard matrix, which spreads them over all (QuaRot, Ashkboos et
+The largest number of an int4 group is thus -8 · scale exactly, up to the scale's own rounding.
+
+A few dimensions of keys are much larger than the others, which would then round to 0 in 4 bits. So
+int4 first rotates keys by a Hadamard matrix, which spreads them over all (QuaRot, Ashkboos et
 al., arXiv:2404.00456). It is its own inverse, and q·k does not change where both are rotated.
 Values have no such dimensions, and are not rotated. Every step is one float32 operation, so that
 kernels can do the same.
@@ -32,7 +35,7 @@ def round_trip(x: Array, dtype: str, *, keys: bool) -> Array:
     """Keys or values [..., D] as a cache gives them back."""
     if dtype == "f32":
         return x
-    # what is no number, or too large for a half, shows in the result
+    # NaN and numbers too large for a half are kept as they come out
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if dtype == "f16":
             return x.astype(np.float16).astype(np.float32)

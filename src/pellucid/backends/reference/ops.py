@@ -1,9 +1,9 @@
 """The definition of every op, in NumPy. The functions of this module, taken together, are an `Ops`
 (`ops/protocol.py`).
 
-One idea: say it as the paper says it, in float32, with the shape on each line. No function keeps
-anything or changes what it is given, but for `kv_write`. Large inputs give large results, never a
-NaN or a warning: each formula is written so that its middle cannot overflow.
+Each op is written as its paper writes it, in float32, with the shape on each line. Only `kv_write`
+changes an argument, and no function keeps state. Large inputs give large results, never a NaN or a
+warning: each formula is written so that no intermediate value overflows.
 
 Matrix products go to BLAS, whose sums differ in the last bits with the number of rows. So a token
 computed alone and in a batch agree within the error budget here, not bit for bit.
@@ -43,11 +43,9 @@ __all__ = [
 # leaves the processor's cache (and for a prompt of 8k tokens would take gigabytes): then tiles need
 # a megabyte or two, and are up to twice as fast.
 MAX_SCORE_BYTES = 4 << 20
-PART_KEYS = (
-    # a longer context is read and attended to in parts, which are merged in order: so much is
-    # copied out of its blocks at a time
-    4096
-)
+# A longer context is attended to in parts, which are merged in order. So only this many keys are
+# copied out of their blocks at a time.
+PART_KEYS = 4096
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 GELU_SATURATES = 16.0  # beyond ±16 the tanh of gelu is ±1 to the last bit of a float32
 

@@ -1,0 +1,137 @@
+"""What a conformance case runs on: batches, random activations and random weights in every format.
+
+Inputs come from a generator that the case's name seeds, so they are the same on every machine.
+Shapes: T tokens, R requests, M blocks per request, G layer groups.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..batch import AttentionMetadata, ForwardBatch
+from ..formats import FORMATS, dequantize, quantize
+from ..formats.tensor import HostTensor
+
+__all__ = ["Inputs", "build_attention_batch", "normal", "plain_batch", "random_weight"]
+
+Array: TypeAlias = NDArray[np.float32]
+
+DENSE = ("F32", "F16", "BF16")
+
+# Where a quant_block keeps its float16 scales. Its other bytes may be anything; these must be
+# numbers of a sane size.
+F16_SCALES: Mapping[str, tuple[int, ...]] = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a case runs on. `history` is keys and values of earlier steps, written before the op is
+    run.
+    """
+
+    batch: ForwardBatch
+    weights: Mapping[str, HostTensor] = field(default_factory=dict)
+    activations: Mapping[str, Array] = field(default_factory=dict)  # each [T, n]
+    # "k", "v": each [earlier tokens, KH·D]
+    history: Mapping[str, Array] = field(default_factory=dict)
+    history_batch: ForwardBatch | None = None
+    num_blocks: int = 0
+
+
+def build_attention_batch(
+    q_lens: Sequence[int],
+    seq_lens: Sequence[int],
+    block_tables: NDArray[np.int32],
+    block_size: int,
+    logits_indices: Sequence[int] = (),
+) -> ForwardBatch:
+    """The batch in which request r computes its last q_lens[r] tokens of seq_lens[r]; input_ids are
+    0 … T-1.
+
+    block_tables are [G, R, M], or [R, M] of one group.
+    """
+    tables = block_tables if block_tables.ndim == 3 else block_tables[None]
+    owner = np.repeat(np.arange(len(q_lens)), q_lens)  # [T]
+    # [T]
+    positions = np.concatenate([np.arange(s - q, s) for q, s in zip(q_lens, seq_lens, strict=True)])
+    # [G, T]
+    slots = tables[:, owner, positions // block_size] * block_size + positions % block_size
+    return ForwardBatch(
+        input_ids=np.arange(len(owner), dtype=np.int32),
+        positions=positions.astype(np.int32),
+        logits_indices=np.array(logits_indices, np.int32),
+        attention=AttentionMetadata(
+            cu_seqlens_q=np.concatenate([[0], np.cumsum(q_lens)]).astype(np.int32),
+            seq_lens=np.array(seq_lens, np.int32),
+            block_tables=tables,
+            slot_mapping=slots.astype(np.int32),
+            block_size=block_size,
+        ),
+    )
+
+
+def plain_batch(tokens: int, logits_indices: Sequence[int] = ()) -> ForwardBatch:
+    """One request, whole: for ops that do not look at other tokens."""
+    return build_attention_batch(
+        [tokens], [tokens], np.zeros((1, 1), np.int32), tokens, logits_indices
+    )
+
+
+def random_weight(rng: np.random.Generator, shape: tuple[int, int], format: str) -> HostTensor:
+    """A matrix [out, in], its numbers about 1/sqrt(in) in size. Quantized blocks hold random bytes,
+    so that every code occurs.
+    """
+    rows, columns = shape
+    spread = columns**-0.5
+    if format in DENSE:
+        return quantize((rng.normal(size=shape) * spread).astype(np.float32), format)
+    layout = FORMATS[format]
+    data = rng.integers(
+        0, 256, (rows, columns // layout.block_size, layout.block_bytes), dtype=np.uint8
+    )
+    scales = (
+        rng.uniform(0.5, 1.5, (*data.shape[:2], len(F16_SCALES[format])))
+        * rng.choice([-1, 1], data.shape[:2])[..., None]
+    )
+    _put_scales(data, format, scales)
+    sample = data[:64].reshape(min(rows, 64), -1)
+    rms = float(
+        np.sqrt(
+            np.mean(
+                np.square(
+                    dequantize(HostTensor(format, (len(sample), columns), sample)), dtype=np.float64
+                )
+            )
+        )
+    )
+    _put_scales(data, format, scales * (spread / rms))  # a value is linear in its block's scales
+    return HostTensor(format, shape, data.reshape(rows, -1))
+
+
+def _put_scales(data: NDArray[np.uint8], format: str, scales: NDArray[np.float64]) -> None:
+    """Write scales [rows, blocks, fields] where the format keeps them, as little-endian float16."""
+    for i, at in enumerate(F16_SCALES[format]):
+        data[..., at : at + 2] = np.ascontiguousarray(scales[..., i : i + 1], "<f2").view(np.uint8)
+
+
+def normal(
+    rng: np.random.Generator, *shape: int, magnitude: float = 1.0, mean: float = 0.0
+) -> Array:
+    """Normally distributed numbers, float32."""
+    return (rng.normal(size=shape) * magnitude + mean).astype(np.float32)
