@@ -69,7 +69,7 @@ BASES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 24,
         "layer_types": TURNS,
     },
-    "phi3": {**SIZES, "sliding_window": 9},
+    "phi3": {**SIZES, "sliding_window": 9, "pad_token_id": None},
 }
 
 # field -> values that it is given, in every family; MISSING takes it out of the file
@@ -217,6 +217,7 @@ EVERYWHERE = {
     "partial_rotary_factor",
     "original_max_position_embeddings",
     "per_layer_config",
+    "default_theta",
     "rope_local_base_freq",
     "rope_parameters",
     "rope_scaling",

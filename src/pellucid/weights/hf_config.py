@@ -44,8 +44,9 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
             f"{where}: weights are quantized by "
             f"{quantization.text('quant_method', 'an unnamed method')!r}, which is not supported"
         )
-    if fields.section("per_layer_config") is not None:
-        raise UnsupportedError(f"{where}: per_layer_config is set; only models of like layers run")
+    for name in ("per_layer_config", "default_theta"):
+        if fields.value(name) is not None:
+            raise UnsupportedError(f"{where}: {name} is set, which is not supported")
     for name in ("use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention"):
         if fields.flag(name, False):
             raise UnsupportedError(f"{where}: {name} is true; only causal decoders run")
