@@ -192,7 +192,7 @@ INERT = {
 
 
 def theirs(folder: Path, input_ids: NDArray[np.int32]) -> NDArray[np.float32] | Exception:
-    """The logits of a model with lively weights made from config.json, which are saved beside it."""
+    """The logits of a model with lively weights made from config.json; they are saved beside it."""
     try:
         model = build_model(transformers.AutoConfig.from_pretrained(folder), 7)
         logits = compute_logits(model, input_ids)

@@ -1,4 +1,4 @@
-"""The three parts of a graph, used apart: two pipeline stages, each with its own weights and caches,
+"""The three parts of a graph, used apart: two pipeline stages, each with its weights and caches,
 compute what one forward pass computes.
 """
 
