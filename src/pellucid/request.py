@@ -67,7 +67,8 @@ class SamplingParams:
     """How the next token is chosen, and when to stop. Names, meanings and defaults are vLLM's.
 
     The order in which they act on a row of logits: logit_bias, allowed and banned tokens (and the
-    mask of a constrained output), penalties, temperature, top_k, typical_p, top_p, min_p, then one draw (`sampling/sampler.py`).
+    mask of a constrained output), penalties, temperature, top_k, typical_p, top_p, min_p, then one
+    draw (`sampling/sampler.py`).
     `temperature=0` is greedy: the largest logit after bias, bans and penalties. Ties go to the
     lower token id. Types and bounds are checked when it is built, and again when a request is
     submitted; nothing is clamped. Lists and mappings are copied.

@@ -10,15 +10,15 @@ A Gumbel variable is -ln E with E a standard exponential. The exponentials are m
 tokens. Exponential waiting times have no memory: the first of 64 events comes after E/64, is
 equally likely to be any of them, and each of the others then needs an E of its own. So one number
 per group bounds the noise of the whole group, and a search for the largest score skips the groups
-that cannot have it. Each token's noise is still an independent Gumbel variable. A slab is 64 rows of
-512 tokens and a group is one of its columns, so that vector instructions along the rows find the
+that cannot have it. Each token's noise is still an independent Gumbel variable. A slab is 64 rows
+of 512 tokens and a group is one of its columns, so that vector instructions along the rows find the
 largest logits of all groups of a slab.
 
 The bits are SplitMix64's (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014): the t-th output of that generator is mix(state + (t + 1)·γ), computed directly for any
-t. It is used at two levels: seed and position give a state, and token ids and groups count from that
-state. Adjacent seeds and positions give unrelated states, because a change of one input bit changes
-half of the bits of mix.
+t. It is used at two levels: seed and position give a state, and token ids and groups count from
+that state. Adjacent seeds and positions give unrelated states, because a change of one input bit
+changes half of the bits of mix.
 
 Integers are exact on every machine. The logarithms are the platform's and differ in the last bit
 between machines; that changes a draw only where two scores are within about 1e-15 of each other.
@@ -145,7 +145,7 @@ def _first_of_groups(
 
 
 def _exponential(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """-ln u, written over the bits; u is uniform over the midpoints of 2⁵² equal parts of (0, 1)."""
+    """-ln u, written over the bits; u is uniform over the midpoints of 2⁵² parts of (0, 1)."""
     bits >>= np.uint64(12)
     # These are now the bits of a float64 in [1, 2); its fraction is the random number.
     bits |= np.uint64(0x3FF0000000000000)

@@ -3,8 +3,8 @@ logits and the draw, for one row.
 
 One idea: the vocabulary is large, and few of its tokens matter. Corrections index the few tokens
 that they change. Filters keep few tokens, so a cheap bound that all survivors pass comes first, and
-the exact rule is applied to the tokens that pass. The vocabulary is never sorted and never stored in
-float64; sums over all of it run in slices that fit in the cache.
+the exact rule is applied to the tokens that pass. The vocabulary is never sorted and never stored
+in float64; sums over all of it run in slices that fit in the cache.
 
 Letters: V vocabulary; logits are float32; z = (logit - largest) / temperature in float64; a token's
 weight is exp(z), its probability before normalization. Filters return the indices that they keep,
