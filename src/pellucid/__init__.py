@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.prompts import TextPrompt, TokensPrompt
     from .errors import PellucidError
-    from .request import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SamplingParams
+    from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+    from .sampling_params import SamplingParams
 
 __all__ = [
     "LLM",
@@ -36,13 +37,13 @@ __version__ = "0.1.0"
 _HOME = {
     "LLM": ".engine.llm",
     "AsyncEngine": ".engine.async_engine",
-    "CompletionOutput": ".request",
+    "CompletionOutput": ".outputs",
     "EngineConfig": ".config",
-    "Logprob": ".request",
+    "Logprob": ".outputs",
     "PellucidError": ".errors",
-    "RequestMetrics": ".request",
-    "RequestOutput": ".request",
-    "SamplingParams": ".request",
+    "RequestMetrics": ".outputs",
+    "RequestOutput": ".outputs",
+    "SamplingParams": ".sampling_params",
     "TextPrompt": ".engine.prompts",
     "TokensPrompt": ".engine.prompts",
 }

@@ -23,7 +23,8 @@ PACKAGE = ROOT / "src" / "pellucid"
 # Whom each room may import, beside itself. A room that is not here may not exist: give it a row,
 # and docs/design.md a line. "kv.manager" means that module alone. The rows run from the top of the
 # house to its ground.
-PLAIN = ("config", "checks", "kv_spec", "request", "batch", "errors")
+REQUEST = ("request", "sampling_params", "outputs")
+PLAIN = ("config", "checks", "kv_spec", *REQUEST, "batch", "errors")
 BELOW_ENGINE = (
     "scheduler",
     "speculative",
@@ -78,7 +79,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "units": (),
     "kv_spec": ("config",),
     "config": ("checks", "errors"),
-    "request": ("checks", "config", "errors"),
+    "request": (*REQUEST, "errors"),
+    "sampling_params": ("checks", "errors"),
+    "outputs": (),
     "checks": ("errors",),
     "batch": (),
     "files": ("errors",),
