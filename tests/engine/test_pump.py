@@ -158,6 +158,58 @@ def test_what_was_submitted_is_a_copy(llm: LLM, alone: list[list[int]]) -> None:
     assert_idle(llm)
 
 
+def test_poisoned_prompts_queue_nothing(llm: LLM) -> None:
+    """An iterable that raises, an entry that is no prompt, and ids that are no integers."""
+
+    def breaks() -> Iterator[str]:
+        yield "fine"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        llm.generate(breaks(), params(0))
+    for poisoned in (["hi", 5, "there"], [[1.5, 2.7]], b"bytes", [["a"]]):
+        with pytest.raises(PellucidError):
+            llm.generate(poisoned, params(0))  # type: ignore[arg-type]
+    assert_idle(llm)
+
+
+def test_a_generator_of_prompts_is_read(llm: LLM, alone: list[list[int]]) -> None:
+    outputs = llm.generate((p for p in PROMPTS), [params(i) for i in range(len(PROMPTS))])
+    assert [tokens(o) for o in outputs] == alone
+
+
+def test_keywords_of_generate_and_chat_reach_the_prompt(llm: LLM) -> None:
+    special = "<|im_end|>"
+    parsed, letters = (
+        llm.generate(special, params(0, 1), parse_special=on)[0].prompt_token_ids
+        for on in (True, False)
+    )
+    assert (len(parsed), len(letters)) == (1, len(special))
+    (short,) = llm.generate("abcdef", params(0, 1), truncate_prompt_tokens=2)
+    assert short.prompt_token_ids == [ord("e"), ord("f")]
+    (last,) = llm.stream("abcdef", params(0, 1), truncate_prompt_tokens=1)
+    assert last.prompt_token_ids == [ord("f")]
+    message = [{"role": "user", "content": "Hi"}]
+    template = "{{ greeting }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    keywords = {"chat_template": template, "chat_template_kwargs": {"greeting": "> "}}
+    (answer,) = llm.chat(message, params(0, 1), **keywords)  # type: ignore[arg-type]
+    assert answer.prompt == "> Hi"
+    (answer,) = llm.chat_stream(message, params(0, 1), **keywords)  # type: ignore[arg-type]
+    assert answer.prompt == "> Hi"
+    begun = [*message, {"role": "assistant", "content": "Well"}]
+    (answer,) = llm.chat(
+        begun, params(0, 1), add_generation_prompt=False, continue_final_message=True
+    )
+    assert answer.prompt is not None and answer.prompt.endswith("Well")
+
+
+def test_priorities_of_a_call_order_its_prompts(tiny_path: Path) -> None:
+    with LLM(tiny_path, max_num_seqs=1, scheduling_policy="priority") as llm:
+        outputs = llm.generate(PROMPTS, params(0, 4), priority=[3, 1, 2, 0])
+        times = [output.metrics.finished_time for output in outputs]
+        assert sorted(range(4), key=lambda i: times[i] or 0.0) == [3, 1, 2, 0]
+
+
 # ---- threads
 
 

@@ -24,7 +24,14 @@ from .core import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
 from .mailbox import TaskMailbox
-from .prompts import Message, Prompt, TokenizedPrompt, tokenize_chat, tokenize_prompt
+from .prompts import (
+    Message,
+    Prompt,
+    TokenizedPrompt,
+    tokenize_chat,
+    tokenize_prompt,
+    with_priorities,
+)
 from .stats import EngineStats
 
 __all__ = ["AsyncEngine"]
@@ -67,6 +74,10 @@ class AsyncEngine:
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
+        *,
+        priority: int | None = None,
+        parse_special: bool = True,
+        truncate_prompt_tokens: int | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt, yielding the answer as far as it has come. The last output is
         `finished`.
@@ -75,7 +86,14 @@ class AsyncEngine:
         ConfigError or QueueFullError where the request is refused. Leaving the iterator, or
         cancelling the task, aborts the request before the next step.
         """
-        return self._stream(tokenize_prompt(self.tokenizer, prompt), sampling_params, request_id)
+        tokenized = tokenize_prompt(
+            self.tokenizer,
+            prompt,
+            parse_special=parse_special,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+        )
+        (tokenized,) = with_priorities([tokenized], priority)
+        return self._stream(tokenized, sampling_params, request_id)
 
     def chat(
         self,
@@ -83,12 +101,21 @@ class AsyncEngine:
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Answer one conversation, as `generate` does."""
+        """Answer one conversation, rendered as by `LLM.chat`, as `generate` does."""
         prompt = tokenize_chat(
-            self.tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools
+            self.tokenizer,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
         )
         return self._stream(prompt, sampling_params, request_id)
 

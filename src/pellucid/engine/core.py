@@ -186,6 +186,8 @@ class EngineCore:
             num_free_blocks=kv.num_free_blocks,
             num_cached_blocks=kv.num_cached_blocks,
             num_held_blocks=kv.num_blocks - kv.num_available_blocks,
+            num_saved_blocks=kv.num_saved_blocks,
+            swap_file_bytes=self._runner.swap_file_bytes,
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_cached_tokens=scheduler.num_cached_tokens,
             num_computed_tokens=timer.num_computed_tokens,

@@ -31,6 +31,7 @@ from .prompts import (
     tokenize_chat,
     tokenize_prompt,
     tokenize_prompts,
+    with_priorities,
 )
 from .stats import EngineStats
 
@@ -113,53 +114,100 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
+        parse_special: bool = True,
+        truncate_prompt_tokens: int | None = None,
     ) -> list[RequestOutput]:
-        """Complete each prompt; the answers come in the order of the prompts. One SamplingParams is
-        used for all, or there is one for each.
+        """Complete each prompt; the answers come in the order of the prompts. One SamplingParams
+        and one priority are used for all, or there is one for each.
 
-        A bar on standard error shows the progress where that is a terminal. Raises RequestError,
-        having run nothing, if a prompt cannot be served.
+        `parse_special=False`: special tokens in the text of a prompt are letters.
+        `truncate_prompt_tokens`: use so many last tokens of each prompt. A bar on standard error
+        shows the progress where that is a terminal. Raises RequestError, having run nothing, if a
+        prompt cannot be served.
         """
-        return self._run(tokenize_prompts(self.tokenizer, prompts), sampling_params, use_tqdm)
+        tokenized = tokenize_prompts(
+            self.tokenizer,
+            prompts,
+            parse_special=parse_special,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+        )
+        return self._run(with_priorities(tokenized, priority), sampling_params, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
         use_tqdm: bool = True,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[RequestOutput]:
         """Answer a conversation, or several: each a list of {"role": …, "content": …}, rendered
-        with the model's own chat template.
+        with the model's own chat template. The keywords are those of
+        `Tokenizer.apply_chat_template`.
         """
         conversations: Sequence[Any] = (
             [messages] if messages and isinstance(messages[0], Mapping) else messages
         )
         tokenized = [
             tokenize_chat(
-                self.tokenizer, c, add_generation_prompt=add_generation_prompt, tools=tools
+                self.tokenizer,
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                tools=tools,
+                chat_template=chat_template,
+                chat_template_kwargs=chat_template_kwargs,
+                continue_final_message=continue_final_message,
             )
-            for c in conversations
+            for conversation in conversations
         ]
         return self._run(tokenized, sampling_params, use_tqdm)
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        parse_special: bool = True,
+        truncate_prompt_tokens: int | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt, yielding the answer as far as it has come after each step.
 
         Nothing runs before the first `next`; closing the iterator aborts the request.
         """
-        tokenized = tokenize_prompt(self.tokenizer, prompt)
+        tokenized = tokenize_prompt(
+            self.tokenizer,
+            prompt,
+            parse_special=parse_special,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+        )
         return self._stream(self._submission(tokenized, sampling_params or SamplingParams()))
 
     def chat_stream(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Generator[RequestOutput, None, None]:
-        """Answer one conversation, as `stream` does."""
-        tokenized = tokenize_chat(self.tokenizer, messages)
+        """Answer one conversation, rendered as by `chat` and yielded as by `stream`."""
+        tokenized = tokenize_chat(
+            self.tokenizer,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+            continue_final_message=continue_final_message,
+        )
         return self._stream(self._submission(tokenized, sampling_params or SamplingParams()))
 
     def _run(

@@ -110,6 +110,11 @@ class ModelRunner:
         self._sample(rows, logits, result)
         return result
 
+    @property
+    def swap_file_bytes(self) -> int:
+        """The size of the file to which evicted blocks are saved; 0 while there is none."""
+        return self._storage.swap_file_bytes
+
     def saving_pays(self) -> bool:
         """Whether saving a block and loading it again costs less than computing it again; yes, as
         long as no computing was measured.

@@ -13,6 +13,7 @@ plain text.
 Everything here comes from strangers. It is copied, and bounded in length, before it is used.
 """
 
+import functools
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,16 +135,26 @@ def tokenize_prompt(
 
 
 def tokenize_prompts(
-    tokenizer: Tokenizer, prompts: Prompt | Iterable[Prompt], *, parse_special: bool = True
+    tokenizer: Tokenizer,
+    prompts: Prompt | Iterable[Prompt],
+    *,
+    parse_special: bool = True,
+    truncate_prompt_tokens: int | None = None,
 ) -> list[TokenizedPrompt]:
     """One prompt, or any iterable of prompts, in order. Errors name the index: "prompts[2]: …"."""
     listed = list_prompts(prompts)
+    tokenize = functools.partial(
+        tokenize_prompt,
+        tokenizer,
+        parse_special=parse_special,
+        truncate_prompt_tokens=truncate_prompt_tokens,
+    )
     if len(listed) == 1:
-        return [tokenize_prompt(tokenizer, listed[0], parse_special=parse_special)]
+        return [tokenize(listed[0])]
     tokenized = []
     for i, prompt in enumerate(listed):
         try:
-            tokenized.append(tokenize_prompt(tokenizer, prompt, parse_special=parse_special))
+            tokenized.append(tokenize(prompt))
         except PellucidError as error:
             raise RequestError(f"prompts[{i}]: {error}") from None
     return tokenized

@@ -40,6 +40,8 @@ class EngineStats:
     num_free_blocks: int
     num_cached_blocks: int  # held by the prefix tree alone: evicted where room is needed
     num_held_blocks: int  # held by requests that run
+    num_saved_blocks: int  # evicted, and saved in the file of the second memory
+    swap_file_bytes: int  # the size of that file; 0 while there is none
     # counts since the start
     num_prompt_tokens: int  # of requests that were admitted
     num_cached_tokens: int  # those of them that the prefix cache had

@@ -89,6 +89,11 @@ class KVCacheManager:
         return self._pool.num_available
 
     @property
+    def num_saved_blocks(self) -> int:
+        """Evicted blocks that the second memory holds now."""
+        return self._tier.num_slots - self._tier.num_free
+
+    @property
     def num_loaded_blocks(self) -> int:
         """Blocks that were brought back from the second memory, so far."""
         return self._tier.num_loaded

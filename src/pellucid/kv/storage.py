@@ -133,7 +133,17 @@ class KVStorage:
         if self._file is None:
             self._file = SwapFile(self._num_slots, sum(self._store_bytes))
             self._measure(self._file)
+            _log.info(
+                "blocks that are evicted may be saved in a file of %d bytes in %s",
+                self.swap_file_bytes,
+                gettempdir(),
+            )
         return self._file
+
+    @property
+    def swap_file_bytes(self) -> int:
+        """The size of the second memory's file; 0 while there is none."""
+        return 0 if self._file is None else self._num_slots * self._file.slot_bytes
 
     def _measure(self, file: SwapFile) -> None:
         """Time a round trip through a slot that was never written: what it costs at most."""
