@@ -76,10 +76,11 @@ def open_model(path: Path) -> Iterator["OpenModel"]:
     """Open the model at `path`, to build any number of engines from it. Engines outlive it."""
     with open_checkpoint(path) as checkpoint:
         tokenizer = load_tokenizer(checkpoint.tokenizer_source)
-        if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        # special tokens without a row in the embedding are refused when a request uses them
+        if tokenizer.text_vocab_size > checkpoint.config.vocab_size:
             raise ConfigError(
-                f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-                f"{checkpoint.config.vocab_size}"
+                f"{path}: the tokenizer cuts text into {tokenizer.text_vocab_size} tokens, and the "
+                f"model has only {checkpoint.config.vocab_size}"
             )
         yield OpenModel(path, checkpoint, tokenizer)
 

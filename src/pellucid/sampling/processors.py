@@ -57,7 +57,8 @@ def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]
         logits.fill(-np.inf)
         logits[token_ids] = allowed
     if banned:
-        logits[banned] = -np.inf
+        # a tokenizer may have special tokens that the model has no logits for
+        logits[[token_id for token_id in banned if token_id < logits.size]] = -np.inf
     if mask is not None:
         logits[: mask.size][~mask] = -np.inf
         logits[mask.size :] = -np.inf

@@ -87,6 +87,15 @@ class Tokenizer:
         self._chat_template = chat_template or ChatTemplate({}, {})
 
     @functools.cached_property
+    def text_vocab_size(self) -> int:
+        """One more than the highest id that plain text may become, or that stands around every
+        text. The ids above it are special tokens, added tokens and padding. A model may have no
+        embedding for those: Gemma 3's text models have none for the token of images.
+        """
+        plain = self._vocabulary.ids_of(TokenKind.NORMAL, TokenKind.BYTE)
+        return 1 + max(*plain[-1:], *self._prefix, *self._suffix, -1, -1)
+
+    @functools.cached_property
     def _rendered(self) -> RenderedEncoder:
         return RenderedEncoder(self._trusting)
 
