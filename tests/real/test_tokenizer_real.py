@@ -3,6 +3,7 @@ tests/golden/tokenizer.
 """
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,17 @@ def model(
     return tokenizer, json.loads((GOLDEN / f"{request.param}.json").read_text())
 
 
+def is_composed(golden: dict[str, Any], text: str) -> bool:
+    """Whether a text is cut as it is. Qwen's tokenizer composes it first, which llama.cpp omits."""
+    return "qwen" not in golden["model"] or unicodedata.is_normalized("NFC", text)
+
+
 def test_ids_are_llama_cpps(model: tuple[Tokenizer, dict[str, Any]]) -> None:
     tokenizer, golden = model
     wrong = []
-    for case in golden["cases"]:
+    composed = [case for case in golden["cases"] if is_composed(golden, case["text"])]
+    assert len(composed) >= len(golden["cases"]) - 5
+    for case in composed:
         plain, special = (
             tokenizer.encode(case["text"], parse_special=parse) for parse in (False, True)
         )
@@ -70,6 +78,11 @@ def test_decoding_gives_the_text_back(model: tuple[Tokenizer, dict[str, Any]]) -
     texts = [case["text"] for case in golden["cases"]]
     kept = [text for text in texts if not (lossy | marks) & set(text)]
     assert len(kept) >= len(texts) - 3
+    for text in (text for text in kept if not is_composed(golden, text)):
+        composed = unicodedata.normalize("NFC", text)
+        assert tokenizer.decode(tokenizer.encode(text)) == composed
+        assert tokenizer.encode(text) == tokenizer.encode(composed)
+    kept = [text for text in kept if is_composed(golden, text)]
     for text in kept:
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert (

@@ -413,3 +413,27 @@ def test_empty_tokens_are_named_apart() -> None:
 def test_what_is_not_built_is_said_with_what_is(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         from_gguf(byte_level(**changes))
+
+
+@pytest.mark.parametrize(
+    ("pre", "composes"),
+    [
+        ("qwen2", True),
+        ("qwen35", True),
+        ("deepseek-r1-qwen", True),
+        ("stablelm2", True),
+        ("command-r", True),
+        ("olmo", True),
+        ("mpt", True),
+        ("gpt-2", False),
+        ("llama-bpe", False),
+        ("smollm", False),
+        ("tekken", False),
+    ],
+)
+def test_text_is_composed_for_families_that_were_trained_so(pre: str, composes: bool) -> None:
+    """As their tokenizer.json says (NFC), which a GGUF file does not repeat."""
+    tokenizer = from_gguf(byte_level(pre=pre))
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    assert (tokenizer.encode(decomposed) == tokenizer.encode(composed)) is composes
+    assert tokenizer.decode(tokenizer.encode(decomposed)) == (composed if composes else decomposed)

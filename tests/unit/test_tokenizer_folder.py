@@ -224,6 +224,36 @@ def test_chat_templates_are_found_where_they_are(save: Save) -> None:
     assert from_folder(folder).chat_template == "file{{ eos_token }}"
 
 
+def test_additional_chat_templates_are_found_by_their_names(save: Save) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    named = [{"name": "default", "template": "plain"}, {"name": "rag", "template": "old"}]
+    folder = save(byte_level(), tokenizer_config=NAMES | {"chat_template": named})
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("rag {{ messages[0].content }}")
+    (more / "tool_use.jinja").write_text("tools")
+    (more / "notes.txt").write_text("no template")
+    tokenizer = from_folder(folder)
+    assert tokenizer.apply_chat_template(messages) == "plain"
+    assert tokenizer.apply_chat_template(messages, chat_template="rag") == "rag hi"
+    assert tokenizer.apply_chat_template(messages, tools=[{"type": "function"}]) == "tools"
+
+    for i in range(1000):
+        (more / f"{i}.jinja").write_text("x")
+    with pytest.raises(FormatError, match="chat templates; it may have at most"):
+        from_folder(folder)
+
+
+def test_additional_chat_templates_out_of_the_folder_are_not_read(
+    save: Save, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder, outside = save(byte_level()), tmp_path_factory.mktemp("outside")
+    (outside / "secret.jinja").write_text("secret")
+    (folder / "additional_chat_templates").symlink_to(outside)
+    with pytest.raises(FormatError, match="secret.jinja leads to .* outside the model's folder"):
+        from_folder(folder)
+
+
 @pytest.mark.parametrize(
     ("configs", "message"),
     [

@@ -2,7 +2,8 @@
 
 `tokenizer.json` holds the vocabulary and how to encode; the `tokenizers` library reads it.
 `tokenizer_config.json`, `generation_config.json` and `config.json` name the special tokens. The
-chat template is `chat_template.jinja`, or else in tokenizer_config.json.
+chat template is `chat_template.jinja`, or else in tokenizer_config.json; further templates lie in
+`additional_chat_templates/`.
 
 Encoding is the library's, as the file says, after the file was checked (`tokenizer_json.py`).
 Decoding is ours, from the bytes of tokens. So the file's decoder is read and not used: it tells
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, UnsupportedError
 from ..files import is_there, read_bytes, read_json
-from .chat_template import ChatTemplate
+from .chat_template import MAX_TEMPLATES, ChatTemplate
 from .tokenizer import Tokenizer, library_errors
 from .tokenizer_json import read_tokenizer_json
 from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["from_folder"]
 
 MAX_CONFIG_BYTES = 1 << 24
+TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of files NAME.jinja
 
 
 def from_folder(path: Path) -> Tokenizer:
@@ -196,13 +199,11 @@ def _ids(value: object, path: Path, key: str, *, first: bool = False) -> set[int
 def _read_chat_template(
     path: Path, config: Mapping[str, Any], names: Mapping[str, str]
 ) -> ChatTemplate | None:
-    file = path / "chat_template.jinja"
-    if is_there(file):
-        return ChatTemplate(_read_text(path, file.name, MAX_CONFIG_BYTES), names)
+    """The templates by name: those of tokenizer_config.json, and over them those in files of their
+    own, as in transformers.
+    """
     given = config.get("chat_template")
-    if given is None:
-        return None
-    named: Any = {"default": given}
+    named: dict[Any, Any] = {} if given is None else {"default": given}
     if isinstance(given, list):  # several, by name
         named = {
             entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)
@@ -212,6 +213,12 @@ def _read_chat_template(
             f"{path / 'tokenizer_config.json'}: chat_template must be a string, or a list of "
             "objects with 'name' and 'template'"
         )
+    if is_there(path / TEMPLATE):
+        named["default"] = _read_text(path, TEMPLATE, MAX_CONFIG_BYTES)
+    files = sorted((path / MORE_TEMPLATES).glob("*.jinja"))
+    for file in files[: MAX_TEMPLATES + 1]:  # one more is refused, and no file is left out
+        name = file.relative_to(path).as_posix()
+        named[file.stem] = _read_text(path, name, MAX_CONFIG_BYTES)
     return ChatTemplate(named, names) if named else None
 
 

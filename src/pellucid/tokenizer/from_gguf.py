@@ -1,13 +1,13 @@
 """A tokenizer from the metadata of a GGUF file (`tokenizer.*`).
 
-One idea: two kinds of vocabulary, one way to encode. Byte-level BPE ("gpt2") has its merges in the
-file and cuts text into words first (`pretokenizers.py`). SentencePiece ("llama": Llama 2, Mistral,
+Two kinds of vocabulary are encoded in one way. Byte-level BPE ("gpt2") has its merges in the file
+and cuts text into words first (`pretokenizers.py`). SentencePiece ("llama": Llama 2, Mistral,
 Gemma) has scores, from which the same kind of merges follow (`sentencepiece.py`). Either becomes a
 BPE model of the `tokenizers` library.
 
-Token ids are llama.cpp's, with one exception that it would be wrong to copy: no merge makes a
-control token, so that plain text never turns into one. Where the file says nothing, defaults are
-llama.cpp's too. The file comes from a stranger: types, lengths, ids and merges are checked before
+Token ids are llama.cpp's, with two exceptions that it would be wrong to copy. No merge makes a
+control token, so that plain text never turns into one. And text is composed first (NFC) for the
+families that were trained so. Where the file says nothing, defaults are llama.cpp's too. The file comes from a stranger: types, lengths, ids and merges are checked before
 anything is built from them. Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
 """
 
@@ -41,7 +41,10 @@ _ENDS = (
     "[EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> "
     "[e~["
 )
-_NEXT_FILE = "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>"
+_NEXT_FILE = (
+    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> "
+    "<reponame> <|file_sep|>"
+)
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
@@ -163,7 +166,7 @@ def _read_chat_template(
 
 
 def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
-    from tokenizers import Regex, models, pre_tokenizers
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as RustTokenizer
 
     pre = get_pretokenizer(_string(metadata, "pre", "default"))
@@ -172,6 +175,8 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> "toke
     with library_errors(FormatError, "tokenizer.ggml.merges does not fit tokenizer.ggml.tokens"):
         model = models.BPE(vocab=ids, merges=merges, ignore_merges=pre.ignore_merges)
     rust = RustTokenizer(model)
+    if pre.nfc:
+        rust.normalizer = normalizers.NFC()
     rust.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns),

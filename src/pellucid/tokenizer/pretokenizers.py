@@ -1,13 +1,14 @@
 """How text is cut into words before byte-level BPE: one row per kind of vocabulary, found by the
 name in `tokenizer.ggml.pre`.
 
-One idea: BPE never merges across the border of a word, so the cut decides which tokens are
-possible. A pre-tokenizer is a list of regular expressions. Each cuts the pieces that the one before
-has left; a match is a piece, and so is what lies between two matches.
+BPE never merges across the border of a word, so the cut decides which tokens are possible. A
+pre-tokenizer is a list of regular expressions. Each cuts the pieces that the one before has left; a
+match is a piece, and so is the text between two matches. Some families compose text first (NFC).
+GGUF files do not say so and llama.cpp does not do it, but the models were trained that way.
 
-The expressions are those that the models' authors published with their vocabularies, and names are
-GGUF's. What is not in the table is refused: a text cut in the wrong places gives a model that runs
-and answers badly. SentencePiece vocabularies have no pre-tokenizer.
+The expressions are those that the models' authors published with their vocabularies, and the names
+are GGUF's. A name that is not in the table is refused: a text that is cut in the wrong places gives
+a model that runs and answers badly. SentencePiece vocabularies have no pre-tokenizer.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
     add_bos: bool = False  # where the file does not say
+    nfc: bool = False  # whether text is composed first (Unicode's normal form C)
 
 
 def get_pretokenizer(name: str) -> PreTokenizer:
@@ -47,7 +49,10 @@ def _tiktoken(numbers: str, letter: str = r"\p{L}", neither: str = r"\p{L}\p{N}"
     """The family of GPT-4's expression: contractions in any case, a word with the one sign before
     it, numbers, signs, spaces.
     """
-    return rf"(?:{_CONTRACTION})|[^\r\n\p{{L}}\p{{N}}]?{letter}+|{numbers}| ?[^\s{neither}]+[\r\n]*|{_SPACES}"
+    return (
+        rf"(?:{_CONTRACTION})|[^\r\n\p{{L}}\p{{N}}]?{letter}+|{numbers}| ?[^\s{neither}]+[\r\n]*"
+        rf"|{_SPACES}"
+    )
 
 
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -83,12 +88,13 @@ _TABLE: Mapping[str, PreTokenizer] = MappingProxyType(
     {
         # what GGUF files without a name mean
         "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-        **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "exaone4"), PreTokenizer((_GPT2,))),
+        **dict.fromkeys(("gpt-2", "phi-2", "exaone4"), PreTokenizer((_GPT2,))),
+        **dict.fromkeys(("mpt", "olmo"), PreTokenizer((_GPT2,), nfc=True)),  # GPT-NeoX's
         # GPT-2's with every digit a word of its own
         **dict.fromkeys(
-            ("smollm", "starcoder", "refact", "command-r", "codeshell"),
-            PreTokenizer((r"\p{N}", _GPT2)),
+            ("smollm", "starcoder", "refact", "codeshell"), PreTokenizer((r"\p{N}", _GPT2))
         ),
+        "command-r": PreTokenizer((r"\p{N}", _GPT2), nfc=True),
         **dict.fromkeys(
             ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"),
             PreTokenizer((_tiktoken(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True),
@@ -97,9 +103,11 @@ _TABLE: Mapping[str, PreTokenizer] = MappingProxyType(
         "glm4": PreTokenizer((_tiktoken(r"\p{N}{1,3}"),), ignore_merges=True),
         **dict.fromkeys(
             ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"),
-            PreTokenizer((_tiktoken(r"\p{N}"),)),
+            PreTokenizer((_tiktoken(r"\p{N}"),), nfc=True),
         ),
-        "qwen35": PreTokenizer((_tiktoken(r"\p{N}", r"[\p{L}\p{M}]", r"\p{L}\p{M}\p{N}"),)),
+        "qwen35": PreTokenizer(
+            (_tiktoken(r"\p{N}", r"[\p{L}\p{M}]", r"\p{L}\p{M}\p{N}"),), nfc=True
+        ),
         "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
         "deepseek-llm": PreTokenizer(
             (r"[\r\n]", rf"\s?[{_CASED}]+", rf"\s?[{_WIDE_SIGNS}]+", _TRAILING, _CJK, r"\p{N}+")

@@ -53,6 +53,7 @@ _FOLDER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_MORE_TEMPLATES = r"additional_chat_templates/[^/]+\.jinja"
 _INDEX = "model.safetensors.index.json"
 _DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")  # llama.cpp's choice where none is named
 # what else lies in GGUF repositories
@@ -292,7 +293,8 @@ def choose_files(
     if file is None and quant is None and "config.json" in present:
         weights = _safetensors(present)
         if weights:
-            return ["config.json", *weights, *(f for f in _FOLDER_FILES if f in present)]
+            more = sorted(f for f in present if re.fullmatch(_MORE_TEMPLATES, f))
+            return ["config.json", *weights, *(f for f in _FOLDER_FILES if f in present), *more]
     models = sorted(f for f in files if _is_model_file(f))
     if file is not None:
         chosen = [file] if file in present else []
