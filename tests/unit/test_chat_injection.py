@@ -4,6 +4,7 @@ template does with it.
 
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -414,3 +415,13 @@ def test_a_stranger_on_the_way_leaves_plain_text() -> None:
         and type(prompt + "") is str
         and type(prompt.upper()) is str
     )
+
+
+def test_control_tokens_of_a_long_prompt_are_found_in_linear_time() -> None:
+    source = "{{ '<' * 1000000 }}<|im_start|>{{ messages[0].content }}"
+    tokenizer = from_gguf(byte_level() | {"tokenizer.chat_template": source})
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "<|im_end|>"}])
+    begin = time.monotonic()
+    written = list(tokenizer._rendered._written(prompt))
+    assert written == [(1000000, 1000000 + len("<|im_start|>"))]
+    assert time.monotonic() - begin < 30

@@ -111,6 +111,13 @@ def test_a_template_that_refuses_is_quoted() -> None:
         ChatTemplate(source, {}).render(USER * 2)
 
 
+def test_a_template_cannot_write_to_the_terminal_through_an_error() -> None:
+    source = "{{ raise_exception('no\x1b[2J\ud800 ' ~ 'x' * 2000) }}"
+    with pytest.raises(RequestError) as caught:
+        ChatTemplate(source, {}).render(USER)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1100
+
+
 def test_a_template_that_fails_says_how() -> None:
     with pytest.raises(RequestError, match=r"UndefinedError: .*no attribute 'date'"):
         ChatTemplate("{{ messages[0].date.year }}", {}).render(USER)

@@ -167,7 +167,8 @@ def _check_source(source: str, kind: type[FormatError | RequestError]) -> None:
 
 
 def _error(status: Status, text: str, *, is_callers: bool) -> PellucidError:
-    """The error for an answer that is no prompt. The template may be the model's or the caller's."""
+    """The error for an answer that is no prompt, without what a terminal could take for control."""
+    text = "".join(char if char.isprintable() else " " for char in text[:1000])
     template = "the chat_template given" if is_callers else "the model's chat template"
     match status:
         case Status.NOT_BUILT:

@@ -15,7 +15,7 @@ between them is cut at the same borders as before.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["RenderedEncoder", "tokenizer_like"]
+
+
+_END = ""  # no character
+
+
+class _Tree(dict[str, "_Tree"]):
+    """The texts that go on from here, by their next character."""
 
 
 class RenderedEncoder:
@@ -41,8 +48,7 @@ class RenderedEncoder:
         self._names = {
             token_id: token.content for token_id, token in added if token.content in self._control
         }
-        self._lengths = sorted({len(text) for text in self._control}, reverse=True)
-        self._first = {text[0] for text in self._control}
+        self._tree = _tree_of(self._control)
 
     def encode(self, text: TracedText) -> list[int]:
         """The token ids of `text`. Errors of the `tokenizers` library pass through.
@@ -62,7 +68,7 @@ class RenderedEncoder:
         """Is the control token at this place the template's? Some tokens swallow white space
         around them, which may be anyone's.
         """
-        at = text.plain.find(name, start, end)
+        at = str.find(text, name, start, end)
         return at >= 0 and not text.foreign[at] and not text.foreign[at + len(name) - 1]
 
     def _encode_cut(self, text: TracedText) -> list[int]:
@@ -107,21 +113,34 @@ class RenderedEncoder:
         for run in re.finditer(rb"\0+", text.foreign):
             start = max(run.start(), end)
             while start < run.end():
-                end = start + (self._length_at(text, start) if plain[start] in self._first else 0)
+                end = start + self._length_at(plain, text.foreign, start)
                 if end > start:
                     yield start, end
                 start = max(start + 1, end)
 
-    def _length_at(self, text: TracedText, start: int) -> int:
-        for length in self._lengths:
-            end = start + length
-            if (
-                end <= len(text)
-                and not text.foreign[end - 1]
-                and text.plain[start:end] in self._control
-            ):
-                return length
-        return 0
+    def _length_at(self, plain: str, foreign: bytes, start: int) -> int:
+        """The length of the longest control token at `start` with a last character of the
+        template's; 0 where there is none.
+        """
+        node, length = self._tree, 0
+        for at in range(start, len(plain)):
+            if (following := node.get(plain[at])) is None:
+                break
+            node = following
+            if _END in node and not foreign[at]:
+                length = at + 1 - start
+        return length
+
+
+def _tree_of(texts: Iterable[str]) -> _Tree:
+    """A tree with a path for each text, a character a step. Where a text ends, there is _END."""
+    root = _Tree()
+    for text in texts:
+        node = root
+        for char in text:
+            node = node.setdefault(char, _Tree())
+        node[_END] = _Tree()
+    return root
 
 
 def tokenizer_like(rust: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":

@@ -121,7 +121,7 @@ class _Process:
             with theirs:
                 fd = theirs.fileno()
                 setup = json.dumps([_folders(), _paths(), [fd, cpu_seconds, memory_bytes]])
-                command = [sys.executable, "-I", "-S", "-c", _START, setup]
+                command = [sys.executable or "", "-I", "-S", "-c", _START, setup]
                 nothing = subprocess.DEVNULL
                 try:
                     process = subprocess.Popen(

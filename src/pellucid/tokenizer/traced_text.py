@@ -27,7 +27,7 @@ class TracedText(str):
 
     @property
     def plain(self) -> str:
-        """The text alone."""
+        """The text alone. A copy: it takes time in proportion to the length."""
         return str.__str__(self)
 
     def __str__(self) -> str:
