@@ -70,7 +70,7 @@ def test_activations_that_do_not_fit_are_refused_with_the_option_that_shrinks_th
     options = {"backend": backend, "kv_cache_memory": 1 << 20}
     said = _run_within(path, ROOM, **options)
     assert "the largest parts: activations" in said and "weights" in said
-    assert "max_num_batched_tokens, 512 now" in said
+    assert "max_num_batched_tokens, which is 512" in said
     # in smaller steps it fits and runs within the same limit
     assert _run_within(path, ROOM, max_num_batched_tokens=16, **options).isdigit()
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from ..backends.registry import get_backend
 from ..config import EngineConfig, ModelConfig
 from ..errors import CapacityError, ConfigError
+from ..formats import packed_bytes
 from ..kv.layout import KVLayout, build_layout
 from ..kv.manager import KVCacheManager
 from ..kv.storage import KVStorage
@@ -139,46 +140,79 @@ class OpenModel:
         """An engine of its own, with its own cache. What cannot be had is refused before weights
         are loaded.
         """
+        # Does the backend have kernels for the model, and is there memory?
         backend = _backend(config)
         backend.check_model(self.model_config)
         layout = self._layout(backend, config)
         key = _WeightsKey(backend.name, backend.device, rank=0)
         max_num_seqs = _or(config.max_num_seqs, backend.default_max_num_seqs)
-        # everything is refused before the weights are loaded
-        items = engine_bytes(
-            self.model_config,
-            config,
-            max_num_seqs,
-            0 if key in self._weights else sum(map(backend.weight_bytes, self._specs.values())),
-            self._step_bytes(backend, config, layout),
-        )
-        available = backend.available_memory()
-        check_fits(config, items, available)
-        max_model_len, num_blocks = plan_kv_cache(
-            self.model_config, config, layout, max_num_seqs, available - sum(items.values())
+        max_model_len, num_blocks = self._plan_memory(
+            backend, config, layout, max_num_seqs, is_loaded=key in self._weights
         )
         if config.preemption == "swap" and config.swap_bytes < layout.bytes_per_block:
             raise CapacityError(
                 f"swap_space is {format_bytes(config.swap_bytes)}; one block takes "
                 f"{format_bytes(layout.bytes_per_block)}"
             )
-        if key not in self._weights:
-            self._weights[key] = {
-                name: backend.load_weight(tensor, name)
-                for name, tensor in self._checkpoint.parameters()
-            }
-        core = _build_core(
-            self.model_config,
-            self.tokenizer,
-            config,
-            backend,
-            self._weights[key],
-            layout,
-            max_num_seqs,
-            max_model_len,
-            num_blocks,
-        )
+        # Load the weights for the first engine; build the parts of this one.
+        try:
+            if key not in self._weights:
+                self._weights[key] = {
+                    name: backend.load_weight(tensor, name)
+                    for name, tensor in self._checkpoint.parameters()
+                }
+            core = _build_core(
+                self.model_config,
+                self.tokenizer,
+                config,
+                backend,
+                self._weights[key],
+                layout,
+                max_num_seqs,
+                max_model_len,
+                num_blocks,
+            )
+        except CapacityError:  # a MemoryError with a better sentence
+            raise
+        except MemoryError as error:
+            raise CapacityError(
+                f"{self.path}: memory ran out while the model was loaded, though "
+                f"{format_bytes(backend.available_memory())} are said to be available"
+            ) from error
         return Engine(self.path, self.model_config, self.tokenizer, core, self._recommended)
+
+    def _plan_memory(
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        layout: KVLayout,
+        max_num_seqs: int,
+        *,
+        is_loaded: bool,
+    ) -> tuple[int, int]:
+        """(max_model_len, num_blocks); CapacityError where the engine does not fit. Weights that
+        are loaded already take nothing more.
+        """
+        available = backend.available_memory()
+        weight_bytes = 0
+        if not is_loaded:
+            weight_bytes = sum(map(backend.weight_bytes, self._specs.values()))
+            # a parameter is read as the file packs it, and then laid out by the backend
+            reading = {
+                "the largest parameter as it is read": max(map(packed_bytes, self._specs.values()))
+            }
+            check_fits(config, {"weights": weight_bytes, **reading}, available)
+        items = engine_bytes(
+            self.model_config,
+            config,
+            max_num_seqs,
+            weight_bytes,
+            self._step_bytes(backend, config, layout),
+        )
+        check_fits(config, items, available)
+        return plan_kv_cache(
+            self.model_config, config, layout, max_num_seqs, available - sum(items.values())
+        )
 
 
 def _build_core(

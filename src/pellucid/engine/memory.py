@@ -58,8 +58,12 @@ def check_fits(config: EngineConfig, items: Mapping[str, int], available: int) -
         f"the model needs {format_bytes(needed)} of memory beside its KV cache, and "
         f"{format_bytes(available)} are available; the largest parts: "
         + ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
-        + f" (activations and logits grow with max_num_batched_tokens, "
-        f"{config.max_num_batched_tokens} now)"
+        + (
+            f" (activations and logits grow with max_num_batched_tokens, which is "
+            f"{config.max_num_batched_tokens})"
+            if largest[0][0] in ("activations", "logits")
+            else ""
+        )
     )
 
 

@@ -22,7 +22,7 @@ from .base import BlockFormat
 from .iq4 import IQ4_FORMATS
 from .kquants import K_QUANT_FORMATS
 from .legacy import LEGACY_FORMATS
-from .tensor import HostTensor
+from .tensor import HostTensor, TensorSpec
 
 __all__ = [
     "FORMATS",
@@ -33,6 +33,7 @@ __all__ = [
     "format_of_ggml_type",
     "get_format",
     "host_tensor",
+    "packed_bytes",
     "quantize",
     "row_bytes",
 ]
@@ -101,6 +102,11 @@ def row_bytes(format: str, num_values: int) -> int:
             f"{block.block_size} values"
         )
     return num_values // block.block_size * block.block_bytes
+
+
+def packed_bytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor as its format packs it."""
+    return math.prod(spec.shape[:-1]) * row_bytes(spec.format, spec.shape[-1])
 
 
 def host_tensor(format: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> HostTensor:

@@ -8,7 +8,6 @@ and cannot be had is an error.
 
 import os
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ...config import ModelConfig
 from ...control_groups import CGROUP_ROOT, group_folders, read_membership
 from ...cpu import detect_cpu
 from ...errors import ConfigError, UnsupportedError
-from ...formats import dequantize, get_format, row_bytes
+from ...formats import dequantize, get_format, packed_bytes
 from ...formats.finite import check_finite
 from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
@@ -80,7 +79,7 @@ class NativeBackend:
 
     def weight_bytes(self, spec: TensorSpec) -> int:
         # as the file packs them; the last tile of 16 rows may be filled up
-        return prod(spec.shape[:-1]) * row_bytes(spec.format, spec.shape[-1])
+        return packed_bytes(spec)
 
     def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
         return step_bytes(forward, self.threads, num_tokens, num_logits)
