@@ -323,8 +323,11 @@ def _refuse(value: object, noun: str) -> _Wrong:
 
 def _union(kinds: list[_Kind]) -> _Kind:
     noun = ", or ".join(kind.noun for kind in kinds)
+    is_optional = any(kind.take is _take_none for kind in kinds)
 
     def take(value: object) -> object:
+        if value is None and is_optional:
+            return None
         for kind in kinds:
             try:
                 return kind.take(value)

@@ -2,15 +2,23 @@
 defaults are vLLM's; `typical_p` is the one field that vLLM does not have.
 """
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from .checks import Bounds, check_fields, option, show, unknown_name
-from .errors import ConfigError
+from .checks import Bounds, check_fields, check_value, option, show, unknown_name
+from .errors import ConfigError, RequestError
 
-__all__ = ["MAX_LOGPROBS", "MAX_N", "MAX_STOP_STRINGS", "SamplingParams", "TokenId"]
+__all__ = [
+    "MAX_LOGPROBS",
+    "MAX_N",
+    "MAX_STOP_STRINGS",
+    "SamplingParams",
+    "TokenId",
+    "params_for_prompts",
+]
 
 MAX_LOGPROBS = 1024  # logprobs per position that one request may ask for
 MAX_STOP_STRINGS = 64
@@ -181,3 +189,34 @@ class SamplingParams:
                 for key, value in bias.items()
             }
         return cls(**given)  # type: ignore[arg-type]
+
+
+def params_for_prompts(given: object, count: int) -> list[SamplingParams]:
+    """A clone for each of `count` prompts, from None (the defaults), one for all, or one for each.
+
+    Raises ConfigError where an entry is no SamplingParams or holds an impossible value, and
+    RequestError where there are not as many as prompts.
+    """
+    if given is None or isinstance(given, SamplingParams):
+        return [(given or SamplingParams()).clone() for _ in range(count)]
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        raise ConfigError(
+            f"sampling_params is {show(given)}; it must be SamplingParams, one for each prompt, or "
+            "None"
+        )
+    listed = list(itertools.islice(given, count + 1))
+    if len(listed) != count:
+        number = len(given) if isinstance(given, Sized) else len(listed)
+        raise RequestError(
+            f"{number} sampling_params are given for {count} prompts; give one, or one for each"
+        )
+    clones = []
+    for i, params in enumerate(listed):
+        try:
+            clones.append(check_value(f"sampling_params[{i}]", params, SamplingParams).clone())
+        except ConfigError as error:
+            is_named = not isinstance(params, SamplingParams)
+            raise ConfigError(
+                str(error) if is_named else f"sampling_params[{i}]: {error}"
+            ) from None
+    return clones

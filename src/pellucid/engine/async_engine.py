@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EngineConfig
-from ..request import RequestOutput, SamplingParams
+from ..request import RequestOutput
+from ..sampling_params import SamplingParams, params_for_prompts
 from .core import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
@@ -144,8 +145,7 @@ class AsyncEngine:
     def _stream(
         self, prompt: TokenizedPrompt, params: SamplingParams | None, request_id: str | None
     ) -> AsyncGenerator[RequestOutput, None]:
-        # a copy, checked again, that its owner can change no more
-        params = SamplingParams() if params is None else params.clone()
+        (params,) = params_for_prompts(params, 1)
         name = self._thread.new_id() if request_id is None else request_id
         return self._outputs(Submission(name, prompt, params))
 

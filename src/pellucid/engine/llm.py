@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..config import ModelConfig
-from ..errors import RequestError
-from ..request import RequestOutput, SamplingParams
+from ..request import RequestOutput
+from ..sampling_params import SamplingParams, params_for_prompts
 from ..tokenizer import Tokenizer
 from .core import Submission
 from .core_thread import CoreThread
@@ -185,7 +185,7 @@ class LLM:
             parse_special=parse_special,
             truncate_prompt_tokens=truncate_prompt_tokens,
         )
-        return self._stream(self._submission(tokenized, sampling_params or SamplingParams()))
+        return self._stream(tokenized, sampling_params)
 
     def chat_stream(
         self,
@@ -208,7 +208,7 @@ class LLM:
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
         )
-        return self._stream(self._submission(tokenized, sampling_params or SamplingParams()))
+        return self._stream(tokenized, sampling_params)
 
     def _run(
         self,
@@ -232,15 +232,9 @@ class LLM:
         All is queued, or refused, at the first `next`; closing the iterator aborts what has not
         ended.
         """
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
-        if len(sampling_params) != len(prompts):
-            raise RequestError(
-                f"{len(sampling_params)} sampling_params are given for {len(prompts)} prompts; "
-                "give one, or one for each"
-            )
-        pairs = zip(prompts, sampling_params, strict=True)
-        return self._as_completed([self._submission(*pair) for pair in pairs], use_tqdm)
+        pairs = zip(prompts, params_for_prompts(sampling_params, len(prompts)), strict=True)
+        submissions = [Submission(self._thread.new_id(), *pair) for pair in pairs]
+        return self._as_completed(submissions, use_tqdm)
 
     def _as_completed(
         self, submissions: list[Submission], use_tqdm: bool
@@ -261,7 +255,13 @@ class LLM:
         finally:  # after an error or Ctrl-C nothing of this call stays queued
             self._thread.leave(box)
 
-    def _stream(self, submission: Submission) -> Generator[RequestOutput, None, None]:
+    def _stream(
+        self, prompt: TokenizedPrompt, sampling_params: SamplingParams | None
+    ) -> Generator[RequestOutput, None, None]:
+        (params,) = params_for_prompts(sampling_params, 1)
+        return self._outputs(Submission(self._thread.new_id(), prompt, params))
+
+    def _outputs(self, submission: Submission) -> Generator[RequestOutput, None, None]:
         box = ThreadMailbox([submission])
         try:
             self._thread.submit(box)
@@ -272,10 +272,6 @@ class LLM:
                     yield output
         finally:
             self._thread.leave(box)
-
-    def _submission(self, prompt: TokenizedPrompt, params: SamplingParams) -> Submission:
-        """What the core takes in: a copy, checked again, that its owner can change no more."""
-        return Submission(self._thread.new_id(), prompt, params.clone())
 
 
 def _progress_bar(total: int, use_tqdm: bool) -> Any:
