@@ -224,7 +224,8 @@ def test_keys_that_cannot_change_the_forward_pass_are_not_looked_at() -> None:
         (
             "falcon",
             {},
-            "architecture is 'falcon'; known ones are: gpt2, llama, qwen2, qwen3, gemma2, gemma3, phi3",
+            "architecture is 'falcon'; known ones are: gpt2, llama, qwen2, qwen3, gemma2, gemma3, "
+            "phi3",
         ),
     ],
 )

@@ -13,12 +13,15 @@ from pellucid.config import GraphName, ModelConfig, RopeConfig
 from pellucid.errors import ConfigError, FormatError, UnsupportedError
 from pellucid.formats import HostTensor, dequantize, encode_dense, quantize
 from pellucid.formats.tensor import TensorSpec
+from pellucid.models.params import Param
 from pellucid.models.registry import GRAPHS, get_graph
 from pellucid.weights.families import FAMILIES, SourceOf
 from pellucid.weights.families.gguf import gguf_source
 from pellucid.weights.families.gpt2 import GPT2
+from pellucid.weights.families.phi3 import PHI3
 from pellucid.weights.folds import AddOne, Fold, InterleavedToHalfSplit, SliceOutputs, Transpose
-from pellucid.weights.plan import build_plan, is_ignored
+from pellucid.weights.plan import ParamSource, build_plan, is_ignored, read_plan
+from pellucid.weights.scratch import Scratch
 
 CONFIG = ModelConfig(
     architecture="llama",
@@ -236,3 +239,56 @@ def test_a_format_that_cannot_be_folded_is_refused_when_the_plan_is_built() -> N
         UnsupportedError, match=r"x.gguf: tensor 'blk.0.attn_qkv.bias': a tensor of format Q8_0"
     ):
         build_plan(config, reader.source, specs, "x.gguf")
+
+
+class JoinOutputs:
+    """The outputs of several weights, one after another."""
+
+    def spec(self, *sources: TensorSpec) -> TensorSpec:
+        outputs = sum(source.shape[0] for source in sources)
+        return TensorSpec(sources[0].format, (outputs, *sources[0].shape[1:]))
+
+    def __call__(self, *sources: HostTensor) -> HostTensor:
+        data = np.concatenate([source.data for source in sources])
+        spec = self.spec(*(source.spec for source in sources))
+        return HostTensor(spec.format, spec.shape, data)
+
+
+def test_a_parameter_may_be_made_from_several_tensors() -> None:
+    """Such as an embedding that a file holds in two halves."""
+
+    def source_of(config: ModelConfig, param: Param) -> ParamSource:
+        if param.name != "embed_tokens.weight":
+            return gguf_source(config, param)
+        return ParamSource({"low": (64, 32), "high": (32, 32)}, JoinOutputs())
+
+    tensors = {
+        name: quantize(random(*spec.shape), "Q8_0" if len(spec.shape) == 2 else "F32")
+        for name, spec in specs_of(CONFIG, source_of).items()
+    }
+    specs = {name: tensor.spec for name, tensor in tensors.items()}
+    plan = build_plan(CONFIG, source_of, specs, "x.gguf")
+    made = dict(read_plan(plan, lambda name, scratch: tensors[name]))
+    assert {planned.name: planned.spec for planned in plan} == {n: t.spec for n, t in made.items()}
+    joined = made["embed_tokens.weight"]
+    assert joined.spec == TensorSpec("Q8_0", (96, 32))
+    np.testing.assert_array_equal(joined.data[:64], tensors["low"].data)
+    del specs["high"]
+    with pytest.raises(FormatError, match=r"lacks the tensor 'high' \(parameter embed_tokens"):
+        build_plan(CONFIG, source_of, specs, "x.gguf")
+
+
+def test_a_matrix_that_holds_several_parameters_is_read_once() -> None:
+    """Phi-3's q, k and v, and its gate and up."""
+    config = dataclasses.replace(CONFIG, qkv_bias=False, o_bias=False, mlp_bias=False)
+    specs = specs_of(config, PHI3.hf.source)
+    read: list[str] = []
+
+    def tensor(name: str, scratch: Scratch) -> HostTensor:
+        read.append(name)
+        return encode_dense(random(*specs[name].shape))
+
+    plan = build_plan(config, PHI3.hf.source, specs, "folder")
+    made = {name: made.spec for name, made in read_plan(plan, tensor)}
+    assert made == {planned.name: planned.spec for planned in plan}
+    assert sorted(read) == sorted(specs)

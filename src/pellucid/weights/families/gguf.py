@@ -91,6 +91,7 @@ class GGUFCommon(TypedDict):
 def common_keys(header: GGUFHeader, norm_eps: str = "layer_norm_rms_epsilon") -> GGUFCommon:
     """`norm_eps` is the family's own name of that key."""
     fields, shapes = header.fields, header.shapes
+    # sizes that others are computed from
     hidden_size = fields.integer("embedding_length")
     num_layers = fields.integer("block_count")
     num_heads = fields.integer("attention.head_count")
@@ -100,6 +101,7 @@ def common_keys(header: GGUFHeader, norm_eps: str = "layer_norm_rms_epsilon") ->
             f"block_count {num_layers}; there must be 1 to embedding_length heads and 1 to "
             f"{MAX_LAYERS} blocks"
         )
+    # kinds of attention that are not built
     head_dim = fields.integer("attention.key_length", hidden_size // num_heads)
     if fields.integer("attention.value_length", head_dim) != head_dim:
         raise UnsupportedError(
@@ -148,6 +150,7 @@ def rope_keys(header: GGUFHeader, head_dim: int) -> RopeConfig:
     original = fields.integer(
         "rope.scaling.original_context_length", fields.integer("context_length")
     )
+    # factors of the file, one for each pair
     for name in (ROPE_FREQS, ROPE_SHORT):
         if name not in header.rope_factors:
             continue
@@ -163,6 +166,7 @@ def rope_keys(header: GGUFHeader, head_dim: int) -> RopeConfig:
             freq_factors=tuple(header.rope_factors[name]),
             attention_factor=fields.optional_number("rope.scaling.attn_factor"),
         )
+    # one factor for all pairs, or none
     if scaling == "none":
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
     if scaling == "linear":
@@ -171,6 +175,7 @@ def rope_keys(header: GGUFHeader, head_dim: int) -> RopeConfig:
         raise UnsupportedError(
             f"{fields.where}: rope.scaling.type is {scaling!r}; known ones are: none, linear, yarn"
         )
+    # yarn
     if (
         fields.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0
         or fields.number("rope.scaling.yarn_log_multiplier", 0.0) != 0.0
