@@ -71,6 +71,7 @@ def rendered(source: str, **message: Any) -> TracedText:
         ("'%(b)sx%(a)s' | format(a=c, b='y')", "yxαβ γ"),
         ("'x%sy' | format(c)", "xαβ γy"),
         ("'x%-9sy' % c", "xαβ γ     y"),
+        ("'x%cy' % 945", "xαy"),
         ("('x%sy' ~ c) % 'z'", "xzyαβ γ"),
         ("('x' + c) | upper", "XΑΒ Γ"),
         ("('x' + c).title()", "Xαβ Γ"),

@@ -40,8 +40,8 @@ _STRIPS = frozenset(("lstrip", "removeprefix", "removesuffix", "rstrip", "strip"
 
 
 class ForeignMarkup(Markup):
-    """What an escaping filter made of a caller's text. Its methods give the same class, so all that
-    follows from it is the caller's.
+    """A caller's text after a filter that escapes. Its methods give the same class, so every text
+    that is made of it is the caller's.
     """
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class ForeignMarkup(Markup):
 
 
 def as_text(value: Any) -> str:
-    """str(value); what is written of anything but a text counts as the caller's."""
+    """str(value). The text of any value but a str counts as the caller's."""
     return value if isinstance(value, str) else whole(str(value))
 
 
@@ -108,7 +108,7 @@ def of_operator(operator: str, left: Any, right: Any, result: Any) -> Any:
 def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
     """The `result` of a filter that makes a text of `value`, with its marks."""
     text = as_text(value)
-    # nothing is escaped when it is written out, so "safe" says nothing
+    # no text is escaped when it is written out, so "safe" has no effect
     if name in ("safe", "string"):
         return text
     if not _is_foreign(text) and not any(map(_is_foreign, args)):
@@ -121,10 +121,13 @@ def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
 
 
 def percent(text: str, values: Any) -> str:
-    """`text % values`. Raises what Python raises for values that do not fit."""
+    """`text % values`. Raises TypeError and ValueError as Python does; ValueError too for a width
+    of more than three digits.
+    """
     rest = iter(
         values if isinstance(values, tuple) else () if isinstance(values, dict) else [values]
     )
+    # literals and values, by turns
     parts, start = [], 0
     for place in _PERCENT.finditer(text):
         parts.append(text[start : place.start()])
@@ -137,9 +140,11 @@ def percent(text: str, values: Any) -> str:
         except StopIteration:
             raise TypeError("not enough arguments for format string") from None
         made = f"%{how}" % (value,)
-        is_foreign = _is_foreign(value) or _is_foreign(text)
+        # a number of the caller's may be any character
+        is_foreign = _is_foreign(value) or _is_foreign(text) or how.endswith("c")
         parts.append(value if made == value else _whole_if(is_foreign, made))
     parts.append(text[start:])
+    # nothing is left over
     if any("%" in literal for literal in parts[::2]):
         raise ValueError("unsupported format character")
     if next(rest, rest) is not rest:
@@ -201,7 +206,9 @@ def _marks(text: str) -> bytes:
 
 
 def _same_places(text: str, result: str) -> TracedText:
-    """Each character became one other, but for the rare ones that become two ("ß")."""
+    """The marks of a text whose characters were each replaced. A rare one becomes two ("ß"): then
+    all of the result is the caller's.
+    """
     return TracedText(result, _marks(text)) if len(result) == len(text) else whole(result)
 
 
@@ -224,9 +231,7 @@ def _strided(text: str, parts: Sequence[str], between: int) -> list[str]:
 
 
 def _found(text: TracedText, parts: Sequence[str]) -> list[str]:
-    """`parts` of `text`, which lie in order with nothing but separators between them, of which no
-    part holds one at its beginning.
-    """
+    """`parts` of `text`, in order. Only separators lie between them; no part begins with one."""
     cut, start = [], 0
     for part in parts:
         start = text.find(part, start)

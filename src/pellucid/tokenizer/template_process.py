@@ -86,6 +86,7 @@ class TemplateProcesses:
             self._forget()
         data = encode(json.dumps(job, ensure_ascii=False))
         with self._places:
+            # take an idle process or start one; keep it if it can go on
             process = self._take()
             try:
                 answer = process.ask(data, self._wall_seconds)
@@ -115,6 +116,7 @@ class _Process:
     def __init__(self, cpu_seconds: float, memory_bytes: int) -> None:
         self._cpu_seconds = cpu_seconds
         self.is_usable = True
+        # start it, with one end of a pair of sockets
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as undo:
             undo.callback(ours.close)
@@ -137,6 +139,7 @@ class _Process:
                         f"no process could be started to render the chat template: {error.strerror}"
                     ) from None
             undo.pop_all()
+        # wait until it is ready
         self._process, self._socket = process, ours
         self.kill = weakref.finalize(self, _kill, process, ours, os.getpid())
         try:

@@ -49,6 +49,7 @@ class Reading:
 
 def find_reading(tree: nodes.Template) -> Reading:
     """How the template with the syntax tree `tree` reads its messages."""
+    # content
     content, arguments = _Field(tree, "content"), _Field(tree, "arguments")
     asked = {test.name for test in tree.find_all(nodes.Test) if content.is_read_by(test.node)}
     loops = any(_loops_over_parts(content, loop) for loop in tree.find_all(nodes.For)) or any(
@@ -60,10 +61,12 @@ def find_reading(tree: nodes.Template) -> Reading:
         and any(_constant(operand.expr) == (None,) for operand in comparison.ops)
         for comparison in tree.find_all(nodes.Compare)
     )
+    # arguments of tool calls
     of_arguments = {t.name for t in tree.find_all(nodes.Test) if arguments.is_read_by(t.node)}
     writes = "string" in of_arguments or (
         any(map(arguments.is_read_by, _written(tree))) and not _is_encoded(tree, arguments)
     )
+    # reasoning
     names = {read for node in tree.find_all((nodes.Getattr, nodes.Const)) for read in _names(node)}
     return Reading(
         loops_over_parts=loops,
@@ -202,6 +205,7 @@ def adapt_messages(
     texts of the last message get the mark CONTINUED. Raises RequestError for arguments that are not
     JSON where the template needs a mapping.
     """
+    # fields of each message
     for i, message in enumerate(messages):
         reasoning = [message[name] for name in REASONING if message.get(name)]
         for name in reading.reasoning if reasoning else ():
@@ -213,6 +217,7 @@ def adapt_messages(
             message["content"] = None
         else:
             message["content"] = _content(message.get("content"), reading)
+    # the text to continue
     if continue_final:
         content = messages[-1]["content"]
         if isinstance(content, str):

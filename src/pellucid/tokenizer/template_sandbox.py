@@ -78,7 +78,7 @@ _TEXT_FILTERS = "capitalize e escape forceescape indent lower safe string title 
 
 
 class LimitError(Exception):
-    """A template does more than any honest one."""
+    """A template exceeds a limit; the message is a clause about it."""
 
 
 class RefusedError(Exception):
@@ -99,10 +99,10 @@ def compile_template(tree: nodes.Template) -> CodeType:
 
 
 def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
-    """The text that a compiled template makes of `variables`, which must be plain data. Raises
-    whatever goes wrong in it.
+    """The text that a compiled template makes of `variables`, which must be plain data. The marks
+    of `TracedText` are kept.
 
-    Of texts that are `TracedText` it keeps the marks.
+    Raises LimitError, RefusedError, and any other exception of the template.
     """
     environment = _Environment()  # of this rendering alone: it holds the allowance
     template = Template.from_code(environment, code, environment.globals)
@@ -110,7 +110,9 @@ def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
 
 
 class _CodeGenerator(CodeGenerator):
-    """Jinja's compiler, with a call to the environment around whatever spends."""
+    """Jinja's compiler. Each statement, and each expression that makes a value, calls the
+    environment to pay for it.
+    """
 
     def blockvisit(self, nodes_: Iterable[nodes.Node], frame: Frame) -> None:
         for node in nodes_:
@@ -150,9 +152,7 @@ class _CodeGenerator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}`: marks the assistant's words for training. Here they are words like
-    others.
-    """
+    """`{% generation %}` marks the assistant's words for training. It has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -164,7 +164,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """A namespace may hold itself, so it does not show what it holds."""
+    """A namespace may hold itself, so its text does not show its values."""
 
     def __repr__(self) -> str:
         return "<namespace>"
@@ -186,30 +186,33 @@ class _Environment(ImmutableSandboxedEnvironment):
             finalize=_finalize,
             cache_size=0,
         )
+        # the allowance
         self._spent = 0
         # (object, weight, depth) by identity; holding the object keeps its identity its own
         self._weighed: dict[int, tuple[object, int, int]] = {}
+        # the filters: some of our own, marks for those that make texts, a bound for all
         given = self.filters
         own = {
-            "tojson": self._tojson,
+            "format": _format,
+            "indent": self._bounded_indent(given["indent"]),
             "join": self._bounded_join(given["join"]),
             "replace": self._bounded_replace(given["replace"]),
-            "format": _format,
+            "tojson": self._tojson,
         }
-        own["indent"] = self._bounded_indent(given["indent"])
         own |= {name: _traced(name, own.get(name, given[name])) for name in _TEXT_FILTERS.split()}
         self.filters = {
             name: self._watched(own.get(name, given[name])) for name in _FILTERS.split()
         }
-        ranges = self.globals["range"]
+        # the functions
         self.globals = {
-            "range": ranges,
+            "range": self.globals["range"],
             "dict": _dict,
             "namespace": _Namespace,
             "cycler": Cycler,
             "joiner": Joiner,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
         }
-        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     # ---- the allowance
 
@@ -229,8 +232,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._measure(value)[0]
 
     def _measure(self, value: Any) -> tuple[int, int]:
-        """(weight, depth). Numbers, iterators and functions weigh 1: what an iterator gives is
-        weighed when it is there.
+        """(weight, depth). Iterators and functions weigh 1; the values of an iterator are weighed
+        when it yields them.
         """
         if isinstance(value, str):
             return len(value), 0
@@ -253,18 +256,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         return weight, depth + 1
 
     def made(self, value: Any) -> Any:
-        """Every new value passes here."""
+        """Check and pay for a new value, and return it."""
         self.room_for(self.weigh(value))
-        self.spend(
-            1
-            + (
-                len(value)
-                if isinstance(value, str)
-                else ELEMENT * len(value)
-                if isinstance(value, list | tuple | dict)
-                else 0
-            )
-        )
+        size = len(value) if isinstance(value, str) else 0
+        if isinstance(value, list | tuple | dict):
+            size = ELEMENT * len(value)
+        self.spend(1 + size)
         return value
 
     def concatenated(self, values: tuple[Any, ...]) -> str:
@@ -283,7 +280,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return any(isinstance(obj, kind) and attr in names for kind, names in _METHODS.items())
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`"{}".format`, without widths: they make much out of nothing."""
+        """`"{}".format`, without widths, which make long texts out of short ones."""
         if (
             super().wrap_str_format(value) is None
             or ":" in value.__self__
@@ -336,8 +333,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     # ---- filters
 
     def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter whose arguments and result are weighed. What Jinja passes before the value
-        (context, environment) is of weight 1.
+        """A filter whose arguments and result are weighed. The arguments that Jinja adds (context,
+        environment) weigh 1.
         """
 
         @functools.wraps(function)  # with Jinja's marks, which tell who wants the context
@@ -404,8 +401,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 @pass_context
 def _finalize(context: Context, value: Any) -> str:
-    """What is written out. It takes the context so that Jinja does not call it while it
-    compiles.
+    """The text of a value that a template writes out. It takes the context so that Jinja does not
+    call it during compilation.
     """
     environment = context.environment
     assert isinstance(environment, _Environment)
