@@ -70,7 +70,7 @@ class Cache:
         """Publish, and let go: idle blocks, used now."""
         held = self.publish(tokens, salt)
         self.release(held)
-        self.tree.tick()
+        self.tree.clock += 1
         return held
 
     def evict(self, count: int) -> list[BlockOp]:

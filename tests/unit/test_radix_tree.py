@@ -245,7 +245,7 @@ def test_the_book_of_leaves_does_not_grow_with_time() -> None:
     cache = Cache()
     held = cache.leave(A)
     for _ in range(10_000):
-        cache.tree.tick()
+        cache.tree.clock += 1
         cache.tree.touch(held.node)
     assert len(cache.tree._order) <= 2048
     cache.evict(1)

@@ -157,7 +157,7 @@ def test_the_tree_knows_what_the_list_knows_and_forgets_the_least_recently_used(
     oracle.evict = checked  # type: ignore[method-assign]
     for name, *arguments in actions:
         oracle.clock += 1
-        oracle.cache.tree.tick()
+        oracle.cache.tree.clock += 1
         getattr(oracle, name)(*arguments)
         oracle.cache.check()
         for salt, tokens in queries:

@@ -7,8 +7,10 @@ through the detokenizer, because a stop string ends a request.
 
 import random
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import add
 from typing import NamedTuple, TypeAlias
 
 from ..config import ModelConfig
@@ -21,7 +23,7 @@ from ..tokenizer import Tokenizer
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
 from .prompts import TokenizedPrompt, check_prompt_ids, truncate_prompt
-from .stats import EngineStats, StepTimer
+from .stats import STEP_SECONDS, Counts, EngineStats, StepTimes
 
 __all__ = ["EngineCore", "Submission"]
 
@@ -63,7 +65,7 @@ class EngineCore:
         self._clock = clock
         self._now = 0.0  # when the step that is booked was computed
         self._propose = proposer
-        self._timer = StepTimer()
+        self._counts = Counts()
         self._seeds = random.Random(seed)  # for requests that bring none
         # what was asked, by its id: one group has n requests
         self._groups: dict[str, OutputGroup] = {}
@@ -160,12 +162,19 @@ class EngineCore:
             raise self._fail(step, error) from error
         self._now = now = self._clock()
         # Count what it did, before the counters of its requests move on.
-        self._timer.num_computed_tokens += sum(r.num_scheduled_tokens for r in step.requests)
+        counts = self._counts
+        counts.num_computed_tokens += sum([r.num_scheduled_tokens for r in step.requests])
         if self._propose is not None:
-            self._timer.num_draft_tokens += sum(r.num_scheduled_drafts for r in step.requests)
-            self._timer.num_accepted_tokens += sum(len(t) - 1 for t in result.sampled.values())
+            counts.num_draft_tokens += sum(r.num_scheduled_drafts for r in step.requests)
+            counts.num_accepted_tokens += sum(len(t) - 1 for t in result.sampled.values())
         outputs = self._update(step, result, now)
-        self._timer.add(planned - start, now - planned, result.forward_seconds, self._clock() - now)
+        # Count what it cost.
+        end = self._clock()
+        times = (planned - start, now - planned, result.forward_seconds, end - now)
+        counts.num_steps += 1
+        counts.last_step = times
+        counts.all_steps = tuple(map(add, counts.all_steps, times))
+        counts.step_histogram[bisect_left(STEP_SECONDS, end - start)] += 1
         return outputs
 
     def _take_drafts(self, propose: Proposer) -> None:
@@ -177,7 +186,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and what it did since its start."""
-        scheduler, kv, timer = self.scheduler, self.scheduler.kv, self._timer
+        scheduler, kv, counts = self.scheduler, self.scheduler.kv, self._counts
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -190,16 +199,16 @@ class EngineCore:
             swap_file_bytes=self._runner.swap_file_bytes,
             num_prompt_tokens=scheduler.num_prompt_tokens,
             num_cached_tokens=scheduler.num_cached_tokens,
-            num_computed_tokens=timer.num_computed_tokens,
-            num_output_tokens=timer.num_output_tokens,
-            num_draft_tokens=timer.num_draft_tokens,
-            num_accepted_tokens=timer.num_accepted_tokens,
+            num_computed_tokens=counts.num_computed_tokens,
+            num_output_tokens=counts.num_output_tokens,
+            num_draft_tokens=counts.num_draft_tokens,
+            num_accepted_tokens=counts.num_accepted_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_loaded_blocks=kv.num_loaded_blocks,
-            num_steps=timer.num_steps,
-            last_step=timer.last_step,
-            all_steps=timer.all_steps,
-            step_histogram=timer.histogram,
+            num_steps=counts.num_steps,
+            last_step=StepTimes(*counts.last_step),
+            all_steps=StepTimes(*counts.all_steps),
+            step_histogram=tuple(counts.step_histogram),
         )
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
@@ -231,7 +240,7 @@ class EngineCore:
 
     def _read(self, request: Request, token_id: int, reason: FinishReason | None) -> bool:
         """Add a token to its text. True where that holds a stop string."""
-        self._timer.num_output_tokens += 1
+        self._counts.num_output_tokens += 1
         group = self._group_of[request.request_id]
         return group.advance(request, token_id, reason, self._now)
 

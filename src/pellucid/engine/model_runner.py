@@ -98,7 +98,8 @@ class ModelRunner:
         """Compute a step's tokens, write their keys and values, and draw the next token of each
         request that reached its end.
         """
-        self._storage.run(step.block_ops)
+        if step.block_ops:
+            self._storage.run(step.block_ops)
         rows = _plan_rows(step.requests)
         batch = self._build_batch(rows)
         start = self._clock()

@@ -4,10 +4,9 @@ Times are seconds of the core's clock. `EngineStats` counts from the engine's st
 the difference of two of them.
 """
 
-import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["STEP_SECONDS", "EngineStats", "StepTimer", "StepTimes"]
+__all__ = ["STEP_SECONDS", "Counts", "EngineStats", "StepTimes"]
 
 # Upper bounds of the histogram's buckets; a last bucket takes what is longer.
 STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -58,35 +57,15 @@ class EngineStats:
     step_histogram: tuple[int, ...]  # steps by their total, in the buckets of STEP_SECONDS
 
 
-class StepTimer:
-    """Adds up what steps cost and did."""
+@dataclass(slots=True)
+class Counts:
+    """What the core adds up with each step; the names are those of EngineStats."""
 
-    def __init__(self) -> None:
-        self.num_steps = 0
-        self.num_computed_tokens = 0
-        self.num_output_tokens = 0
-        self.num_draft_tokens = 0
-        self.num_accepted_tokens = 0
-        self._last = (0.0, 0.0, 0.0, 0.0)
-        self._sums = [0.0, 0.0, 0.0, 0.0]
-        self._histogram = [0] * (len(STEP_SECONDS) + 1)
-
-    def add(self, schedule: float, execute: float, forward: float, update: float) -> None:
-        """Count one step."""
-        self.num_steps += 1
-        self._last = (schedule, execute, forward, update)
-        for i, seconds in enumerate(self._last):
-            self._sums[i] += seconds
-        self._histogram[bisect.bisect_left(STEP_SECONDS, schedule + execute + update)] += 1
-
-    @property
-    def last_step(self) -> StepTimes:
-        return StepTimes(*self._last)
-
-    @property
-    def all_steps(self) -> StepTimes:
-        return StepTimes(*self._sums)
-
-    @property
-    def histogram(self) -> tuple[int, ...]:
-        return tuple(self._histogram)
+    num_steps: int = 0
+    num_computed_tokens: int = 0
+    num_output_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    last_step: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # the fields of StepTimes
+    all_steps: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    step_histogram: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))

@@ -399,7 +399,7 @@ class KVCacheManager:
 
     def begin_step(self) -> None:
         """A use from now on is later than all before."""
-        self._tree.tick()
+        self._tree.clock += 1
 
     def take_ops(self) -> list[BlockOp]:
         """What must be done with the bytes of blocks before the step runs, in order."""

@@ -44,7 +44,7 @@ class RadixTree:
         self._block_size = block_size
         # per salt: requests hit prefixes of their own salt only
         self._roots: dict[str, Node] = {}
-        self._clock = 0
+        self.clock = 0  # steps so far: what is used in a later step is newer
         self._order = EvictionOrder(pool)
         # a cached block of a windowed group -> its node and group
         self._home: dict[int, tuple[Node, int]] = {}
@@ -240,15 +240,11 @@ class RadixTree:
 
     # ---- forgetting
 
-    def tick(self) -> None:
-        """A step begins: what is used from now on is newer."""
-        self._clock += 1
-
     def touch(self, node: Node) -> None:
         """A node and its path are used now, and the node may be free to go from now on."""
         walk: Node | None = node
         while walk is not None:
-            walk.stamp = self._clock
+            walk.stamp = self.clock
             walk = walk.parent
         self._offer(node)
 
@@ -263,7 +259,7 @@ class RadixTree:
         before its edge.
         """
         if self._pool.is_idle(block) and block in self._home:
-            self._order.offer_block(block, self._clock)
+            self._order.offer_block(block, self.clock)
 
     def evict(self, count: int) -> None:
         """Free `count` blocks that only the tree holds, the least recently used first. The caller

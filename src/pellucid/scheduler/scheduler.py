@@ -123,7 +123,7 @@ class Scheduler:
         planned: list[Request] = []
         num_preemptions = self.num_preemptions
         left = self._plan_running(planned)
-        if self.num_preemptions == num_preemptions:
+        if self.waiting.num_tokens and self.num_preemptions == num_preemptions:
             self._plan_waiting(planned, left)
         if planned:
             self._log("schedule", planned, [r.num_scheduled_tokens for r in planned])

@@ -43,7 +43,7 @@ class Detokenizer:
         that the first `min_tokens` tokens complete do not count.
         """
         self.stopped_by: str | None = None
-        self._tokenizer = tokenizer
+        self._token_bytes = tokenizer.vocabulary.token_bytes
         self._skipped = tokenizer.special_token_ids if skip_special else frozenset()
         self._drops_space = tokenizer.strips_leading_space and not any(
             map(self._visible_bytes, prompt_tail)
@@ -75,7 +75,7 @@ class Detokenizer:
         return self._show(rest)
 
     def _visible_bytes(self, token_id: int) -> bytes:
-        return b"" if token_id in self._skipped else self._tokenizer.token_bytes(token_id)
+        return b"" if token_id in self._skipped else self._token_bytes(token_id)
 
     def _take(self, token_id: int) -> str:
         if self.stopped_by is not None:

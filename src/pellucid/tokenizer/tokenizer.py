@@ -80,7 +80,7 @@ class Tokenizer:
         # those that `skip_special` skips
         self.special_token_ids = frozenset(vocabulary.ids_of(TokenKind.CONTROL, TokenKind.UNKNOWN))
         self.strips_leading_space = strips_leading_space
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._prefix, self._suffix = prefix_ids, suffix_ids
         self._trusting, self._plain = rust, _without_special_tokens(rust)
         self._known_bytes = _known_bytes(vocabulary)
@@ -92,7 +92,7 @@ class Tokenizer:
         text. The ids above it are special tokens, added tokens and padding. A model may have no
         embedding for those: Gemma 3's text models have none for the token of images.
         """
-        plain = self._vocabulary.ids_of(TokenKind.NORMAL, TokenKind.BYTE)
+        plain = self.vocabulary.ids_of(TokenKind.NORMAL, TokenKind.BYTE)
         return 1 + max(*plain[-1:], *self._prefix, *self._suffix, -1, -1)
 
     @functools.cached_property
@@ -161,7 +161,7 @@ class Tokenizer:
         text before it is cut, which is counted by a factor; a run of characters that a vocabulary
         does not know at all counts as a long token.
         """
-        return _MAX_SHRINKING * max(_UNKNOWN_CHARS, *map(len, self._vocabulary.tokens))
+        return _MAX_SHRINKING * max(_UNKNOWN_CHARS, *map(len, self.vocabulary.tokens))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of a whole sequence. Bytes that are not UTF-8 become U+FFFD. Use `Detokenizer`
@@ -177,9 +177,7 @@ class Tokenizer:
         """The bytes of one token; a control token's are its name's. None beyond the vocabulary,
         where models pad their embeddings.
         """
-        if token_id < 0:
-            raise RequestError(f"a token id is {token_id}; it must be at least 0")
-        return self._vocabulary.token_bytes(token_id) if token_id < self.vocab_size else b""
+        return self.vocabulary.token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for people to look at: part of a character shows as U+FFFD."""

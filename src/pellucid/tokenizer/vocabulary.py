@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..errors import FormatError
+from ..errors import FormatError, RequestError
 
 __all__ = ["MAX_MERGES", "MAX_TOKENS", "TokenKind", "Vocabulary", "byte_letters"]
 
@@ -100,8 +100,12 @@ class Vocabulary:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; a control token's are its name's. None for an unused
-        token.
+        token, and none beyond the vocabulary, where models pad their embeddings.
         """
+        if token_id < 0:
+            raise RequestError(f"a token id is {token_id}; it must be at least 0")
+        if token_id >= len(self.tokens):
+            return b""
         text, kind = self.tokens[token_id], self.kinds[token_id]
         if kind == TokenKind.UNUSED:
             return b""
