@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pellucid.config import RopeConfig
+from pellucid.errors import ConfigError
+
 from .convert import convert
 from .harness import (
     GOLDEN,
@@ -124,6 +127,44 @@ def test_every_part_of_a_family_shows_in_its_logits(golden: Golden) -> None:
         assert error > 5 * NATIVE_BUDGET * np.abs(expected).max(), (
             f"{field} = {changed} shows by {error:.2g} only"
         )
+
+
+# A change of each field of ModelConfig that is not a size or a bias, for every graph.
+FIELDS: dict[str, dict[str, Any]] = {
+    "norm_eps": {"norm_eps": 0.1},
+    "activation": {"activation": "silu"},
+    "embedding_scale": {"embedding_scale": 2.0},
+    "softmax_scale": {"softmax_scale": 0.1},
+    "attn_softcap": {"attn_softcap": 0.5},
+    "final_softcap": {"final_softcap": 0.5},
+    "windows": {"windows": (3, 3)},
+    "rope": {"rope": RopeConfig(rotary_dim=8, theta=7.0)},
+    "rope_local": {"windows": (3, 3), "rope_local": RopeConfig(rotary_dim=8, theta=7.0)},
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_graph_ignores_a_field_of_its_config(name: str, field: str) -> None:
+    """Each changes the logits, or cannot be set for that graph."""
+    loaded = load(GOLDEN / name, "reference")
+    changes, config = dict(FIELDS[field]), loaded.config
+    if "windows" in changes:
+        changes["windows"] = (3,) * config.num_layers
+    if config.activation == "silu" and "activation" in changes:
+        changes["activation"] = "gelu_tanh"
+    windows = {"windows": changes["windows"]} if field == "rope_local" else {}
+    before = dataclasses.replace(config, **windows)
+    try:
+        after = dataclasses.replace(config, **changes)
+    except ConfigError as error:
+        assert "graph 'gpt2' has the activation 'gelu_tanh' and no rope" in str(error)
+        return
+    input_ids = np.load(GOLDEN / name / "expected.npz")["input_ids"]
+    old, new = (
+        Session(dataclasses.replace(loaded, config=c)).prefill(input_ids) for c in (before, after)
+    )
+    assert np.abs(new - old).max() > 1e-3 * np.abs(old).max()
 
 
 @pytest.mark.parametrize("sizes", [(1,), (3,), (7,), (13, 1, 1, 1), (39, 1)], ids=str)

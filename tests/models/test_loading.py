@@ -69,12 +69,15 @@ def refused(path: Path, error: type[PellucidError], message: str) -> None:
 # What is accepted
 
 
-def test_gpt2_without_the_prefix_of_its_names(folder: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("name", "prefix"), [("gpt2", "transformer."), ("llama3", "model.")])
+def test_files_of_the_bare_model_leave_out_the_prefix_of_its_names(
+    folder: Callable[[str], Path], name: str, prefix: str
+) -> None:
     def strip(arrays: Arrays) -> None:
-        for name in list(arrays):
-            arrays[name.removeprefix("transformer.")] = arrays.pop(name)
+        for tensor in list(arrays):
+            arrays[tensor.removeprefix(prefix)] = arrays.pop(tensor)
 
-    logits_of(change_tensors(folder("gpt2"), strip), "gpt2")
+    logits_of(change_tensors(folder(name), strip), name)
 
 
 def test_buffers_of_old_checkpoints_are_passed_over(folder: Callable[[str], Path]) -> None:
