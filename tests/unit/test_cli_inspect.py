@@ -235,7 +235,10 @@ def test_a_folder_of_safetensors_is_shown_like_a_file(tmp_path: Path) -> None:
 
 def test_a_folder_of_gguf_files_asks_for_one_of_them(tiny: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tiny.parent)])
-    assert result.exit_code == 1 and f"such as {tiny}" in result.stderr
+    assert result.exit_code == 0 and str(tiny) in result.stdout
+    (tiny.parent / "other.gguf").write_bytes(tiny.read_bytes())
+    result = CliRunner().invoke(main, ["inspect", str(tiny.parent)])
+    assert result.exit_code == 1 and f"one of them: other.gguf, {tiny.name}" in result.stderr
 
 
 def test_real_models_are_inspected_in_a_moment(models_dir: Path) -> None:

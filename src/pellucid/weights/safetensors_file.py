@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self, TypeGuard
 
-
 from ..errors import FormatError, UnsupportedError
 from ..files import open_within, parse_json, read_at, size_of
 from ..formats import HostTensor, host_tensor

