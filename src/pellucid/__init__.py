@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .config import EngineConfig
     from .engine.async_engine import AsyncEngine
     from .engine.llm import LLM
     from .engine.prompts import TextPrompt, TokensPrompt
+    from .engine_config import EngineConfig
     from .errors import PellucidError
     from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from .sampling_params import SamplingParams
@@ -38,7 +38,7 @@ _HOME = {
     "LLM": ".engine.llm",
     "AsyncEngine": ".engine.async_engine",
     "CompletionOutput": ".outputs",
-    "EngineConfig": ".config",
+    "EngineConfig": ".engine_config",
     "Logprob": ".outputs",
     "PellucidError": ".errors",
     "RequestMetrics": ".outputs",

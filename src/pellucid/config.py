@@ -1,15 +1,13 @@
-"""What a model is and how the engine runs it, as frozen plain data. Validated once, when built;
-never changed afterwards.
+"""What a model is, as frozen plain data: checked once, when it is built, and never changed.
 
 `ModelConfig` holds every difference between families that is data. A family needs code of its own
 only where the *graph* differs (`models/`), so a new Llama-like model is a row of values here.
 Readers of checkpoints (`weights/`) build it; models read it.
 
-Units: sizes in elements, `kv_cache_memory` in bytes. Names follow Hugging Face's `config.json`,
-shortened as docs/glossary.md says.
+Sizes are in elements. Names follow Hugging Face's `config.json`, shortened as docs/glossary.md
+says.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,24 +18,16 @@ __all__ = [
     "MAX_HEAD_DIM",
     "MAX_LAYERS",
     "Activation",
-    "Batching",
-    "EngineConfig",
     "GraphName",
     "ModelConfig",
-    "Preemption",
     "RopeConfig",
     "RopeScaling",
-    "SchedulingPolicy",
 ]
 
 GraphName = Literal["gpt2", "llama", "gemma"]
 Activation = Literal["silu", "gelu_tanh"]
-SchedulingPolicy = Literal["fcfs", "priority", "lpm", "fair"]
-Batching = Literal["continuous", "static", "dynamic"]
-Preemption = Literal["auto", "recompute", "swap"]
 RopeScaling = Literal["none", "linear", "yarn", "llama3", "factors"]
 MAX_TOKENS = 1 << 24  # of a context, and of a vocabulary
-MAX_REQUESTS = 1 << 16
 MAX_SIZE = 1 << 24  # of a layer's width, and of its number of heads
 MAX_WINDOW = (1 << 32) - 1  # what files write for "no window" too
 MAX_LAYERS = 4096
@@ -188,102 +178,3 @@ class ModelConfig:
         """The rotary embedding of one layer: windowed layers may have their own."""
         has_own = self.rope_local is not None and self.windows[layer] is not None
         return self.rope_local if has_own else self.rope
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """How the engine runs a model. Where a name is vLLM's, so are its meaning and its unit.
-
-    Types and bounds are checked when it is built; ConfigError names the field. The command line
-    makes its engine options from these declarations.
-    """
-
-    max_model_len: int | None = option(
-        None,
-        low=1,
-        high=MAX_TOKENS,
-        unit="tokens",
-        help="Longest prompt and output of a request together; None: the model's own, or what "
-        "the KV cache holds",
-    )
-    max_num_batched_tokens: int = option(
-        512,
-        low=1,
-        high=MAX_TOKENS,
-        unit="tokens",
-        help="Tokens that one step computes at most; longer prompts are computed in chunks",
-    )
-    max_num_seqs: int | None = option(
-        None,
-        low=1,
-        high=MAX_REQUESTS,
-        help="Requests that run at once; None: the backend's own number",
-    )
-    block_size: int = option(16, low=1, high=1024, unit="tokens", help="Tokens per KV block")
-    kv_cache_memory: (
-        Annotated[int, Bounds(low=1)] | Annotated[float, Bounds(above=0, below=1)] | None
-    ) = option(
-        None,
-        unit="bytes",
-        help="Memory for keys and values: bytes, or a share (below 1) of what the weights leave "
-        "free; None: what max_num_seqs requests need, a quarter of the free memory at most",
-    )
-    kv_cache_dtype: str = option(
-        "auto",
-        low=1,
-        high=64,
-        help="What keys and values are kept in: a name of the backend's, or two, K,V; auto: one "
-        "without measurable loss",
-    )
-    enable_prefix_caching: bool | None = option(
-        None,
-        help="Compute common beginnings of prompts once; None: yes, unless results of the backend "
-        "depend on the batch",
-    )
-    scheduling_policy: SchedulingPolicy = option(
-        "fcfs",
-        help="Which waiting request is next: the first that came, by priority, the one with the "
-        "longest prefix in the cache, or the tenant served least",
-    )
-    batching: Batching = option(
-        "continuous", help="When waiting requests may join: at every step, or between batches"
-    )
-    preemption: Preemption = option(
-        "auto",
-        help="What becomes of the blocks of a preempted request: computed again, saved to the "
-        "swap file, or whichever costs less",
-    )
-    swap_space: float = option(
-        1.0,
-        low=0,
-        high=1 << 20,
-        unit="GiB",
-        help="Size of the file to which evicted blocks are saved",
-    )
-    max_waiting_requests: int | None = option(
-        None, low=1, help="Requests that may wait; more are refused. None: any number"
-    )
-    max_waiting_tokens: int | None = option(
-        None,
-        low=1,
-        unit="tokens",
-        help="Prompt tokens of all waiting requests together; more are refused. None: any number",
-    )
-    seed: int | None = option(
-        0,
-        low=-(1 << 63),
-        high=(1 << 64) - 1,
-        help="Requests without a seed of their own draw one from it; None: another at every start",
-    )
-    backend: str = option("native", low=1, high=64, help="A key of backends.registry")
-    backend_options: Mapping[str, object] = option(
-        default_factory=dict, high=64, help="Options of the backend, by their names"
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def swap_bytes(self) -> int:
-        """`swap_space` in bytes."""
-        return int(self.swap_space * (1 << 30))

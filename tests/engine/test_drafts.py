@@ -104,7 +104,7 @@ def draw_config(rng: random.Random, model: OpenModel) -> EngineConfig:
         scheduling_policy=rng.choice(("fcfs", "priority", "fair", "lpm")),
         kv_cache_memory=1 << 20,
         swap_space=0.001,
-        threads=1,
+        backend_options={"threads": 1},
     )
     layout = model.layout(config)
     blocks = layout.blocks_for(MAX_MODEL_LEN, config.max_num_batched_tokens)
@@ -162,7 +162,7 @@ def plain(model: OpenModel) -> EngineCore:
     config = EngineConfig(
         max_model_len=MAX_MODEL_LEN,
         enable_prefix_caching=False,
-        threads=1,
+        backend_options={"threads": 1},
         preemption="recompute",
         kv_cache_memory=1 << 18,
     )

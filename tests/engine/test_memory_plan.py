@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pellucid.config import EngineConfig, ModelConfig
+from pellucid.config import ModelConfig
 from pellucid.engine.loader import open_model
 from pellucid.engine.memory import check_fits, engine_bytes, plan_kv_cache
+from pellucid.engine_config import EngineConfig
 from pellucid.errors import CapacityError
 from pellucid.kv.layout import build_layout
 from pellucid.kv_spec import build_kv_specs

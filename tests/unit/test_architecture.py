@@ -24,7 +24,7 @@ PACKAGE = ROOT / "src" / "pellucid"
 # and docs/design.md a line. "kv.manager" means that module alone. The rows run from the top of the
 # house to its ground.
 REQUEST = ("request", "sampling_params", "outputs")
-PLAIN = ("config", "checks", "kv_spec", *REQUEST, "batch", "errors")
+PLAIN = ("config", "engine_config", "checks", "kv_spec", *REQUEST, "batch", "errors")
 BELOW_ENGINE = (
     "scheduler",
     "speculative",
@@ -79,6 +79,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "units": (),
     "kv_spec": ("config",),
     "config": ("checks", "errors"),
+    "engine_config": ("checks", "config"),
     "request": (*REQUEST, "errors"),
     "sampling_params": ("checks", "errors"),
     "outputs": (),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pellucid.checks import Bounds, check_fields, check_value, declarations, option, show
 from pellucid.checks import unknown_name as unknown
-from pellucid.config import EngineConfig
+from pellucid.engine_config import EngineConfig
 from pellucid.errors import ConfigError, RequestError
 
 Small = Annotated[int, Bounds(low=0, high=9)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid.config import Batching, SchedulingPolicy
+from pellucid.engine_config import Batching, SchedulingPolicy
 from pellucid.kv.manager import KVCacheManager
 from pellucid.request import Request, SamplingParams
 from pellucid.scheduler import Scheduler

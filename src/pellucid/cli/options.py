@@ -15,7 +15,7 @@ import click
 
 from ..backends.registry import BACKENDS
 from ..checks import Declaration, declarations
-from ..config import EngineConfig
+from ..engine_config import EngineConfig
 from ..errors import FormatError
 from ..files import parse_json, read_bytes
 from ..request import SamplingParams

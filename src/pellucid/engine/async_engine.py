@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import EngineConfig
+from ..engine_config import EngineConfig
 from ..request import RequestOutput
 from ..sampling_params import SamplingParams, params_for_prompts
 from .core import Submission

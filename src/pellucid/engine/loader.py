@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..backends.registry import get_backend
-from ..config import EngineConfig, ModelConfig
+from ..config import ModelConfig
+from ..engine_config import EngineConfig
 from ..errors import CapacityError, ConfigError
 from ..formats import packed_bytes
 from ..kv.layout import KVLayout, build_layout

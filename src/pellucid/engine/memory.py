@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import gettempdir
 
-from ..config import EngineConfig, ModelConfig
+from ..config import ModelConfig
+from ..engine_config import EngineConfig
 from ..errors import CapacityError, ConfigError
 from ..host_memory import lies_in_memory
 from ..kv.layout import KVLayout

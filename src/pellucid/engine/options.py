@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from ..backends.registry import BACKENDS, backend_kind
 from ..checks import declarations, unknown_name
-from ..config import EngineConfig
+from ..engine_config import EngineConfig
 from ..errors import ConfigError
 from ..request import MAX_LOGPROBS
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from ..config import EngineConfig
 from ..engine.core import Submission
 from ..engine.loader import Engine, OpenModel
 from ..engine.prompts import TokenizedPrompt
+from ..engine_config import EngineConfig
 from ..errors import ConfigError
 from ..ops.kv_dtypes import KV_GROUP
 from ..request import LogprobsOnePosition, RequestOutput, SamplingParams

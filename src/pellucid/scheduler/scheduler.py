@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..batch import BlockOp
-from ..config import Batching, SchedulingPolicy
+from ..engine_config import Batching, SchedulingPolicy
 from ..errors import RequestError
 from ..kv.manager import Hit, KVCacheManager
 from ..request import FinishReason, Request, RequestStatus

@@ -24,7 +24,7 @@ starts at the least counter of the active tenants, so an idle tenant saves nothi
 import bisect
 from collections.abc import Callable, Collection
 
-from ..config import SchedulingPolicy
+from ..engine_config import SchedulingPolicy
 from ..errors import QueueFullError
 from ..request import Request, RequestStatus
 
