@@ -342,6 +342,13 @@ def test_who_computes_what_was_saved_brings_it_back_without_loading() -> None:
     cache.check()
 
 
+def test_a_tier_costs_what_is_used_of_it() -> None:
+    cache = Cache(num_slots=1 << 60)
+    cache.leave(A + C)
+    assert [op.target for op in cache.evict(2)] == [0, 1]
+    cache.check()
+
+
 def test_a_hole_is_neither_saved_nor_loaded() -> None:
     cache = Cache(windowed=[False, True], num_slots=8)
     held = cache.publish(A + C)

@@ -26,11 +26,13 @@ class SecondTier:
         self.num_loaded = 0  # blocks that came back
         self.leaves = LeafOrder(is_saved=True)
         self._saving_pays = saving_pays
-        self._free = list(range(num_slots - 1, -1, -1))
+        # slots that were given back, and how many were ever used: there may be billions
+        self._free: list[int] = []
+        self._num_used = 0
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return self.num_slots - self._num_used + len(self._free)
 
     def takes(self, num_blocks: int) -> bool:
         """Whether an edge of so many blocks should be saved."""
@@ -38,6 +40,9 @@ class SecondTier:
 
     def save(self, block: int) -> BlockOp:
         """Save a block in a free slot."""
+        if not self._free:
+            self._free.append(self._num_used)
+            self._num_used += 1
         return BlockOp("save", block, self._free.pop())
 
     def load(self, slot: int, block: int) -> BlockOp:
@@ -66,8 +71,8 @@ class SecondTier:
         return found
 
     def check_integrity(self, used: Iterable[int]) -> None:
-        """Raise AssertionError where the slots of the saved edges and the free ones are not all
-        slots, once each.
+        """Raise AssertionError where the slots of the saved edges and those given back are not all
+        that were ever used, once each.
         """
-        if sorted([*self._free, *used]) != list(range(self.num_slots)):
+        if sorted([*self._free, *used]) != list(range(self._num_used)):
             raise AssertionError("a slot of the tier is lost, or used twice")
