@@ -91,6 +91,7 @@ HOSTILE = {
     "long numbers in a list": "{{ ([7 ** 1400] * 4000000) | string | length }}",
     "long numbers as JSON": "{{ ([7 ** 1400] * 4000000) | tojson | length }}",
     # values that are large at once
+    "a long prompt": "{{ '😀' * 4000000 }}" * 3,
     "text times": "{{ 'a' * 10 ** 12 }}",
     "list times": "{{ 10 ** 9 * [1] }}",
     "tuple times": "{{ (1, 2) * 10 ** 9 }}",

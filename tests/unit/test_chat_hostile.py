@@ -98,9 +98,9 @@ def test_a_crash_is_told_and_the_next_chat_is_served(
 
 def test_a_process_that_was_killed_while_idle_is_replaced(processes: TemplateProcesses) -> None:
     render(ECHO, processes)
-    pid = pid_of(processes)
-    os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    process = processes._idle[0]
+    os.kill(pid_of(processes), signal.SIGKILL)
+    assert wait_for(lambda: not process.is_running)
     assert render(ECHO, processes) == "<Hello>"
 
 

@@ -33,7 +33,7 @@ CPU_SECONDS = 2.0  # of one rendering; a chat of 1000 messages takes 0.1
 WALL_SECONDS = 20.0  # of one rendering, for machines that are busy
 START_SECONDS = 60.0  # of a new process
 MEMORY_BYTES = 1 << 29  # of a process, its 25 MB of Python included
-MAX_ANSWER_BYTES = 1 << 26
+MAX_ANSWER_BYTES = 48 << 20  # the sandbox lets a prompt have 8 million characters
 MAX_PROCESSES = 4
 
 # Finds modules in the folders of the two packages, without their __init__, which would import the

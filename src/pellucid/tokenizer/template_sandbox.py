@@ -106,7 +106,9 @@ def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
     """
     environment = _Environment()  # of this rendering alone: it holds the allowance
     template = Template.from_code(environment, code, environment.globals)
-    return joined(template.root_render_func(template.new_context(dict(variables))))
+    parts = list(template.root_render_func(template.new_context(dict(variables))))
+    environment.room_for(sum(map(len, parts)))
+    return joined(parts)
 
 
 class _CodeGenerator(CodeGenerator):
