@@ -323,3 +323,52 @@ def test_ways_to_decode_that_are_not_known_are_refused(save: Save) -> None:
     rust.decoder = decoders.WordPiece()
     with pytest.raises(UnsupportedError, match="WordPiece"):
         from_folder(save(rust))
+
+
+def added(content: str, **flags: bool) -> dict[str, Any]:
+    return {"content": content, "normalized": False, "special": True} | flags
+
+
+def test_tokens_that_stand_only_in_added_tokens_decoder_are_added(save: Save) -> None:
+    rust = byte_level()
+    size = rust.get_vocab_size()
+    folder = save(
+        rust,
+        tokenizer_config={
+            "eos_token": "<|im_end|>",
+            "added_tokens_decoder": {
+                "0": added("!"),  # one that is there already
+                str(size + 1): added("<|im_end|>"),
+                str(size): added("<|im_start|>"),
+            },
+        },
+    )
+    tokenizer = from_folder(folder)
+    assert tokenizer.eos_token_ids == {size + 1} and tokenizer.vocab_size == size + 2
+    assert tokenizer.encode("a<|im_start|>", parse_special=True)[-1] == size
+    assert size not in tokenizer.encode("a<|im_start|>")
+
+
+def test_an_end_that_no_file_names_is_found_by_its_name(save: Save) -> None:
+    rust = byte_level()
+    size = rust.get_vocab_size()
+    config = {"added_tokens_decoder": {str(size): added("<|im_end|>")}}
+    assert from_folder(save(rust, tokenizer_config=config)).eos_token_ids >= {size}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        ([1], "added_tokens_decoder is .* it must be an object"),
+        ({"x": added("<a>")}, "has the key 'x'; it must be a token id"),
+        ({"9999999999": added("<a>")}, "has the key '9999999999'"),
+        ({"999999": added("<a>")}, "gives '<a>' the id 999999; the next id"),
+        ({"5": {"special": True}}, "content is None"),
+        ({"5": 7}, "is 7; it must be an object"),
+        ({"5": added("x" * 5000)}, "has a token of 5000 characters"),
+        ({"5": added("<a>") | {"lstrip": "yes"}}, "lstrip is 'yes'"),
+    ],
+)
+def test_wrong_added_tokens_decoders_are_named(decoder: Any, message: str, save: Save) -> None:
+    with pytest.raises(FormatError, match=message):
+        from_folder(save(byte_level(), tokenizer_config={"added_tokens_decoder": decoder}))

@@ -21,7 +21,7 @@ from ..errors import FormatError, UnsupportedError
 from ..files import is_there, read_bytes, read_json
 from .chat_template import MAX_TEMPLATES, ChatTemplate
 from .tokenizer import Tokenizer, library_errors
-from .tokenizer_json import read_tokenizer_json
+from .tokenizer_json import TOKEN_FLAGS, check_added_tokens_decoder, read_tokenizer_json
 from .vocabulary import MAX_TOKENS, TokenKind, Vocabulary
 
 if TYPE_CHECKING:
@@ -47,18 +47,24 @@ def from_folder(path: Path) -> Tokenizer:
     rust.no_truncation()
     rust.no_padding()
 
-    byte_level, strips_space = _read_decoder(rust, file)
-    vocabulary = _read_vocabulary(rust, byte_level, file)
+    # the configs may name tokens that tokenizer.json lacks
     config, generation, model = (
         _read_json(path, name)
         for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
+    added = _add_tokens(rust, config.get("added_tokens_decoder"), path / "tokenizer_config.json")
+    byte_level, strips_space = _read_decoder(rust, file)
+    vocabulary = _read_vocabulary(rust, byte_level, file)
+
+    # special tokens: by name or id in the configs, around each text by the post-processor
     bos, eos = (
         _named_token(name, (config, generation, model), rust, path) for name in ("bos", "eos")
     )
     ends = _ids(generation.get("eos_token_id", model.get("eos_token_id")), path, "eos_token_id") | (
         {eos} if eos is not None else set()
     )
+    if not ends:  # no file names one: it may stand among the tokens that a config adds
+        ends = {i for i in vocabulary.ends_by_name() if vocabulary.tokens[i] in added}
     prefix, suffix = _around(rust, file)
     # DeepSeek's file leaves it to the config
     if not prefix and bos is not None and config.get("add_bos_token") is True:
@@ -87,6 +93,29 @@ def from_folder(path: Path) -> Tokenizer:
 
 
 # ---- tokenizer.json
+
+
+def _add_tokens(rust: "tokenizers.Tokenizer", listed: object, file: Path) -> set[str]:
+    """Add the tokens of `added_tokens_decoder` that tokenizer.json does not have. Returns the
+    texts of all of them.
+    """
+    from tokenizers import AddedToken
+
+    if listed is None:
+        return set()
+    tokens = check_added_tokens_decoder(listed, f"{file}: added_tokens_decoder")
+    for token_id, token in tokens:
+        text = token["content"]
+        if rust.token_to_id(text) is not None:
+            continue
+        flags = {name: token[name] for name in TOKEN_FLAGS if name in token}
+        rust.add_tokens([AddedToken(text, **flags)])
+        if rust.token_to_id(text) != token_id:
+            raise FormatError(
+                f"{file}: added_tokens_decoder gives {text[:80]!r} the id {token_id}; the next id "
+                f"of tokenizer.json is {rust.token_to_id(text)}"
+            )
+    return {token["content"] for _, token in tokens}
 
 
 def _read_decoder(rust: "tokenizers.Tokenizer", file: Path) -> tuple[bool, bool]:

@@ -7,8 +7,10 @@ BPE model of the `tokenizers` library.
 
 Token ids are llama.cpp's, with two exceptions that it would be wrong to copy. No merge makes a
 control token, so that plain text never turns into one. And text is composed first (NFC) for the
-families that were trained so. Where the file says nothing, defaults are llama.cpp's too. The file comes from a stranger: types, lengths, ids and merges are checked before
-anything is built from them. Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
+families that were trained so. Where the file says nothing, defaults are llama.cpp's too.
+
+The file comes from a stranger: types, lengths, ids and merges are checked before anything is built
+from them. Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
 """
 
 import reprlib
@@ -30,21 +32,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["from_gguf"]
-
-
-# Tokens that end an answer, by their names: files often tell only one of several. llama.cpp's
-# lists; the second has the tokens with which a code model begins the next file, having finished
-# this one.
-_ENDS = (
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
-    "<|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] "
-    "[EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> "
-    "[e~["
-)
-_NEXT_FILE = (
-    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> "
-    "<reponame> <|file_sep|>"
-)
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
@@ -82,7 +69,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         vocabulary,
         rust,
         bos_token_id=bos,
-        eos_token_ids=frozenset(i for i in ends if i is not None) | _ends_by_name(vocabulary),
+        eos_token_ids=frozenset(i for i in ends if i is not None) | vocabulary.ends_by_name(),
         prefix_ids=prefix,
         suffix_ids=suffix,
         strips_leading_space=space_prefix,
@@ -138,15 +125,6 @@ def _token_id(
     if default is None or default >= len(vocabulary.tokens):
         return None
     return default if vocabulary.kinds[default] in (TokenKind.CONTROL, TokenKind.UNKNOWN) else None
-
-
-def _ends_by_name(vocabulary: Vocabulary) -> frozenset[int]:
-    """The control tokens that end an answer."""
-    control = {vocabulary.tokens[i]: i for i in vocabulary.ids_of(TokenKind.CONTROL)}
-    names = control.keys() & {*_ENDS.split(), *_NEXT_FILE.split()}
-    if {"<|return|>", "<|call|>"} <= names or {"<|flush|>", "<|calls|>"} <= names:
-        names -= {"<|end|>"}  # there it ends a part of the answer
-    return frozenset(control[name] for name in names)
 
 
 def _read_chat_template(

@@ -21,7 +21,13 @@ from ..files import parse_json, read_bytes
 from .regex_bounds import check_regex
 from .vocabulary import MAX_MERGES, MAX_TOKEN_CHARS, MAX_TOKENS, MAX_VOCABULARY_CHARS
 
-__all__ = ["check_fixed_tokens", "check_tokenizer_json", "read_tokenizer_json"]
+__all__ = [
+    "TOKEN_FLAGS",
+    "check_added_tokens_decoder",
+    "check_fixed_tokens",
+    "check_tokenizer_json",
+    "read_tokenizer_json",
+]
 
 # commas and brackets of the whole file: a merge may be a list of two
 MAX_JSON_VALUES = 3 * MAX_MERGES + 2 * MAX_TOKENS
@@ -36,6 +42,7 @@ MAX_TEMPLATE = 64  # pieces of a post-processor's template, and ids of one of it
 _MENDED = {r"\s+$": r"(?<!\s)\s+$"}  # DeepSeek's
 
 Json = Mapping[str, Any]
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read_tokenizer_json(folder: Path) -> tuple[str, Json]:
@@ -191,11 +198,25 @@ def _check_added_tokens(listed: object, where: str) -> dict[str, int]:
         text = _object(token, at).get("content")
         if not isinstance(text, str):
             raise FormatError(f"{at}.content is {_show(text)}; it must be a string")
-        _check_flags(token, ("single_word", "lstrip", "rstrip", "normalized", "special"), at)
+        _check_flags(token, TOKEN_FLAGS, at)
         tokens[text] = _id(token.get("id"), f"{at}.id")
     _check_texts(tokens, where)
     check_fixed_tokens(list(tokens), where)
     return tokens
+
+
+def check_added_tokens_decoder(listed: object, where: str) -> list[tuple[int, Json]]:
+    """The tokens of tokenizer_config.json's `added_tokens_decoder`, checked, by rising id."""
+    _check_count(len(_object(listed, where)), MAX_FIXED_TOKENS, where)
+    found: list[tuple[int, Json]] = []
+    for number, token in _object(listed, where).items():
+        if not number.isdecimal() or len(number) > 9:
+            raise FormatError(f"{where} has the key {number[:40]!r}; it must be a token id")
+        found.append((int(number), token))
+    found.sort(key=lambda pair: pair[0])
+    tokens = [{**_object(token, f"{where}[{i}]"), "id": i} for i, token in found]
+    _check_added_tokens(tokens, where)
+    return found
 
 
 def _check_texts(texts: Mapping[str, object] | list[str], where: str) -> None:

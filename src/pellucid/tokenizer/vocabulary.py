@@ -25,6 +25,20 @@ MAX_MERGES = 1 << 20  # twice the longest list
 MAX_TOKEN_CHARS = 1024  # of one token
 MAX_VOCABULARY_CHARS = 1 << 23  # of all of them: four times the largest
 
+# Tokens that end an answer, by their names: files often tell only one of several. llama.cpp's
+# lists; the second has the tokens with which a code model begins the next file, having finished
+# this one.
+_ENDS = (
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
+    "<|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] "
+    "[EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> "
+    "[e~["
+)
+_NEXT_FILE = (
+    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> "
+    "<reponame> <|file_sep|>"
+)
+
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -97,6 +111,14 @@ class Vocabulary:
             np.isin(np.frombuffer(self.kinds, np.uint8), kinds)
         ).tolist()
         return found
+
+    def ends_by_name(self) -> frozenset[int]:
+        """The control tokens that end an answer, told by their names."""
+        control = {self.tokens[i]: i for i in self.ids_of(TokenKind.CONTROL)}
+        names = control.keys() & {*_ENDS.split(), *_NEXT_FILE.split()}
+        if {"<|return|>", "<|call|>"} <= names or {"<|flush|>", "<|calls|>"} <= names:
+            names -= {"<|end|>"}  # there it ends a part of the answer
+        return frozenset(control[name] for name in names)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; a control token's are its name's. None for an unused

@@ -38,6 +38,12 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
                 f"{where}: architectures names {architecture!r}; only causal language models "
                 "(…ForCausalLM) run"
             )
+    mlx = fields.section("quantization")
+    if mlx is not None and mlx.has("group_size"):
+        raise UnsupportedError(
+            f"{where}: weights are quantized by MLX ({mlx.integer('bits', 4)} bits), which is not "
+            "supported; the model's original folder or a GGUF file of it can be read"
+        )
     quantization = fields.section("quantization_config")
     if quantization is not None:
         raise UnsupportedError(
