@@ -437,3 +437,13 @@ def test_text_is_composed_for_families_that_were_trained_so(pre: str, composes: 
     decomposed, composed = "cafe\u0301", "caf\u00e9"
     assert (tokenizer.encode(decomposed) == tokenizer.encode(composed)) is composes
     assert tokenizer.decode(tokenizer.encode(decomposed)) == (composed if composes else decomposed)
+
+
+def test_special_tokens_of_phi3_take_in_the_white_space_after_them() -> None:
+    """As its tokenizer.json says (rstrip), and llama.cpp knows by the name of the model."""
+    plain = from_gguf(byte_level())
+    phi = from_gguf(byte_level() | {"general.name": "Phi-3 mini"})
+    text = "<|end|>\n\n a<|im_end|> <tool>  b"
+    ids = phi.encode(text, parse_special=True)
+    assert ids == plain.encode("<|end|>a<|im_end|><tool>b", parse_special=True)
+    assert len(plain.encode(text, parse_special=True)) > len(ids)

@@ -54,7 +54,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
     else:
         space_prefix = _flag(metadata, "add_space_prefix", True)
         rust, add_bos = _sentencepiece(metadata, vocabulary, space_prefix), True
-    _add_fixed_tokens(rust, vocabulary)
+    _add_fixed_tokens(rust, vocabulary, swallow_space=_is_phi3(metadata, model))
 
     bos, eos = (_token_id(metadata, vocabulary, name, model) for name in ("bos", "eos"))
     ends = [eos, *(_token_id(metadata, vocabulary, name, model) for name in ("eot", "eom"))]
@@ -214,8 +214,24 @@ def _sentencepiece(
     return rust
 
 
-def _add_fixed_tokens(rust: "tokenizers.Tokenizer", vocabulary: Vocabulary) -> None:
-    """Let the library find in text the tokens that have a fixed text."""
+def _is_phi3(metadata: Mapping[str, object], model: str) -> bool:
+    """Whether the special tokens of the model take in the white space after them. A GGUF file does
+    not say so; llama.cpp tells Phi-3 by its name.
+    """
+    name = str(metadata.get("general.name", "")).lower()
+    return (
+        "phi-3" in name
+        or "phi3" in name
+        or (model == "llama" and metadata.get("general.architecture") == "phi3")
+    )
+
+
+def _add_fixed_tokens(
+    rust: "tokenizers.Tokenizer", vocabulary: Vocabulary, *, swallow_space: bool
+) -> None:
+    """Let the library find in text the tokens that have a fixed text. `swallow_space`: with the
+    white space after them.
+    """
     from tokenizers import AddedToken
 
     special = (TokenKind.CONTROL, TokenKind.UNKNOWN)
@@ -225,7 +241,15 @@ def _add_fixed_tokens(rust: "tokenizers.Tokenizer", vocabulary: Vocabulary) -> N
     ]
     check_fixed_tokens([text for text, _ in fixed], "tokenizer.ggml.token_type")
     rust.add_tokens(
-        [AddedToken(text, normalized=False, special=is_special) for text, is_special in fixed]
+        [
+            AddedToken(
+                text,
+                normalized=False,
+                special=is_special,
+                rstrip=swallow_space and text not in ("<unk>", "<s>", "<|endoftext|>"),
+            )
+            for text, is_special in fixed
+        ]
     )
 
 

@@ -1,5 +1,5 @@
-r"""Which regular expressions of a tokenizer may run: those whose time grows with a text's length, and
-not with its square or worse.
+r"""Which regular expressions of a tokenizer may run: those whose time grows with a text's length,
+and not with its square or worse.
 
 The `tokenizers` library runs them on a backtracking engine (Oniguruma). A pattern of a stranger can
 take hours there, or end in a panic when the engine gives up. So a pattern is parsed here first. It
