@@ -76,8 +76,15 @@ size_t kv_block_bytes(const KVStore &kv, KvType type) {
            kv_chunk_bytes(type, kv.head_dim);
 }
 
+KvType kv_type_by_name(const std::string &name) {
+    for (const KvTypeName &type : kKvTypes)
+        if (name == type.name) return type.type;
+    throw std::invalid_argument("no kernel knows this type of cache");
+}
+
 std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim,
-                                      int chunks_per_block, int k_type, int v_type) {
+                                      int chunks_per_block, const std::string &k_type,
+                                      const std::string &v_type) {
     require(blocks > 0 && kv_heads > 0 && head_dim > 0 && chunks_per_block > 0,
             "a cache has no size");
     require(kv_heads <= kMostKvHeads && head_dim <= kMostHeadDim && chunks_per_block <= kMostChunks,
@@ -87,10 +94,8 @@ std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim,
     auto kv = std::make_shared<KVStore>();
     kv->chunks = blocks * static_cast<size_t>(chunks_per_block);
     kv->kv_heads = kv_heads, kv->head_dim = head_dim, kv->chunks_per_block = chunks_per_block;
-    const auto new_memory = [&](int type_number, KvType &type, Memory &memory) {
-        require(type_number >= 0 && type_number <= static_cast<int>(KvType::Int4),
-                "no kernel knows this type of cache");
-        type = static_cast<KvType>(type_number);
+    const auto new_memory = [&](const std::string &name, KvType &type, Memory &memory) {
+        type = kv_type_by_name(name);
         require(type != KvType::Int4 || head_dim % kKvGroup == 0,
                 "heads are not a whole number of groups of 4 bits");
         const size_t block_bytes = kv_block_bytes(*kv, type);
@@ -113,6 +118,7 @@ std::vector<Blocks> block_bytes(std::shared_ptr<KVStore> kv) {
 const Kernels *kernels_by_name(const std::string &isa) {
     for (const Kernels *k : kernel_tables())
         if (isa == k->name) {
+            require(can_run(*k), "this CPU cannot run these kernels");
             require(k->request == nullptr || k->request(),
                     "the operating system refuses the registers that these kernels need");
             return k;
@@ -120,24 +126,65 @@ const Kernels *kernels_by_name(const std::string &isa) {
     throw std::invalid_argument("this build has no kernels of that name");
 }
 
+// An entry as Python writes it: op, inputs, output, weight, vectors, cache, barrier, attributes.
+using PythonEntry =
+    std::tuple<std::string, std::vector<int>, int, std::shared_ptr<Weight>,
+               std::vector<std::shared_ptr<Vector>>, std::shared_ptr<KVStore>, bool, nb::dict>;
+
+// What Python may know of an op: its name, how it divides the rows, and its attributes.
+struct OpDeclaration {
+    Op op;
+    const char *name, *rows;
+    std::vector<const char *> attributes;
+};
+
+const std::vector<OpDeclaration> &op_declarations() {
+    constexpr const char *BY_ROWS = "by_rows", *WRITES_ROWS = "writes_rows", *ALL_ROWS = "all_rows";
+#define ATTRIBUTE(type, name) constexpr const char *name = #name;
+#include "ops.inc"
+    static const std::vector<OpDeclaration> declarations = {
+#define OP(Name, name, rows, ...) {Op::Name, #name, rows, {__VA_ARGS__}},
+#include "ops.inc"
+    };
+    return declarations;
+}
+
+void set_attribute(Entry &entry, const std::string &name, nb::handle value) {
+    bool known = false;
+#define ATTRIBUTE(type, field) \
+    if (name == #field) known = nb::try_cast<type>(value, entry.field);
+#include "ops.inc"
+    if (!known) throw std::invalid_argument("attribute " + name + " is not of its type");
+}
+
+Entry entry_from_python(const PythonEntry &from) {
+    const auto &[name, in, out, weight, vectors, kv, barrier, attributes] = from;
+    for (const OpDeclaration &declaration : op_declarations()) {
+        if (name != declaration.name) continue;
+        Entry entry{declaration.op, in, out, weight, vectors, kv, barrier};
+        require(attributes.size() == declaration.attributes.size(),
+                "an op has other attributes than it declares");
+        for (const char *attribute : declaration.attributes) {
+            require(attributes.contains(attribute), "an op lacks an attribute that it declares");
+            set_attribute(entry, attribute, attributes[attribute]);
+        }
+        return entry;
+    }
+    throw std::invalid_argument("no op is called " + name);
+}
+
+// A program is complete when it is made: nothing is added while a thread runs it.
 std::shared_ptr<Program> new_program(
     const std::string &isa, std::shared_ptr<ThreadPool> pool,
     const std::vector<std::tuple<size_t, size_t, bool, bool>> &buffers, size_t bytes_per_token,
-    int output) {
+    int output, const std::vector<PythonEntry> &entries) {
     std::vector<Buffer> planned;
     for (auto [offset, width, quantized, logits_rows] : buffers)
         planned.push_back({offset, width, quantized, logits_rows});
-    return std::make_shared<Program>(kernels_by_name(isa), std::move(pool), std::move(planned),
-                                     bytes_per_token, output);
-}
-
-void add_entry(Program &program, int op, std::vector<int> in, int out,
-               std::shared_ptr<Weight> weight, std::vector<std::shared_ptr<Vector>> vectors,
-               std::shared_ptr<KVStore> kv, std::vector<int> ints, std::vector<double> floats,
-               bool barrier) {
-    require(op >= 0 && op <= static_cast<int>(Op::TakeRows), "no such op");
-    program.add({static_cast<Op>(op), std::move(in), out, std::move(weight), std::move(vectors),
-                 std::move(kv), std::move(ints), std::move(floats), barrier});
+    auto program = std::make_shared<Program>(kernels_by_name(isa), std::move(pool),
+                                             std::move(planned), bytes_per_token, output);
+    for (const PythonEntry &entry : entries) program->add(entry_from_python(entry));
+    return program;
 }
 
 void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints cu_seqlens_q,
@@ -187,19 +234,8 @@ void bind_native(nb::module_ &m) {
         .def("__init__",
              [](Vector *self, std::vector<float> values) { new (self) Vector{std::move(values)}; })
         .def_prop_ro("size", [](const Vector &v) { return v.values.size(); });
-    nb::class_<KVStore>(m, "KVStore")
-        .def_ro("kv_heads", &KVStore::kv_heads)
-        .def_ro("head_dim", &KVStore::head_dim)
-        .def_prop_ro("token_bytes",
-                     [](const KVStore &kv) {
-                         return (kv_block_bytes(kv, kv.k_type) + kv_block_bytes(kv, kv.v_type)) /
-                                (static_cast<size_t>(kv.chunks_per_block) * kChunk);
-                     })
-        .def("block_bytes", &block_bytes);
+    nb::class_<KVStore>(m, "KVStore").def("block_bytes", &block_bytes);
     nb::class_<Program>(m, "Program")
-        .def("add", &add_entry, nb::arg("op"), nb::arg("inputs"), nb::arg("output"),
-             nb::arg("weight").none(), nb::arg("vectors"), nb::arg("kv").none(), nb::arg("ints"),
-             nb::arg("floats"), nb::arg("barrier"))
         .def("run", &run, nb::arg("input_ids"), nb::arg("positions"), nb::arg("logits_indices"),
              nb::arg("cu_seqlens_q"), nb::arg("seq_lens"), nb::arg("block_tables"),
              nb::arg("slot_mapping"), nb::arg("out").noconvert(),
@@ -211,6 +247,7 @@ void bind_native(nb::module_ &m) {
     m.def(
         "measure_read_bandwidth",
         [](const std::string &isa, ThreadPool &pool, size_t bytes, double seconds) {
+            require(seconds > 0 && seconds <= 60, "measuring takes more than 0 and at most 60 s");
             return measure_read_bandwidth(*kernels_by_name(isa), pool, bytes, seconds);
         },
         nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("seconds"),
@@ -218,6 +255,7 @@ void bind_native(nb::module_ &m) {
     m.def(
         "measure_int8_peak",
         [](const std::string &isa, ThreadPool &pool, double seconds) {
+            require(seconds > 0 && seconds <= 60, "measuring takes more than 0 and at most 60 s");
             return measure_int8_peak(*kernels_by_name(isa), pool, seconds);
         },
         nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"),
@@ -225,6 +263,7 @@ void bind_native(nb::module_ &m) {
     m.def(
         "measure_float_peak",
         [](const std::string &isa, ThreadPool &pool, double seconds) {
+            require(seconds > 0 && seconds <= 60, "measuring takes more than 0 and at most 60 s");
             return measure_float_peak(*kernels_by_name(isa), pool, seconds);
         },
         nb::arg("isa"), nb::arg("pool"), nb::arg("seconds"),
@@ -239,10 +278,43 @@ void bind_native(nb::module_ &m) {
         limits["slots"] = kMostSlots;
         return limits;
     });
-    m.def("kernel_names", [] {
+    m.def("kernels", [] {
+        nb::dict kernels;
+        for (const Kernels *k : kernel_tables()) kernels[k->name] = k->needs;
+        return kernels;
+    });
+    m.def("ops", [] {
+        nb::dict ops;
+        for (const OpDeclaration &op : op_declarations())
+            ops[op.name] = nb::make_tuple(op.rows, nb::cast(op.attributes));
+        return ops;
+    });
+    m.def("kv_types", [] {
         std::vector<std::string> names;
-        for (const Kernels *k : kernel_tables()) names.emplace_back(k->name);
+        for (const KvTypeName &type : kKvTypes) names.emplace_back(type.name);
         return names;
+    });
+    m.def("kv_head_bytes", [](const std::string &type, int head_dim) {
+        require(head_dim > 0 && head_dim <= kMostHeadDim, "a head has no size, or too much");
+        return kv_chunk_bytes(kv_type_by_name(type), head_dim) / kChunk;
+    });
+    m.def("linear_scratch_bytes", [](size_t inputs) {
+        require(inputs <= kMostWidth, "a row is too wide");
+        return scratch_bytes(inputs);
+    });
+    m.def("attention_partials_bytes", [](const std::string &isa, size_t threads, int heads,
+                                         int head_dim, size_t tokens, size_t context) {
+        require(threads <= ThreadPool::kMaxThreads && heads > 0 && head_dim > 0 &&
+                    head_dim <= kMostHeadDim && tokens <= kMostTokens && context <= kMostTokens,
+                "a step is too large");
+        return sizeof(float) * kernels_by_name(isa)->attention_partials_most(
+                                   heads, head_dim, tokens, context, threads);
+    });
+    m.def("attention_scratch_bytes", [](const std::string &isa, int kv_heads, int head_dim) {
+        require(
+            kv_heads > 0 && kv_heads <= kMostKvHeads && head_dim > 0 && head_dim <= kMostHeadDim,
+            "a cache has too large heads");
+        return kernels_by_name(isa)->attention_scratch(kv_heads, head_dim) * sizeof(float);
     });
 }
 

@@ -70,38 +70,17 @@ struct AttentionArgs {
     float *partials;       // for attention_partials
 };
 
+// The ops of a program, numbered in the order of ops.inc.
+enum class Op : int {
+#define OP(Name, name, rows, ...) Name,
+#include "ops.inc"
+};
+
 struct Kernels {
     const char *name;
-    void (*quantize)(const float *x, size_t inputs, Quantized a, size_t first,
-                     size_t last);                                      // tokens first … last - 1
-    void (*linear)(const LinearArgs &args, size_t first, size_t last);  // row tiles
-    void (*rms_norm)(const float *x, const float *weight, float eps, size_t width, float *y,
-                     size_t first, size_t last);
-    void (*layer_norm)(const float *x, const float *weight, const float *bias, float eps,
-                       size_t width, float *y, size_t first, size_t last);
-    void (*add)(const float *x, const float *y, float *out, size_t count);
-    void (*silu_mul)(const float *gate, const float *up, float *out, size_t count);
-    void (*gelu_mul)(const float *gate, const float *up, float *out,
-                     size_t count);  // up may be null: gelu
-    void (*softcap)(const float *x, float cap, float *out, size_t count);
-    void (*rope)(const float *x, const float *angles, int heads, int head_dim, int rotary_dim,
-                 float *out, size_t first, size_t last);
-    void (*kv_write)(const KvWriteArgs &args, size_t first, size_t last);  // tokens
-    void (*attention)(const AttentionArgs &args, float *scratch, size_t thread,
-                      size_t threads);                        // every threads-th unit of work
-    size_t (*attention_scratch)(int kv_heads, int head_dim);  // floats, per thread
-    // The same in two steps with a barrier between them, where that divides the work better: floats
-    // needed for `partials`, or 0.
-    size_t (*attention_partials_size)(const AttentionArgs &args, size_t tokens, size_t threads);
-    void (*attention_partials)(const AttentionArgs &args, float *scratch, size_t splits,
-                               size_t thread, size_t threads);
-    void (*attention_merge)(const AttentionArgs &args, float *scratch, size_t splits, size_t thread,
-                            size_t threads);
-    // What the machine can do at most (ceilings.inc): read, with a prefetch so far ahead, and
-    // multiply-adds of bytes and of float32.
-    uint8_t (*read_bytes)(const uint8_t *p, size_t bytes, size_t ahead);
-    size_t (*multiply_bytes)(const uint8_t *operands, size_t rounds, int32_t *result);
-    size_t (*multiply_floats)(const float *operands, size_t rounds, float *result);
+    const char *needs;  // features of the CPU (cpu_features.h), with spaces between them
+#define KERNEL(result, name, parameters) result(*name) parameters;
+#include "ops.inc"
     // Ask the operating system for the registers that these kernels need beyond the usual, for the
     // whole process; false where it refuses.
     bool (*request)() = nullptr;
@@ -110,6 +89,10 @@ struct Kernels {
 // The tables this build has, the best first; AMX, which has run on no hardware yet, is behind
 // AVX-512 (kernels/list.cpp). Each is compiled on its own architecture alone.
 std::span<const Kernels *const> kernel_tables();
+
+// Whether the CPU at hand has what a table needs.
+bool can_run(const Kernels &kernels);
+
 const Kernels *kernels_avx512();
 const Kernels *kernels_amx();
 const Kernels *kernels_avx2();

@@ -34,6 +34,16 @@ constexpr size_t kMostSlots = (size_t{1} << 31) - 1;  // of a cache: a slot is a
 
 enum class KvType : int { F32, F16, Int8, Int4 };
 
+struct KvTypeName {
+    KvType type;
+    const char *name;
+};
+constexpr KvTypeName kKvTypes[] = {// the default first: it has no measurable loss
+                                   {KvType::F16, "f16"},
+                                   {KvType::F32, "f32"},
+                                   {KvType::Int8, "int8"},
+                                   {KvType::Int4, "int4"}};
+
 // Scales of one token and head; 0 where numbers are not quantized.
 constexpr int kv_groups(KvType type, int head_dim) {
     return type == KvType::Int8 ? 1 : type == KvType::Int4 ? head_dim / kKvGroup : 0;

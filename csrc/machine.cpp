@@ -1,8 +1,8 @@
 // Times the loops of kernels/ceilings.inc on all threads of a pool.
 //
-// One idea: the best of several tries is the machine, the others are its neighbours. A try is made
-// long enough (some milliseconds) that starting the threads does not count, and all threads run the
-// whole try, so that they share what they share.
+// The best of several tries is taken: the others were disturbed by other programs. A try takes some
+// milliseconds, so that starting the threads does not count. All threads run the whole try, so they
+// share caches and bandwidth as they do in a step.
 #include "machine.h"
 
 #include <algorithm>
@@ -17,8 +17,7 @@ namespace pellucid {
 namespace {
 
 constexpr int kTries = 5;
-constexpr size_t kGranule =
-    1024;  // a thread's part of a working set is a multiple: 8 vectors of any width
+constexpr size_t kGranule = 1024;  // a thread's part is a multiple of it: 8 vectors of any width
 
 // Units per second of `work(share, repeats)`, run so often that a try takes `seconds / kTries`.
 template <class F>
@@ -62,8 +61,8 @@ double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t b
                               double seconds) {
     const size_t part = std::max(bytes / pool.size() / kGranule, size_t{1}) * kGranule;
     const Memory memory = allocate(part * pool.size());
-    std::memset(memory.get(), 1, part * pool.size());  // untouched pages would all be one page of
-                                                       // zeros, which lies in the cache
+    // untouched pages would all be one page of zeros, which lies in the cache
+    std::memset(memory.get(), 1, part * pool.size());
     std::atomic<uint32_t> sink{0};
     double best = 0;
     for (const size_t ahead : {size_t{0}, size_t{1024}, size_t{8192}}) {

@@ -14,18 +14,17 @@ struct ReleaseMemory {
 };
 using Memory = std::unique_ptr<uint8_t, ReleaseMemory>;
 
-constexpr size_t kMostBytes =
-    size_t{1}
-    << 46;  // no allocation is larger: so that what is computed from sizes cannot overflow
+// No allocation is larger, so that sums and products of sizes cannot overflow.
+constexpr size_t kMostBytes = size_t{1} << 46;
 
-// Zeroed, aligned to 64 bytes (2 MiB where it is large, with a hint for huge pages), and with room
-// behind it for loads that run ahead. What is large takes memory where it is first touched, not
-// before: a cache costs what is used of it.
+// Zeroed memory, aligned to 64 bytes, with room behind it for prefetches. Large memory is aligned
+// to 2 MiB, with a hint for huge pages; its pages are taken when they are first touched, so a cache
+// costs only what is used of it.
 Memory allocate(size_t bytes);
 
-// Memory for one model's weights. One idea: a decoded token reads them all, in the order in which
-// they were loaded, and a small matrix in pages of its own costs that stream a walk of the page
-// tables every 4 KiB; so small ones share slabs of huge pages.
+// Memory for one model's weights. A decoded token reads all of them in the order in which they were
+// loaded. A small matrix in ordinary pages costs that stream a walk of the page tables every 4 KiB,
+// so small matrices share slabs of huge pages.
 class WeightMemory {
   public:
     // As allocate(); a slab lives as long as one of its weights. Several threads may call it.

@@ -40,7 +40,7 @@ void Program::add(Entry entry) {
     if (entry.op == Op::Linear && dense_bytes(entry.weight->format) == 0)
         bytes = scratch_bytes(entry.weight->inputs);
     if (entry.op == Op::Attention)
-        bytes = kernels_->attention_scratch(entry.kv->kv_heads, entry.ints[1]) * sizeof(float);
+        bytes = kernels_->attention_scratch(entry.kv->kv_heads, entry.head_dim) * sizeof(float);
     if (bytes > scratch_bytes_) {
         scratch_bytes_ = bytes;
         scratch_.clear();
@@ -128,16 +128,16 @@ AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float 
             e.kv->v_type,
             batch.cu_seqlens_q,
             batch.seq_lens,
-            batch.block_tables_of(e.ints[3]),
+            batch.block_tables_of(e.group),
             batch.requests,
             batch.table_width,
-            e.ints[0],
+            e.heads,
             e.kv->kv_heads,
             e.kv->head_dim,
             e.kv->chunks_per_block,
-            static_cast<float>(e.floats[0]),
-            static_cast<float>(e.floats[1]),
-            e.ints[2],
+            static_cast<float>(e.scale),
+            static_cast<float>(e.cap),
+            e.window,
             floats(e.out, out),
             partials_.data()};
 }
@@ -172,7 +172,7 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
             const int32_t *ids = batch.rows_of(e);
             for (size_t t = first; t < last; t++)
                 decode_row(e.weight->format, e.weight->tiles.get(), static_cast<size_t>(ids[t]),
-                           e.weight->inputs, static_cast<float>(e.floats[0]), y + t * to->width);
+                           e.weight->inputs, static_cast<float>(e.scale), y + t * to->width);
             break;
         }
         case Op::Quantize:
@@ -197,30 +197,24 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
         }
         case Op::RmsNorm:
         case Op::LayerNorm: {
-            const size_t width = static_cast<size_t>(e.ints[0]), parts = to->width / width;
+            const size_t width = static_cast<size_t>(e.width), parts = to->width / width;
             if (e.op == Op::RmsNorm)
-                kernels_->rms_norm(x(0), vector(0), static_cast<float>(e.floats[0]), width, y,
+                kernels_->rms_norm(x(0), vector(0), static_cast<float>(e.eps), width, y,
                                    first * parts, last * parts);
             else
-                kernels_->layer_norm(x(0), vector(0), vector(1), static_cast<float>(e.floats[0]),
-                                     width, y, first * parts, last * parts);
+                kernels_->layer_norm(x(0), vector(0), vector(1), static_cast<float>(e.eps), width,
+                                     y, first * parts, last * parts);
             break;
         }
-        case Op::Add:
-            kernels_->add(x(0) + first * to->width, x(1) + first * to->width, y + first * to->width,
-                          (last - first) * to->width);
-            break;
-        case Op::SiluMul:
-            kernels_->silu_mul(x(0) + first * to->width, x(1) + first * to->width,
-                               y + first * to->width, (last - first) * to->width);
-            break;
-        case Op::GeluMul:
-            kernels_->gelu_mul(x(0) + first * to->width,
-                               e.in.size() > 1 ? x(1) + first * to->width : nullptr,
-                               y + first * to->width, (last - first) * to->width);
-            break;
+#define ELEMENTWISE(Name, name, inputs)                                          \
+    case Op::Name:                                                               \
+        kernels_->name(x(0) + first * to->width,                                 \
+                       inputs > 1 ? x(inputs - 1) + first * to->width : nullptr, \
+                       y + first * to->width, (last - first) * to->width);       \
+        break;
+#include "ops.inc"
         case Op::Softcap:
-            kernels_->softcap(x(0) + first * to->width, static_cast<float>(e.floats[0]),
+            kernels_->softcap(x(0) + first * to->width, static_cast<float>(e.cap),
                               y + first * to->width, (last - first) * to->width);
             break;
         case Op::RopeAngles: {  // in float64: at position 100,000 a float32 angle is off by a
@@ -228,21 +222,21 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
             const size_t half = to->width / 2;
             for (size_t t = first; t < last; t++)
                 for (size_t i = 0; i < half; i++) {
-                    const double angle = static_cast<double>(batch.positions[t]) * e.floats[1 + i];
+                    const double angle = static_cast<double>(batch.positions[t]) * e.inv_freq[i];
                     float *row = y + t * to->width;
-                    row[i] = static_cast<float>(std::cos(angle) * e.floats[0]);
-                    row[half + i] = static_cast<float>(std::sin(angle) * e.floats[0]);
+                    row[i] = static_cast<float>(std::cos(angle) * e.scale);
+                    row[half + i] = static_cast<float>(std::sin(angle) * e.scale);
                 }
             break;
         }
         case Op::Rope:
-            kernels_->rope(x(0), x(1), e.ints[0], e.ints[1],
+            kernels_->rope(x(0), x(1), e.heads, e.head_dim,
                            static_cast<int>(buffers_[static_cast<size_t>(e.in[1])].width), y, first,
                            last);
             break;
         case Op::KvWrite:
             for (const bool keys : {true, false})
-                kernels_->kv_write({x(keys ? 0 : 1), batch.slots_of(e.ints[0]), e.kv->kv_heads,
+                kernels_->kv_write({x(keys ? 0 : 1), batch.slots_of(e.group), e.kv->kv_heads,
                                     e.kv->head_dim, keys ? e.kv->k_type : e.kv->v_type, keys,
                                     keys ? e.kv->k.get() : e.kv->v.get()},
                                    first, last);
@@ -255,7 +249,7 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
                 kernels_->attention(args, scratch, share, shares);
                 break;
             }
-            const size_t splits = size / (batch.tokens * static_cast<size_t>(e.ints[0]) *
+            const size_t splits = size / (batch.tokens * static_cast<size_t>(e.heads) *
                                           static_cast<size_t>(e.kv->head_dim + 2));
             if (merge)
                 kernels_->attention_merge(args, scratch, splits, share, shares);

@@ -1,10 +1,9 @@
 // A captured forward pass: a flat list of kernel calls over planned buffers, with the number of
 // tokens left open, replayed in one call.
 //
-// One idea: between two kernels of a small model there is less than a microsecond of work worth
-// doing, and none of it is Python's. The list is made once
-// (src/pellucid/backends/native/capture.py) and says where a barrier is needed; here it is only
-// run.
+// Between two kernels of a small model there is less than a microsecond to spare, too little for
+// Python. So the list is made once (src/pellucid/backends/native/capture.py), with a mark where a
+// barrier is needed, and is only run here.
 //
 // A buffer is rows of `width` float32, or activations quantized to 8 bits (kernels.h, Quantized),
 // which lie otherwise: all codes, then all scales, then the sums. Buffers lie in one arena, in
@@ -45,23 +44,6 @@ struct KVStore {  // keys and values of a layer, or of several whose groups own 
     Memory k, v;
 };
 
-enum class Op : int {
-    Embed,       // out = rows of weight at input_ids (i[0] = 0) or at positions (1), times f[0]
-    Quantize,    // out (quantized) = in[0]
-    Linear,      // out = in[0] · weightᵀ + vector[0]
-    RmsNorm,     // out = norm(in[0]) · vector[0], eps f[0], over rows of i[0]
-    LayerNorm,   // the same with vector[1] added
-    Add,         // out = in[0] + in[1]
-    SiluMul,     // out = silu(in[0]) · in[1]
-    GeluMul,     // out = gelu(in[0]) · in[1], or gelu(in[0]) alone
-    Softcap,     // out = f[0] · tanh(in[0] / f[0])
-    RopeAngles,  // out = cosines, then sines, of positions times f[1 …], times f[0]
-    Rope,        // out = in[0] turned by the angles in[1]; i = heads, head_dim
-    KvWrite,     // store in[0], in[1] in the cache; i = group
-    Attention,   // out = attention of in[0]; i = heads, head_dim, window, group; f = scale, softcap
-    TakeRows,    // out = rows of in[0] at logits_indices
-};
-
 struct Buffer {
     size_t offset;  // bytes per token before it in the arena
     size_t width;   // elements
@@ -71,15 +53,16 @@ struct Buffer {
 
 struct Entry {
     Op op;
-    std::vector<int> in;
-    int out;
-    std::shared_ptr<Weight> weight;
-    std::vector<std::shared_ptr<Vector>> vectors;
-    std::shared_ptr<KVStore> kv;
-    std::vector<int> ints;
-    std::vector<double> floats;
-    bool barrier;  // something that this entry touches was touched in another share since the last
-                   // barrier
+    std::vector<int> in{};
+    int out = -1;
+    std::shared_ptr<Weight> weight{};
+    std::vector<std::shared_ptr<Vector>> vectors{};
+    std::shared_ptr<KVStore> kv{};
+    bool barrier = false;  // something that this entry touches was touched in another share since
+                           // the last barrier
+    // The attributes of all ops; ops.inc says which are whose.
+#define ATTRIBUTE(type, name) type name{};
+#include "ops.inc"
 };
 
 struct Batch {
@@ -96,7 +79,7 @@ struct Batch {
     }
     // The rows that an Embed looks up: tokens, or positions where they are learned.
     const int32_t *rows_of(const Entry &embed) const {
-        return embed.ints[0] ? positions : input_ids;
+        return embed.learned ? positions : input_ids;
     }
 };
 

@@ -61,10 +61,8 @@ void Program::check_entry(const Entry &e) const {
     for (int i : e.in) require(is_buffer(i), "an input is not a buffer");
     require(e.op == Op::KvWrite ? e.out == -1 : is_buffer(e.out), "the output is not a buffer");
     const auto buffer = [&](int i) -> const Buffer & { return buffers_[static_cast<size_t>(i)]; };
-    const auto takes = [&](size_t inputs, size_t ints, size_t floats) {
+    const auto takes = [&](size_t inputs) {
         require(e.in.size() == inputs, "the wrong number of inputs");
-        require(e.ints.size() == ints && e.floats.size() == floats,
-                "the wrong number of parameters");
     };
     const auto has_vectors = [&](size_t count, size_t size) {
         require(e.vectors.size() == count, "the wrong number of vectors");
@@ -96,16 +94,16 @@ void Program::check_entry(const Entry &e) const {
 
     switch (e.op) {
         case Op::Embed:
-            takes(0, 1, 1);
+            takes(0);
             require(of_tokens && e.weight != nullptr && e.weight->inputs == width,
                     "the table does not fit the output");
             break;
         case Op::Quantize:
-            takes(1, 0, 0);
+            takes(1);
             as_wide_as_output();
             break;
         case Op::Linear: {
-            takes(1, 0, 0);
+            takes(1);
             require(e.weight != nullptr && e.weight->outputs == width,
                     "the weight does not fit the output");
             const Buffer &in = buffer(e.in[0]);
@@ -117,59 +115,57 @@ void Program::check_entry(const Entry &e) const {
         }
         case Op::RmsNorm:
         case Op::LayerNorm:
-            takes(1, 1, 1);
+            takes(1);
             as_wide_as_output();
-            require(e.ints[0] > 0 && width % static_cast<size_t>(e.ints[0]) == 0,
+            require(e.width > 0 && width % static_cast<size_t>(e.width) == 0,
                     "the width of the norm does not divide that of its input");
-            has_vectors(e.op == Op::RmsNorm ? 1 : 2, static_cast<size_t>(e.ints[0]));
+            has_vectors(e.op == Op::RmsNorm ? 1 : 2, static_cast<size_t>(e.width));
             break;
-        case Op::Add:
-        case Op::SiluMul:
-            takes(2, 0, 0);
-            as_wide_as_output();
-            break;
-        case Op::GeluMul:
-            takes(e.in.size() == 1 ? 1 : 2, 0, 0);
-            as_wide_as_output();
-            break;
+#define ELEMENTWISE(Name, name, inputs) \
+    case Op::Name:                      \
+        takes(inputs);                  \
+        as_wide_as_output();            \
+        break;
+#include "ops.inc"
         case Op::Softcap:
-            takes(1, 0, 1);
+            takes(1);
             as_wide_as_output();
             break;
         case Op::RopeAngles:
-            takes(0, 0, 1 + width / 2);
-            require(of_tokens && width % 2 == 0, "cosines and sines are not as many");
+            takes(0);
+            require(of_tokens && width == 2 * e.inv_freq.size(),
+                    "cosines and sines are not as many as frequencies");
             break;
         case Op::Rope: {
-            takes(2, 2, 0);
+            takes(2);
             const size_t turned = buffer(e.in[1]).width;
             require(of_tokens && buffer(e.in[0]).width == width &&
-                        heads_of(e.ints[0], e.ints[1]) == width,
+                        heads_of(e.heads, e.head_dim) == width,
                     "the heads do not fit");
-            require(turned % 2 == 0 && turned <= static_cast<size_t>(e.ints[1]),
+            require(turned % 2 == 0 && turned <= static_cast<size_t>(e.head_dim),
                     "there are more angles than dimensions");
             break;
         }
         case Op::KvWrite:
-            takes(2, 1, 0);
+            takes(2);
             require(e.kv != nullptr, "a cache is missing");
-            require(e.ints[0] >= 0, "the group is negative");
+            require(e.group >= 0, "the group is negative");
             for (int i : e.in)
                 require(!buffer(i).logits_rows &&
                             buffer(i).width == heads_of(e.kv->kv_heads, e.kv->head_dim),
                         "keys or values do not fit the cache");
             break;
         case Op::Attention:
-            takes(1, 4, 2);
+            takes(1);
             as_wide_as_output();
             require(of_tokens && e.kv != nullptr, "a cache is missing");
-            require(heads_of(e.ints[0], e.ints[1]) == width && e.ints[1] == e.kv->head_dim &&
-                        e.ints[0] % e.kv->kv_heads == 0,
+            require(heads_of(e.heads, e.head_dim) == width && e.head_dim == e.kv->head_dim &&
+                        e.heads % e.kv->kv_heads == 0,
                     "the heads do not fit the cache");
-            require(e.ints[2] >= 0 && e.ints[3] >= 0, "the window, or the group, is negative");
+            require(e.window >= 0 && e.group >= 0, "the window, or the group, is negative");
             break;
         case Op::TakeRows:
-            takes(1, 0, 0);
+            takes(1);
             as_wide_as_output();
             require(!of_tokens && !buffer(e.in[0]).logits_rows,
                     "rows are taken from those of tokens, to those of logits");
@@ -198,7 +194,7 @@ void Program::check_batch(const Batch &batch) const {
         if (e.op == Op::Embed)
             require_below(batch.rows_of(e), batch.tokens, e.weight->outputs, "row");
         if (e.op != Op::KvWrite && e.op != Op::Attention) continue;
-        const int group = e.ints[e.op == Op::KvWrite ? 0 : 3];
+        const int group = e.group;
         if (static_cast<size_t>(group) >= batch.groups)
             throw std::out_of_range("the batch has no group " + std::to_string(group));
         if (!checked.emplace(e.op, group, e.kv->chunks, e.kv->chunks_per_block).second)

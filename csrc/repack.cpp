@@ -158,8 +158,9 @@ void write_codes(int bits, const RowTile *rows, uint8_t *out) {
 
 void write_u16(uint8_t *p, uint16_t x) { std::memcpy(p, &x, 2); }
 
-// Whether a float16 is NaN or infinite: all bits of the exponent are set.
-bool is_broken(uint16_t x) { return (x & 0x7c00) == 0x7c00; }
+// Bit 15 is set where a float16 is NaN or infinite: then all bits of the exponent are set, and one
+// more carries over.
+uint32_t broken_bit(uint16_t x) { return (x & 0x7c00u) + 0x0400u; }
 
 // Whether some element is NaN or infinite. `exponent` is the mask of the exponent's bits.
 template <class T>
@@ -191,7 +192,7 @@ bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
             size_t first, size_t last) {
     const TileFormat f = tile_format(format);
     const size_t row_bytes = inputs / f.file_inputs * f.file_bytes;
-    bool finite = true;
+    uint32_t broken = 0;
     for (size_t t = first; t < last; t++) {
         uint8_t *out = tiles + t * f.row_tile_bytes(inputs);
         for (size_t b = 0; b < inputs / kTileInputs; b++) {
@@ -203,7 +204,7 @@ bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
                 else
                     read_super(f, source + b / kTilesPerHeader * f.file_bytes,
                                static_cast<int>(b % kTilesPerHeader), row[r]);
-                if (is_broken(row[r].d) || is_broken(row[r].m)) finite = false;
+                broken |= broken_bit(row[r].d) | broken_bit(row[r].m);
             }
             if (f.header_bytes() && b % kTilesPerHeader == 0) {
                 for (int r = 0; r < kTileRows; r++) {
@@ -228,7 +229,7 @@ bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
             out += f.tile_bytes();
         }
     }
-    return finite;
+    return (broken & 0x8000u) == 0;
 }
 
 bool repack_dense(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,

@@ -21,8 +21,8 @@
 namespace pellucid {
 namespace {
 
-// A pause is 40–140 cycles on x86: some 20 µs of spinning, longer than a wait for threads that all
-// run, shorter than a time slice.
+// A pause is 40–140 cycles on x86, so this is some 20 µs of spinning: longer than a barrier takes
+// while all threads run, shorter than a time slice.
 constexpr int kSpins = 600;
 
 inline void pause() {
@@ -38,12 +38,12 @@ class Gate {
   public:
     struct State {
         uint64_t stage;
-        bool idle;  // no run has this stage: it is the place between two
+        bool idle;  // between two runs
     };
 
     State now() const { return state(word_.load(std::memory_order_acquire)); }
 
-    // What follows stage `seen`, as soon as it does.
+    // Wait until stage `seen` is over. The state that follows it.
     State after(uint64_t seen) {
         for (int i = 0; i < kSpins; i++) {
             if (const State s = now(); s.stage != seen) return s;
@@ -69,8 +69,8 @@ class Gate {
 
     static State state(uint64_t word) { return {word >> 2, (word & kIdle) != 0}; }
 
-#if defined(__linux__)  // std::atomic::wait of GCC's library yields before it sleeps: a whole time
-                        // slice, where somebody else wants it
+#if defined(__linux__)  // std::atomic::wait of GCC's library yields before it sleeps, which can
+                        // cost a whole time slice
     uint32_t *half() {
         return reinterpret_cast<uint32_t *>(&word_);
     }  // the low one: no big-endian machine has kernels
@@ -90,7 +90,7 @@ class Gate {
     std::atomic<uint64_t> word_{kIdle};
 };
 
-std::mutex renewing;  // of teams after a fork: held for no longer than it takes to start threads
+std::mutex renewing;  // guards the replacement of teams after a fork
 
 }  // namespace
 
@@ -98,7 +98,7 @@ struct ThreadPool::Team {
     explicit Team(size_t size) : begun(size) {
         try {
             for (size_t i = 1; i < size; i++) threads.emplace_back(&Team::worker, this, i);
-        } catch (...) {  // the machine gives no more threads
+        } catch (...) {  // the system refuses more threads
             end();
             throw;
         }
@@ -130,7 +130,7 @@ struct ThreadPool::Team {
             std::rethrow_exception(std::exchange(error, nullptr));
     }
 
-    // Every share of the stage that nobody has begun, this thread's own first.
+    // Claim and do every unclaimed share of the stage, this thread's own first.
     void help(uint64_t stage, size_t own) {
         for (size_t i = 0; i < begun.size(); i++) {
             const size_t share = own + i < begun.size() ? own + i : own + i - begun.size();
@@ -138,8 +138,8 @@ struct ThreadPool::Team {
             if (before >= stage || !begun[share].stage.compare_exchange_strong(
                                        before, stage, std::memory_order_relaxed))
                 continue;
-            perform(stage - first,
-                    share);  // until it is done the run is on, and its variables are what they were
+            // the stage cannot end before this share is done, so the run's variables stay valid
+            perform(stage - first, share);
             if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < begun.size()) continue;
             done.store(0, std::memory_order_relaxed);
             gate.open(stage + 1, stage + 1 == last);
@@ -156,17 +156,17 @@ struct ThreadPool::Team {
     }
 
     struct alignas(64) Begun {
-        std::atomic<uint64_t> stage{0};  // the last that a thread has begun this share of
+        std::atomic<uint64_t> stage{0};  // the last stage in which this share was claimed
     };
 
-    std::mutex turn;  // held by the run that is on
+    std::mutex turn;  // held by the current run
     const std::function<void(size_t, size_t)> *work = nullptr;
     uint64_t first = 0, last = 0;  // the stages of the run
-    std::exception_ptr error;      // what `work` threw first
+    std::exception_ptr error;      // the first that `work` threw
     std::atomic<bool> failed{false}, stop{false};
     std::vector<Begun> begun;  // per share
     alignas(64) Gate gate;
-    alignas(64) std::atomic<size_t> done{0};  // shares of the stage
+    alignas(64) std::atomic<size_t> done{0};  // shares of the stage that are done
     std::vector<std::thread> threads;
 };
 
@@ -178,7 +178,7 @@ ThreadPool::ThreadPool(size_t threads) : size_(threads), process_(static_cast<in
 
 ThreadPool::~ThreadPool() {
     if (process_ != static_cast<int>(getpid()))
-        static_cast<void>(team_.release());  // its threads are another process's
+        static_cast<void>(team_.release());  // its threads belong to another process
 }
 
 ThreadPool::Team &ThreadPool::team() {
@@ -187,7 +187,7 @@ ThreadPool::Team &ThreadPool::team() {
         const std::lock_guard lock(renewing);
         if (process_ != process) {
             auto fresh = std::make_unique<Team>(size_);
-            static_cast<void>(team_.release());  // nothing in it can be ended, joined or trusted
+            static_cast<void>(team_.release());  // its threads do not exist in this process
             team_ = std::move(fresh);
             process_ = process;
         }

@@ -16,9 +16,8 @@
 #include <unistd.h>
 #endif
 
-#include "../kernels.h"
-
-#define UNROLL _Pragma("GCC unroll 16")
+#define ISA avx512
+#include "common.h"
 
 namespace pellucid {
 namespace avx512 {
@@ -83,8 +82,10 @@ bool request_tiles() {
 }  // namespace avx512
 
 const Kernels *kernels_amx() {
+    constexpr const char *kNeeds =
+        "avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni amx_tile amx_int8";
     static const Kernels table = [] {
-        Kernels t = avx512::with_tiles<avx512::Tiles>("amx");
+        Kernels t = avx512::with_tiles<avx512::Tiles>("amx", kNeeds);
         t.request = avx512::request_tiles;
         return t;
     }();

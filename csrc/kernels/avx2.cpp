@@ -1,57 +1,7 @@
-// The kernels compiled for one instruction set; CMakeLists.txt gives this file the flags that it
-// needs. Everything that they define has internal linkage: a function compiled for this set must
-// not be the copy that the linker keeps for another file.
+// The kernels for AVX2 with FMA and F16C.
 #include "../simd/avx2.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-
-#include "../float16.h"
-#include "../kernels.h"
-
-#define UNROLL _Pragma("GCC unroll 16")
-
-namespace pellucid {
-namespace avx2 {
-namespace {
-// clang-format off: in this order
-#include "elementwise.inc"
-#include "linear_codes.inc"
-#include "linear_direct.inc"
-#include "linear_scratch.inc"
-#include "linear.inc"
-#include "kv_write.inc"
-#include "attend.inc"
-#include "attention.inc"
-#include "ceilings.inc"
-// clang-format on
-}  // namespace
-}  // namespace avx2
-
-const Kernels *kernels_avx2() {
-    using namespace avx2;
-    static constexpr Kernels table = {"avx2",
-                                      quantize,
-                                      linear,
-                                      rms_norm,
-                                      layer_norm,
-                                      add,
-                                      silu_mul,
-                                      gelu_mul,
-                                      softcap,
-                                      rope,
-                                      kv_write,
-                                      attention,
-                                      attention_scratch,
-                                      attention_partials_size,
-                                      attention_partials,
-                                      attention_merge,
-                                      read_bytes,
-                                      multiply_bytes,
-                                      multiply_floats};
-    return &table;
-}
-
-}  // namespace pellucid
+#define ISA avx2
+#define NEEDS "avx2 fma f16c"
+#define TABLE kernels_avx2
+#include "isa.inc"

@@ -1,5 +1,11 @@
-// Which tables this build has: those of its architecture, the best first. What the CPU at hand can
-// run of them is asked elsewhere.
+// Which tables this build has: those of its architecture, the best first; and which of them the CPU
+// at hand can run.
+#include <algorithm>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "../cpu_features.h"
 #include "../kernels.h"
 
 namespace pellucid {
@@ -16,6 +22,16 @@ std::span<const Kernels *const> kernel_tables() {
         kernels_portable(),
     };
     return tables;
+}
+
+bool can_run(const Kernels &kernels) {
+    const std::vector<CpuFeature> features = detect_cpu_features();
+    std::istringstream needs(kernels.needs);
+    for (std::string need; needs >> need;)
+        if (std::none_of(features.begin(), features.end(),
+                         [&](const CpuFeature &f) { return f.usable && f.name == need; }))
+            return false;
+    return true;
 }
 
 }  // namespace pellucid

@@ -7,11 +7,11 @@
 #include <iterator>
 #include <utility>
 
-#include "../kernels.h"
 #include "../simd/avx512.h"
-#include "support.h"
 
-#define UNROLL _Pragma("GCC unroll 16")
+#define ISA avx512
+#include "../kernels/common.h"
+#include "support.h"
 
 namespace pellucid {
 namespace avx512 {
@@ -73,7 +73,7 @@ struct TileModel {
 
 const Kernels *kernels_amx_model() {
     static const Kernels table =
-        avx512::with_tiles<avx512::TileModel>("AMX's kernels on a model of its registers");
+        avx512::with_tiles<avx512::TileModel>("AMX's kernels on a model of its registers", "");
     return &table;
 }
 

@@ -1,13 +1,16 @@
 // Compares every table of kernels that this build has, and this CPU can run, with the plainest
 // statement there is of each.
 //
-//     linear        against decode_row in double; with scales that are powers of two, against the
-//     portable kernels bit for bit the rest      against the portable kernels: within a few
-//     roundings, and bit for bit where nothing is rounded differently all of them   a token alone
-//     against the same token among others, and any division of the work: bit for bit
+// - linear: against decode_row in double; with scales that are powers of two, against the portable
+//   kernels bit for bit.
+// - the rest: against the portable kernels, within a few roundings, and bit for bit where nothing
+// is
+//   rounded differently.
+// - all of them: a token alone against the same token among others, and any division of the work,
+//   bit for bit.
 //
-// Arrays are of the exact size, and what a kernel must not use is NaN: so a sanitizer, or any NaN
-// in a result, tells of a read too far. Random numbers are drawn from a fixed seed.
+// Arrays are of the exact size, and what a kernel must not use is NaN. So a sanitizer, or a NaN in
+// a result, shows a read too far. Random numbers are drawn from a fixed seed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -272,7 +275,7 @@ void compare_elementwise(const Kernels &k) {
         both("gelu_mul", false,
              [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), y.data(), out, count); });
         both("gelu", false,
-             [&](const Kernels &t, float *out) { t.gelu_mul(x.data(), nullptr, out, count); });
+             [&](const Kernels &t, float *out) { t.gelu(x.data(), nullptr, out, count); });
         both("softcap", false,
              [&](const Kernels &t, float *out) { t.softcap(x.data(), 5.0f, out, count); });
     }
@@ -289,6 +292,50 @@ void compare_elementwise(const Kernels &k) {
                   true),
               "rope of " + std::to_string(rotary) + " dimensions");
     }
+}
+
+// ---- what is no number
+
+// A NaN or an infinity, in whatever lane, shows in the results that it belongs to.
+void check_broken(const Kernels &k) {
+    for (const float value : {NAN, -NAN, INFINITY, -INFINITY})
+        for (size_t at = 0; at < 64; at++) {
+            Floats x = random_floats(64);
+            x[at] = value;
+            const std::string where = " of " + std::to_string(value) + " at " + std::to_string(at);
+            // quantized: no codes, and a scale that makes every product NaN
+            Activations a = random_activations(1, 64, false);
+            k.quantize(x.data(), 64, a.view(0), 0, 1);
+            const size_t block = at / 32;
+            check(std::isnan(a.scales[block]) && std::isfinite(a.scales[1 - block]) &&
+                      a.sums32[block] == 0,
+                  "quantize" + where);
+            // in the cache: the scale of the vector, or of its group
+            for (const KvType type : {KvType::Int8, KvType::Int4})
+                for (const bool keys : {true, false}) {
+                    std::vector<uint8_t> chunk(kv_chunk_bytes(type, 64));
+                    const int32_t slot = 3;
+                    k.kv_write({x.data(), &slot, 1, 64, type, keys, chunk.data()}, 0, 1);
+                    const size_t group = type == KvType::Int8 ? 0 : at / kKvGroup;
+                    uint16_t scale;
+                    std::memcpy(&scale, &chunk[kv_code_bytes(type, 64) + 2 * (group * kChunk + 3)],
+                                2);
+                    check(std::isnan(float_from_f16(scale)), "kv_write" + where);
+                }
+            if (std::isinf(value)) continue;
+            Floats out(64);
+            const auto shows = [&](const char *name) {
+                bool good = true;
+                for (size_t i = 0; i < 64; i++) good = good && std::isnan(out[i]) == (i == at);
+                check(good, name + where);
+            };
+            const Floats y = random_floats(64);
+            k.softcap(x.data(), 5.0f, out.data(), 64), shows("softcap");
+            k.silu_mul(x.data(), y.data(), out.data(), 64), shows("silu_mul");
+            k.silu_mul(y.data(), x.data(), out.data(), 64), shows("silu_mul");
+            k.gelu_mul(x.data(), y.data(), out.data(), 64), shows("gelu_mul");
+            k.gelu(x.data(), nullptr, out.data(), 64), shows("gelu");
+        }
 }
 
 // ---- attention
@@ -402,7 +449,7 @@ void compare_attention(const Kernels &k, const Attention &c) {
 
 int main() {
 #if defined(__x86_64__)
-    if (usable("avx512"))
+    if (can_run(*kernels_avx512()))
         compare_linear(*kernels_amx_model());  // for fewer than 16 tokens it is AVX-512: so the
                                                // bits are the same
 #endif
@@ -410,6 +457,7 @@ int main() {
         compare_quantize(*k);
         compare_linear(*k);
         compare_elementwise(*k);
+        check_broken(*k);
         compare_attention(*k, {4, 2, 64, 1, 0, 0.0f});
         compare_attention(*k, {3, 3, 32, 2, 0, 20.0f});
         compare_attention(*k, {7, 1, 20, 2, 100, 0.0f});  // head_dim that no vector divides

@@ -4,6 +4,7 @@
 // half of the time so that they fit. Those that are refused are left out; the others run on batches
 // of which one number may be any. Arrays are of the exact size, so that a sanitizer finds a read or
 // a write beyond them (scripts/sanitize). Random numbers are drawn from a fixed seed.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
@@ -94,69 +95,39 @@ std::vector<Buffer> random_buffers(size_t &bytes_per_token) {
 // An entry that often fits its buffers: widths, weights and heads are looked for by trial.
 Entry random_entry(const std::vector<Buffer> &buffers, const Parts &parts) {
     const int last = static_cast<int>(buffers.size()) - 1;
-    Entry e{static_cast<Op>(random_int(0, static_cast<int>(Op::TakeRows))),
-            {},
-            random_int(0, last),
-            nullptr,
-            {},
-            nullptr,
-            {},
-            {},
-            random_int(0, 1) == 0};
-    const auto width = [&](int i) {
-        return static_cast<int>(buffers[static_cast<size_t>(i)].width);
+    Entry e{.op = static_cast<Op>(random_int(0, static_cast<int>(Op::TakeRows))),
+            .out = random_int(0, last),
+            .barrier = random_int(0, 1) == 0};
+    // what the op asks for
+    const int width = static_cast<int>(buffers[static_cast<size_t>(e.out)].width);
+    e.head_dim = pick(std::vector<int>{1, 2, 16, 32});
+    e.heads = width / e.head_dim;
+    e.width = pick(std::vector<int>{1, 2, 16, 32, width});
+    e.learned = random_int(0, 1), e.group = random_int(0, 1), e.window = random_int(0, 30);
+    e.scale = 0.5, e.eps = 1e-5, e.cap = random_int(0, 1) * 3.0;
+    const auto of_size = [](int n) { return static_cast<size_t>(std::clamp(n, 0, 1000)); };
+    e.inv_freq.assign(of_size(width) / 2, 0.5);
+    const auto add_norms = [&](int count) {
+        for (; count > 0; count--)
+            e.vectors.push_back(std::make_shared<Vector>(std::vector<float>(of_size(e.width))));
     };
-    const auto input = [&] { e.in.push_back(random_int(0, last)); };
-    const auto heads = [&] {
-        const int dim = pick(std::vector<int>{1, 2, 16, 32});
-        e.ints = {width(e.out) / dim, dim};
-    };
-    switch (e.op) {
-        case Op::Embed:
-            e.weight = pick(parts.weights), e.ints = {random_int(0, 1)}, e.floats = {1.0};
-            break;
-        case Op::Linear:
-            input(), e.weight = pick(parts.weights);
-            if (rarely()) e.vectors = {pick(parts.vectors)};
-            break;
-        case Op::RmsNorm:
-        case Op::LayerNorm:
-            input(), e.ints = {pick(std::vector<int>{1, 2, 16, 32, width(e.out)})},
-                     e.floats = {1e-5};
-            for (int n = e.op == Op::RmsNorm ? 1 : 2; n > 0; n--)
-                e.vectors.push_back(std::make_shared<Vector>(std::vector<float>(
-                    static_cast<size_t>(std::min(std::max(e.ints[0], 0), 1000)))));
-            break;
-        case Op::Add:
-        case Op::SiluMul:
-            input(), input();
-            break;
-        case Op::Softcap:
-            input(), e.floats = {3.0};
-            break;
-        case Op::RopeAngles:
-            e.floats.assign(1 + static_cast<size_t>(std::min(std::max(width(e.out), 0), 1000)) / 2,
-                            0.5);
-            break;
-        case Op::Rope:
-            input(), input(), heads();
-            break;
-        case Op::KvWrite:
-            input(), input(), e.out = -1, e.kv = pick(parts.caches), e.ints = {random_int(0, 1)};
-            break;
-        case Op::Attention:
-            input(), heads(), e.kv = pick(parts.caches), e.floats = {0.5, random_int(0, 1) * 3.0};
-            e.ints.push_back(random_int(0, 30)), e.ints.push_back(random_int(0, 1));
-            break;
-        default:
-            input();
-    }
+    int inputs = random_int(1, 2);
+    if (e.op == Op::Embed || e.op == Op::RopeAngles) inputs = 0;
+    if (e.op == Op::Rope || e.op == Op::KvWrite) inputs = 2;
+    if (e.op == Op::Linear || e.op == Op::Attention || e.op == Op::TakeRows) inputs = 1;
+    if (e.op == Op::RmsNorm) inputs = 1, add_norms(1);
+    if (e.op == Op::LayerNorm) inputs = 1, add_norms(2);
+    if (e.op == Op::KvWrite) e.out = -1;
+    for (; inputs > 0; inputs--) e.in.push_back(random_int(0, last));
+    if (e.op == Op::Embed || e.op == Op::Linear) e.weight = pick(parts.weights);
+    if (e.op == Op::KvWrite || e.op == Op::Attention) e.kv = pick(parts.caches);
+    // what may be wrong
     if (rarely()) e.in.push_back(any_int());
     if (rarely()) e.out = any_int();
-    if (rarely() && !e.ints.empty()) e.ints[random_bits() % e.ints.size()] = any_int();
-    if (rarely()) e.ints.push_back(any_int());
-    if (rarely()) e.floats.push_back(1.0);
+    if (rarely()) e.inv_freq.push_back(1.0);
     if (rarely()) e.vectors.push_back(pick(parts.vectors));
+    for (int *number : {&e.heads, &e.head_dim, &e.width, &e.learned, &e.group, &e.window})
+        if (random_int(0, 99) == 0) *number = any_int();
     return e;
 }
 

@@ -2,13 +2,10 @@
 // the kernels that this CPU can run.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <string>
-#include <vector>
 
-#include "../cpu_features.h"
 #include "../kernels.h"
 
 namespace pellucid {
@@ -37,29 +34,11 @@ inline float random_float(float size) {
     return (static_cast<float>(random_bits()) * 0x1p-31f - 1.0f) * size;
 }
 
-// What each table is compiled for: as ISAS in src/pellucid/backends/native/backend.py.
-inline bool usable(const std::string &name) {
-    std::vector<std::string> needs;
-    if (name == "avx2") needs = {"avx2", "fma", "f16c"};
-    if (name == "avx512")
-        needs = {"avx2",     "fma",      "f16c",     "avx512f",
-                 "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"};
-    if (name == "neon") needs = {"neon", "fp16", "dotprod"};
-    if (name == "amx")
-        needs = {"avx2",     "fma",      "f16c",        "avx512f",  "avx512bw",
-                 "avx512vl", "avx512dq", "avx512_vnni", "amx_tile", "amx_int8"};
-    const std::vector<CpuFeature> features = detect_cpu_features();
-    return std::all_of(needs.begin(), needs.end(), [&](const std::string &need) {
-        return std::any_of(features.begin(), features.end(),
-                           [&](const CpuFeature &f) { return f.usable && f.name == need; });
-    });
-}
-
 // Checks each table in turn, and says what came of it. The result is main's.
 template <class F>
 int for_usable_kernels(F checks) {
     for (const Kernels *k : kernel_tables()) {
-        if (!usable(k->name) || (k->request && !k->request())) {
+        if (!can_run(*k) || (k->request && !k->request())) {
             std::printf("%s: skipped, this CPU cannot run it\n", k->name);
             continue;
         }

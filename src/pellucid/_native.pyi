@@ -1,12 +1,34 @@
 """Types of the compiled module; its source is csrc/bindings.cpp and csrc/bindings_native.cpp."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+# op, inputs, output, weight, vectors, cache, barrier, attributes: csrc/ops.inc
+Entry = tuple[
+    str,
+    Sequence[int],
+    int,
+    Weight | None,
+    Sequence[Vector],
+    KVStore | None,
+    bool,
+    Mapping[str, int | float | tuple[float, ...]],
+]
 
 def cpu_architecture() -> str: ...
 def cpu_name() -> str: ...
 def cpu_features() -> dict[str, bool]: ...
-def kernel_names() -> list[str]: ...
+def kernels() -> dict[str, str]: ...
+def ops() -> dict[str, tuple[str, list[str]]]: ...
+def kv_types() -> list[str]: ...
+def kv_head_bytes(type: str, head_dim: int) -> int: ...
+def linear_scratch_bytes(inputs: int) -> int: ...
+def attention_scratch_bytes(isa: str, kv_heads: int, head_dim: int) -> int: ...
+def attention_partials_bytes(
+    isa: str, threads: int, heads: int, head_dim: int, tokens: int, context: int
+) -> int: ...
 def limits() -> dict[str, int]: ...
 
 class ThreadPool:
@@ -37,27 +59,9 @@ class Vector:
     def size(self) -> int: ...
 
 class KVStore:
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def token_bytes(self) -> int: ...
     def block_bytes(self) -> list[NDArray[np.uint8]]: ...
 
 class Program:
-    def add(
-        self,
-        op: int,
-        inputs: list[int],
-        output: int,
-        weight: Weight | None,
-        vectors: list[Vector],
-        kv: KVStore | None,
-        ints: list[int],
-        floats: list[float],
-        barrier: bool,
-    ) -> None: ...
     def run(
         self,
         input_ids: NDArray[np.int32],
@@ -77,7 +81,7 @@ def load_weight(
     pool: ThreadPool, memory: WeightMemory, ggml_type: int, inputs: int, rows: NDArray[np.uint8]
 ) -> Weight: ...
 def new_kv_store(
-    num_blocks: int, kv_heads: int, head_dim: int, chunks_per_block: int, k_type: int, v_type: int
+    num_blocks: int, kv_heads: int, head_dim: int, chunks_per_block: int, k_type: str, v_type: str
 ) -> KVStore: ...
 def new_program(
     isa: str,
@@ -85,6 +89,7 @@ def new_program(
     buffers: list[tuple[int, int, bool, bool]],
     bytes_per_token: int,
     output: int,
+    entries: Sequence[Entry],
 ) -> Program: ...
 def measure_read_bandwidth(isa: str, pool: ThreadPool, bytes: int, seconds: float) -> float: ...
 def measure_int8_peak(isa: str, pool: ThreadPool, seconds: float) -> float: ...

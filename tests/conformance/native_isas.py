@@ -1,13 +1,8 @@
 """The sets of kernels that this build has and this machine can run, the best first."""
 
-from pellucid import _native
 from pellucid.backends.native.backend import ISAS
 from pellucid.cpu import detect_cpu
 
 __all__ = ["USABLE"]
 
-USABLE = [
-    isa
-    for isa, needs in ISAS.items()
-    if isa in _native.kernel_names() and needs <= set(detect_cpu().features)
-]
+USABLE = [isa for isa, needs in ISAS.items() if needs <= set(detect_cpu().features)]

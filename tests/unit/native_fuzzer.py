@@ -17,7 +17,8 @@ import numpy as np
 
 from pellucid import _native
 from pellucid.backends.native.backend import NativeBackend
-from pellucid.backends.native.capture import capture
+from pellucid.backends.native.capture import OPS, capture
+from pellucid.backends.native.kv_store import KVStore
 from pellucid.backends.native.plan import build_plan
 
 from .random_forward import TOKENS, batch_of, random_forward
@@ -40,15 +41,14 @@ def captured(seed: int) -> Program:
         "output": plan.output,
         "entries": [
             {
-                "op": int(entry.op),
+                "op": entry.op,
                 "inputs": [plan.index[s.storage] for s in entry.inputs],
                 "output": -1 if entry.output is None else plan.index[entry.output.storage],
                 "weight": entry.weight,
                 "vectors": list(entry.vectors),
-                "kv": entry.kv,
-                "ints": list(entry.ints),
-                "floats": list(entry.floats),
+                "kv": entry.kv.native if isinstance(entry.kv, KVStore) else None,
                 "barrier": barrier,
+                "attributes": dict(entry.attributes),
             }
             for entry, barrier in zip(entries, plan.barriers, strict=True)
         ],
@@ -76,16 +76,17 @@ def mutate(program: Program, rng: np.random.Generator) -> None:
             entry["inputs"][at] = int(rng.integers(len(program["buffers"])))
         case 4:
             entry["output"] = int(rng.integers(-1, len(program["buffers"])))
-        case 5 if entry["ints"]:
-            entry["ints"][rng.integers(len(entry["ints"]))] = number
+        case 5 if entry["attributes"]:
+            entry["attributes"][str(rng.choice([*entry["attributes"]]))] = number
         case 6:
-            entry["floats"] = entry["floats"] + [1.0] if rng.random() < 0.5 else [0.0]
+            name = str(rng.choice(["heads", "width", "inv_freq", "nothing"]))
+            entry["attributes"][name] = [1.0] if rng.random() < 0.5 else number
         case 7:
             entry["weight"], entry["vectors"] = other["weight"], other["vectors"]
         case 8:
             entry["kv"] = other["kv"]
         case 9:
-            entry["op"] = int(rng.integers(-1, 20))
+            entry["op"] = str(rng.choice([*OPS, "nothing"]))
         case _:
             entries[:] = [entries[i] for i in rng.permutation(len(entries))]
 
@@ -119,15 +120,15 @@ def attempt(program: Program, pool: "_native.ThreadPool", rng: np.random.Generat
     isa = NativeBackend(threads=1).isa
     try:
         built = _native.new_program(
-            isa, pool, program["buffers"], program["bytes_per_token"], program["output"]
+            isa,
+            pool,
+            program["buffers"],
+            program["bytes_per_token"],
+            program["output"],
+            [tuple(entry.values()) for entry in program["entries"]],
         )
     except REFUSALS:
         return False
-    for entry in program["entries"]:
-        try:
-            built.add(**entry)
-        except REFUSALS:
-            continue  # the others run without it
     _, width, _, logits_rows = program["buffers"][program["output"]]
     if width > 1 << 16:
         return False
@@ -138,7 +139,8 @@ def attempt(program: Program, pool: "_native.ThreadPool", rng: np.random.Generat
         memory = np.full(rows * width + 2 * GUARD, GUARD_VALUE, np.float32)
         out = memory[GUARD : GUARD + rows * width].reshape(rows, width)
         try:
-            built.run(*arrays, out)
+            arguments: list[Any] = [*arrays, out]
+            built.run(*arguments)
             ran = True
         except REFUSALS:
             pass
@@ -159,7 +161,7 @@ def main(seed: int, programs: int) -> None:
             **base,
             "buffers": list(base["buffers"]),
             "entries": [
-                {k: copy.copy(v) if isinstance(v, list) else v for k, v in entry.items()}
+                {k: copy.copy(v) if isinstance(v, list | dict) else v for k, v in entry.items()}
                 for entry in base["entries"]
             ],
         }

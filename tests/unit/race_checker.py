@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.backends.native.capture import Entry, Op, Symbol
+from pellucid.backends.native.capture import Entry, Symbol
 from pellucid.backends.native.plan import Plan
 
 __all__ = ["find_overwritten", "find_races"]
@@ -87,14 +87,14 @@ class _Arena:
         return units
 
     def touched(self, entry: Entry) -> _Touched:
-        found = _Touched([], [], entry.op is Op.ATTENTION)
+        found = _Touched([], [], entry.op == "attention")
         for thread in range(self.threads):
             read, write = np.zeros(self.size, bool), np.zeros(self.size, bool)
             for symbol in entry.inputs:
                 count = self.rows[symbol.logits_rows]
-                whole = entry.op in (Op.LINEAR, Op.ATTENTION, Op.TAKE_ROWS)
+                whole = entry.op in ("linear", "attention", "take_rows")
                 read |= self.rows_of(symbol, range(count) if whole else self.share(count, thread))
-            if entry.op is Op.LINEAR:
+            if entry.op == "linear":
                 assert entry.output is not None
                 tiles = self.share(-(-entry.output.width // 16), thread)
                 write |= self.columns_of(
@@ -104,9 +104,9 @@ class _Arena:
                 count = self.rows[entry.output.logits_rows]
                 rows = range(count) if found.any_thread else self.share(count, thread)
                 write |= self.rows_of(entry.output, rows)
-            if entry.op is Op.KV_WRITE:
+            if entry.op == "kv_write":
                 write |= self.span(self.caches[entry.kv], self.share(self.rows[False], thread))
-            if entry.op is Op.ATTENTION:
+            if entry.op == "attention":
                 read |= self.span(self.caches[entry.kv], range(self.rows[False]))
                 write |= self.span(self.partials, range(1))
             found.reads.append(read)

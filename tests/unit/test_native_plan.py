@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pellucid.backends.native.backend import NativeBackend
-from pellucid.backends.native.capture import Entry, Op, Symbol, capture
+from pellucid.backends.native.capture import Entry, Symbol, capture
 from pellucid.backends.native.plan import Plan, build_plan
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense
@@ -22,6 +22,12 @@ from .race_checker import find_overwritten, find_races
 from .random_forward import batch_of, random_forward
 
 SEEDS = range(12)
+
+
+def embed(output: Symbol) -> Entry:
+    return Entry("embed", [], output, attributes={"learned": 0, "scale": 1.0})
+
+
 STEPS = [
     {"tokens": 16, "logits": 16, "threads": 2},
     {"tokens": 16, "logits": 6, "threads": 3},
@@ -56,7 +62,7 @@ def test_every_barrier_is_needed_and_its_lack_is_found(seed: int) -> None:
     assert sum(plan.barriers) > 3
     for i in np.flatnonzero(plan.barriers):
         # the first result is read by nobody, and its place taken: not a model's doing
-        if entries[i].op is entries[i - 1].op is Op.LINEAR:
+        if entries[i].op == entries[i - 1].op == "linear":
             continue
         without = [barrier and k != i for k, barrier in enumerate(plan.barriers)]
         assert races(entries, plan, without), f"entry {i} of {len(entries)}: {entries[i].op.name}"
@@ -82,14 +88,10 @@ def test_quantized_rows_in_the_place_of_plain_ones_are_waited_for() -> None:
     """
     x, result = Symbol(128), Symbol(128)
     # until the place is handed out again
-    meanwhile = [Entry(Op.ADD, [x, x], Symbol(16)) for _ in range(3)]
+    meanwhile = [Entry("add", [x, x], Symbol(16)) for _ in range(3)]
     before, after = Symbol(48), Symbol(128, quantized=True)
-    entries = [
-        Entry(Op.EMBED, [], before),
-        Entry(Op.EMBED, [], x),
-        Entry(Op.ADD, [before, before], Symbol(48)),
-    ]
-    entries += [*meanwhile, Entry(Op.QUANTIZE, [x], after), Entry(Op.LINEAR, [after], result)]
+    entries = [embed(before), embed(x), Entry("add", [before, before], Symbol(48))]
+    entries += [*meanwhile, Entry("quantize", [x], after), Entry("linear", [after], result)]
     plan = build_plan(entries, result)
     places = [plan.buffers[plan.index[symbol]] for symbol in (before, after)]
     assert places[0].offset == places[1].offset and places[0].size == places[1].size
@@ -104,10 +106,10 @@ def test_reading_needs_no_barrier_and_rows_of_ones_own_neither() -> None:
     entries, plan = planned(1)
     for i, entry in enumerate(entries[:-1]):
         following = entries[i + 1]
-        if entry.op is Op.LINEAR and following.op is Op.LINEAR and following.inputs == entry.inputs:
+        if entry.op == "linear" and following.op == "linear" and following.inputs == entry.inputs:
             assert not plan.barriers[i + 1]
     x, y, z = Symbol(64), Symbol(64), Symbol(64)
-    chain = [Entry(Op.EMBED, [], x), Entry(Op.SILU_MUL, [x, x], y), Entry(Op.ADD, [x, y], z)]
+    chain = [embed(x), Entry("silu_mul", [x, x], y), Entry("add", [x, y], z)]
     assert build_plan(chain, z).barriers == [False] * 3
 
 

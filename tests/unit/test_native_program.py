@@ -4,6 +4,8 @@ GGUF file; the machine's ceilings.
 
 import json
 import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 from pellucid.backends.native.backend import NativeBackend
-from pellucid.backends.native.capture import Entry, Op, Symbol
+from pellucid.backends.native.capture import OPS, Entry, Symbol, capture
 from pellucid.backends.native.costs import StepShape, entry_cost
 from pellucid.cli.main import main
 from pellucid.formats import encode_dense, quantize
 from pellucid.kv_spec import KVSpec
 from pellucid.measure.machine import Ceilings, measure_ceilings
+from pellucid.models.registry import get_graph
 from pellucid.ops import cost
 from pellucid.ops.cost import OpCost
+from pellucid.ops.protocol import KVLayer
+from pellucid.weights.checkpoint import open_checkpoint
 from pellucid.weights.gguf_writer import write_gguf
 
 C, F, V, LAYERS, HEADS, KV_HEADS, D = 64, 96, 40, 2, 4, 2, 16
@@ -158,15 +163,15 @@ def test_a_step_of_no_tokens_is_refused(tiny: Path) -> None:
 def test_entries_without_weights_are_counted_as_their_ops() -> None:
     x, heads = Symbol(64), Symbol(64, num_heads=4)
     step = StepShape((3, 1), (3, 20), 2)
-    assert entry_cost(Entry(Op.ADD, [x, x], Symbol(64)), step) == cost.add(4, 64)
+    assert entry_cost(Entry("add", [x, x], Symbol(64)), step) == cost.add(4, 64)
     assert entry_cost(
-        Entry(Op.RMS_NORM, [heads], heads, ints=[16], floats=[1e-6]), step
+        Entry("rms_norm", [heads], heads, attributes={"width": 16, "eps": 1e-6}), step
     ) == cost.rms_norm(16, 16)
     assert entry_cost(
-        Entry(Op.TAKE_ROWS, [x], Symbol(64, logits_rows=True)), step
+        Entry("take_rows", [x], Symbol(64, logits_rows=True)), step
     ) == cost.take_rows(2, 64)
     # 4 tokens: 64 numbers read as float32, written as 64 codes and two groups of 16 bytes
-    assert entry_cost(Entry(Op.QUANTIZE, [x], Symbol(64, quantized=True)), step) == OpCost(
+    assert entry_cost(Entry("quantize", [x], Symbol(64, quantized=True)), step) == OpCost(
         4 * 64 * 6, 4 * 256, 4 * 96
     )
 
@@ -174,8 +179,10 @@ def test_entries_without_weights_are_counted_as_their_ops() -> None:
 def test_turning_by_angles_and_the_angles_together_do_the_work_of_rope() -> None:
     step, angles, x = StepShape((5,), (9,), 1), Symbol(16), Symbol(64, num_heads=4)
     both = [
-        Entry(Op.ROPE_ANGLES, [], angles, floats=[1.0, *[0.5] * 8]),
-        Entry(Op.ROPE, [x, angles], Symbol(64, num_heads=4), ints=[4, 16]),
+        Entry("rope_angles", [], angles, attributes={"scale": 1.0, "inv_freq": (0.5,) * 8}),
+        Entry(
+            "rope", [x, angles], Symbol(64, num_heads=4), attributes={"heads": 4, "head_dim": 16}
+        ),
     ]
     assert sum(entry_cost(entry, step).flops for entry in both) == cost.rope(5, 4, 16, 16).flops
 
@@ -183,11 +190,9 @@ def test_turning_by_angles_and_the_angles_together_do_the_work_of_rope() -> None
 def test_attention_reads_a_cache_of_float16_within_its_window() -> None:
     kv = NativeBackend(threads=1).new_kv_store(4, 16, SPEC)
     x, step = Symbol(HEADS * D, num_heads=HEADS), StepShape((1, 4), (50, 4), 2)
+    attributes = {"heads": HEADS, "head_dim": D, "window": 8, "group": 0, "scale": 0.25, "cap": 0.0}
     found = entry_cost(
-        Entry(
-            Op.ATTENTION, [x], Symbol(HEADS * D), kv=kv, ints=[HEADS, D, 8, 0], floats=[0.25, 0.0]
-        ),
-        step,
+        Entry("attention", [x], Symbol(HEADS * D), kv=kv, attributes=attributes), step
     )
     assert found == cost.attention(
         [1, 4],
@@ -198,9 +203,9 @@ def test_attention_reads_a_cache_of_float16_within_its_window() -> None:
         window=8,
         kv_token_bytes=4 * KV,
     )
-    assert entry_cost(Entry(Op.KV_WRITE, [x, x], None, kv=kv, ints=[0]), step) == cost.kv_write(
-        5, KV_HEADS, D, kv_token_bytes=4 * KV
-    )
+    assert entry_cost(
+        Entry("kv_write", [x, x], None, kv=kv, attributes={"group": 0}), step
+    ) == cost.kv_write(5, KV_HEADS, D, kv_token_bytes=4 * KV)
 
 
 def test_every_op_of_a_program_has_a_cost() -> None:
@@ -211,11 +216,56 @@ def test_every_op_of_a_program_has_a_cost() -> None:
         backend.new_kv_store(1, 16, SPEC),
     )
     x = Symbol(64, num_heads=HEADS)
-    for op in Op:
-        ints = {Op.ATTENTION: [HEADS, D, 0, 0], Op.ROPE: [HEADS, D]}.get(op, [16])
-        inputs = [x] if op is Op.LINEAR else [x, x]
-        entry = Entry(op, inputs, Symbol(64), weight=weight, kv=kv, ints=ints, floats=[1.0, 0.0])
+    for op, (_, names) in OPS.items():
+        attributes = {name: {"heads": HEADS, "head_dim": D}.get(name, 16) for name in names}
+        inputs = [x] if op == "linear" else [x, x]
+        entry = Entry(op, inputs, Symbol(64), weight=weight, kv=kv, attributes=attributes)
         assert entry_cost(entry, StepShape((2,), (2,), 1)).bytes > 0, op
+
+
+def test_an_entry_has_the_attributes_that_its_op_declares_and_no_other() -> None:
+    for attributes in ({}, {"cap": 1.0, "group": 0}, {"group": 0}):
+        with pytest.raises(AssertionError, match="softcap has the attributes"):
+            Entry("softcap", [Symbol(4)], Symbol(4), attributes=attributes)
+
+
+def test_an_op_on_single_numbers_is_written_down_in_seven_files() -> None:
+    """What somebody touches who adds one: CONTRIBUTING.md names the same files."""
+    root = Path(__file__).parents[2]
+    files = [*(root / "src/pellucid").rglob("*.py"), *(root / "csrc").rglob("*.*")]
+    naming = {
+        str(file.relative_to(root))
+        for file in files
+        if re.search(r"\bsilu_mul\b", file.read_text())
+    }
+    naming -= {"src/pellucid/models/blocks.py", "csrc/tests/compare_kernels.cpp"}
+    assert naming == {
+        "csrc/kernels/elementwise.inc",
+        "csrc/ops.inc",
+        "src/pellucid/backends/native/capture.py",
+        "src/pellucid/backends/reference/ops.py",
+        "src/pellucid/ops/case_lists.py",
+        "src/pellucid/ops/cost.py",
+        "src/pellucid/ops/protocol.py",
+    }
+
+
+def test_a_program_captured_from_declarations_costs_what_the_loaded_one_costs(tiny: Path) -> None:
+    backend = NativeBackend(threads=1)
+    with open_checkpoint(tiny) as checkpoint:
+        config, specs = checkpoint.config, checkpoint.specs()
+        loaded = {name: backend.load_weight(t, name) for name, t in checkpoint.parameters()}
+    graph = get_graph(config.graph)
+
+    def entries_of(weights: Mapping[str, Any], caches: Sequence[KVLayer]) -> list[Entry]:
+        return capture(lambda ops, batch: graph.forward(ops, config, weights, batch, caches))[0]
+
+    stores = [KVLayer(backend.new_kv_store(1, 16, SPEC)) for _ in range(LAYERS)]
+    found = [entries_of(loaded, stores), entries_of(specs, [KVLayer(SPEC)] * LAYERS)]
+    step = StepShape((5, 1), (5, 60), 2)
+    assert [entry.op for entry in found[0]] == [entry.op for entry in found[1]]
+    for one, other in zip(*found, strict=True):
+        assert entry_cost(one, step) == entry_cost(other, step)
 
 
 def test_the_roofline_takes_the_slower_of_memory_and_arithmetic() -> None:

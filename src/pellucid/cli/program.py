@@ -1,29 +1,30 @@
 """`pellucid inspect --program`: the forward pass as the native backend runs it, kernel call by
 kernel call, with what each costs.
 
-One idea: the insight of the house, read off a list. With one token nearly every line has an
-intensity below ten FLOPs per byte, and the step waits for memory; with hundreds the linear layers
-pass the machine's ridge, and it waits for arithmetic. The weights are loaded (their layout is part
-of the program), and nothing is run but the measuring of the machine's ceilings.
+With one token nearly every line has an intensity below ten FLOPs per byte, and the step waits for
+memory. With hundreds the linear layers pass the machine's ridge, and it waits for arithmetic. No
+weight is read: their formats and shapes are enough. Nothing is run but the measuring of the
+machine's ceilings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..backends.native.backend import NativeBackend
-from ..backends.native.capture import Entry
+from ..backends.native.capture import Entry, capture, kv_spec_of, spec_of
 from ..backends.native.costs import StepShape, entry_cost
-from ..formats import format_of_ggml_type
+from ..backends.native.plan import build_plan
+from ..formats.tensor import TensorSpec
 from ..kv.layout import build_layout
-from ..kv.storage import KVStorage
 from ..kv_spec import build_kv_specs
 from ..measure.machine import Ceilings, measure_ceilings
 from ..models.registry import get_graph
 from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
+from ..ops.protocol import KVLayer
 from ..units import format_bytes
 from ..weights.checkpoint import open_checkpoint
 from .terminal import print_table
@@ -60,35 +61,32 @@ class Listing:
 
 
 def build_listing(path: Path, num_tokens: int) -> Listing:
-    """Load the model, capture its forward pass, and measure what the machine can do at this model's
-    size.
+    """Capture the model's forward pass from the declarations of its weights, and measure what the
+    machine can do at this model's size.
     """
     backend = NativeBackend()
     with open_checkpoint(path) as checkpoint:
-        config = checkpoint.config
-        weights = {
-            name: backend.load_weight(tensor, name) for name, tensor in checkpoint.parameters()
-        }
-        weight_bytes = sum(map(backend.weight_bytes, checkpoint.specs().values()))
+        config, weights = checkpoint.config, checkpoint.specs()
+    backend.check_model(config)
+    graph = get_graph(config.graph)
     specs = build_kv_specs(config, *choose_kv_dtypes("auto", backend.kv_dtypes))
+    # which layers share block tables: nothing is written to a cache
     layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
-    storage = KVStorage(backend, layout, 1)  # nothing is written to it
-    forward = get_graph(config.graph).forward
-    program = backend.build_forward(
-        lambda ops, batch: forward(ops, config, weights, batch, storage.layers)
-    )
+    groups = {layer: g for g, group in enumerate(layout.groups) for layer in group.layers}
+    caches = [KVLayer(replace(spec), groups[layer]) for layer, spec in enumerate(specs)]
+    entries, result = capture(lambda ops, batch: graph.forward(ops, config, weights, batch, caches))
+    plan = build_plan(entries, result)
     step = StepShape((num_tokens,), (num_tokens,), 1)
-    names = {id(weight): name for name, weight in weights.items()}
+    names = {id(spec): name for name, spec in weights.items()}
+    weight_bytes = sum(map(backend.weight_bytes, weights.values()))
     lines = [
         _line(entry, barrier, step, names)
-        for entry, barrier in zip(program.entries, program.plan.barriers, strict=True)
+        for entry, barrier in zip(entries, plan.barriers, strict=True)
     ]
     ceilings = measure_ceilings(
         backend.isa, backend.threads, working_sets=[weight_bytes], seconds=0.1
     )
-    return Listing(
-        num_tokens, lines, weight_bytes, program.plan.bytes_per_token * num_tokens, ceilings
-    )
+    return Listing(num_tokens, lines, weight_bytes, plan.bytes_per_token * num_tokens, ceilings)
 
 
 def _line(entry: Entry, barrier: bool, step: StepShape, names: dict[int, str]) -> _Line:
@@ -99,18 +97,22 @@ def _line(entry: Entry, barrier: bool, step: StepShape, names: dict[int, str]) -
         if id(part) in names
     ]
     if entry.kv is not None:
-        parts.append(f"{entry.kv.kv_heads} KV heads of {entry.kv.head_dim}")
+        kv = kv_spec_of(entry.kv)
+        parts.append(f"{kv.num_kv_heads} KV heads of {kv.k_dim}")
     return _Line(
         barrier=barrier,
-        op=entry.op.name.lower(),
+        op=entry.op,
         rows=step.num_logits if output is not None and output.logits_rows else step.num_tokens,
         width=0 if output is None else output.width,
         detail=", ".join(parts),
-        format=None
-        if weight is None
-        else f"{format_of_ggml_type(weight.ggml_type).name} {weight.outputs} × {weight.inputs}",
+        format=None if weight is None else _matrix(spec_of(weight)),
         cost=entry_cost(entry, step),
     )
+
+
+def _matrix(spec: TensorSpec) -> str:
+    outputs, inputs = spec.shape
+    return f"{spec.format} {outputs} × {inputs}"
 
 
 def print_listing(listing: Listing) -> None:

@@ -135,6 +135,7 @@ class OpenModel:
             lambda ops, batch: graph.forward(ops, model, self._specs, batch, layers),
             config.max_num_batched_tokens,
             config.max_num_batched_tokens,
+            config.max_model_len or model.max_position_embeddings,
         )
 
     def build_engine(self, config: EngineConfig) -> Engine:

@@ -6,6 +6,7 @@ bytes that it knows. The lists of cases are in `case_lists.py`. Shapes: T tokens
 blocks per request, H query heads, KH key heads, D head_dim.
 """
 
+import inspect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -195,7 +196,7 @@ class ElementwiseCase:
     here.
     """
 
-    op: Literal["add", "silu_mul", "gelu_mul", "gelu", "softcap", "all_reduce"]
+    op: str
     tokens: int
     width: int
     magnitude: float = 1.0
@@ -217,24 +218,19 @@ class ElementwiseCase:
         rng = _generator(self)
         shape = (self.tokens, self.width)
         activations = {"x": normal(rng, *shape, magnitude=self.magnitude)}
-        if self.op in ("add", "silu_mul", "gelu_mul"):
+        if self._num_inputs == 2:
             activations["y"] = normal(rng, *shape)
         return Inputs(plain_batch(self.tokens), activations=activations)
 
     def apply(self, ops: Ops, x: Mapping[str, Tensor], batch: ForwardBatch, kv: KVLayer) -> Tensor:
-        match self.op:
-            case "add":
-                return ops.add(x["x"], x["y"])
-            case "silu_mul":
-                return ops.silu_mul(x["x"], x["y"])
-            case "gelu_mul":
-                return ops.gelu_mul(x["x"], x["y"])
-            case "gelu":
-                return ops.gelu(x["x"])
-            case "softcap":
-                return ops.softcap(x["x"], self.cap)
-            case "all_reduce":
-                return ops.all_reduce(x["x"])
+        function: Callable[..., Tensor] = getattr(ops, self.op)
+        inputs = [x[name] for name in ("x", "y")[: self._num_inputs]]
+        return function(*inputs, self.cap) if self.op == "softcap" else function(*inputs)
+
+    @property
+    def _num_inputs(self) -> int:
+        parameters = inspect.signature(getattr(Ops, self.op)).parameters
+        return len(parameters) - 1 - ("cap" in parameters)  # without self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

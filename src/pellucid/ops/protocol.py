@@ -232,9 +232,11 @@ class Backend(Protocol):
         """Memory that `load_weight` will keep for such a parameter."""
         ...
 
-    def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
+    def step_bytes(
+        self, forward: Forward, num_tokens: int, num_logits: int, context: int
+    ) -> dict[str, int]:
         """Memory that a step of so many tokens and rows of logits takes beside weights and caches,
-        by what it is for.
+        by what it is for, where no request is longer than `context` tokens.
 
         Nothing is loaded for it: `forward` is bound to a `TensorSpec` in place of each weight, and
         to a `KVSpec` in place of each store.

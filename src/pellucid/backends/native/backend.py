@@ -23,8 +23,9 @@ from ...formats import dequantize, get_format, packed_bytes
 from ...formats.finite import check_finite
 from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
-from ...ops.kv_dtypes import KV_GROUP, check_kv_dtype
+from ...ops.kv_dtypes import check_kv_dtype
 from ...ops.protocol import Forward
+from .kv_store import KVStore, token_bytes
 from .program import CapturedForward
 from .step_memory import step_bytes
 
@@ -32,24 +33,10 @@ __all__ = ["ISAS", "NativeBackend", "available_cpus", "choose_isa"]
 
 CHUNK = 16  # tokens that the kernels read at once: a KV block is a whole number of them
 
-# What keys and values may be kept in, numbered as csrc/kv_format.h numbers them; and bits of one
-# number, without scales.
-KV_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "int8": 2, "int4": 3}
-KV_BITS: dict[str, int] = {"f16": 16, "f32": 32, "int8": 8, "int4": 4}
-SCALE_BYTES = 2  # float16
-
-_AVX512 = frozenset(
-    {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
-)
-
-# What each set of kernels is compiled for, the best first. "amx" has run on no hardware yet: behind
-# "avx512" it runs only where asked for.
+# What each set of kernels of this build needs of the CPU, the best first. "amx" has run on no
+# hardware yet: behind "avx512" it runs only where asked for.
 ISAS: dict[str, frozenset[str]] = {
-    "avx512": _AVX512,
-    "amx": _AVX512 | {"amx_tile", "amx_int8"},
-    "avx2": frozenset({"avx2", "fma", "f16c"}),
-    "neon": frozenset({"neon", "fp16", "dotprod"}),
-    "portable": frozenset(),
+    name: frozenset(needs.split()) for name, needs in _native.kernels().items()
 }
 
 
@@ -60,7 +47,7 @@ class NativeBackend:
     device = "cpu"
     devices = ("cpu",)
     dtypes = ("float32",)
-    kv_dtypes = tuple(KV_BITS)
+    kv_dtypes = tuple(_native.kv_types())
     is_batch_invariant = True
     default_max_num_seqs = 256
     default_prefix_caching = True
@@ -81,8 +68,10 @@ class NativeBackend:
         # as the file packs them; the last tile of 16 rows may be filled up
         return packed_bytes(spec)
 
-    def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
-        return step_bytes(forward, self.threads, num_tokens, num_logits)
+    def step_bytes(
+        self, forward: Forward, num_tokens: int, num_logits: int, context: int
+    ) -> dict[str, int]:
+        return step_bytes(forward, self.isa, self.threads, num_tokens, num_logits, context)
 
     def check_model(self, config: ModelConfig) -> None:
         limits = _native.limits()
@@ -134,16 +123,11 @@ class NativeBackend:
                 f"keys have {spec.k_dim} numbers per head and values {spec.v_dim}; the native "
                 "backend keeps both of one width"
             )
-        return spec.num_kv_heads * (
-            self._head_bytes(spec.k_dtype, spec.k_dim) + self._head_bytes(spec.v_dtype, spec.v_dim)
-        )
+        check_kv_dtype(spec.k_dtype, self.kv_dtypes, spec.k_dim)
+        check_kv_dtype(spec.v_dtype, self.kv_dtypes, spec.v_dim)
+        return token_bytes(spec)
 
-    def _head_bytes(self, dtype: str, head_dim: int) -> int:
-        check_kv_dtype(dtype, self.kv_dtypes, head_dim)
-        scales = {"int8": 1, "int4": head_dim // KV_GROUP}.get(dtype, 0)
-        return head_dim * KV_BITS[dtype] // 8 + scales * SCALE_BYTES
-
-    def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> "_native.KVStore":
+    def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> KVStore:
         if block_size % CHUNK:
             raise ConfigError(
                 f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}"
@@ -155,30 +139,20 @@ class NativeBackend:
                 f"a KV cache of {num_blocks} blocks of {block_size} tokens is too large; the "
                 f"native backend numbers at most {slots} tokens"
             )
-        return _native.new_kv_store(
-            num_blocks,
-            spec.num_kv_heads,
-            spec.k_dim,
-            block_size // CHUNK,
-            KV_TYPES[spec.k_dtype],
-            KV_TYPES[spec.v_dtype],
+        chunks, heads = block_size // CHUNK, spec.num_kv_heads
+        store = _native.new_kv_store(
+            num_blocks, heads, spec.k_dim, chunks, spec.k_dtype, spec.v_dtype
         )
+        return KVStore(spec, store)
 
-    def copy_blocks(self, store: _native.KVStore, pairs: Sequence[tuple[int, int]]) -> None:
-        for view in store.block_bytes():
-            for source, target in pairs:
-                view[target] = view[source]
+    def copy_blocks(self, store: KVStore, pairs: Sequence[tuple[int, int]]) -> None:
+        store.copy(pairs)
 
-    def save_blocks(self, store: _native.KVStore, blocks: Sequence[int]) -> NDArray[np.uint8]:
-        at = list(blocks)
-        return np.concatenate([view[at] for view in store.block_bytes()], axis=1)
+    def save_blocks(self, store: KVStore, blocks: Sequence[int]) -> NDArray[np.uint8]:
+        return store.save(blocks)
 
-    def load_blocks(
-        self, store: _native.KVStore, blocks: Sequence[int], saved: NDArray[np.uint8]
-    ) -> None:
-        k, v = store.block_bytes()
-        at = list(blocks)
-        k[at], v[at] = saved[:, : k.shape[1]], saved[:, k.shape[1] :]
+    def load_blocks(self, store: KVStore, blocks: Sequence[int], saved: NDArray[np.uint8]) -> None:
+        store.load(blocks, saved)
 
     def build_forward(self, forward: Forward) -> "CapturedForward":
         return CapturedForward(forward, self.isa, self._pool)
@@ -189,11 +163,7 @@ def choose_isa(asked: str | None) -> str:
     what is asked for cannot be had.
     """
     cpu = detect_cpu()
-    usable = [
-        name
-        for name, needs in ISAS.items()
-        if name in _native.kernel_names() and needs <= set(cpu.features)
-    ]
+    usable = [name for name, needs in ISAS.items() if needs <= set(cpu.features)]
     if asked is None:
         return usable[0]
     if asked not in usable:

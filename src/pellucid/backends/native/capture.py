@@ -1,43 +1,39 @@
 """Capture: run a forward pass once over symbols, and keep the list of kernel calls that it made.
 
-One idea: a model's forward pass is the same list of ops at every step; only the number of tokens
-differs. So it is written once, in Python, over `Ops`, and replayed in C++ without Python between
-the ops. A `Symbol` is a tensor whose rows are not known yet.
+A model's forward pass is the same list of ops at every step; only the number of tokens differs. So
+it is written once, in Python, over `Ops`, and replayed in C++ without Python between the ops. A
+`Symbol` is a tensor whose rows are not known yet.
 
-Linear layers with quantized weights read activations in 8 bits: an entry that quantizes is put in
-where a symbol is first multiplied, and shared by all that multiply it. `plan.py` places the symbols
-in memory and finds where threads must wait for each other.
+No numbers are needed: a `TensorSpec` may stand for each weight and a `KVSpec` for each cache. Such
+a list cannot run, but its memory (`plan.py`) and its costs (`costs.py`) are those of the model.
+
+Linear layers with quantized weights read activations in 8 bits. An entry that quantizes is added
+where a symbol is first multiplied, and is shared by all that multiply it. `plan.py` places the
+symbols in memory and finds where threads must wait for each other.
 """
 
-import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 from ... import _native
 from ...batch import AttentionMetadata, ForwardBatch
 from ...errors import UnsupportedError
+from ...formats import FORMATS, format_of_ggml_type
+from ...formats.tensor import TensorSpec
+from ...kv_spec import KVSpec
 from ...ops.protocol import Forward, KVLayer, RopeTable
+from .kv_store import KVStore
 
-__all__ = ["Entry", "Op", "Recorder", "Symbol", "capture"]
+__all__ = ["OPS", "Cache", "Entry", "Recorder", "Symbol", "capture", "kv_spec_of", "spec_of"]
 
+Matrix: TypeAlias = _native.Weight | TensorSpec
+Vector: TypeAlias = _native.Vector | TensorSpec
+Cache: TypeAlias = KVStore | KVSpec
+Attribute: TypeAlias = int | float | tuple[float, ...]
 
-class Op(enum.IntEnum):
-    """The entries of a program, numbered as csrc/program.h numbers them."""
-
-    EMBED = 0
-    QUANTIZE = 1
-    LINEAR = 2
-    RMS_NORM = 3
-    LAYER_NORM = 4
-    ADD = 5
-    SILU_MUL = 6
-    GELU_MUL = 7
-    SOFTCAP = 8
-    ROPE_ANGLES = 9
-    ROPE = 10
-    KV_WRITE = 11
-    ATTENTION = 12
-    TAKE_ROWS = 13
+# Name -> (how it divides the rows, the names of its attributes), as csrc/ops.inc declares them.
+OPS = _native.ops()
 
 
 @dataclass(eq=False, slots=True)
@@ -58,16 +54,21 @@ class Symbol:
 
 @dataclass(slots=True)
 class Entry:
-    """One kernel call. What the lists hold is said op by op in csrc/program.h."""
+    """One kernel call: an op of `OPS`, and a value for each attribute that the op declares."""
 
-    op: Op
+    op: str
     inputs: list[Symbol]
     output: Symbol | None
-    weight: "_native.Weight | None" = None
-    vectors: list["_native.Vector"] = field(default_factory=list)
-    kv: "_native.KVStore | None" = None
-    ints: list[int] = field(default_factory=list)
-    floats: list[float] = field(default_factory=list)
+    weight: Matrix | None = None
+    vectors: list[Vector] = field(default_factory=list)
+    kv: Cache | None = None
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.attributes) != set(OPS[self.op][1]):
+            raise AssertionError(
+                f"{self.op} has the attributes {OPS[self.op][1]}, and is given {self.attributes}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,24 @@ class _Input:
     name: str
 
 
-def capture(forward: Forward, recorder: "Recorder | None" = None) -> tuple[list[Entry], Symbol]:
+def spec_of(weight: Matrix | Vector) -> TensorSpec:
+    """Format and shape of a parameter, loaded or declared."""
+    if isinstance(weight, TensorSpec):
+        return weight
+    if isinstance(weight, _native.Vector):
+        return TensorSpec("F32", (weight.size,))
+    format = format_of_ggml_type(weight.ggml_type).name
+    return TensorSpec(format, (weight.outputs, weight.inputs))
+
+
+def kv_spec_of(cache: Cache) -> KVSpec:
+    """The declaration of a cache, made or not."""
+    return cache if isinstance(cache, KVSpec) else cache.spec
+
+
+def capture(forward: Forward) -> tuple[list[Entry], Symbol]:
     """The entries of a forward pass, in order, and the symbol that is its result."""
-    recorder = recorder or Recorder()
+    recorder = Recorder()
     metadata = AttentionMetadata(  # a kernel takes the block size from its cache
         _Input("cu_seqlens_q"),
         _Input("seq_lens"),
@@ -100,7 +116,7 @@ def _cap_in_place(entries: list[Entry], result: Symbol) -> None:
     vocabulary.
     """
     last_read = {symbol.storage: entry for entry in entries for symbol in entry.inputs}
-    for entry in [e for e in entries if e.op is Op.SOFTCAP and last_read[e.inputs[0].storage] is e]:
+    for entry in [e for e in entries if e.op == "softcap" and last_read[e.inputs[0].storage] is e]:
         if entry.output is not None and entry.inputs[0].storage is not result.storage:
             entry.output.base = entry.inputs[0]
 
@@ -113,63 +129,69 @@ class Recorder:
         self._quantized: dict[Symbol, Symbol] = {}
         self._angles: dict[RopeTable, Symbol] = {}
 
-    def _add(self, op: Op, inputs: list[Symbol], output: Symbol, **parts: Any) -> Symbol:
-        self.entries.append(Entry(op, inputs, output, **parts))
+    def _add(
+        self,
+        op: str,
+        inputs: list[Symbol],
+        output: Symbol,
+        *,
+        weight: Matrix | None = None,
+        vectors: list[Vector] | None = None,
+        kv: Cache | None = None,
+        **attributes: Attribute,
+    ) -> Symbol:
+        self.entries.append(Entry(op, inputs, output, weight, vectors or [], kv, attributes))
         return output
 
-    def embedding(self, table: "_native.Weight", input_ids: _Input, scale: float = 1.0) -> Symbol:
-        which = {"input_ids": 0, "positions": 1}[input_ids.name]
-        return self._add(
-            Op.EMBED, [], Symbol(table.inputs), weight=table, ints=[which], floats=[scale]
-        )
+    def embedding(self, table: Matrix, input_ids: _Input, scale: float = 1.0) -> Symbol:
+        learned = {"input_ids": 0, "positions": 1}[input_ids.name]
+        output = Symbol(spec_of(table).shape[1])
+        return self._add("embed", [], output, weight=table, learned=learned, scale=scale)
 
-    def linear(
-        self, x: Symbol, weight: "_native.Weight", bias: "_native.Vector | None" = None
-    ) -> Symbol:
-        if x.width != weight.inputs:
-            raise AssertionError(f"a linear layer of {weight.inputs} inputs is given {x.width}")
-        source = self._quantize(x) if weight.quantized else x
-        output = Symbol(weight.outputs, x.logits_rows)
-        return self._add(
-            Op.LINEAR, [source], output, weight=weight, vectors=[] if bias is None else [bias]
-        )
+    def linear(self, x: Symbol, weight: Matrix, bias: Vector | None = None) -> Symbol:
+        spec = spec_of(weight)
+        outputs, inputs = spec.shape
+        if x.width != inputs:
+            raise AssertionError(f"a linear layer of {inputs} inputs is given {x.width}")
+        source = self._quantize(x) if FORMATS[spec.format].block_size > 1 else x
+        vectors = [] if bias is None else [bias]
+        output = Symbol(outputs, x.logits_rows)
+        return self._add("linear", [source], output, weight=weight, vectors=vectors)
 
     def _quantize(self, x: Symbol) -> Symbol:
         if x.storage not in self._quantized:
             output = Symbol(x.width, x.logits_rows, quantized=True)
-            self._quantized[x.storage] = self._add(Op.QUANTIZE, [x], output)
+            self._quantized[x.storage] = self._add("quantize", [x], output)
         return self._quantized[x.storage]
 
-    def rms_norm(self, x: Symbol, weight: "_native.Vector", eps: float) -> Symbol:
-        return self._norm(Op.RMS_NORM, x, [weight], eps)
+    def rms_norm(self, x: Symbol, weight: Vector, eps: float) -> Symbol:
+        return self._norm("rms_norm", x, [weight], eps)
 
-    def layer_norm(
-        self, x: Symbol, weight: "_native.Vector", bias: "_native.Vector", eps: float
-    ) -> Symbol:
-        return self._norm(Op.LAYER_NORM, x, [weight, bias], eps)
+    def layer_norm(self, x: Symbol, weight: Vector, bias: Vector, eps: float) -> Symbol:
+        return self._norm("layer_norm", x, [weight, bias], eps)
 
-    def _norm(self, op: Op, x: Symbol, vectors: list["_native.Vector"], eps: float) -> Symbol:
+    def _norm(self, op: str, x: Symbol, vectors: list[Vector], eps: float) -> Symbol:
         width = x.width // x.num_heads
-        if any(v.size != width for v in vectors):
+        if any(spec_of(v).shape != (width,) for v in vectors):
             raise AssertionError(
-                f"a norm over {width} numbers has weights of {[v.size for v in vectors]}"
+                f"a norm over {width} numbers has weights of {[spec_of(v).shape for v in vectors]}"
             )
-        return self._add(op, [x], _like(x), vectors=vectors, ints=[width], floats=[eps])
+        return self._add(op, [x], _like(x), vectors=vectors, width=width, eps=eps)
 
     def add(self, x: Symbol, y: Symbol) -> Symbol:
-        return self._add(Op.ADD, [x, y], _like(x))
+        return self._add("add", [x, y], _like(x))
 
     def silu_mul(self, gate: Symbol, up: Symbol) -> Symbol:
-        return self._add(Op.SILU_MUL, [gate, up], _like(gate))
+        return self._add("silu_mul", [gate, up], _like(gate))
 
     def gelu_mul(self, gate: Symbol, up: Symbol) -> Symbol:
-        return self._add(Op.GELU_MUL, [gate, up], _like(gate))
+        return self._add("gelu_mul", [gate, up], _like(gate))
 
     def gelu(self, x: Symbol) -> Symbol:
-        return self._add(Op.GELU_MUL, [x], _like(x))
+        return self._add("gelu", [x], _like(x))
 
     def softcap(self, x: Symbol, cap: float) -> Symbol:
-        return self._add(Op.SOFTCAP, [x], _like(x), floats=[cap])
+        return self._add("softcap", [x], _like(x), cap=cap)
 
     def split_heads(self, x: Symbol, num_heads: int) -> Symbol:
         return Symbol(x.width, x.logits_rows, num_heads=num_heads, base=x)
@@ -179,14 +201,15 @@ class Recorder:
         if table not in self._angles:
             output = Symbol(2 * len(table.inv_freq))
             self._angles[table] = self._add(
-                Op.ROPE_ANGLES, [], output, floats=[table.scale, *table.inv_freq]
+                "rope_angles", [], output, scale=table.scale, inv_freq=table.inv_freq
             )
-        return self._add(
-            Op.ROPE, [x, self._angles[table]], _like(x), ints=[x.num_heads, x.width // x.num_heads]
-        )
+        heads, head_dim = x.num_heads, x.width // x.num_heads
+        inputs = [x, self._angles[table]]
+        return self._add("rope", inputs, _like(x), heads=heads, head_dim=head_dim)
 
     def kv_write(self, kv: KVLayer, k: Symbol, v: Symbol, slot_mapping: _Input) -> None:
-        self.entries.append(Entry(Op.KV_WRITE, [k, v], None, kv=kv.store, ints=[kv.group]))
+        entry = Entry("kv_write", [k, v], None, kv=kv.store, attributes={"group": kv.group})
+        self.entries.append(entry)
 
     def attention(
         self,
@@ -198,14 +221,17 @@ class Recorder:
         window: int | None = None,
         softcap: float | None = None,
     ) -> Symbol:
-        ints = [q.num_heads, q.width // q.num_heads, window or 0, kv.group]
         return self._add(
-            Op.ATTENTION,
+            "attention",
             [q],
             Symbol(q.width, num_heads=1),
             kv=kv.store,
-            ints=ints,
-            floats=[scale, softcap or 0.0],
+            heads=q.num_heads,
+            head_dim=q.width // q.num_heads,
+            window=window or 0,
+            group=kv.group,
+            scale=scale,
+            cap=softcap or 0.0,
         )
 
     def take_rows(self, x: Symbol, indices: _Input) -> Symbol:
@@ -213,7 +239,7 @@ class Recorder:
             raise UnsupportedError(
                 f"the native backend takes the rows of logits_indices, not of {indices.name}"
             )
-        return self._add(Op.TAKE_ROWS, [x], Symbol(x.width, logits_rows=True))
+        return self._add("take_rows", [x], Symbol(x.width, logits_rows=True))
 
     def all_reduce(self, x: Symbol) -> Symbol:
         return x  # one rank

@@ -1,20 +1,21 @@
 """What each entry of a program costs: FLOPs and bytes, from its shapes, for a step of given
 lengths.
 
-One idea: an entry knows its weight, its widths and its cache, so the ledger of a step is
-arithmetic; nothing has to run. The counting rules are those of `ops/cost.py`, with what is
-particular to this backend: quantized weights read activations of 8 bits, which an entry of its own
-makes; keys and values take what their store says; the angles of RoPE are computed once for all
-layers.
+An entry knows the format and shape of its weight, its widths and its cache, so the ledger of a step
+is arithmetic: nothing has to be loaded or run. The counting rules are those of `ops/cost.py`, with
+what is particular to this backend. Quantized weights read activations of 8 bits, which an entry of
+its own makes. Keys and values take what their cache says. The angles of RoPE are computed once for
+all layers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ...formats import format_of_ggml_type
 from ...ops import cost
 from ...ops.cost import OpCost
-from .capture import Entry, Op
+from .capture import Entry, kv_spec_of, spec_of
+from .kv_store import token_bytes
 from .plan import bytes_per_row
 
 __all__ = ["StepShape", "entry_cost"]
@@ -39,78 +40,75 @@ class StepShape:
 
 def entry_cost(entry: Entry, step: StepShape) -> OpCost:
     """FLOPs and bytes of one entry in such a step."""
-    output = entry.output
+    output, a = entry.output, entry.attributes
     rows = step.num_logits if output is not None and output.logits_rows else step.num_tokens
     width = 0 if output is None else output.width
     match entry.op:
-        case Op.EMBED:
+        case "embed":
             assert entry.weight is not None
-            return cost.embedding(rows, width, format=_format(entry), scaled=entry.floats[0] != 1.0)
-        case Op.QUANTIZE:
+            format = spec_of(entry.weight).format
+            return cost.embedding(rows, width, format=format, scaled=a["scale"] != 1.0)
+        case "quantize":
             assert output is not None
             return OpCost(
                 rows * width * QUANTIZE,
                 rows * width * cost.ACTIVATION_BYTES,
                 rows * bytes_per_row(output),
             )
-        case Op.LINEAR:
+        case "linear":
             assert entry.weight is not None
             (x,) = entry.inputs
-            plain = cost.linear(
-                rows, x.width, width, format=_format(entry), bias=bool(entry.vectors)
-            )
+            format = spec_of(entry.weight).format
+            plain = cost.linear(rows, x.width, width, format=format, bias=bool(entry.vectors))
             saved = rows * (x.width * cost.ACTIVATION_BYTES - bytes_per_row(x))
             of_bytes = 2 * rows * x.width * width if x.quantized else 0
             return OpCost(plain.flops, plain.bytes_read - saved, plain.bytes_written, of_bytes)
-        case Op.RMS_NORM:
-            return cost.rms_norm(rows * (width // entry.ints[0]), entry.ints[0])
-        case Op.LAYER_NORM:
-            return cost.layer_norm(rows * (width // entry.ints[0]), entry.ints[0])
-        case Op.ADD:
-            return cost.add(rows, width)
-        case Op.SILU_MUL:
-            return cost.silu_mul(rows, width)
-        case Op.GELU_MUL:
-            return cost.gelu_mul(rows, width) if len(entry.inputs) > 1 else cost.gelu(rows, width)
-        case Op.SOFTCAP:
-            return cost.softcap(rows, width)
-        case Op.ROPE_ANGLES:  # per pair: the angle, cos, sin and two scalings
+        case "rms_norm" | "layer_norm":
+            norm = _int(a["width"])
+            return _by_name(entry.op, rows * (width // norm), norm)
+        case "rope_angles":  # per pair: the angle, cos, sin and two scalings
             return OpCost(
                 rows * width // 2 * 5,
-                (len(entry.floats) - 1) * cost.ACTIVATION_BYTES,
+                width // 2 * cost.ACTIVATION_BYTES,
                 rows * width * cost.ACTIVATION_BYTES,
             )
-        case Op.ROPE:  # per pair of each head: 4 products and 2 sums
-            heads, angles = entry.ints[0], entry.inputs[1].width
+        case "rope":  # per pair of each head: 4 products and 2 sums
+            angles = entry.inputs[1].width
             moved = OpCost(
                 0,
                 rows * (width + angles) * cost.ACTIVATION_BYTES,
                 rows * width * cost.ACTIVATION_BYTES,
             )
-            return moved + OpCost(rows * heads * angles // 2 * 6, 0, 0)
-        case Op.KV_WRITE:
+            return moved + OpCost(rows * _int(a["heads"]) * angles // 2 * 6, 0, 0)
+        case "kv_write":
             assert entry.kv is not None
-            return cost.kv_write(
-                rows, entry.kv.kv_heads, entry.kv.head_dim, kv_token_bytes=entry.kv.token_bytes
-            )
-        case Op.ATTENTION:
+            kv = kv_spec_of(entry.kv)
+            return cost.kv_write(rows, kv.num_kv_heads, kv.k_dim, kv_token_bytes=token_bytes(kv))
+        case "attention":
             assert entry.kv is not None
-            heads, head_dim, window, _ = entry.ints
+            kv = kv_spec_of(entry.kv)
             return cost.attention(
                 step.q_lens,
                 step.seq_lens,
-                num_heads=heads,
-                num_kv_heads=entry.kv.kv_heads,
-                head_dim=head_dim,
-                window=window or None,
-                softcap=entry.floats[1] != 0.0,
-                kv_token_bytes=entry.kv.token_bytes,
+                num_heads=_int(a["heads"]),
+                num_kv_heads=kv.num_kv_heads,
+                head_dim=kv.k_dim,
+                window=_int(a["window"]) or None,
+                softcap=a["cap"] != 0.0,
+                kv_token_bytes=token_bytes(kv),
             )
-        case Op.TAKE_ROWS:
-            return cost.take_rows(rows, width)
-    raise AssertionError(f"no cost is known for {entry.op!r}")
+    return _by_name(entry.op, rows, width)
 
 
-def _format(entry: Entry) -> str:
-    assert entry.weight is not None
-    return format_of_ggml_type(entry.weight.ggml_type).name
+def _by_name(op: str, rows: int, width: int) -> OpCost:
+    """Of an op whose cost follows from its rows and its width. An op that `ops/cost.py` does not
+    know is an error.
+    """
+    function: Any = getattr(cost, op)
+    found: OpCost = function(rows, width)
+    return found
+
+
+def _int(attribute: Any) -> int:
+    assert isinstance(attribute, int)
+    return attribute

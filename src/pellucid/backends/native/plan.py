@@ -13,14 +13,9 @@ them. Two readers need none: q, k and v, or gate and up, run without waiting.
 
 from dataclasses import dataclass
 
-from .capture import Entry, Op, Symbol
+from .capture import OPS, Entry, Symbol
 
 __all__ = ["Placement", "Plan", "build_plan", "bytes_per_row"]
-
-# Each thread computes its share of the rows, and reads only those rows of the inputs.
-BY_ROWS = {
-    Op.EMBED, Op.QUANTIZE, Op.RMS_NORM, Op.LAYER_NORM, Op.ADD, Op.SILU_MUL, Op.GELU_MUL, Op.SOFTCAP, Op.ROPE_ANGLES, Op.ROPE, Op.KV_WRITE,
-}  # fmt: skip
 
 # For so many entries a place that has become free is left alone: to write where others have just
 # read would need a barrier of its own.
@@ -135,7 +130,8 @@ def _barriers(
 
 def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) -> list[_Access]:
     def rows(symbol: Symbol, writes: bool) -> tuple[bool, bool] | None:
-        if entry.op not in BY_ROWS and not (entry.op is Op.TAKE_ROWS and writes):
+        division = OPS[entry.op][0]
+        if division == "all_rows" or (division == "writes_rows" and not writes):
             return None
         return symbol.logits_rows, symbol.quantized
 
@@ -150,8 +146,8 @@ def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) 
             )
         )
     if entry.kv is not None:
-        found.append(_Access(entry.kv, entry.op is Op.KV_WRITE, None))
-    if entry.op is Op.ATTENTION:
+        found.append(_Access(entry.kv, entry.op == "kv_write", None))
+    if entry.op == "attention":
         found.append(_Access("partial results", True, None))  # where a long context is divided
     return found
 

@@ -10,6 +10,7 @@ from ...batch import ForwardBatch
 from ...ops.protocol import Forward
 from ..host_logits import HostLogits
 from .capture import capture
+from .kv_store import KVStore
 from .plan import build_plan
 
 __all__ = ["CapturedForward"]
@@ -23,22 +24,24 @@ class CapturedForward:
     def __init__(self, forward: Forward, isa: str, pool: _native.ThreadPool) -> None:
         self.entries, self._result = capture(forward)
         self.plan = build_plan(self.entries, self._result)
+        index = self.plan.index
         buffers = [(p.offset, p.width, p.quantized, p.logits_rows) for p in self.plan.buffers]
-        self._program = _native.new_program(
-            isa, pool, buffers, self.plan.bytes_per_token, self.plan.output
-        )
-        for entry, barrier in zip(self.entries, self.plan.barriers, strict=True):
-            self._program.add(
-                op=int(entry.op),
-                inputs=[self.plan.index[s.storage] for s in entry.inputs],
-                output=-1 if entry.output is None else self.plan.index[entry.output.storage],
-                weight=entry.weight,
-                vectors=entry.vectors,
-                kv=entry.kv,
-                ints=entry.ints,
-                floats=entry.floats,
-                barrier=barrier,
+        entries = [
+            (
+                entry.op,
+                [index[s.storage] for s in entry.inputs],
+                -1 if entry.output is None else index[entry.output.storage],
+                entry.weight if isinstance(entry.weight, _native.Weight) else None,
+                [v for v in entry.vectors if isinstance(v, _native.Vector)],
+                entry.kv.native if isinstance(entry.kv, KVStore) else None,
+                barrier,
+                entry.attributes,
             )
+            for entry, barrier in zip(self.entries, self.plan.barriers, strict=True)
+        ]
+        self._program = _native.new_program(
+            isa, pool, buffers, self.plan.bytes_per_token, self.plan.output, entries
+        )
 
     def __call__(self, batch: ForwardBatch) -> HostLogits:
         return HostLogits(self._run(batch, None))

@@ -55,7 +55,9 @@ class ReferenceBackend:
     def weight_bytes(self, spec: TensorSpec) -> int:
         return prod(spec.shape) * ELEMENT_BYTES
 
-    def step_bytes(self, forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
+    def step_bytes(
+        self, forward: Forward, num_tokens: int, num_logits: int, context: int
+    ) -> dict[str, int]:
         return step_bytes(forward, num_tokens, num_logits)
 
     def load_weight(self, tensor: HostTensor, name: str = "a parameter") -> Array:

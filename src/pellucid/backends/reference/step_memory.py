@@ -5,13 +5,14 @@ refers to it, so the peak is in one op: its inputs, its result, a few temporarie
 result, and what a layer keeps beside the op. Sizes are in bytes.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...batch import AttentionMetadata, ForwardBatch, IntArray
 from ...formats.tensor import TensorSpec
-from ...ops.protocol import Forward, KVLayer, RopeTable
+from ...ops.protocol import Forward, KVLayer, Ops
 
 __all__ = ["step_bytes"]
 
@@ -48,32 +49,8 @@ class _Widths:
     def linear(self, x: _Rows, weight: TensorSpec, bias: TensorSpec | None = None) -> _Rows:
         return self._op(weight.shape[0], x)
 
-    def rms_norm(self, x: _Rows, weight: TensorSpec, eps: float) -> _Rows:
-        return self._op(x.width, x)
-
-    def layer_norm(self, x: _Rows, weight: TensorSpec, bias: TensorSpec, eps: float) -> _Rows:
-        return self._op(x.width, x)
-
-    def add(self, x: _Rows, y: _Rows) -> _Rows:
-        return self._op(x.width, x, y)
-
-    def silu_mul(self, gate: _Rows, up: _Rows) -> _Rows:
-        return self._op(gate.width, gate, up)
-
-    def gelu_mul(self, gate: _Rows, up: _Rows) -> _Rows:
-        return self._op(gate.width, gate, up)
-
-    def gelu(self, x: _Rows) -> _Rows:
-        return self._op(x.width, x)
-
-    def softcap(self, x: _Rows, cap: float) -> _Rows:
-        return self._op(x.width, x)
-
     def split_heads(self, x: _Rows, num_heads: int) -> _Rows:
         return x
-
-    def rope(self, x: _Rows, positions: IntArray, table: RopeTable) -> _Rows:
-        return self._op(x.width, x)
 
     def kv_write(self, kv: KVLayer, k: _Rows, v: _Rows, slot_mapping: IntArray) -> None:
         self._op(k.width, k, v)
@@ -96,10 +73,18 @@ class _Widths:
     def all_reduce(self, x: _Rows) -> _Rows:
         return x
 
+    def __getattr__(self, name: str) -> Callable[..., _Rows]:
+        """Every other op has a result as wide as its first input."""
+        if name not in vars(Ops):
+            raise AttributeError(name)
+        return lambda x, *others: self._op(
+            x.width, x, *(other for other in others if isinstance(other, _Rows))
+        )
+
 
 def step_bytes(forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
     """What a step of so many tokens takes, by what it is for."""
-    widths = _Widths()
+    widths: Any = _Widths()
     nothing = np.zeros(0, np.int32)
     metadata = AttentionMetadata(nothing, nothing, nothing, nothing, block_size=1)
     forward(widths, ForwardBatch(nothing, nothing, nothing, metadata))

@@ -1,0 +1,23 @@
+// What every kernels/*.inc needs beside the vectors of its instruction set.
+//
+// An .inc file is compiled inside a namespace of kernels/isa.inc. An editor that opens one alone
+// has no such namespace: then the file includes this header and what stands before it in isa.inc,
+// with the portable vectors.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "../float16.h"
+#include "../kernels.h"
+
+#define UNROLL _Pragma("GCC unroll 16")
+
+#ifndef ISA
+#include "../simd/portable.h"
+using namespace pellucid;
+using namespace pellucid::portable;
+#endif
