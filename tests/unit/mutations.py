@@ -189,4 +189,52 @@ MUTATIONS = [
         "        self.num_tokens -= request.num_tokens\n",
         "",
     ),
+    (
+        "drafts that do not stand count as computed",
+        SCHEDULER,
+        "draft_token_ids = request.num_tokens - 1, []",
+        "draft_token_ids = request.num_computed_tokens + request.num_scheduled_tokens, []",
+    ),
+    (
+        "drafts overrun the budget",
+        SCHEDULER,
+        "count += self._num_drafts(request, left - 1 - self._num_decoding(i + 1))",
+        "count += len(request.draft_token_ids)",
+    ),
+    (
+        "somebody is preempted for a draft",
+        SCHEDULER,
+        "if request.is_decoding and count > 1 and not has_room:",
+        "if False:",
+    ),
+    (
+        "a preempted request still decodes",
+        SCHEDULER,
+        "request.is_decoding, request.draft_token_ids = False, []",
+        "request.draft_token_ids = []",
+    ),
+    (
+        "tokens after the end are taken",
+        SCHEDULER,
+        "                if reason is not None:\n                    break\n",
+        "",
+    ),
+    (
+        "equal priorities preempt each other",
+        WAITING,
+        "self._queue[0].priority < request.priority",
+        "self._queue[0].priority <= request.priority",
+    ),
+    (
+        "a higher priority waits for a sequence",
+        SCHEDULER,
+        "if by_priority and self.waiting.outranks(request):",
+        "if False:",
+    ),
+    (
+        "a higher priority is planned without a place",
+        SCHEDULER,
+        "if len(self.running) < self.max_num_seqs and self.kv.admit(urgent, hit, count):",
+        "if self.kv.admit(urgent, hit, count):",
+    ),
 ]

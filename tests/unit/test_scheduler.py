@@ -154,3 +154,69 @@ def test_after_a_crash_a_request_that_goes_on_publishes_its_prefix_anew() -> Non
     behind = _request("behind", 1)
     behind.prompt_token_ids = survivor.output_token_ids[:7]
     assert scheduler.kv.lookup(behind).num_tokens == 0
+
+
+# ---- several tokens a step
+
+
+def _decoding(scheduler: Scheduler, *requests: Request) -> None:
+    """Run requests until each has its first token, 1."""
+    scheduler.add(*requests)
+    while not all(r.is_decoding for r in requests):
+        step = scheduler.schedule()
+        scheduler.update(step, {r.request_id: [1] for r in step.requests if r.is_sampling})
+
+
+@pytest.mark.parametrize(("sampled", "computed"), [([5], 4), ([1, 5], 5), ([1, 1, 1, 5], 7)])
+def test_the_counter_stays_behind_the_drafts_that_do_not_stand(
+    sampled: list[int], computed: int
+) -> None:
+    scheduler = _scheduler()
+    request = _request("a", 3, max_tokens=20)
+    _decoding(scheduler, request)
+    request.draft_token_ids = [1, 1, 1]
+    step = scheduler.schedule()
+    assert (request.num_scheduled_tokens, request.num_scheduled_drafts) == (4, 3)
+    assert request.is_sampling and request.num_tokens == 4
+    scheduler.update(step, {"a": sampled})
+    scheduler.check_integrity()
+    assert request.output_token_ids == [1, *sampled]
+    assert (request.num_computed_tokens, request.draft_token_ids) == (computed, [])
+    # what is published is what was drawn: the drafts that did not stand are not found
+    scheduler.finish(request, "abort")
+    other = _request("b", 3)
+    other.prompt_token_ids = [1] * 8
+    assert scheduler.kv.lookup(other).num_tokens == (7 if sampled[:3] == [1, 1, 1] else computed)
+
+
+def test_a_stop_token_among_the_drafts_ends_the_request_there() -> None:
+    scheduler = _scheduler()
+    request = _request("a", 3, max_tokens=20)
+    _decoding(scheduler, request)
+    request.draft_token_ids = [2, EOS, 3]
+    scheduler.update(scheduler.schedule(), {"a": [2, EOS, 3, 4]})
+    assert (request.output_token_ids, request.finish_reason) == ([1, 2, EOS], "stop")
+    assert request.num_computed_tokens == request.num_tokens - 1
+
+
+def test_no_more_drafts_are_computed_than_the_answer_and_the_budget_have_room_for() -> None:
+    scheduler = _scheduler(num_blocks=16, budget=6, num_seqs=3)
+    short, long, last = (
+        _request(n, 3, max_tokens=m) for n, m in zip("abc", (5, 9, 9), strict=True)
+    )
+    _decoding(scheduler, short, long, last)
+    for request in (short, long, last):
+        request.draft_token_ids = [1] * 8
+    step = scheduler.schedule()
+    # a has two tokens of five, so two drafts and one more; one token is set aside for each other
+    assert [r.num_scheduled_tokens for r in step.requests] == [3, 2, 1]
+
+
+def test_nobody_is_preempted_for_a_draft() -> None:
+    scheduler = _scheduler(num_blocks=4, budget=8, num_seqs=2)
+    first, second = (_request(n, 6, max_tokens=8, cache_salt=n) for n in "ab")
+    _decoding(scheduler, first, second)
+    first.draft_token_ids = [1, 1, 1]
+    step = scheduler.schedule()
+    assert [r.num_scheduled_tokens for r in step.requests] == [1, 1]
+    assert scheduler.num_preemptions == 0

@@ -313,36 +313,37 @@ class Scheduler:
                     self.kv.publish(request)
                 continue
             # Take the tokens.
-            output, reason = request.output_token_ids, None
+            output = request.output_token_ids
+            reason: FinishReason | None = None
             for token_id in token_ids:
                 output.append(token_id)
                 if is_fair:
                     self.waiting.charge(request, 0, 1)
-                reason = self._end(request, token_id)
+                num_tokens = len(output)
+                if (
+                    token_id in request.stopping_token_ids
+                    and num_tokens >= request.params.min_tokens
+                ):
+                    if token_id not in request.eos_token_ids or request.params.ignore_eos:
+                        request.stop_reason = token_id
+                    reason = "stop"
+                elif num_tokens >= request.max_tokens:
+                    reason = "length"
                 if read is not None and read(request, token_id, reason):
                     reason = reason or "stop"
                 if reason is not None:
                     break
             # All known tokens but the last are computed. What was computed for drafts that do not
             # stand lies behind the counter: it is never published, and will be overwritten.
-            request.num_computed_tokens = request.num_tokens - 1
-            request.is_decoding = True
             if request.draft_token_ids:
-                request.draft_token_ids = []
+                request.num_computed_tokens, request.draft_token_ids = request.num_tokens - 1, []
+            else:
+                request.num_computed_tokens += request.num_scheduled_tokens
+            request.is_decoding = True
             if request.num_computed_tokens >= request.next_kv_event:
                 self.kv.publish(request)
             if reason is not None:
                 self.finish(request, reason)
-
-    @staticmethod
-    def _end(request: Request, token_id: int) -> FinishReason | None:
-        """Why a request ends with the token that it took last, if it does."""
-        num_tokens = len(request.output_token_ids)
-        if token_id in request.stopping_token_ids and num_tokens >= request.params.min_tokens:
-            if token_id not in request.eos_token_ids or request.params.ignore_eos:
-                request.stop_reason = token_id
-            return "stop"
-        return "length" if num_tokens >= request.max_tokens else None
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request, wherever it is, and free its blocks. A finished request stays as it is."""
