@@ -92,6 +92,22 @@ def test_inputs_come_from_the_name_alone() -> None:
         assert all(np.array_equal(a.weights[name].data, b.weights[name].data) for name in a.weights)
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_answers_for_its_device(name: str) -> None:
+    backend = get_backend(name)
+    assert backend.name == name and backend.device in backend.devices
+    assert backend.dtypes[0] == "float32" and "f32" in backend.kv_dtypes
+    assert 16 % backend.block_multiple == 0 and backend.default_max_num_seqs >= 1
+    assert backend.available_memory() > 1 << 20
+
+
+def test_an_option_that_a_backend_lacks_is_refused_with_those_it_has() -> None:
+    with pytest.raises(ConfigError, match=r"no option 'thread'; did you mean 'threads'\?.*isa"):
+        get_backend("native", {"thread": 2})
+    with pytest.raises(ConfigError, match="the reference backend has no option 'threads'; it has"):
+        get_backend("reference", {"threads": 2})
+
+
 def test_unknown_backend_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"backend is 'cuda'; it must be one of: .*reference"):
         get_backend("cuda")

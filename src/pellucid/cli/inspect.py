@@ -19,6 +19,7 @@ import click
 
 from ..config import ModelConfig
 from ..errors import ConfigError, PellucidError
+from ..kv_spec import build_kv_specs
 from ..units import format_bytes
 from ..weights import hub
 from .options import debug_option, json_option
@@ -196,10 +197,9 @@ def _formats(tensors: Sequence[_Tensor]) -> list[tuple[str, int, int, int]]:
 
 
 def _kv_bytes_per_token(config: ModelConfig) -> dict[str, int]:
-    return {
-        name: config.num_layers * 2 * config.num_kv_heads * config.head_dim * size
-        for name, size in KV_ELEMENT_BYTES.items()
-    }
+    specs = build_kv_specs(config, "f32", "f32")
+    numbers = sum(spec.num_kv_heads * (spec.k_dim + spec.v_dim) for spec in specs)
+    return {name: numbers * size for name, size in KV_ELEMENT_BYTES.items()}
 
 
 def _report(model: _Model) -> dict[str, Any]:

@@ -55,9 +55,10 @@ class KVStorage:
         }
         self.layers: list[KVLayer] = [placed[layer] for layer in sorted(placed)]
         self.scratch_block = num_blocks  # for block tables to be padded with: no request owns it
-        self._store_bytes = [
-            layout.block_size * layout.token_bytes[layer] for layer in layout.groups[0].layers
-        ]
+        # a block on its way to the tier or back, and the part of it that each store keeps
+        self._moved = np.empty(layout.bytes_per_block, np.uint8)
+        sizes = [layout.block_size * layout.token_bytes[layer] for layer in layout.groups[0].layers]
+        self._parts = np.split(self._moved, np.cumsum(sizes)[:-1])
         self._num_slots = num_slots
         self._file: SwapFile | None = None  # made when it is first needed
         self._seconds_per_block = math.inf  # to save and to load it
@@ -79,9 +80,10 @@ class KVStorage:
                     move(op.source, op.target)
 
     def _save(self, block: int, slot: int) -> None:
-        pieces = [self._backend.save_blocks(store, [block])[0] for store in self._stores]
+        for store, part in zip(self._stores, self._parts, strict=True):
+            part[:] = self._backend.save_blocks(store, [block])[0]
         try:
-            self.open_tier().write(slot, np.concatenate(pieces).data)
+            self.open_tier().write(slot, self._moved.data)
         except OSError as error:
             self._fail("saved", error)
             self._lost_slots.add(slot)
@@ -92,14 +94,12 @@ class KVStorage:
         if slot in self._lost_slots:
             raise LostBlocksError(f"block {block} was never saved")
         try:
-            saved = np.frombuffer(self.open_tier().read(slot), np.uint8)
+            self.open_tier().read(slot, self._moved.data)
         except OSError as error:
             self._fail("loaded", error)
             raise LostBlocksError(f"block {block} cannot be loaded: {error}") from error
-        at = 0
-        for store, size in zip(self._stores, self._store_bytes, strict=True):
-            self._backend.load_blocks(store, [block], saved[None, at : at + size])
-            at += size
+        for store, part in zip(self._stores, self._parts, strict=True):
+            self._backend.load_blocks(store, [block], part[None])
 
     def _fail(self, what: str, error: Exception) -> None:
         if not self._has_failed:
@@ -131,7 +131,7 @@ class KVStorage:
     def open_tier(self) -> SwapFile:
         """The second memory. Raises CapacityError where its file cannot be had."""
         if self._file is None:
-            self._file = SwapFile(self._num_slots, sum(self._store_bytes))
+            self._file = SwapFile(self._num_slots, len(self._moved))
             self._measure(self._file)
             _log.info(
                 "blocks that are evicted may be saved in a file of %d bytes in %s",
@@ -147,11 +147,10 @@ class KVStorage:
 
     def _measure(self, file: SwapFile) -> None:
         """Time a round trip through a slot that was never written: what it costs at most."""
-        block = memoryview(bytes(file.slot_bytes))
         start = time.perf_counter()
         try:
-            file.write(0, block)
-            file.read(0)
+            file.write(0, self._moved.data)
+            file.read(0, self._moved.data)
         except OSError as error:
             self._fail("saved", error)
         self._seconds_per_block = time.perf_counter() - start

@@ -37,14 +37,12 @@ class SwapFile:
         while done < self.slot_bytes:  # the system may write less than it is given
             done += os.pwrite(self._file, block[done:], slot * self.slot_bytes + done)
 
-    def read(self, slot: int) -> bytearray:
-        """What a slot holds. Raises OSError where the disk fails."""
-        block = bytearray(self.slot_bytes)
+    def read(self, slot: int, block: memoryview) -> None:
+        """Copy what a slot holds. Raises OSError where the disk fails."""
         done = 0
         while done < self.slot_bytes:
             place = slot * self.slot_bytes + done
-            count = os.preadv(self._file, [memoryview(block)[done:]], place)
+            count = os.preadv(self._file, [block[done:]], place)
             if count == 0:
                 raise OSError("the swap file ends too early")
             done += count
-        return block

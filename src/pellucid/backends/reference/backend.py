@@ -87,12 +87,18 @@ class ReferenceBackend:
                 view[target] = view[source]
 
     def save_blocks(self, store: PagedKV, blocks: Sequence[int]) -> NDArray[np.uint8]:
-        return np.concatenate([view[list(blocks)] for view in _blocks(store)], axis=1)
+        k, v = _blocks(store)
+        width = k.shape[1]
+        saved = np.empty((len(blocks), width + v.shape[1]), np.uint8)
+        for row, block in zip(saved, blocks, strict=True):
+            row[:width], row[width:] = k[block], v[block]
+        return saved
 
     def load_blocks(self, store: PagedKV, blocks: Sequence[int], saved: NDArray[np.uint8]) -> None:
         k, v = _blocks(store)
-        at = list(blocks)
-        k[at], v[at] = saved[:, : k.shape[1]], saved[:, k.shape[1] :]
+        width = k.shape[1]
+        for row, block in zip(saved, blocks, strict=True):
+            k[block], v[block] = row[:width], row[width:]
 
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], HostLogits]:
         def run(batch: ForwardBatch) -> HostLogits:
