@@ -21,6 +21,7 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
     """
     fields = Fields(where, values)
     model_type = fields.text("model_type")
+    # models that are more than a dense text model
     if fields.section("vision_config") is not None or fields.section("text_config") is not None:
         raise UnsupportedError(
             f"{where}: model_type {model_type!r} has text and images; only text models run"
@@ -31,6 +32,7 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
                 f"{where}: {model_type} with {name} {fields.integer(name)} is a mixture of "
                 "experts; only dense models run"
             )
+    # the family, and the kind of model that its weights are
     reader = find_hf_reader(model_type, where)
     for architecture in fields.optional_texts("architectures") or ():
         if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
@@ -50,6 +52,7 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
             f"{where}: weights are quantized by "
             f"{quantization.text('quant_method', 'an unnamed method')!r}, which is not supported"
         )
+    # what transformers reads for every family and no family reads here
     for name in ("per_layer_config", "default_theta"):
         if fields.value(name) is not None:
             raise UnsupportedError(f"{where}: {name} is set, which is not supported")

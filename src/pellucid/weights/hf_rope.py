@@ -42,12 +42,14 @@ def build_rope(
     default, `kinds` are the methods that transformers knows for it, and `partial` says that its
     model can turn a part of each head.
     """
+    # what stands beside the object that says how frequencies are scaled, and what stands in it
     theta = fields.number("rope_theta", theta)
     rope = _scaling(fields, layer_type)
     share = _rotary_share(fields, rope, partial)
     rotary_dim = head_dim if share == 1.0 else int(head_dim * share)
     if rope is None:
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
+    # the method
     kind = _rope_type(rope)
     if layer_type is not None:
         kinds = [k for k in kinds if k != "longrope"]  # the context is not one of a layer type
@@ -56,6 +58,7 @@ def build_rope(
             f"{rope.where}: rope_type is {kind!r}; known ones are: {', '.join(kinds)}"
         )
     config = _build(fields, rope, kind, rope.number("rope_theta", theta), rotary_dim, layer_type)
+    # no field may be left over
     unknown = [
         name
         for name in rope.unread()

@@ -49,15 +49,17 @@ class SafetensorsCheckpoint:
             raise FormatError(
                 f"{path} has no config.json; a model's folder holds config.json and *.safetensors"
             )
+        # what the model is
         values = read_json(config_path, MAX_CONFIG_BYTES, within=path)
         config = build_hf_config(values, str(config_path))
         reader = hf_reader(values, str(config_path))
+        # where its tensors lie: some files of the bare model leave out what all names begin with
         files = _open_files(path)
-        # some files of the bare model leave out what all names begin with
         source = reader.source
         if not any(name.startswith(reader.prefix) for name in files):
             source = _without_prefix(source, reader.prefix)
         config = _untie(config, source, files)
+        # hold them against what the graph declares
         specs = {name: file.specs[name] for name, file in files.items()}
         if config.tie_word_embeddings:
             # the same values as the embedding's, which `_untie` has seen to
