@@ -105,6 +105,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 4096,
         "truncate": False,
     },
+    "yarn-null-truncate": {"rope_type": "yarn", "factor": 4.0, "truncate": None},
     "yarn-no-betas": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0, "beta_slow": None},
     "yarn-far": {
         "rope_type": "yarn",

@@ -119,13 +119,26 @@ def test_dynamic_ntk_leaves_frequencies_alone_within_the_context() -> None:
 
 def test_longrope_serves_the_context_of_its_short_factors() -> None:
     factors = {"short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [9.0] * 4}
-    rope = {"type": "longrope", **factors, "original_max_position_embeddings": 16}
-    found = config("phi3", rope_scaling=rope)
+    rope = {"type": "longrope", **factors}
+    found = config("phi3", rope_scaling=rope, original_max_position_embeddings=16)
     assert found.max_position_embeddings == 16
     assert found.rope is not None and found.rope.freq_factors == (1.0, 2.0, 3.0, 4.0)
     # 64 / 16 tokens
     expected = math.sqrt(1 + math.log(4) / math.log(16))
     assert found.rope.attention_factor == pytest.approx(expected)
+
+
+def test_longrope_of_phi3_was_trained_on_4096_tokens_unless_the_file_says_otherwise() -> None:
+    rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+    for within in ({}, {"original_max_position_embeddings": 16}):
+        found = config("phi3", max_position_embeddings=8192, rope_scaling={**rope, **within})
+        assert found.max_position_embeddings == 4096
+
+
+def test_an_empty_rope_scaling_says_nothing() -> None:
+    rope = {"rope_type": "linear", "factor": 2.0}
+    with_empty = config("llama", rope_parameters=rope, rope_scaling={})
+    assert with_empty == config("llama", rope_parameters=rope)
 
 
 def test_rope_parameters_of_transformers_5_mean_what_the_old_fields_meant() -> None:

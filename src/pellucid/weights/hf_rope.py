@@ -37,9 +37,12 @@ def build_rope(
     theta: float = 10_000.0,
     kinds: Sequence[str] = KINDS,
     partial: bool = False,
+    original: int | None = None,
 ) -> RopeConfig:
-    """The rotary embedding of a model, or of its layers of `layer_type`. `theta` is the family's
-    default, `kinds` are the methods that transformers knows for it, and `partial` says that its
+    """The rotary embedding of a model, or of its layers of `layer_type`.
+
+    `theta` and `original` are the family's defaults of the base and of the context that it was
+    trained on. `kinds` are the methods that transformers knows for it, and `partial` says that its
     model can turn a part of each head.
     """
     # what stands beside the object that says how frequencies are scaled, and what stands in it
@@ -57,7 +60,12 @@ def build_rope(
         raise UnsupportedError(
             f"{rope.where}: rope_type is {kind!r}; known ones are: {', '.join(kinds)}"
         )
-    config = _build(fields, rope, kind, rope.number("rope_theta", theta), rotary_dim, layer_type)
+    theta = rope.number("rope_theta", theta)
+    length = trained = fields.integer("max_position_embeddings")
+    if kind in ("yarn", "longrope", "llama3"):
+        trained = _original(fields, rope, length, original)
+    by_layer_type = layer_type is not None
+    config = _build(rope, kind, theta, rotary_dim, length, trained, by_layer_type)
     # no field may be left over
     unknown = [
         name
@@ -88,15 +96,15 @@ def build_local_rope(fields: Fields, head_dim: int) -> RopeConfig:
     return RopeConfig(theta=theta, rotary_dim=head_dim)
 
 
-def served_context(fields: Fields) -> int:
+def served_context(fields: Fields, original: int | None = None) -> int:
     """The longest sequence that the model is served with: `max_position_embeddings`, but for
-    longrope, see above.
+    longrope, see above. `original` is the family's default of the context it was trained on.
     """
     length = fields.integer("max_position_embeddings")
     rope = _scaling(fields, None)
     if rope is None or _rope_type(rope) != "longrope":
         return length
-    return warn_of_short_context(fields.where, length, _original(fields, rope, length))
+    return warn_of_short_context(fields.where, length, _original(fields, rope, length, original))
 
 
 def warn_of_short_context(where: str, length: int, original: int) -> int:
@@ -121,6 +129,8 @@ def _scaling(fields: Fields, layer_type: str | None) -> Fields | None:
     takes the older one, and so do we.
     """
     old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
+    if old is not None and not old.unread():
+        old = None  # an empty object says nothing
     if layer_type is not None and old is not None:
         if new is not None or not old.has("rope_type"):
             raise UnsupportedError(
@@ -153,21 +163,30 @@ def _rotary_share(fields: Fields, rope: Fields | None, partial: bool) -> float:
     return share
 
 
-def _original(fields: Fields, rope: Fields, length: int) -> int:
-    """The context that the model was trained on: the field beside `rope_scaling` wins over the one
-    within.
+def _original(fields: Fields, rope: Fields, length: int, default: int | None) -> int:
+    """The context that the model was trained on. The field beside `rope_scaling` wins over the one
+    within, which a family with a default of its own does not read.
     """
     name = "original_max_position_embeddings"
-    original = fields.integer(name, rope.integer(name, length))
+    within = rope.integer(name, length) if default is None else default
+    original = fields.integer(name, within)
     if original < 1:
         raise rope.error(name, f"{original}; it must be at least 1")
     return original
 
 
 def _build(
-    fields: Fields, rope: Fields, kind: str, theta: float, rotary_dim: int, layer_type: str | None
+    rope: Fields,
+    kind: str,
+    theta: float,
+    rotary_dim: int,
+    length: int,
+    original: int,
+    by_layer_type: bool,
 ) -> RopeConfig:
-    length = fields.integer("max_position_embeddings")
+    """The config of one method. `length` is the longest context, `original` the one that the model
+    was trained on.
+    """
     if kind == "default":
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
     if kind == "linear":
@@ -177,7 +196,6 @@ def _build(
     if kind == "dynamic":
         rope.number("factor")
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
-    original = _original(fields, rope, length)
     if kind == "longrope":
         return _longrope(rope, theta, rotary_dim, length, original)
     if kind == "yarn":
@@ -190,8 +208,8 @@ def _build(
             original_max_position_embeddings=original,
             beta_fast=rope.number("beta_fast", 32.0) or 32.0,
             beta_slow=rope.number("beta_slow", 1.0) or 1.0,
-            # transformers does not look for it by layer type
-            truncate=layer_type is not None or rope.flag("truncate", True),
+            # transformers takes null for false, and does not look for it by layer type
+            truncate=by_layer_type or rope.flag("truncate", not rope.has("truncate")),
             attention_factor=_yarn_attention_factor(rope, factor),
         )
     return RopeConfig(

@@ -87,9 +87,10 @@ def common_fields(
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
     norm_eps: float = 1e-6,
+    original_context: int | None = None,
 ) -> HFCommon:
-    """`num_kv_heads`, `head_dim` and `norm_eps` are the family's defaults. None stands for
-    num_heads, and for hidden_size / num_heads.
+    """The keywords are the family's defaults. None stands for num_heads, for hidden_size /
+    num_heads, and for no default of the context that the model was trained on.
     """
     hidden_size = fields.integer("hidden_size")
     num_heads = number_of_heads(fields, "num_attention_heads")
@@ -106,7 +107,7 @@ def common_fields(
         "head_dim": fields.optional_integer("head_dim")
         or head_dim
         or size_of_heads(fields, hidden_size, num_heads),
-        "max_position_embeddings": served_context(fields),
+        "max_position_embeddings": served_context(fields, original_context),
         "norm_eps": fields.number("rms_norm_eps", norm_eps),
     }
 

@@ -16,6 +16,7 @@ from .hf import activation, common_fields, hf_source, optional_window
 
 __all__ = ["PHI3"]
 
+ORIGINAL_CONTEXT = 4096  # that longrope stretches, where config.json does not say it
 HF_FUSED = {
     "qkv": "model.layers.{}.self_attn.qkv_proj",
     "gate_up": "model.layers.{}.mlp.gate_up_proj",
@@ -24,14 +25,20 @@ GGUF_FUSED = {"qkv": "blk.{}.attn_qkv", "gate_up": "blk.{}.ffn_up"}
 
 
 def _config(fields: Fields) -> ModelConfig:
-    common = common_fields(fields, norm_eps=1e-5)
+    common = common_fields(fields, norm_eps=1e-5, original_context=ORIGINAL_CONTEXT)
     return ModelConfig(
         architecture="phi3",
         **common,
         activation=activation(fields, "hidden_act", "silu"),
         tie_word_embeddings=fields.flag("tie_word_embeddings", False),
         windows=(optional_window(fields, None),) * common["num_layers"],
-        rope=build_rope(fields, common["head_dim"], kinds=("default", "longrope"), partial=True),
+        rope=build_rope(
+            fields,
+            common["head_dim"],
+            kinds=("default", "longrope"),
+            partial=True,
+            original=ORIGINAL_CONTEXT,
+        ),
     )
 
 
