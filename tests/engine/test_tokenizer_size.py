@@ -65,3 +65,25 @@ def test_a_tokenizer_of_another_model_is_refused(
     path = with_tokens(tiny_path, tmp_path / "n.gguf", kind=3, bos_token_id=261, add_bos_token=True)
     with pytest.raises(ConfigError, match=message):
         LLM(path, backend=backend)
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_cut(
+    tiny_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LLM(tiny_path, backend=backend) as llm:
+
+        def fail(*_: object, **__: object) -> list[int]:
+            raise AssertionError("the text was cut into tokens")
+
+        text = "x" * 10_000_000
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.tokenizer, "encode", fail)
+            for call in (llm.generate, llm.stream):
+                with pytest.raises(
+                    RequestError, match="the text has 10000000 characters; 96 tokens"
+                ):
+                    call(text)
+        # cut to its last tokens, any prompt fits
+        params = SamplingParams(max_tokens=2, truncate_prompt_tokens=8)
+        assert llm.generate("x" * 100_000, params)[0].outputs
+        assert llm.generate("x" * 100_000, SamplingParams(max_tokens=2), truncate_prompt_tokens=8)

@@ -29,6 +29,7 @@ from .prompts import (
     Message,
     Prompt,
     TokenizedPrompt,
+    longest_prompt,
     tokenize_chat,
     tokenize_prompt,
     with_priorities,
@@ -92,6 +93,7 @@ class AsyncEngine:
             prompt,
             parse_special=parse_special,
             truncate_prompt_tokens=truncate_prompt_tokens,
+            max_tokens=longest_prompt(self.max_model_len, sampling_params),
         )
         (tokenized,) = with_priorities([tokenized], priority)
         return self._stream(tokenized, sampling_params, request_id)

@@ -28,6 +28,7 @@ from .prompts import (
     Message,
     Prompt,
     TokenizedPrompt,
+    longest_prompt,
     tokenize_chat,
     tokenize_prompt,
     tokenize_prompts,
@@ -131,6 +132,7 @@ class LLM:
             prompts,
             parse_special=parse_special,
             truncate_prompt_tokens=truncate_prompt_tokens,
+            max_tokens=longest_prompt(self.max_model_len, sampling_params),
         )
         return self._run(with_priorities(tokenized, priority), sampling_params, use_tqdm)
 
@@ -184,6 +186,7 @@ class LLM:
             prompt,
             parse_special=parse_special,
             truncate_prompt_tokens=truncate_prompt_tokens,
+            max_tokens=longest_prompt(self.max_model_len, sampling_params),
         )
         return self._stream(tokenized, sampling_params)
 

@@ -35,6 +35,7 @@ __all__ = [
     "TokensPrompt",
     "check_prompt_ids",
     "list_prompts",
+    "longest_prompt",
     "tokenize_chat",
     "tokenize_prompt",
     "tokenize_prompts",
@@ -109,9 +110,11 @@ def tokenize_prompt(
     *,
     parse_special: bool = True,
     truncate_prompt_tokens: int | None = None,
+    max_tokens: int | None = None,
 ) -> TokenizedPrompt:
     """The token ids of a prompt in any form. `parse_special`: special tokens that a text spells are
     parsed, unless its mapping says otherwise. `truncate_prompt_tokens`: keep so many last tokens.
+    `max_tokens`: a text that cannot be so few tokens is refused before it is cut into them.
 
     Raises RequestError, naming the key or the index, where the prompt is not one.
     """
@@ -120,6 +123,8 @@ def tokenize_prompt(
         token_ids = list(fields.prompt_token_ids)
     else:
         assert fields.prompt is not None  # _fields has seen to it
+        if max_tokens is not None and truncate_prompt_tokens is None:
+            tokenizer.check_length(fields.prompt, max_tokens)
         token_ids = _encode(tokenizer, fields.prompt, fields.parse_special)
     if truncate_prompt_tokens is not None:
         last = check_value(
@@ -140,6 +145,7 @@ def tokenize_prompts(
     *,
     parse_special: bool = True,
     truncate_prompt_tokens: int | None = None,
+    max_tokens: int | None = None,
 ) -> list[TokenizedPrompt]:
     """One prompt, or any iterable of prompts, in order. Errors name the index: "prompts[2]: …"."""
     listed = list_prompts(prompts)
@@ -148,6 +154,7 @@ def tokenize_prompts(
         tokenizer,
         parse_special=parse_special,
         truncate_prompt_tokens=truncate_prompt_tokens,
+        max_tokens=max_tokens,
     )
     if len(listed) == 1:
         return [tokenize(listed[0])]
@@ -236,6 +243,15 @@ def with_priorities(
     return [
         prompt._replace(priority=value) for prompt, value in zip(prompts, priorities, strict=True)
     ]
+
+
+def longest_prompt(
+    max_model_len: int, params: SamplingParams | Sequence[SamplingParams] | None
+) -> int | None:
+    """How many tokens a prompt may have; None where `params` cut it to its last tokens anyway."""
+    each = params if isinstance(params, Sequence) else [params]
+    cut = any(isinstance(p, SamplingParams) and p.truncate_prompt_tokens is not None for p in each)
+    return None if cut else max_model_len
 
 
 def truncate_prompt(token_ids: list[int], params: SamplingParams, max_model_len: int) -> list[int]:
