@@ -5,13 +5,9 @@ gives, in a pipe and in a terminal.
 import json
 import os
 import re
-import select
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +20,9 @@ from pellucid.cli.main import main
 from pellucid.weights.gguf import GGUFFile
 from pellucid.weights.gguf_writer import write_gguf
 
+from .terminal import COMMAND, terminal
+
 DEFAULTS: dict[str, Any] = {"temperature": 0}
-COMMAND = [sys.executable, "-c", "from pellucid.cli.main import main; main(prog_name='pellucid')"]
-# Makes its standard input the controlling terminal, so that a typed Ctrl-C becomes a signal, and
-# becomes the command.
-IN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def invoke(*arguments: str | Path, text: str = "") -> Result:
@@ -142,7 +136,10 @@ def test_the_answer_is_on_standard_output_and_its_cost_on_standard_error(tiny_pa
     text = run_json("hello", "-m", tiny_path, "--max-tokens", "9")["text"]
     result = invoke("run", "hello", "-m", tiny_path, "--max-tokens", "9")
     assert result.stdout == (text if text.endswith("\n") else text + "\n")
-    figures = r"\[prompt \d+ tokens \([\d.]+/s\) · answer 9 tokens \([\d.]+/s\) · first token after [\d.]+ s · temperature 0, max_tokens 9 · cut at --max-tokens 9\]\n"
+    figures = (
+        r"\[prompt \d+ tokens \([\d.]+/s\) · answer 9 tokens \([\d.]+/s\) · "
+        r"first token after [\d.]+ s · temperature 0, max_tokens 9 · cut at --max-tokens 9\]\n"
+    )
     assert re.fullmatch(figures, result.stderr)
     quiet = invoke("run", "hello", "-m", tiny_path, "--max-tokens", "9", "-q")
     assert (quiet.stdout, quiet.stderr) == (result.stdout, "")
@@ -314,85 +311,6 @@ def test_an_answer_cut_by_the_context_is_announced(tiny_path: Path) -> None:
 
 
 # ---- in a terminal
-
-
-class Terminal:
-    """A program in a pseudo-terminal: what it writes, and what is typed."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        self.master, slave = os.openpty()
-        environment = dict(
-            os.environ,
-            PYTHONPATH=str(Path(pellucid.__file__).parents[1]),
-            TERM="dumb",
-            COLUMNS="100",
-            PYTHONUNBUFFERED="1",
-        )
-        command = [sys.executable, "-c", IN_TERMINAL, *COMMAND, *map(str, arguments)]
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.seen = b""
-
-    def type(self, text: bytes) -> None:
-        os.write(self.master, text)
-
-    def wait_for(self, pattern: bytes, seconds: float = 60) -> re.Match[bytes]:
-        """Read until `pattern` has come since the last match; what was read is then done with."""
-        match = self._find(pattern, seconds)
-        assert match is not None, f"{pattern!r} did not come; this did: {self.seen!r}"
-        return match
-
-    def type_until(self, text: bytes, pattern: bytes) -> None:
-        """Type `text` again and again, until `pattern` comes: a signal that finds input() between
-        its prompt and its waiting is noticed with the next one only (CPython's readline module)."""
-        for _ in range(20):
-            self.type(text)
-            if self._find(pattern, 3) is not None:
-                return
-        raise AssertionError(f"{pattern!r} did not come; this did: {self.seen!r}")
-
-    def wait_for_end(self, seconds: float = 60) -> tuple[int, bytes]:
-        """(exit code, all that was written and not yet waited for)."""
-        deadline = time.monotonic() + seconds
-        while self._read(deadline - time.monotonic()):
-            pass
-        return self.process.wait(max(1.0, deadline - time.monotonic())), self.seen
-
-    def _find(self, pattern: bytes, seconds: float) -> re.Match[bytes] | None:
-        deadline = time.monotonic() + seconds
-        while (match := re.search(pattern, self.seen, re.DOTALL)) is None:
-            if not self._read(deadline - time.monotonic()):
-                return None
-        self.seen = self.seen[match.end() :]
-        return match
-
-    def _read(self, seconds: float) -> bool:
-        if seconds <= 0 or not select.select([self.master], [], [], seconds)[0]:
-            return False
-        try:
-            piece = os.read(self.master, 65536)
-        except OSError:  # Linux says so where others give b"": the other side is closed
-            return False
-        self.seen += piece
-        return bool(piece)
-
-
-@contextmanager
-def terminal(*arguments: str | Path) -> Iterator[Terminal]:
-    opened = Terminal(*arguments)
-    try:
-        yield opened
-    finally:
-        opened.process.kill()
-        opened.process.wait()
-        os.close(opened.master)
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(long_path: Path) -> None:
