@@ -47,7 +47,7 @@ from .options import (
     template_options,
 )
 from .signals import Stopped, cancel_instead
-from .terminal import one_line
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..engine.async_engine import AsyncEngine
@@ -113,16 +113,13 @@ def batch(
         config = build_engine_config({**model.fields(), **engine.fields()})
         loaded = AsyncEngine.load(model.name, config, progress=True)
         defaults = sampling.choose(loaded.generation_config)
-        click.echo(f"[defaults: {one_line(str(defaults))}]", err=True)
+        say(f"[defaults: {defaults}]")
         run = _Run(loaded, answers, defaults.values, template, stats, model.name)
         try:
             asyncio.run(run.answer(first, waiting))
         except (KeyboardInterrupt, Stopped):
             if output is not None:
-                click.echo(
-                    f"[interrupted: {output} keeps its answers, and the same command goes on]",
-                    err=True,
-                )
+                say(f"[interrupted: {output} keeps its answers, and the same command goes on]")
             raise
     run.report(waiting.num_skipped)
     if run.num_errors:
@@ -259,7 +256,7 @@ class _Run:
     def _fail(self, line: Line, message: str) -> None:
         self.num_errors += 1
         if self.num_errors <= MAX_SHOWN_ERRORS:
-            click.echo(f"[line {line.number}: {one_line(message)}]", err=True)
+            say(f"[line {line.number}: {message}]")
 
     def report(self, num_skipped: int) -> None:
         """One line about the whole run."""
@@ -271,7 +268,7 @@ class _Run:
             parts.append(f"{num_skipped} were answered before")
         if self.num_errors:
             parts.append(f"{self.num_errors} failed")
-        click.echo(f"[{' · '.join(parts)}]", err=True)
+        say(f"[{' · '.join(parts)}]")
 
 
 async def _wait_for_one(tasks: dict["asyncio.Task[None]", int]) -> None:
@@ -316,7 +313,4 @@ async def _in_background(first: Line, rest: _Unanswered) -> AsyncIterator[Line]:
 def _report_nothing(name: str, waiting: _Unanswered) -> None:
     if not waiting.num_skipped:
         raise RequestError(f"{name} holds no request; each line must be a JSON object")
-    click.echo(
-        f"[all {waiting.num_skipped} requests are answered already; --overwrite begins anew]",
-        err=True,
-    )
+    say(f"[all {waiting.num_skipped} requests are answered already; --overwrite begins anew]")

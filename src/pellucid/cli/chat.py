@@ -29,7 +29,7 @@ from .options import (
     sampling_options,
     template_options,
 )
-from .terminal import StreamPrinter, one_line
+from .terminal import StreamPrinter, say
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
@@ -79,9 +79,7 @@ def chat(
         )
     conversation = _Conversation(llm, chosen.params(), template, system, stats)
     if is_interactive():
-        click.echo(
-            one_line(f"{model.name}, a context of {llm.max_model_len} tokens, {chosen}"), err=True
-        )
+        say(f"{model.name}, a context of {llm.max_model_len} tokens, {chosen}")
         click.echo("/help lists the commands, Ctrl-D leaves.", err=True)
     for message in read_messages(_say):
         if not message.startswith("/"):
@@ -122,7 +120,7 @@ class _Conversation:
             if rest.strip():
                 self._system = rest.strip()
             _say(
-                f"the system message is {one_line(self._system)!r}"
+                f"the system message is {self._system!r}"
                 if self._system
                 else "there is no system message"
             )
@@ -130,7 +128,7 @@ class _Conversation:
             click.echo(_HELP, err=True)
         else:
             _say(
-                f"there is no command {one_line(word)}; /help lists them, and a message that "
+                f"there is no command {word}; /help lists them, and a message that "
                 "begins with / needs a space before it"
             )
         return True
@@ -144,7 +142,7 @@ class _Conversation:
         # it does not fit the context or the template: nothing was said
         except RequestError as error:
             hint = "; /clear begins a new conversation" if self._turns else ""
-            _say(f"{one_line(str(error))}{hint}")
+            _say(f"{error!s}{hint}")
             return
         if output is None:
             _say("stopped before the first token; the message is taken back")
@@ -176,7 +174,7 @@ class _Conversation:
         answer = output.outputs[0]
         used = len(output.prompt_token_ids) + len(answer.token_ids)
         if answer.finish_reason == "error":
-            _say(f"the answer broke off: {one_line(str(answer.stop_reason))}")
+            _say(f"the answer broke off: {answer.stop_reason!s}")
         elif answer.finish_reason == "length" and used >= self._llm.max_model_len:
             _say(
                 f"the answer is cut: the context of {self._llm.max_model_len} tokens is full; "
@@ -213,4 +211,4 @@ def _ctrl_c() -> Iterator[list[float]]:
 
 
 def _say(sentence: str) -> None:
-    click.echo(f"[{sentence}]", err=True)
+    say(f"[{sentence}]")

@@ -28,7 +28,7 @@ from .options import (
     sampling_options,
     template_options,
 )
-from .terminal import StreamPrinter, one_line, print_table
+from .terminal import StreamPrinter, one_line, print_table, say
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
@@ -112,7 +112,7 @@ def run(
         _print_logprobs(output)
         if stats:
             ending = _ending(output, llm.max_model_len)
-            click.echo(f"[{timing} · {one_line(str(chosen))} · {ending}]", err=True)
+            say(f"[{timing} · {chosen} · {ending}]")
     if output.outputs[0].finish_reason == "error":
         raise RequestError(f"the answer broke off: {output.outputs[0].stop_reason}")
 

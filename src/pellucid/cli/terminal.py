@@ -9,12 +9,22 @@ so on a terminal they are written out and not sent. A pipe gets the text as it i
 import os
 import re
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Sequence
+from typing import IO
 
 import click
 
-__all__ = ["StreamPrinter", "character_width", "harmless", "one_line", "print_table", "text_width"]
+__all__ = [
+    "StreamPrinter",
+    "character_width",
+    "harmless",
+    "one_line",
+    "print_table",
+    "say",
+    "text_width",
+]
 
 # All of C0 but tab and newline, DEL, and C1: ESC begins a sequence in the first, U+009B does so in
 # the last.
@@ -62,7 +72,7 @@ class StreamPrinter:
         if not self._terminal:
             click.echo(new, nl=False)
             return
-        columns = _columns()
+        columns = _columns(sys.stdout)
         written = "".join(self._wrap(character, columns) for character in harmless(new))
         if written:
             click.echo(written, nl=False)
@@ -70,7 +80,7 @@ class StreamPrinter:
     def end(self) -> None:
         """Show the last word, and end the line if it is not ended."""
         if self._word:
-            click.echo(self._take_word(_columns()), nl=False)
+            click.echo(self._take_word(_columns(sys.stdout)), nl=False)
         if self._last != "\n":
             click.echo()
 
@@ -106,6 +116,15 @@ class StreamPrinter:
         return word
 
 
+def say(text: str) -> None:
+    """A line for the user on standard error, harmless, broken between words on a terminal."""
+    text = one_line(text)
+    if sys.stderr.isatty():
+        width = min(_columns(sys.stderr), 1000)
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    click.echo(text, err=True)
+
+
 def character_width(character: str) -> int:
     """Columns that a character takes: 2 for wide ones (Chinese, emoji), 0 for marks on another."""
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
@@ -118,10 +137,10 @@ def text_width(text: str) -> int:
     return len(text) if text.isascii() else sum(map(character_width, text))
 
 
-def _columns() -> int:
-    """The width of the terminal. One that tells none never breaks a line."""
+def _columns(stream: IO[str]) -> int:
+    """The width of a terminal. One that tells none never breaks a line."""
     try:
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+        columns = os.get_terminal_size(stream.fileno()).columns
     except OSError:
         columns = 0
     return columns or 1 << 30
