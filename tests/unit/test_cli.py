@@ -61,11 +61,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*RUN, "magic.gguf"], "magic.gguf"),
         ([*RUN, "cut.gguf"], "cut.gguf"),
         ([*RUN, "empty.gguf"], "empty.gguf"),
-        ([*RUN, "."], "config.json"),
-        (
-            ["inspect", "."],
-            ". is a folder that holds GGUF files; name one of them, such as cut.gguf",
-        ),
+        ([*RUN, "."], ". holds 3 GGUF files; name one of them: cut.gguf, empty.gguf, magic.gguf"),
+        (["inspect", "."], ". holds 3 GGUF files; name one of them"),
         (["inspect", "cut.gguf"], "cut.gguf"),
         (["inspect", "magic.gguf"], "magic.gguf"),
         (["chat", "-m", "magic.gguf"], "magic.gguf"),

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pellucid.cli.main import main
 from pellucid.formats import encode_dense, quantize
+from pellucid.weights.gguf_metadata import Typed, ValueType
 from pellucid.weights.gguf_writer import write_gguf
 
 HIDDEN, FFN, VOCAB, LAYERS = 32, 64, 40, 2
@@ -42,6 +43,7 @@ def metadata(**changes: object) -> dict[str, object]:
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
         "tokenizer.ggml.tokens": [f"t{i}" for i in range(VOCAB)],
+        "tokenizer.ggml.merges": Typed([], ValueType.STRING),
         "tokenizer.chat_template": "{{ messages }}",
     } | changes
 
@@ -246,3 +248,11 @@ def test_real_models_are_inspected_in_a_moment(models_dir: Path) -> None:
         found = report(path)
         assert found["runs"], found["obstacle"]
         assert 2 < found["bits_per_weight"] < 33
+
+
+def test_a_tokenizer_that_cannot_be_used_is_told_for_a_gguf_file_too(tmp_path: Path) -> None:
+    said = metadata(**{"tokenizer.ggml.model": "unheard-of"})
+    path = write_model(tmp_path / "x.gguf", said)
+    result = CliRunner().invoke(main, ["inspect", str(path)])
+    assert result.exit_code == 0
+    assert "none that can be used: " in result.stdout and "unheard-of" in result.stdout

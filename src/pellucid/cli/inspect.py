@@ -10,7 +10,7 @@ blocks counted in.
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from ..config import ModelConfig
-from ..errors import ConfigError, PellucidError
+from ..errors import PellucidError
 from ..kv_spec import build_kv_specs
 from ..units import format_bytes
 from ..weights import hub
@@ -116,21 +116,19 @@ def _read_gguf(path: Path) -> _Model:
 
     with GGUFFile.open(path) as file:
         said = file.metadata
-        vocabulary = said.get("tokenizer.ggml.tokens")
         kinds = [
             str(said[key]) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre") if key in said
         ]
         config, obstacle = _read_config(path)
+        described, template = _read_tokenizer(said, " ".join(kinds)) if kinds else (None, None)
         return _Model(
             path=path,
             container=f"GGUF {file.version}",
             name=_text(said.get("general.name")),
             config=config,
             obstacle=obstacle,
-            tokenizer=f"{' '.join(kinds)}, {len(vocabulary)} tokens"
-            if isinstance(vocabulary, list)
-            else None,
-            chat_template=_text(said.get("tokenizer.chat_template")),
+            tokenizer=described,
+            chat_template=template or _text(said.get("tokenizer.chat_template")),
             metadata={
                 key: _plain(said[key])
                 for key in said
@@ -141,14 +139,9 @@ def _read_gguf(path: Path) -> _Model:
 
 
 def _read_folder(path: Path) -> _Model:
-    from ..tokenizer import load_tokenizer
     from ..weights.safetensors_file import SafetensorsFile
 
     names = hub.choose_files(str(path), [entry.name for entry in path.iterdir() if entry.is_file()])
-    if names[0].endswith(".gguf"):
-        raise ConfigError(
-            f"{path} is a folder that holds GGUF files; name one of them, such as {path / names[0]}"
-        )
     tensors = []
     for file in (
         SafetensorsFile.open(path / name) for name in names if name.endswith(".safetensors")
@@ -156,15 +149,21 @@ def _read_folder(path: Path) -> _Model:
         for name, spec in file.specs.items():
             tensors.append(_Tensor(name, spec.shape, spec.format, file.num_bytes(name)))
     config, obstacle = _read_config(path)
-    try:
-        tokenizer = load_tokenizer(path)
-        described, template = (
-            f"tokenizer.json, {tokenizer.vocab_size} tokens",
-            tokenizer.chat_template,
-        )
-    except PellucidError as error:
-        described, template = f"none that can be used: {error}", None
+    described, template = _read_tokenizer(path, "tokenizer.json")
     return _Model(path, "safetensors", None, config, obstacle, described, template, {}, tensors)
+
+
+def _read_tokenizer(
+    source: Path | Mapping[str, object], kind: str
+) -> tuple[str | None, str | None]:
+    """(what the tokenizer is, or why it cannot be used, the chat template)."""
+    from ..tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(source)
+    except PellucidError as error:
+        return f"none that can be used: {error}", None
+    return f"{kind}, {tokenizer.vocab_size} tokens", tokenizer.chat_template
 
 
 def _read_config(path: Path) -> tuple[ModelConfig | None, str | None]:

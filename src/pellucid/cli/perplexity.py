@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError
 from .answer import load_llm
 from .options import ModelOptions, debug_option, json_option, model_options
 
@@ -43,7 +43,10 @@ def perplexity(
     from ..measure.perplexity import measure_perplexity
 
     text = _read_text(text_file)
-    llm = load_llm(ModelOptions(model.name, {"max_model_len": n_ctx + 1, **model.values}))
+    try:
+        llm = load_llm(ModelOptions(model.name, {"max_model_len": n_ctx + 1, **model.values}))
+    except ConfigError as error:
+        raise ConfigError(f"with --n-ctx {n_ctx}: {error}") from None
     for result in measure_perplexity(llm, text, n_ctx=n_ctx, max_chunks=chunks):
         if sys.stderr.isatty():
             click.echo(
