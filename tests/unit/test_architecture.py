@@ -102,7 +102,7 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
     "prompt_toolkit": ("cli",),
     "tqdm": ("cli", "engine", "weights"),  # progress bars, where they are asked for
     "huggingface_hub": ("weights",),
-    "safetensors": ("weights",),
+    "safetensors": (),
     "tokenizers": ("tokenizer",),
     "jinja2": ("tokenizer",),
     "torch": ("backends", "parallel"),
