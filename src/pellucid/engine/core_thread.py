@@ -8,7 +8,7 @@ interrupts a step.
 
 A step runs while some reader wants news: a thread only while it waits, a task from its submission
 to its last output. So a stream of `LLM` that nobody reads computes nothing by itself. With nothing
-to do the thread sleeps on a condition.
+to do the thread sleeps.
 
 A step that crashes takes with it the requests that it computed: each raises EngineError, what they
 held is freed, and the books are checked. If they add up, the next request is served; otherwise the
@@ -24,8 +24,8 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import EngineDeadError, EngineError, QueueFullError, RequestError
 from ..request import RequestOutput
@@ -39,6 +39,7 @@ _MAX_SUBMITTED = 4096
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=BaseException)
+_Answer: TypeAlias = SimpleQueue[tuple[Any, BaseException | None]]
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +49,11 @@ class CoreThread:
     def __init__(self, core: EngineCore) -> None:
         self._core = core  # the thread's alone
         self.stats = core.stats()  # as of the last step
-        self._wake = threading.Condition()  # guards all that follows
+        # The main thread may be interrupted by Ctrl-C between any two instructions of Python. So
+        # it waits and wakes with what is written in C: a Condition or an Event, interrupted in its
+        # own code, would leave its lock taken or lose a call.
+        self._wake: SimpleQueue[None] = SimpleQueue()  # an entry: look for work
+        self._lock = threading.RLock()  # guards all that follows
         self._thread: threading.Thread | None = None
         self._ids = itertools.count()
         self._boxes: dict[str, Mailbox] = {}  # by request, of all that have not ended
@@ -56,7 +61,7 @@ class CoreThread:
         self._submitted: dict[Mailbox, None] = {}  # inbox: for the core to take in
         self._left: dict[str, None] = {}  # inbox: requests for the core to drop without a word
         self._aborted: dict[str, Mailbox] = {}  # inbox: requests for the core to end
-        self._calls: list[tuple[Future[Any], Callable[[EngineCore], Any]]] = []  # inbox
+        self._calls: list[tuple[_Answer, Callable[[EngineCore], Any]]] = []  # inbox
         self._end: str | None = None  # why nothing is served any more
         self._cause: BaseException | None = None  # the crash that ended it
 
@@ -64,12 +69,12 @@ class CoreThread:
 
     def new_id(self) -> str:
         """A request_id that is not in use."""
-        with self._wake:
+        with self._lock:
             return next(i for i in map(str, self._ids) if i not in self._boxes)
 
     def submit(self, box: Mailbox) -> None:
         """Let the core take in the requests of a mailbox: all of them, or none."""
-        with self._wake:
+        with self._lock:
             self._begin()
             for name in box.open:
                 if name in self._boxes:
@@ -82,29 +87,31 @@ class CoreThread:
             self._boxes.update(dict.fromkeys(box.open, box))
             if isinstance(box, TaskMailbox):
                 self._wanted[box] = None
-            self._wake.notify()
+            self._wake.put(None)
 
     def wait(self, box: ThreadMailbox) -> list[RequestOutput]:
         """Run steps until something is new in a thread's mailbox, and take it."""
-        with self._wake:
-            if not box.has_news:
+        with self._lock:
+            is_empty = not box.has_news
+            if is_empty:
                 self._wanted[box] = None
-                self._wake.notify()
+                self._wake.put(None)
         try:
-            box.event.wait()
+            if is_empty:
+                box.bell.get()
         finally:
-            with self._wake:
+            with self._lock:
                 self._wanted.pop(box, None)
         return self.take(box)
 
     def take(self, box: Mailbox) -> list[RequestOutput]:
-        """What the mailbox's event announced; an error is raised."""
-        with self._wake:
+        """All that is new in a mailbox; an error is raised."""
+        with self._lock:
             return box.take()
 
     def leave(self, box: Mailbox) -> None:
         """The reader has gone; what has not ended is aborted."""
-        with self._wake:
+        with self._lock:
             self._wanted.pop(box, None)
             names = [name for name in box.open if self._boxes.get(name) is box]
             box.open.clear()
@@ -114,32 +121,36 @@ class CoreThread:
                 del self._submitted[box]
             else:
                 self._left.update(dict.fromkeys(names))
-                self._wake.notify()
+                self._wake.put(None)
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step; its reader gets what it has."""
-        with self._wake:
+        with self._lock:
             if request_id in self._boxes:
                 self._aborted[request_id] = self._boxes[request_id]
-                self._wake.notify()
+                self._wake.put(None)
 
     def call(self, function: Callable[[EngineCore], _T]) -> _T:
         """Run a function of the core between two steps, after all that is in the inbox; wait for
         what it gives.
         """
-        answer: Future[_T] = Future()
-        with self._wake:
+        answer: _Answer = SimpleQueue()
+        with self._lock:
             self._begin()
             self._calls.append((answer, function))
-            self._wake.notify()
-        return answer.result()
+            self._wake.put(None)
+        value, error = answer.get()
+        if error is not None:
+            raise error
+        result: _T = value
+        return result
 
     def stop(self) -> None:
         """End the thread, wait until it has ended, and let go of the core."""
-        with self._wake:
+        with self._lock:
             self._end = self._end or "the engine is closed"
             thread = self._thread
-            self._wake.notify()
+            self._wake.put(None)
         if thread is None:
             self._forget_core()
         elif thread is not threading.current_thread():
@@ -149,19 +160,17 @@ class CoreThread:
         """Start the thread, or raise where it has ended."""
         if self._end is not None:
             raise self._dead()
-        if self._thread is None:
+        if self._thread is None or self._thread.ident is None:  # or Ctrl-C came before its start
             # one that is no daemon would hold up the exit
-            thread = threading.Thread(target=self._run, name="pellucid-engine", daemon=True)
-            thread.start()
-            self._thread = thread
+            self._thread = threading.Thread(target=self._run, name="pellucid-engine", daemon=True)
+            self._thread.start()
 
     # ---- called in the thread
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                while not self._has_work():
-                    self._wake.wait()
+            self._wait_for_work()
+            with self._lock:
                 if self._end is not None:
                     break
                 submitted, self._submitted = self._submitted, {}
@@ -177,9 +186,15 @@ class CoreThread:
         self._fail_all()
         self._forget_core()
 
-    def _has_work(self) -> bool:
-        inbox = self._submitted or self._left or self._aborted or self._calls
-        return bool(self._end or inbox or (self._wanted and self._core.has_unfinished))
+    def _wait_for_work(self) -> None:
+        while True:
+            while not self._wake.empty():  # what they announce is seen now
+                self._wake.get()
+            with self._lock:
+                inbox = self._submitted or self._left or self._aborted or self._calls
+                if self._end or inbox or (self._wanted and self._core.has_unfinished):
+                    return
+            self._wake.get()
 
     def _empty_inbox(
         self, left: Iterable[str], submitted: Iterable[Mailbox], aborted: Mapping[str, Mailbox]
@@ -194,9 +209,9 @@ class CoreThread:
         while self._calls:
             answer, function = self._calls.pop(0)
             try:
-                answer.set_result(function(self._core))
+                answer.put((function(self._core), None))
             except Exception as error:
-                answer.set_exception(error)
+                answer.put((None, error))
 
     def _take_in(self, box: Mailbox) -> None:
         """Give the core what a reader asks. A refusal is the reader's to handle, whatever it is."""
@@ -208,7 +223,7 @@ class CoreThread:
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
         """Leave outputs in their mailboxes, and tell each reader once."""
-        with self._wake:
+        with self._lock:
             fresh: dict[Mailbox, None] = {}  # those that had no news, so nobody was told
             for output in outputs:
                 box = self._boxes.get(output.request_id)
@@ -228,7 +243,7 @@ class CoreThread:
 
     def _fail(self, boxes: Iterable[Mailbox], error: Callable[[], BaseException]) -> None:
         """End all requests of mailboxes with an error, one of its own for each."""
-        with self._wake:
+        with self._lock:
             boxes = list(boxes)
             for box in boxes:
                 self.leave(box)
@@ -243,7 +258,7 @@ class CoreThread:
                 told.setdefault(box.loop, []).append(box.event)
             elif isinstance(box, ThreadMailbox):
                 self._wanted.pop(box, None)
-                box.event.set()
+                box.bell.put(None)
         for loop, events in told.items():
             with contextlib.suppress(RuntimeError):  # closed since
                 loop.call_soon_threadsafe(_set_all, events)
@@ -252,7 +267,7 @@ class CoreThread:
         """Fail what the step computed, or all that the core holds where the core could not say; go
         on if that leaves it whole.
         """
-        with self._wake:
+        with self._lock:
             names = error.request_ids if isinstance(error, EngineError) else list(self._boxes)
             lost = {self._boxes[name]: None for name in names if name in self._boxes}
             lost = {box: None for box in lost if box not in self._submitted}
@@ -263,7 +278,7 @@ class CoreThread:
                 self._core.abort(name)
             self._core.scheduler.check_integrity()
         except Exception as distrust:
-            with self._wake:
+            with self._lock:
                 self._end = (
                     f"the engine has ended: a step crashed ({_shown(cause)}) and left a state not "
                     f"to be trusted ({_shown(distrust)})"
@@ -279,10 +294,10 @@ class CoreThread:
 
     def _fail_all(self) -> None:
         """Tell all who wait that the engine has ended."""
-        with self._wake:
+        with self._lock:
             self._fail(dict.fromkeys(self._boxes.values()), self._dead)
             for answer, _ in self._calls:
-                answer.set_exception(self._dead())
+                answer.put((None, self._dead()))
 
     def _forget_core(self) -> None:
         """Free weights and cache, as far as nobody else holds them."""

@@ -6,8 +6,8 @@ slow reader sees fewer outputs and always the last; a mailbox holds at most one 
 """
 
 import asyncio
-import threading
 from collections.abc import Sequence
+from queue import SimpleQueue
 
 from ..request import RequestOutput
 from .core import Submission
@@ -19,8 +19,6 @@ class Mailbox:
     """The newest output of each request of one reader, or the error that ends them. Only the lock
     of the core's thread guards it.
     """
-
-    event: threading.Event | asyncio.Event  # set while there is news
 
     def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
         """`only_whole`: the reader wants finished outputs and no others."""
@@ -49,7 +47,6 @@ class Mailbox:
 
     def take(self) -> list[RequestOutput]:
         """All that is new. An error is raised."""
-        self.event.clear()
         news, self._news = self._news, {}
         if self._error is not None:
             raise self._error
@@ -59,19 +56,25 @@ class Mailbox:
 class ThreadMailbox(Mailbox):
     """The mailbox of a reader that waits in a thread."""
 
-    event: threading.Event
-
     def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
         super().__init__(submissions, only_whole=only_whole)
-        self.event = threading.Event()
+        # holds an entry when there is news; no threading.Event, see CoreThread's `_wake`
+        self.bell: SimpleQueue[None] = SimpleQueue()
+
+    def take(self) -> list[RequestOutput]:
+        while not self.bell.empty():
+            self.bell.get()
+        return super().take()
 
 
 class TaskMailbox(Mailbox):
     """The mailbox of a task of an event loop, in which alone its event is touched."""
 
-    event: asyncio.Event
-
     def __init__(self, submissions: Sequence[Submission], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(submissions)
         self.loop = loop
-        self.event = asyncio.Event()
+        self.event = asyncio.Event()  # set while there is news
+
+    def take(self) -> list[RequestOutput]:
+        self.event.clear()
+        return super().take()

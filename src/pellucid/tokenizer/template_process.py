@@ -13,6 +13,7 @@ same time. A fork of this process starts its own. When this process ends, so do 
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,8 +77,7 @@ class TemplateProcesses:
     def _forget(self) -> None:
         """Begin with no process."""
         self._owner = os.getpid()
-        self._idle: list[_Process] = []
-        self._places = threading.Semaphore(self._max_processes)
+        self._places = [_Place(threading.Lock()) for _ in range(self._max_processes)]
 
     def ask(self, job: dict[str, Any]) -> Answer:
         """Render a job (`template_worker.py`). Raises CapacityError where no process can be
@@ -85,29 +86,35 @@ class TemplateProcesses:
         if self._owner != os.getpid():  # this is a fork, and the sockets are its parent's
             self._forget()
         data = encode(json.dumps(job, ensure_ascii=False))
-        with self._places:
-            # take an idle process or start one; keep it if it can go on
-            process = self._take()
+        # The first free place; if all are busy, any.
+        free = (place for place in self._places if not place.lock.locked())
+        place = next(free, None) or random.choice(self._places)
+        with place.lock:
+            process, place.process = place.process, None
+            if process is None or not process.is_running:
+                process = _Process(*self._limits)
             try:
                 answer = process.ask(data, self._wall_seconds)
             except BaseException:
                 process.kill()
                 raise
             if process.is_usable:
-                self._idle.append(process)
+                place.process = process
             else:
                 process.kill()
         return answer
 
-    def _take(self) -> "_Process":
-        while True:
-            try:
-                process = self._idle.pop()
-            except IndexError:
-                return _Process(*self._limits)
-            if process.is_running:
-                return process
-            process.kill()
+
+@dataclass(slots=True)
+class _Place:
+    """Room for one process, and the lock of whoever uses it.
+
+    A plain lock per place and no semaphore: Ctrl-C in the Python code of a semaphore could lose a
+    place for ever.
+    """
+
+    lock: threading.Lock
+    process: "_Process | None" = None
 
 
 class _Process:

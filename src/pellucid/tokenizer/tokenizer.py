@@ -20,7 +20,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, PellucidError, RequestError
@@ -214,17 +214,20 @@ def _interruptible(length: int, encode: Callable[[], list[int]]) -> list[int]:
     """
     if length < _LONG_TEXT:
         return encode()
-    found: Future[list[int]] = Future()
+    found: SimpleQueue[list[int] | BaseException] = SimpleQueue()
 
     def work() -> None:
         try:
-            found.set_result(encode())
+            found.put(encode())
         except BaseException as error:
-            found.set_exception(error)
+            found.put(error)
 
     # a daemon: a program that was interrupted does not wait for it at its end
     threading.Thread(target=work, name="pellucid-encode", daemon=True).start()
-    return found.result()
+    answer = found.get()
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 @contextlib.contextmanager
