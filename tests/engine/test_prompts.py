@@ -308,3 +308,16 @@ def test_only_errors_of_pellucid_come_from_nonsense(tokenizer: Tokenizer) -> Non
     ):
         with pytest.raises(PellucidError):
             tokenize_prompts(tokenizer, nonsense)  # type: ignore[arg-type]
+
+
+def test_a_text_far_beyond_the_context_is_refused_before_it_is_cut_into_tokens(llm: LLM) -> None:
+    text = "x" * (1 << 24)
+    with pytest.raises(RequestError, match=r"^the text has 16777216 characters; 96 tokens of this"):
+        llm.generate(text, GREEDY, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"^prompts\[1\]: the text has 16777216 characters"):
+        llm.generate(["x", text], GREEDY, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"^the text has 16777216 characters"):
+        next(llm.stream(text, GREEDY))
+    cut = SamplingParams(temperature=0, max_tokens=2, truncate_prompt_tokens=5)
+    output = llm.generate("x" * 100_000, cut, use_tqdm=False)[0]
+    assert output.prompt_token_ids == [120] * 5
