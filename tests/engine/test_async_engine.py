@@ -106,8 +106,10 @@ async def last(
 
 
 @pytest.fixture(autouse=True)
-def _clean(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def _clean(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> Iterator[None]:
     """No thread is left behind, and asyncio has nothing to say."""
+    if "tiny" in request.fixturenames:
+        request.getfixturevalue("tiny").stats()  # its thread begins here, and lives on
     before = set(threading.enumerate())
     yield
     gc.collect()
