@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pellucid import EngineConfig, RequestOutput, SamplingParams
-from pellucid.engine.core import EngineCore, Proposer, Submission
+from pellucid.engine.admission import Submission
+from pellucid.engine.core import EngineCore, Proposer
 from pellucid.engine.loader import OpenModel, open_model
 from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.request import Request

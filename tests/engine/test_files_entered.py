@@ -2,7 +2,7 @@
 to follow one. docs/lifecycle.md tells the same numbers.
 
 A file counts where one of its functions is called, in whichever thread. Properties and dataclasses
-count like everything else.
+count like everything else. The page rounds the two larger numbers to tens.
 """
 
 import gc
@@ -17,7 +17,7 @@ import pytest
 
 import pellucid
 from pellucid import LLM, EngineConfig, SamplingParams
-from pellucid.engine.core import Submission
+from pellucid.engine.admission import Submission
 from pellucid.engine.loader import build_engine
 from pellucid.engine.prompts import TokenizedPrompt
 
@@ -74,7 +74,17 @@ def test_a_whole_request_enters_as_many_files_as_the_page_says(
         llm.generate("The capital of France is", PARAMS, use_tqdm=False)
     with capsys.disabled():
         print(f"\na request enters {len(files)} files: {', '.join(sorted(files))}")
-    assert f"a request enters {len(files)} files" in _words(DOCS)
+    assert f"A request enters about {round(len(files), -1)} files" in _words(DOCS)
+
+
+def test_loading_enters_as_many_files_as_the_page_says(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with entered() as files:
+        LLM(tiny_path)
+    with capsys.disabled():
+        print(f"\nloading enters {len(files)} files: {', '.join(sorted(files))}")
+    assert f"Loading enters about {round(len(files), -1)} files" in _words(DOCS)
 
 
 def _words(path: Path) -> str:

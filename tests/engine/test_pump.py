@@ -149,8 +149,9 @@ def test_nothing_is_queued_unless_all_can_be_served(llm: LLM) -> None:
 def test_what_was_submitted_is_a_copy(llm: LLM, alone: list[list[int]]) -> None:
     mine, ids = params(0), llm.tokenizer.encode(PROMPTS[0])
     stream = llm.stream(ids, mine)
-    next(stream)
+    first = next(stream)
     ids[:] = [9999]
+    first.prompt_token_ids[:] = first.outputs[0].token_ids[:] = [9999]
     mine.temperature, mine.max_tokens, mine.n = -1.0, 0, -1
     assert tokens(list(stream)[-1]) == alone[0]
     with pytest.raises(ConfigError):
@@ -215,11 +216,19 @@ def test_priorities_of_a_call_order_its_prompts(tiny_path: Path) -> None:
 
 def test_threads_share_one_llm_exactly(llm: LLM, alone: list[list[int]]) -> None:
     wrong: list[object] = []
+    messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    chats = [
+        llm.chat(m, params(i), use_tqdm=False)[0].outputs[0].token_ids
+        for i, m in enumerate(messages)
+    ]
 
     def work(seed: int) -> None:
-        for turn in range(6):
+        for turn in range(8):
             i = (seed + turn) % len(PROMPTS)
-            match turn % 3:
+            match turn % 4:
+                case 3:
+                    (answer,) = llm.chat(messages[i], params(i), use_tqdm=False)
+                    found = alone[i] if tokens(answer) == chats[i] else tokens(answer)
                 case 0:
                     found = tokens(llm.generate(PROMPTS[i], params(i), use_tqdm=False)[0])
                 case 1:

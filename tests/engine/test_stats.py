@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pellucid import LLM, AsyncEngine, EngineConfig, SamplingParams
-from pellucid.engine.core import EngineCore, Submission
+from pellucid.engine.admission import Submission
+from pellucid.engine.core import EngineCore
 from pellucid.engine.loader import build_engine, open_model
 from pellucid.engine.model_runner import ModelRunner
 from pellucid.engine.prompts import TokenizedPrompt

@@ -21,7 +21,7 @@ from typing import Any
 from ..engine_config import EngineConfig
 from ..request import RequestOutput
 from ..sampling_params import SamplingParams, params_for_prompts
-from .core import Submission
+from .admission import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
 from .mailbox import TaskMailbox

@@ -9,35 +9,24 @@ import random
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from operator import add
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from ..config import ModelConfig
 from ..errors import EngineError, PellucidError, RequestError
 from ..kv.storage import LostBlocksError
-from ..request import FinishReason, Request, RequestOutput, SamplingParams
-from ..sampling import check_token_ids
+from ..request import FinishReason, Request, RequestOutput
 from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
+from .admission import Submission, build_requests
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
-from .prompts import TokenizedPrompt, check_prompt_ids, truncate_prompt
-from .stats import STEP_SECONDS, Counts, EngineStats, StepTimes
+from .stats import STEP_SECONDS, Counts, EngineStats, build_stats
 
-__all__ = ["EngineCore", "Submission"]
-
+__all__ = ["EngineCore", "Proposer"]
 
 # requests that decode -> draft tokens, by request_id
 Proposer: TypeAlias = Callable[[Sequence[Request]], Mapping[str, list[int]]]
-
-
-class Submission(NamedTuple):
-    """What a reader asks: `params.n` completions of a prompt, under an id of its own."""
-
-    request_id: str
-    prompt: TokenizedPrompt
-    params: SamplingParams
 
 
 class EngineCore:
@@ -59,7 +48,7 @@ class EngineCore:
         tokens for requests that decode: they change no answer, only the number of steps.
         """
         self.scheduler = scheduler
-        self._model = model
+        self._vocab_size = model.vocab_size
         self._tokenizer = tokenizer
         self._runner = runner
         self._clock = clock
@@ -82,7 +71,13 @@ class EngineCore:
         groups: dict[str, OutputGroup] = {}
         group_of: dict[str, OutputGroup] = {}
         for submission in submissions:
-            requests = self._build_requests(submission)
+            requests = build_requests(
+                submission,
+                self._tokenizer,
+                vocab_size=self._vocab_size,
+                max_model_len=self.scheduler.max_model_len,
+                seeds=self._seeds,
+            )
             name = submission.request_id
             members = [request.request_id for request in requests]
             is_used = name in self._groups or name in groups
@@ -96,33 +91,6 @@ class EngineCore:
         self.scheduler.add(*(request for group in groups.values() for request in group.requests))
         self._groups |= groups
         self._group_of |= group_of
-
-    def _build_requests(self, submission: Submission) -> list[Request]:
-        """One request for each of the `n` completions of a prompt, checked against the model."""
-        request_id, prompt, params = submission
-        check_prompt_ids(prompt.token_ids, self._model.vocab_size)
-        tokens = truncate_prompt(prompt.token_ids, params, self.scheduler.max_model_len)
-        check_token_ids(params, self._model.vocab_size)
-        seed = params.seed if params.seed is not None else self._seeds.getrandbits(63)
-        room = self.scheduler.max_model_len - len(tokens)
-        banned = tuple(self._banned_sequences(params))
-        return [
-            Request(
-                request_id=request_id if params.n == 1 else f"{request_id}-{i}",
-                prompt_token_ids=tokens,
-                # the prompt is scored once
-                params=params if i == 0 else replace(params, prompt_logprobs=None),
-                seed=(seed + i) & 0xFFFFFFFFFFFFFFFF,
-                eos_token_ids=self._tokenizer.eos_token_ids,
-                banned_sequences=banned,
-                max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-                priority=prompt.priority,
-                tenant=prompt.tenant,
-                cache_salt=prompt.cache_salt,
-                prompt_logprobs=[None] if params.prompt_logprobs is not None and i == 0 else [],
-            )
-            for i in range(params.n)
-        ]
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End what was asked under this id, free what it holds, and give its last output. An
@@ -186,30 +154,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and what it did since its start."""
-        scheduler, kv, counts = self.scheduler, self.scheduler.kv, self._counts
-        return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            num_preempted=scheduler.waiting.num_preempted,
-            num_kv_blocks=kv.num_blocks,
-            num_free_blocks=kv.num_free_blocks,
-            num_cached_blocks=kv.num_cached_blocks,
-            num_held_blocks=kv.num_blocks - kv.num_available_blocks,
-            num_saved_blocks=kv.num_saved_blocks,
-            swap_file_bytes=self._runner.swap_file_bytes,
-            num_prompt_tokens=scheduler.num_prompt_tokens,
-            num_cached_tokens=scheduler.num_cached_tokens,
-            num_computed_tokens=counts.num_computed_tokens,
-            num_output_tokens=counts.num_output_tokens,
-            num_draft_tokens=counts.num_draft_tokens,
-            num_accepted_tokens=counts.num_accepted_tokens,
-            num_preemptions=scheduler.num_preemptions,
-            num_loaded_blocks=kv.num_loaded_blocks,
-            num_steps=counts.num_steps,
-            last_step=StepTimes(*counts.last_step),
-            all_steps=StepTimes(*counts.all_steps),
-            step_histogram=tuple(counts.step_histogram),
-        )
+        return build_stats(self.scheduler, self._runner, self._counts)
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
         """Book the tokens of a step; an output for each group of requests that it touched."""
@@ -281,14 +226,3 @@ class EngineCore:
         self._groups.pop(group.request_id, None)
         for request in group.requests:
             self._group_of.pop(request.request_id, None)
-
-    def _banned_sequences(self, params: SamplingParams) -> list[tuple[int, ...]]:
-        """Token sequences that spell a bad word, at the beginning of the text or after a space."""
-        return sorted(
-            {
-                ids
-                for word in params.bad_words or ()
-                for text in (word, " " + word.lstrip())
-                if (ids := tuple(self._tokenizer.encode(text, add_special=False)))
-            }
-        )

@@ -19,7 +19,7 @@ from ..config import ModelConfig
 from ..request import RequestOutput
 from ..sampling_params import SamplingParams, params_for_prompts
 from ..tokenizer import Tokenizer
-from .core import Submission
+from .admission import Submission
 from .core_thread import CoreThread
 from .loader import load_engine
 from .mailbox import ThreadMailbox

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 
 from ..request import RequestOutput
-from .core import Submission
+from .admission import Submission
 
 __all__ = ["Mailbox", "TaskMailbox", "ThreadMailbox"]
 

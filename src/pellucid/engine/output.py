@@ -36,6 +36,8 @@ class OutputGroup:
         self.request_id = request_id
         self.requests = requests
         self._prompt = prompt
+        # a copy: what a reader does to its output reaches no request
+        self._prompt_token_ids = list(requests[0].prompt_token_ids)
         self._tokenizer = tokenizer
         self._metrics = RequestMetrics(arrival_time=now)
         self._texts = {
@@ -85,7 +87,7 @@ class OutputGroup:
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
-            prompt_token_ids=first.prompt_token_ids,
+            prompt_token_ids=self._prompt_token_ids,
             outputs=[self._completion(i, request) for i, request in enumerate(self.requests)],
             finished=all(request.is_finished for request in self.requests),
             prompt_logprobs=list(first.prompt_logprobs) or None,

@@ -6,7 +6,10 @@ the difference of two of them.
 
 from dataclasses import dataclass, field
 
-__all__ = ["STEP_SECONDS", "Counts", "EngineStats", "StepTimes"]
+from ..scheduler import Scheduler
+from .model_runner import ModelRunner
+
+__all__ = ["STEP_SECONDS", "Counts", "EngineStats", "StepTimes", "build_stats"]
 
 # Upper bounds of the histogram's buckets; a last bucket takes what is longer.
 STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -69,3 +72,31 @@ class Counts:
     last_step: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # the fields of StepTimes
     all_steps: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     step_histogram: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))
+
+
+def build_stats(scheduler: Scheduler, runner: ModelRunner, counts: Counts) -> EngineStats:
+    """The snapshot of an engine between two steps."""
+    kv = scheduler.kv
+    return EngineStats(
+        num_running=len(scheduler.running),
+        num_waiting=len(scheduler.waiting),
+        num_preempted=scheduler.waiting.num_preempted,
+        num_kv_blocks=kv.num_blocks,
+        num_free_blocks=kv.num_free_blocks,
+        num_cached_blocks=kv.num_cached_blocks,
+        num_held_blocks=kv.num_blocks - kv.num_available_blocks,
+        num_saved_blocks=kv.num_saved_blocks,
+        swap_file_bytes=runner.swap_file_bytes,
+        num_prompt_tokens=scheduler.num_prompt_tokens,
+        num_cached_tokens=scheduler.num_cached_tokens,
+        num_computed_tokens=counts.num_computed_tokens,
+        num_output_tokens=counts.num_output_tokens,
+        num_draft_tokens=counts.num_draft_tokens,
+        num_accepted_tokens=counts.num_accepted_tokens,
+        num_preemptions=scheduler.num_preemptions,
+        num_loaded_blocks=kv.num_loaded_blocks,
+        num_steps=counts.num_steps,
+        last_step=StepTimes(*counts.last_step),
+        all_steps=StepTimes(*counts.all_steps),
+        step_histogram=tuple(counts.step_histogram),
+    )

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from ..engine.core import Submission
+from ..engine.admission import Submission
 from ..engine.loader import Engine, OpenModel
 from ..engine.prompts import TokenizedPrompt
 from ..engine_config import EngineConfig
