@@ -1,5 +1,6 @@
 """`pellucid batch` with a tiny real model: a line is a request, and a line is an answer."""
 
+import fcntl
 import json
 import os
 import signal
@@ -316,3 +317,35 @@ def test_a_program_that_writes_requests_as_it_goes_gets_answers_as_it_goes(tiny_
             assert json.loads(process.stdout.readline())["id"] == i
         process.send_signal(signal.SIGINT)  # while it waits for the next line
         assert process.wait(60) == 130
+
+
+def test_a_full_disk_leaves_whole_lines_and_the_run_can_be_continued(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    lines: list[Line] = [{"id": i, "prompt": "a", "max_tokens": 5} for i in range(9)]
+    source, out = write(tmp_path / "requests.jsonl", lines), tmp_path / "out.jsonl"
+    script = (
+        "import resource; from pellucid.__main__ import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)); main()"
+    )
+    arguments = ["batch", str(source), "-m", str(tiny_path), "-o", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stderr.endswith(f"error: {out}: File too large\n")
+    assert out.read_bytes().endswith(b"\n") and 0 < len(read(out)) < 9
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert sorted(texts(read(out))) == list(range(9))
+
+
+def test_two_runs_do_not_write_to_one_file(tiny_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with out.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = invoke(tmp_path, [{"prompt": "a"}], "-m", tiny_path, "-o", out)
+    assert result.exit_code == 1 and f"another run writes to {out}" in result.stderr

@@ -69,6 +69,11 @@ class AnswersFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether answers are shown on a terminal, where nothing else may be drawn meanwhile."""
+        return self._fd is not None and os.isatty(self._fd)
+
     def is_done(self, key: str, digest: str) -> bool:
         """Whether the request has its answer. Raises RequestError where that is the answer to
         another request of the same name.

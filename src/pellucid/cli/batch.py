@@ -114,7 +114,11 @@ def batch(
         loaded = AsyncEngine.load(model.name, config, progress=True)
         defaults = sampling.choose(loaded.generation_config)
         say(f"[defaults: {defaults}]")
-        run = _Run(loaded, answers, defaults.values, template, stats, model.name)
+        from tqdm import tqdm
+
+        is_hidden = answers.is_terminal or not sys.stderr.isatty()
+        bar = tqdm(unit="request", desc="batch", disable=is_hidden, leave=False)
+        run = _Run(loaded, answers, defaults.values, template, stats, model.name, bar)
         try:
             asyncio.run(run.answer(first, waiting))
         except (KeyboardInterrupt, Stopped):
@@ -180,6 +184,7 @@ class _Run:
     template: Mapping[str, Any]
     stats: bool
     model: str
+    bar: Any  # of tqdm: shows the progress on standard error
     num_requests: int = 0
     num_tokens: int = 0
     num_errors: int = 0
@@ -191,7 +196,7 @@ class _Run:
         """
         start, loop, task = time.monotonic(), asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        with cancel_instead(lambda: loop.call_soon_threadsafe(task.cancel)):
+        with cancel_instead(lambda: loop.call_soon_threadsafe(task.cancel)), self.bar:
             await self._answer_all(first, rest)
         self.seconds = time.monotonic() - start
 
@@ -213,7 +218,13 @@ class _Run:
             await self.engine.close()
 
     async def _answer_line(self, line: Line) -> None:
-        self.num_requests += 1
+        try:
+            await self._write_answer(line)
+        finally:
+            self.num_requests += 1
+            self.bar.update()
+
+    async def _write_answer(self, line: Line) -> None:
         try:
             output = await self._generate(line)
         except EngineDeadError:
@@ -256,6 +267,7 @@ class _Run:
     def _fail(self, line: Line, message: str) -> None:
         self.num_errors += 1
         if self.num_errors <= MAX_SHOWN_ERRORS:
+            self.bar.clear()
             say(f"[line {line.number}: {message}]")
 
     def report(self, num_skipped: int) -> None:

@@ -1,10 +1,9 @@
 """`pellucid inspect`: what a model says about itself. Headers are read and no weights, so it is
 quick whatever the size.
 
-One idea: a file that Pellucid cannot run can still be looked at. Its tensors are listed whatever
-they are for, and where they do not make a model, the reason stands where the configuration would.
-Sizes are in bytes; bits per weight are 8 · bytes / weights, the scales and minima of quantized
-blocks counted in.
+A file that Pellucid cannot run can still be inspected: its tensors are listed, and the reason why
+it does not run stands in the place of the configuration. Sizes are in bytes. Bits per weight are
+8 · bytes / weights, with the scales and minima of quantized blocks.
 """
 
 import json

@@ -3,7 +3,7 @@
 0    it worked
 1    it did not: one sentence on standard error says why (`--debug` shows the traceback)
 2    the command line is wrong
-130  Ctrl-C;  143, 129: ended by SIGTERM, SIGHUP — what was begun is cleaned up first
+130  Ctrl-C; 143 and 129: SIGTERM and SIGHUP. What was begun is cleaned up first
 """
 
 import errno
@@ -171,6 +171,10 @@ def main() -> None:
     \b
     pellucid run "Explain in two sentences what a KV cache is."
     pellucid chat -m qwen2.5-coder-0.5b-instruct
+
+    \b
+    To complete words with TAB in bash (zsh and fish likewise):
+    eval "$(_PELLUCID_COMPLETE=bash_source pellucid)"
     """
 
 
