@@ -59,59 +59,47 @@ class Ops(Protocol):
 
     def embedding(self, table: Tensor, input_ids: IntArray, scale: float = 1.0) -> Tensor:
         """Rows of `table` [V, C], times `scale` -> [T, C]."""
-        ...
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, in] · weightᵀ, weight [out, in], + bias [out] -> [T, out]."""
-        ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x²) + eps) · weight over the last axis, as large as weight -> shape of x
         (Zhang & Sennrich, arXiv:1910.07467).
         """
-        ...
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """(x - mean) / sqrt(var + eps) · weight + bias over the last axis -> shape of x (Ba et al.,
         arXiv:1607.06450).
         """
-        ...
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, of one shape."""
-        ...
 
     def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gate · sigmoid(gate) · up [T, F]: SwiGLU (Shazeer, arXiv:2002.05202)."""
-        ...
 
     def gelu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """gelu(gate) · up [T, F], gelu by its tanh formula: GeGLU."""
-        ...
 
     def gelu(self, x: Tensor) -> Tensor:
         """0.5·x·(1 + tanh(sqrt(2/π)·(x + 0.044715·x³))) (Hendrycks & Gimpel, arXiv:1606.08415)."""
-        ...
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         """cap · tanh(x / cap)."""
-        ...
 
     def split_heads(self, x: Tensor, num_heads: int) -> Tensor:
         """[T, H·D] seen as [T, H, D]: no data moves."""
-        ...
 
     def rope(self, x: Tensor, positions: IntArray, table: RopeTable) -> Tensor:
         """Turn the first 2·len(inv_freq) dimensions of each head by its token's position
         (half-split pairs); the rest pass. [T, H, D].
         """
-        ...
 
     def kv_write(self, kv: KVLayer, k: Tensor, v: Tensor, slot_mapping: IntArray) -> None:
         """Store k [T, KH, D] and v [T, KH, Dv] in the slots of `slot_mapping` [G, T], the row of
         the layer's group. The only op that changes anything.
         """
-        ...
 
     def attention(
         self,
@@ -130,17 +118,14 @@ class Ops(Protocol):
         softcapped. Query head h reads KV head h // (H / KH). This step's own keys and values have
         been written already.
         """
-        ...
 
     def take_rows(self, x: Tensor, indices: IntArray) -> Tensor:
         """x[indices]: [T, C] -> [L, C]."""
-        ...
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks of the tensor-parallel group, in rank order; x itself where
         there is one rank.
         """
-        ...
 
 
 # a model with its weights and caches bound: -> logits [L, V]
@@ -157,7 +142,6 @@ class Logits(Protocol):
 
     def to_host(self, rows: Sequence[int] | None = None) -> NDArray[np.float32]:
         """These rows, or all, as float32 [L, V] in host memory; to be read only."""
-        ...
 
     def sample(
         self, rows: Sequence[int], sampling: Sequence[SamplingRow]
@@ -165,7 +149,6 @@ class Logits(Protocol):
         """A token for each of these rows, chosen as its `SamplingRow` says; an error for a row
         from which none can be chosen.
         """
-        ...
 
 
 class Backend(Protocol):
@@ -178,59 +161,48 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Its key in `backends.registry`."""
-        ...
 
     @property
     def device(self) -> str:
         """Where its weights and caches lie, one of `devices`."""
-        ...
 
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices of this machine that a backend of this kind can use, the default first."""
-        ...
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         """What activations may be computed in, the default first."""
-        ...
 
     @property
     def kv_dtypes(self) -> tuple[str, ...]:
         """What keys and values may be kept in, each for itself. The first is the default: it has no
         measurable loss.
         """
-        ...
 
     @property
     def is_batch_invariant(self) -> bool:
         """True where a token's bits do not depend on what else is in the batch, or on how its
         request was cut into steps.
         """
-        ...
 
     @property
     def default_max_num_seqs(self) -> int:
         """How many requests run at once, unless the configuration says otherwise."""
-        ...
 
     @property
     def default_prefix_caching(self) -> bool:
         """Whether requests share computed prefixes, unless the configuration says otherwise."""
-        ...
 
     @property
     def block_multiple(self) -> int:
         """The tokens of a KV block must be a multiple of this."""
-        ...
 
     def available_memory(self) -> int:
         """Bytes that can still be taken on the device."""
-        ...
 
     def weight_bytes(self, spec: TensorSpec) -> int:
         """Memory that `load_weight` will keep for such a parameter."""
-        ...
 
     def step_bytes(
         self, forward: Forward, num_tokens: int, num_logits: int, context: int
@@ -241,47 +213,38 @@ class Backend(Protocol):
         Nothing is loaded for it: `forward` is bound to a `TensorSpec` in place of each weight, and
         to a `KVSpec` in place of each store.
         """
-        ...
 
     def load_weight(self, tensor: HostTensor, name: str = "a parameter") -> Tensor:
         """Take over one parameter, in whatever layout the kernels like. The host bytes may be
         dropped afterwards. Raises FormatError, with its name, where a number or a block's scale is
         NaN or infinite.
         """
-        ...
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise UnsupportedError, with the field and the limit, where some size of the model is
         beyond what the kernels can do. Reads no weights.
         """
-        ...
 
     def kv_token_bytes(self, spec: KVSpec) -> int:
         """Bytes of one token's key and value in one layer. Raises ConfigError where the backend
         cannot keep them so.
         """
-        ...
 
     def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> Any:
         """Room for num_blocks · block_size tokens of one layer's keys and values, zeroed. Raises
         ConfigError where the backend cannot keep them so.
         """
-        ...
 
     def copy_blocks(self, store: Any, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks of a store, in order: (source, target)."""
-        ...
 
     def save_blocks(self, store: Any, blocks: Sequence[int]) -> NDArray[np.uint8]:
         """The bytes of these blocks in host memory, [blocks, block_size · kv_token_bytes]: a copy,
         in a layout that only `load_blocks` reads.
         """
-        ...
 
     def load_blocks(self, store: Any, blocks: Sequence[int], saved: NDArray[np.uint8]) -> None:
         """Fill these blocks with what `save_blocks` returned, row by row."""
-        ...
 
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], Logits]:
         """Make `forward` runnable: the result takes a batch and returns its logits."""
-        ...
