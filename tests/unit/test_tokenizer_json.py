@@ -27,6 +27,12 @@ CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 SIGNS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 LLAMA3 = rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{SIGNS_AND_SPACES}"
+HAN = r"&&[^\p{Han}]]"
+KIMI = (
+    rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{UPPER[:-1]}{HAN}*{LOWER[:-1]}{HAN}+{CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER[:-1]}{HAN}+{LOWER[:-1]}{HAN}*{CONTRACTION}?|\p{{N}}{{1,3}}"
+    rf"|{SIGNS_AND_SPACES}"
+)
 PUBLISHED = [
     LLAMA3,
     LLAMA3.replace("{1,3}", ""),  # Qwen 2
@@ -38,6 +44,9 @@ PUBLISHED = [
     r" ?[^(\s|[.,!?…。，、।۔،])]+",  # BLOOM
     "[0-9][0-9][0-9]",
     r" {2,}",
+    r"(?:\r?\n)+(?!\r?\n)",
+    LLAMA3.replace(r"\r", "\r").replace(r"\n", "\n"),
+    KIMI,
     *(
         pattern
         for name in ("default", "gpt-2", "smollm", "llama-bpe", "qwen2", "qwen35", "tekken")
