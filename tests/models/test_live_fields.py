@@ -241,6 +241,8 @@ def cases(model_type: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{field} = {value}", {field: value}
             elif field in BASES[model_type]:
                 yield f"without {field}", {field: MISSING}
+    yield "layers by a pattern", {"layer_types": MISSING, "sliding_window_pattern": 2}
+    yield "layers by another pattern", {"layer_types": MISSING, "_sliding_window_pattern": 2}
     foreign = [field for field in VALUES if field not in own and field not in EVERYWHERE]
     yield "all foreign fields", {field: VALUES[field][0] for field in foreign}
 

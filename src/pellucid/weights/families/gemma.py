@@ -54,7 +54,7 @@ def _gemma2_config(fields: Fields) -> ModelConfig:
 
 def _gemma3_config(fields: Fields) -> ModelConfig:
     common = _common(fields)
-    period = fields.integer("sliding_window_pattern", fields.integer("_sliding_window_pattern", 6))
+    period = fields.integer("sliding_window_pattern", 6)
     if period < 1:
         raise FormatError(
             f"{fields.where}: sliding_window_pattern is {period}; it must be at least 1"
