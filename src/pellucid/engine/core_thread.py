@@ -199,6 +199,7 @@ class CoreThread:
     def _empty_inbox(
         self, left: Iterable[str], submitted: Iterable[Mailbox], aborted: Mapping[str, Mailbox]
     ) -> None:
+        """Give the core all that readers left for it since the last step."""
         for request_id in left:
             self._core.abort(request_id)
         for box in submitted:

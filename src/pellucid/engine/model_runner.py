@@ -1,10 +1,10 @@
 """From a plan to tokens: builds the flat batch, runs the model, samples. Nothing here is of one
 model or of one backend.
 
-One idea: the scheduler's integers become arrays here and nowhere else. For each scheduled request
-the tokens `num_computed_tokens … + num_scheduled_tokens - 1` go in. Logits come out for prompt
-tokens whose logprobs are asked for, for the last known token, to draw the next, and for each draft
-behind it, to draw the token that follows if the draft stands.
+The scheduler's integers become arrays here and nowhere else. For each scheduled request the tokens
+`num_computed_tokens … + num_scheduled_tokens - 1` go in. Logits come out for prompt tokens whose
+logprobs are asked for, for the last known token, to draw the next, and for each draft behind it, to
+draw the token that follows if the draft stands.
 
 A draft stands where it is the very token that is drawn at its position. Noise is keyed by (seed,
 position), so the tokens are those that the request would get without drafts, whatever was proposed.
@@ -75,9 +75,7 @@ class _Rows(NamedTuple):
 
 
 class ModelRunner:
-    """Runs steps. `forward` is a model bound to its weights and cache: ForwardBatch -> logits [L,
-    V].
-    """
+    """Runs steps. `forward` is a model bound to its weights and cache: ForwardBatch -> logits."""
 
     def __init__(
         self,
@@ -128,6 +126,8 @@ class ModelRunner:
         return self._storage.seconds_per_block() < computing
 
     def _build_batch(self, rows: list[_Rows]) -> ForwardBatch:
+        """The tokens of all requests end to end, and where each one's keys and values lie."""
+        # Lay the scheduled tokens of each request end to end.
         input_ids: list[int] = []
         positions: list[int] = []
         logits_indices: list[int] = []
@@ -141,6 +141,7 @@ class ModelRunner:
                 input_ids += r.request.draft_token_ids[: r.num_sampled - 1]
             positions += range(start, stop)
             cu_seqlens_q.append(len(input_ids))
+        # Find the slot of each token in each layer group.
         position = np.array(positions, np.int32)  # [T]
         owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
         # [G, R, M]
@@ -189,12 +190,14 @@ class ModelRunner:
         drawing = [r for r in rows if r.num_sampled and r.request.request_id not in result.errors]
         if not drawing:
             return
+        # Draw.
         drawn = iter(
             logits.sample(
                 [i for r in drawing for i in r.sampled],
                 [row for r in drawing for row in _sampling_rows(r.request, r.num_sampled)],
             )
         )
+        # Take the drafts that stand and the token after them, up to the first error.
         wanted: list[tuple[str, int, int, int | None]] = []  # name, row, token, number of logprobs
         for r in drawing:
             request, tokens = r.request, [next(drawn) for _ in r.sampled]
@@ -214,6 +217,7 @@ class ModelRunner:
                     (request.request_id, row, token, n)
                     for row, token in zip(r.sampled, standing, strict=False)
                 ]
+        # Score what was taken, where logprobs are asked for.
         if wanted:
             found = top_logprobs(
                 logits.to_host([row for _, row, _, _ in wanted]),

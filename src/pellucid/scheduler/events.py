@@ -1,7 +1,7 @@
 """What the scheduler decided, as plain data: enough to replay a run or to draw it.
 
-One idea: a decision is a row. What a step computes is one decision about all that run in it.
-Nothing here is read by the scheduler itself, and the log forgets its oldest rows.
+Each decision is a row; what a step computes is one decision about all requests in it. The scheduler
+itself reads none of it, and the log drops its oldest rows.
 """
 
 from typing import Literal, NamedTuple
