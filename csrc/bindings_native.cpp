@@ -1,9 +1,10 @@
 // The Python face of the native backend: weights, caches and programs as objects, a step as one
 // call. Conversions and checks only.
 //
-// What a kernel trusts is checked here (shapes and formats of arrays) and in program_checks.cpp
-// (how the parts of a program fit together, and a batch's indices). A program is built by our own
-// capture.py, but a wrong list must raise an exception and not read beyond an array.
+// Kernels do not check their arguments. Shapes and formats of arrays are checked here; how the
+// parts of a program fit together, and the indices of a batch, in program_checks.cpp. A wrong
+// program or batch raises an exception and never reads beyond an array. The arrays of a batch must
+// not change while it runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -107,7 +108,7 @@ std::shared_ptr<KVStore> new_kv_store(size_t blocks, int kv_heads, int head_dim,
     return kv;
 }
 
-// The memory of keys and of values, a row per block, for as long as somebody holds them.
+// Views of the memory of keys and of values, a row per block. They keep the cache alive.
 std::vector<Blocks> block_bytes(std::shared_ptr<KVStore> kv) {
     const size_t blocks = kv->chunks / static_cast<size_t>(kv->chunks_per_block);
     const nb::object owner = nb::cast(kv);
@@ -131,7 +132,7 @@ using PythonEntry =
     std::tuple<std::string, std::vector<int>, int, std::shared_ptr<Weight>,
                std::vector<std::shared_ptr<Vector>>, std::shared_ptr<KVStore>, bool, nb::dict>;
 
-// What Python may know of an op: its name, how it divides the rows, and its attributes.
+// The declaration of an op as Python sees it: its name, how it divides the rows, its attributes.
 struct OpDeclaration {
     Op op;
     const char *name, *rows;

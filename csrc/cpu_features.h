@@ -1,6 +1,6 @@
 // What the CPU can do, and what the operating system lets a process use of it.
 //
-// One idea: a kernel may run only where the instruction exists AND the operating system saves its
+// A kernel may run only where the instruction exists AND the operating system saves its
 // registers at a context switch. CPUID tells the first, XCR0 the second; a machine can say yes to
 // one and no to the other (old kernels, some hypervisors).
 //

@@ -1,5 +1,5 @@
-// One row out of the tiles of tile.h, decoded without vectors: what an embedding lookup needs, a
-// row per token.
+// Decodes one row of the tiles of tile.h without vectors: an embedding lookup takes a row per
+// token.
 #include "float16.h"
 #include "tile.h"
 

@@ -1,10 +1,10 @@
 // The kernels, as a table of functions: one table per instruction set, all compiled from
 // kernels/*.inc, one chosen when the program starts.
 //
-// One idea: a kernel computes a share of an op (row tiles first … last - 1, or tokens first … last
-// - 1), and no share depends on another: so threads divide the work by outputs, never by the inputs
-// that are summed. Every output element is computed by one fixed sequence of operations, whatever
-// the number of tokens in the batch: one token gives the same bits alone and among five hundred.
+// A kernel computes a share of an op: row tiles first … last - 1, or tokens first … last - 1. No
+// share depends on another. Threads divide the work by outputs, never by the inputs that are
+// summed, and every output element is computed by one fixed sequence of operations. So a token
+// gives the same bits alone and among five hundred.
 //
 // Letters: T tokens, K inputs, N outputs, H query heads, KH key/value heads, D head_dim. All sizes
 // are elements unless said otherwise.
@@ -20,7 +20,7 @@
 namespace pellucid {
 
 // Activations in 8 bits: x ≈ scale · q in each block of 32 inputs, q in -127 … 127. The sums are of
-// q: what offsets and minima of weights are multiplied with.
+// q; offsets and minima of weights are multiplied by them.
 struct Quantized {
     int8_t *q;        // [T, K]
     float *scales;    // [T, K / 32]

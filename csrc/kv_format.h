@@ -1,20 +1,23 @@
 // How keys and values lie in the cache: in chunks of 16 tokens, each of one KV head, in one of four
 // types, chosen for each of the two.
 //
-//     keys     codes [D][16]: a vector is one dimension of 16 tokens, so that scores need no sums
-//     across lanes values   codes [16][D]: a vector is 16 dimensions of one token
+// - Keys are codes [D][16]: a vector is one dimension of 16 tokens, so that scores need no sums
+//   across lanes.
+// - Values are codes [16][D]: a vector is 16 dimensions of one token.
 //
 // Codes of 8 and 4 bits are followed by their scales, float16 [groups][16]: one group of all
-// dimensions in 8 bits, groups of 32 in 4. The two 4-bit codes of a byte are of one token, and of
-// dimensions that lie 16 apart: so that two tokens never share a byte, and a byte vector unpacks to
-// whole vectors of either. Per group of 32: keys [16][16 tokens], values [16 tokens][16], in
-// nibbles of first and second halves.
+// dimensions in 8 bits, groups of 32 in 4. The two 4-bit codes of a byte belong to one token, and
+// to dimensions that lie 16 apart. So two tokens never share a byte, and a byte vector unpacks to
+// whole vectors of either half. Per group of 32: keys [16][16 tokens], values [16 tokens][16],
+// first halves in the low nibbles, second halves in the high ones.
 //
-//     int8     x ≈ scale · code, scale = max |x| / 127
-//     int4     x ≈ scale · (code - 8), scale = (the x of the largest |x|) / -8; keys are first
-//     rotated by a Hadamard matrix, which spreads
-//              the few dimensions that are large over all; queries are rotated likewise (QuaRot,
-//              Ashkboos et al., arXiv:2404.00456)
+// - int8: x ≈ scale · code, scale = max |x| / 127.
+// - int4: x ≈ scale · (code - 8), scale = (the x of the largest |x|) / -8. Keys are first rotated
+// by
+//   a Hadamard matrix, which spreads the few large dimensions over all. Queries are rotated alike
+//   (QuaRot, Ashkboos et al., arXiv:2404.00456).
+//
+// A scale that float16 cannot hold, or of a vector with NaN, is NaN.
 //
 // The definition is src/pellucid/backends/reference/kv_dtypes.py; codes and scales are the same
 // bits there.

@@ -63,8 +63,8 @@ Quantized Program::quantized(int buffer) const {
     return {reinterpret_cast<int8_t *>(p), scales, sums, sums + blocks};
 }
 
-// Memory for this batch, before any thread works: here and in divide(), and only there, a run may
-// fail for want of it.
+// Take memory for this batch, before any thread works. Only here and in divide() can a run fail for
+// lack of memory.
 void Program::make_room(const Batch &batch) {
     if (batch.tokens > capacity_) {
         const size_t capacity =
@@ -76,8 +76,8 @@ void Program::make_room(const Batch &batch) {
     while (scratch_.size() < pool_->size()) scratch_.push_back(allocate(scratch_bytes_));
 }
 
-// The stages of a run: where entries wait for each other, and the two halves of an attention that
-// is divided by splits, with room for them.
+// Divide the entries into stages at their barriers. An attention that is divided by splits becomes
+// two stages, and gets room for its partial results.
 void Program::divide(const Batch &batch, float *out, bool every_entry) {
     stages_.clear();
     for (size_t i = 0; i < entries_.size(); i++) {
@@ -142,7 +142,7 @@ AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float 
             partials_.data()};
 }
 
-// Where the same share of the next matrix begins.
+// The address where the same share of the next matrix begins.
 const uint8_t *Program::next_weights(size_t entry, size_t share) const {
     for (size_t i = entry + 1; i < entries_.size(); i++) {
         if (entries_[i].op != Op::Linear) continue;

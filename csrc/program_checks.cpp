@@ -1,9 +1,9 @@
-// What must hold before a kernel sees it: of a program's buffers and entries when it is built, of a
-// batch's indices before each run.
+// Checks of a program's buffers and entries when it is built, and of a batch's indices before each
+// run.
 //
-// Kernels trust their arguments. So that a wrong program or a wrong batch is an exception and not a
-// read beyond an array, every size that a kernel derives from an entry is compared here with the
-// buffers, weights and caches that the entry names.
+// Kernels do not check their arguments. So every size that a kernel derives from an entry is
+// compared here with the buffers, weights and caches that the entry names. A wrong program or a
+// wrong batch is an exception and never a read beyond an array.
 #include <set>
 #include <stdexcept>
 #include <string>

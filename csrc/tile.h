@@ -1,7 +1,7 @@
 // The layout of quantized weights in memory: tiles of 16 output rows by 32 inputs, made for "4
 // bytes times 4 bytes, summed" instructions.
 //
-// One idea: every format is codes, and how to scale them. A tile's codes are 8 quads; quad q is 64
+// Every format is codes, and how to scale them. A tile's codes are 8 quads; quad q is 64
 // bytes, in which byte 4·r + i is the code of row r and input 4·q + i. So one load feeds 16 rows,
 // and the matching 4 bytes of the activation are the same for all of them. Codes of fewer than 8
 // bits are split into planes that keep this order:
@@ -106,7 +106,7 @@ constexpr TileFormat tile_format(Format format) {
     return {};  // bits = 0: not a format of blocks
 }
 
-// What an IQ4 code stands for, plus 128: so that it is an unsigned byte with offset 128, as Q8_0's
+// The value of each IQ4 code plus 128, which makes it an unsigned byte with offset 128, as Q8_0's
 // codes are.
 constexpr uint8_t kIq4Values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                     129, 141, 153, 166, 181, 197, 217, 241};

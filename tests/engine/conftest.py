@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pellucid import LLM
-from pellucid.formats import encode_dense
+from pellucid.formats import encode_dense, quantize
+from pellucid.formats.tensor import HostTensor
 from pellucid.weights.gguf_writer import write_gguf
 
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS, CONTEXT = 32, 4, 2, 48, 2, 96
@@ -40,11 +41,13 @@ def write_tiny(
     ends: bool = True,
     ffn: int = FFN,
     add_bos: bool = False,
+    breaking: int | None = None,
 ) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
 
     `windows`: 0 for a layer that sees all. `ends`: where not, the logits of special tokens are 0,
-    so that no greedy answer ends by itself.
+    so that no greedy answer ends by itself. `breaking`: a token whose presence makes the first
+    layer's MLP infinite, in a model whose other matrices are quantized.
     """
     tokens = [*_byte_tokens(), *SPECIAL, "th"]
     rng = np.random.default_rng(0)
@@ -80,6 +83,12 @@ def write_tiny(
             f"blk.{i}.ffn_up.weight": random(ffn, HIDDEN),
             f"blk.{i}.ffn_down.weight": random(HIDDEN, ffn),
         }
+    if breaking is not None:  # it alone has something in the last dimension, which nobody writes to
+        arrays["output.weight"] = arrays["token_embd.weight"].copy()
+        arrays["token_embd.weight"][:, -1] = 100.0 * (np.arange(len(tokens)) == breaking)
+        for i in range(len(windows) or LAYERS):
+            arrays[f"blk.{i}.attn_output.weight"][-1] = arrays[f"blk.{i}.ffn_down.weight"][-1] = 0
+        arrays["blk.0.ffn_gate.weight"][0, -1] = 3e38
     shape: dict[str, object] = {
         "context_length": context,
         "embedding_length": HIDDEN,
@@ -112,7 +121,13 @@ def write_tiny(
         "tokenizer.ggml.add_bos_token": add_bos,
         "tokenizer.chat_template": TEMPLATE,
     }
-    write_gguf(path, metadata, ((name, encode_dense(array)) for name, array in arrays.items()))
+    plain = {"token_embd.weight", "blk.0.ffn_gate.weight"}
+
+    def encode(name: str, array: np.ndarray) -> HostTensor:
+        quantized = breaking is not None and array.ndim == 2 and name not in plain
+        return quantize(array, "Q8_0") if quantized else encode_dense(array)
+
+    write_gguf(path, metadata, ((name, encode(name, array)) for name, array in arrays.items()))
     return path
 
 
