@@ -109,6 +109,12 @@ def test_gemma3_turns_windowed_layers_by_a_base_of_their_own() -> None:
     assert (local.theta, local.scaling) == (10_000.0, "none")
 
 
+def test_gemma3_has_no_cap_on_scores_whatever_its_file_says() -> None:
+    """transformers' Gemma 3 does not read the field in its forward pass; its Gemma 2 does."""
+    assert config("gemma3_text", attn_logit_softcapping=30.0).attn_softcap is None
+    assert config("gemma2", attn_logit_softcapping=30.0).attn_softcap == 30.0
+
+
 def test_dynamic_ntk_leaves_frequencies_alone_within_the_context() -> None:
     """Whatever it says of an original context: transformers does not read that for `dynamic`."""
     rope = {"type": "dynamic", "factor": 2.0}
