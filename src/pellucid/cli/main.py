@@ -88,7 +88,9 @@ def _interruption(error: BaseException) -> BaseException | None:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, PellucidError):
-        return str(error)
+        cause = error.__cause__
+        too_many = isinstance(cause, OSError) and cause.errno == errno.EMFILE
+        return f"{error}{_limit('RLIMIT_NOFILE', 'n', 1, '') if too_many else ''}"
     if isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno == errno.ENOMEM
     ):
