@@ -1,7 +1,6 @@
 """Text that grows token by token, of which only what can be shown is shown.
 
-One idea: hold back exactly what the future may still change, and nothing else. That is, at the end
-of the text so far,
+Only text that later tokens may still change is held back. That is, at the end of the text so far,
 
 - the bytes of an unfinished character (a token may end in the middle of one), and
 - the longest suffix that begins a stop string.

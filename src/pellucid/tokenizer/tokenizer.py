@@ -144,7 +144,7 @@ class Tokenizer:
             return ids
 
     def check_length(self, text: str, max_tokens: int) -> None:
-        """Raise RequestError where `text` is so long that it cannot be `max_tokens` tokens or fewer.
+        """Raise RequestError for a `text` that is too long to be `max_tokens` tokens or fewer.
 
         Nothing is cut into tokens for it: a prompt of a hundred megabytes costs nothing here.
         """
