@@ -1,4 +1,4 @@
-"""What a `tokenizer.json` may declare, checked before the `tokenizers` library builds anything of it.
+"""What a `tokenizer.json` may declare, checked before the `tokenizers` library builds anything.
 
 The library trusts such a file: it builds millions of tokens before it counts them, runs any regular
 expression, multiplies a text as often as the file's normalizers say, and panics (with a message on
