@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -193,6 +194,8 @@ void fuzz(const Kernels *kernels) {
                     program.run(step.batch(), out.data());
                     ran++;
                 } catch (const std::out_of_range &) {
+                    refused++;
+                } catch (const std::bad_alloc &) {  // an arena that no machine has
                     refused++;
                 }
         } catch (const std::invalid_argument &) {

@@ -129,6 +129,25 @@ def test_elementwise_ops_pass_what_is_no_number(isa: str, column: int) -> None:
             assert np.array_equal(found[others], plain[others]), name
 
 
+@isas
+@pytest.mark.parametrize("value", [2e19, 3e38])
+def test_a_norm_of_numbers_whose_squares_overflow_is_no_row_of_zeros(
+    isa: str, value: float
+) -> None:
+    native, rng = NativeBackend(isa, 2), np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, 37)).astype(np.float32)
+    weight, bias = (native.load_weight(encode_dense(np.ones(37, np.float32))) for _ in range(2))
+    broken, others = break_at(x, BROKEN, 5, value), np.arange(ROWS) != BROKEN
+    ops_of_rows: list[Callable[[Ops, Mapping[str, Tensor], ForwardBatch], Tensor]] = [
+        lambda ops, x, _: ops.rms_norm(x["x"], weight, 1e-5),
+        lambda ops, x, _: ops.layer_norm(x["x"], weight, bias, 1e-5),
+    ]
+    for op in ops_of_rows:
+        plain, found = (run(native, {"x": rows}, op, batch_of(ROWS)) for rows in (x, broken))
+        assert np.isnan(found[BROKEN]).all()
+        assert np.array_equal(found[others], plain[others])
+
+
 DTYPES = [("f16", "f16"), ("f32", "f32"), ("int8", "int8"), ("int4", "int4"), ("int8", "f16")]
 HEADS, KV_HEADS, D = 4, 2, 32
 

@@ -1,13 +1,12 @@
 """The ceilings of this machine, measured: how fast it reads memory, and how fast it multiplies
 bytes and float32.
 
-One idea: a speed means something beside the most that was possible. Reading depends on the working
-set (from L2, from L3, from memory), so it is measured at several sizes; multiplying is measured
-with the instructions of one set of kernels, from registers: of bytes, as linear layers of quantized
-weights do, and of float32, as attention and all else does. The loops are csrc/kernels/ceilings.inc;
-the best of several tries counts, so that a busy neighbour lowers a ceiling little. The roofline of
-Williams et al. (CACM 2009) follows: an op takes at least as long as its FLOPs, or its bytes, take
-at the ceilings.
+A measured speed is told as a share of these. Reading depends on the working set (from L2, from L3,
+from memory), so it is measured at several sizes. Multiplying is measured with the instructions of
+one set of kernels, from registers: of bytes, as linear layers of quantized weights do, and of
+float32, as attention and all else does. The loops are csrc/kernels/ceilings.inc. The best of several
+tries counts, so that a busy neighbour lowers a ceiling little. By the roofline of Williams et al.
+(CACM 2009), an op takes at least as long as its FLOPs, or its bytes, take at the ceilings.
 
 Bandwidth is in bytes/s, `int8_peak` and `float_peak` in operations/s (a multiply-add is two).
 Measuring takes the seconds that are asked for and keeps every thread busy: nobody else should
