@@ -64,7 +64,7 @@ def test_a_disk_that_fails_costs_time_and_no_answer(
     preemption: str,
     backend: str,
 ) -> None:
-    options = {"backend": backend, "enable_prefix_caching": True, "max_num_seqs": 3}
+    options: dict[str, Any] = {"backend": backend, "enable_prefix_caching": True, "max_num_seqs": 3}
     expected = [o.outputs[0].token_ids for o in LLM(tiny_path, **options).generate(PROMPTS, PARAMS)]
     works, calls = getattr(os, function), []
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 
 from pellucid import LLM, RequestOutput, SamplingParams
-from pellucid.engine.prompts import tokenize_prompt
+from pellucid.engine.prompts import Prompt, tokenize_prompt
 from pellucid.errors import ConfigError, EngineDeadError, EngineError, PellucidError
 
 PROMPTS = ["The capital", "A", "of France is a town that one cannot see from here", "th"]
@@ -137,7 +137,8 @@ def test_as_completed_left_half_way_aborts_the_rest(llm: LLM) -> None:
 def test_nothing_is_queued_unless_all_can_be_served(llm: LLM) -> None:
     before = llm.stats()
     with pytest.raises(PellucidError):
-        llm.generate(["ok", [65] * 200], params(0))
+        prompts: list[Prompt] = ["ok", [65] * 200]
+        llm.generate(prompts, params(0))
     assert_idle(llm)
     after = llm.stats()
     assert (after.num_steps, after.num_prompt_tokens) == (

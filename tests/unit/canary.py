@@ -11,6 +11,7 @@ read. Blocks are copied, saved and loaded as the step says.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from pellucid.kv.layout import KVLayout, LayerGroup
 from pellucid.kv.manager import KVCacheManager
@@ -28,9 +29,7 @@ def build_layout(windows: Sequence[int | None], block_size: int) -> KVLayout:
     return KVLayout(groups, specs, token_bytes=(16,) * len(windows), block_size=block_size)
 
 
-def build_request(
-    name: str, prompt: Sequence[int], max_tokens: int = 4, **fields: object
-) -> Request:
+def build_request(name: str, prompt: Sequence[int], max_tokens: int = 4, **fields: Any) -> Request:
     """A greedy request of that many output tokens."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
     return Request(
@@ -40,7 +39,7 @@ def build_request(
         seed=0,
         max_tokens=max_tokens,
         **fields,
-    )  # type: ignore[arg-type]
+    )
 
 
 def expected_tokens(request: Request) -> list[int]:

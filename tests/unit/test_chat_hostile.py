@@ -18,7 +18,7 @@ import pytest
 
 from pellucid.errors import CapacityError, RequestError
 from pellucid.tokenizer.chat_template import ChatTemplate
-from pellucid.tokenizer.template_process import TemplateProcesses
+from pellucid.tokenizer.template_process import TemplateProcesses, _Process
 
 from .hostile_templates import HOSTILE, loops
 
@@ -69,8 +69,13 @@ def render(source: str, processes: TemplateProcesses, content: str = "Hello") ->
     return ChatTemplate(source, {}, processes=processes).render(messages).plain
 
 
+def idle(processes: TemplateProcesses) -> list[_Process]:
+    """The processes that wait for a job."""
+    return [place.process for place in processes._places if place.process is not None]
+
+
 def pid_of(processes: TemplateProcesses) -> int:
-    return processes._idle[0]._process.pid
+    return idle(processes)[0]._process.pid
 
 
 def test_a_process_serves_many_renderings(processes: TemplateProcesses) -> None:
@@ -98,7 +103,7 @@ def test_a_crash_is_told_and_the_next_chat_is_served(
 
 def test_a_process_that_was_killed_while_idle_is_replaced(processes: TemplateProcesses) -> None:
     render(ECHO, processes)
-    process = processes._idle[0]
+    (process,) = idle(processes)
     os.kill(pid_of(processes), signal.SIGKILL)
     assert wait_for(lambda: not process.is_running)
     assert render(ECHO, processes) == "<Hello>"
@@ -136,7 +141,7 @@ def test_many_threads_ask_at_once(processes: TemplateProcesses) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda text: render(ECHO, processes, text), texts))
     assert answers == [f"<{text}>" for text in texts]
-    assert 1 <= len(processes._idle) <= 4
+    assert 1 <= len(idle(processes)) <= 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")

@@ -4,6 +4,7 @@ a limit; JSON of strangers: bounded, and refused in one sentence.
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,11 @@ def test_a_pipe_that_takes_the_files_place_after_the_first_look_is_not_waited_fo
 ) -> None:
     os.mkfifo(tmp_path / "x")
     monkeypatch.setattr(files, "check_regular", lambda path: None)
-    for attempt in (lambda: open_regular(tmp_path / "x"), lambda: open_within(tmp_path, "x")):
+    attempts: list[Callable[[], object]] = [
+        lambda: open_regular(tmp_path / "x"),
+        lambda: open_within(tmp_path, "x"),
+    ]
+    for attempt in attempts:
         with pytest.raises(FormatError, match="x is a pipe; it must be a regular file"):
             attempt()
 

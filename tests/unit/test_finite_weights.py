@@ -9,7 +9,7 @@ from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.errors import FormatError
 from pellucid.formats import FORMATS, encode_dense
 from pellucid.formats.tensor import HostTensor
-from pellucid.ops.cases import F16_SCALES, random_weight
+from pellucid.ops.case_inputs import F16_SCALES, random_weight
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 BROKEN = {"F16": 0x7C00, "BF16": 0xFFC0, "F32": 0x7F800001}  # infinity, NaN, NaN

@@ -65,7 +65,7 @@ def test_every_barrier_is_needed_and_its_lack_is_found(seed: int) -> None:
         if entries[i].op == entries[i - 1].op == "linear":
             continue
         without = [barrier and k != i for k, barrier in enumerate(plan.barriers)]
-        assert races(entries, plan, without), f"entry {i} of {len(entries)}: {entries[i].op.name}"
+        assert races(entries, plan, without), f"entry {i} of {len(entries)}: {entries[i].op}"
 
 
 def test_a_plan_takes_far_less_memory_than_its_symbols() -> None:

@@ -379,7 +379,11 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
 
 def test_truncation_and_padding_that_a_file_brings_along_change_nothing(tmp_path: Path) -> None:
     truncation = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    padding: dict[str, object] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+    }
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "!"}
     folder = save(tmp_path, lambda d: d.update(truncation=truncation, padding=padding))
     assert from_folder(folder).encode("ab" * 5) == [257] + [256] * 5
