@@ -204,13 +204,16 @@ def test_one_engine_serves_several_event_loops_at_once(tiny_path: Path) -> None:
 
 
 def test_no_thread_runs_before_the_first_request(tiny_path: Path) -> None:
+    def num_threads() -> int:
+        return sum(thread.name == "pellucid-engine" for thread in threading.enumerate())
+
     async def main() -> None:
-        before = threading.active_count()
+        before = num_threads()
         engine = AsyncEngine.load(tiny_path)
         stream = engine.generate("x", SHORT)
-        assert threading.active_count() == before
+        assert num_threads() == before
         await anext(stream)
-        assert threading.active_count() == before + 1
+        assert num_threads() == before + 1
         await stream.aclose()
         await engine.close()
 
@@ -342,7 +345,7 @@ def test_what_cannot_be_served_is_refused_in_the_callers_task(
             with pytest.raises(error, match=message):
                 await anext(engine.generate(prompt, params))
         with pytest.raises(RequestError, match="'prompt' or 'prompt_token_ids'"):
-            engine.generate({"text": "x"})
+            await anext(engine.generate({"text": "x"}))
         assert (await other).outputs[0].finish_reason == "length"
         await served.settled()
         await engine.close()
@@ -498,3 +501,28 @@ loop.run_until_complete(main())
     )
     assert (done.returncode, done.stdout) == (0, "")
     assert "Fatal" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_long_text_and_a_slow_template_do_not_hold_up_the_loop(long_path: Path) -> None:
+    async def main() -> None:
+        engine = AsyncEngine.load(long_path)
+        pauses: list[float] = []
+
+        async def ticks() -> None:
+            loop = asyncio.get_running_loop()
+            while True:
+                before = loop.time()
+                await asyncio.sleep(0.001)
+                pauses.append(loop.time() - before)
+
+        ticker = asyncio.create_task(ticks())
+        slow = "{% for i in range(90000) %}{% endfor %}{{ messages[0].content }}"
+        messages = [{"role": "user", "content": "ab" * 10_000}]
+        stream = engine.chat(messages, SHORT, chat_template=slow)
+        await anext(stream)
+        await stream.aclose()
+        ticker.cancel()
+        assert len(pauses) > 5  # the loop went on while the template ran
+        await engine.close()
+
+    run(main())

@@ -385,3 +385,19 @@ def test_the_prefix_cache_is_reset(tiny_path: Path) -> None:
     assert llm.reset_prefix_cache() is True
     (after,) = llm.generate(prompt, params(0))
     assert after.num_cached_tokens == 0 and after.outputs == first.outputs
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_is_told_to_load_its_own_model_and_does_not_wait_for_ever(llm: LLM) -> None:
+    llm.generate("ab", params(0))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            llm.generate("ab", params(0))
+        except EngineError as error:
+            code = 0 if "load the model in this process" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -7,14 +7,16 @@ own.
             print(output.outputs[0].text)
 
 A request is an async iterator. Each of its operations (begin, wait for the next output, leave) is
-passed on to `core_thread`, where the core runs; nothing here computes or blocks.
+passed on to `core_thread`, where the core runs. Prompts are tokenized and chats are rendered in
+threads of asyncio's pool. So nothing holds up the event loop.
 
 The thread ends when the engine is closed or dropped, so the thread holds no reference to it.
 """
 
 import asyncio
+import functools
 import weakref
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +90,19 @@ class AsyncEngine:
         ConfigError or QueueFullError where the request is refused. Leaving the iterator, or
         cancelling the task, aborts the request before the next step.
         """
-        tokenized = tokenize_prompt(
-            self.tokenizer,
-            prompt,
-            parse_special=parse_special,
-            truncate_prompt_tokens=truncate_prompt_tokens,
-            max_tokens=longest_prompt(self.max_model_len, sampling_params),
-        )
-        (tokenized,) = with_priorities([tokenized], priority)
-        return self._stream(tokenized, sampling_params, request_id)
+
+        def tokenize() -> TokenizedPrompt:
+            tokenized = tokenize_prompt(
+                self.tokenizer,
+                prompt,
+                parse_special=parse_special,
+                truncate_prompt_tokens=truncate_prompt_tokens,
+                max_tokens=longest_prompt(self.max_model_len, sampling_params),
+            )
+            (tokenized,) = with_priorities([tokenized], priority)
+            return tokenized
+
+        return self._stream(tokenize, sampling_params, request_id)
 
     def chat(
         self,
@@ -111,7 +117,8 @@ class AsyncEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer one conversation, rendered as by `LLM.chat`, as `generate` does."""
-        prompt = tokenize_chat(
+        tokenize = functools.partial(
+            tokenize_chat,
             self.tokenizer,
             messages,
             add_generation_prompt=add_generation_prompt,
@@ -120,13 +127,17 @@ class AsyncEngine:
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
         )
-        return self._stream(prompt, sampling_params, request_id)
+        return self._stream(tokenize, sampling_params, request_id)
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step: its stream yields what it has, with the finish_reason
         "abort". Unknown ids are left alone.
         """
         self._thread.abort(request_id)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's authors recommend, or else the defaults, as `LLM`'s."""
+        return SamplingParams(**self.generation_config)  # type: ignore[arg-type]
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and what it did since it was loaded, as of its last step."""
@@ -145,13 +156,20 @@ class AsyncEngine:
         await self.close()
 
     def _stream(
-        self, prompt: TokenizedPrompt, params: SamplingParams | None, request_id: str | None
+        self,
+        tokenize: Callable[[], TokenizedPrompt],
+        params: SamplingParams | None,
+        request_id: str | None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        (params,) = params_for_prompts(params, 1)
+        (params,) = params_for_prompts(params or self.get_default_sampling_params(), 1)
         name = self._thread.new_id() if request_id is None else request_id
-        return self._outputs(Submission(name, prompt, params))
+        return self._outputs(tokenize, params, name)
 
-    async def _outputs(self, submission: Submission) -> AsyncGenerator[RequestOutput, None]:
+    async def _outputs(
+        self, tokenize: Callable[[], TokenizedPrompt], params: SamplingParams, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        prompt = await asyncio.to_thread(tokenize)
+        submission = Submission(request_id, prompt, params)
         box = TaskMailbox([submission], asyncio.get_running_loop())
         try:
             self._thread.submit(box)

@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from queue import SimpleQueue
@@ -48,6 +49,7 @@ class CoreThread:
 
     def __init__(self, core: EngineCore) -> None:
         self._core = core  # the thread's alone
+        self._owner = os.getpid()
         self.stats = core.stats()  # as of the last step
         # The main thread may be interrupted by Ctrl-C between any two instructions of Python. So
         # it waits and wakes with what is written in C: a Condition or an Event, interrupted in its
@@ -69,11 +71,13 @@ class CoreThread:
 
     def new_id(self) -> str:
         """A request_id that is not in use."""
+        self._check_owner()
         with self._lock:
             return next(i for i in map(str, self._ids) if i not in self._boxes)
 
     def submit(self, box: Mailbox) -> None:
         """Let the core take in the requests of a mailbox: all of them, or none."""
+        self._check_owner()
         with self._lock:
             self._begin()
             for name in box.open:
@@ -111,6 +115,8 @@ class CoreThread:
 
     def leave(self, box: Mailbox) -> None:
         """The reader has gone; what has not ended is aborted."""
+        if self._owner != os.getpid():
+            return
         with self._lock:
             self._wanted.pop(box, None)
             names = [name for name in box.open if self._boxes.get(name) is box]
@@ -134,6 +140,7 @@ class CoreThread:
         """Run a function of the core between two steps, after all that is in the inbox; wait for
         what it gives.
         """
+        self._check_owner()
         answer: _Answer = SimpleQueue()
         with self._lock:
             self._begin()
@@ -147,6 +154,8 @@ class CoreThread:
 
     def stop(self) -> None:
         """End the thread, wait until it has ended, and let go of the core."""
+        if self._owner != os.getpid():
+            return
         with self._lock:
             self._end = self._end or "the engine is closed"
             thread = self._thread
@@ -155,6 +164,16 @@ class CoreThread:
             self._forget_core()
         elif thread is not threading.current_thread():
             thread.join()
+
+    def _check_owner(self) -> None:
+        """Raise in a fork of the process that loaded the model. The lock may be taken there for
+        ever, so this comes before it.
+        """
+        if self._owner != os.getpid():
+            raise EngineError(
+                "the model was loaded before this process was forked, and its threads stayed with "
+                "the parent: load the model in this process"
+            )
 
     def _begin(self) -> None:
         """Start the thread, or raise where it has ended."""

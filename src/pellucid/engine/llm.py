@@ -120,7 +120,8 @@ class LLM:
         truncate_prompt_tokens: int | None = None,
     ) -> list[RequestOutput]:
         """Complete each prompt; the answers come in the order of the prompts. One SamplingParams
-        and one priority are used for all, or there is one for each.
+        and one priority are used for all, or there is one for each. Without SamplingParams, those
+        of `get_default_sampling_params` are used.
 
         `parse_special=False`: special tokens in the text of a prompt are letters.
         `truncate_prompt_tokens`: use so many last tokens of each prompt. A bar on standard error
@@ -235,6 +236,8 @@ class LLM:
         All is queued, or refused, at the first `next`; closing the iterator aborts what has not
         ended.
         """
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
         pairs = zip(prompts, params_for_prompts(sampling_params, len(prompts)), strict=True)
         submissions = [Submission(self._thread.new_id(), *pair) for pair in pairs]
         return self._as_completed(submissions, use_tqdm)
@@ -261,7 +264,7 @@ class LLM:
     def _stream(
         self, prompt: TokenizedPrompt, sampling_params: SamplingParams | None
     ) -> Generator[RequestOutput, None, None]:
-        (params,) = params_for_prompts(sampling_params, 1)
+        (params,) = params_for_prompts(sampling_params or self.get_default_sampling_params(), 1)
         return self._outputs(Submission(self._thread.new_id(), prompt, params))
 
     def _outputs(self, submission: Submission) -> Generator[RequestOutput, None, None]:
