@@ -62,7 +62,8 @@ def bench_linear(isa: str | None, threads: int | None) -> None:
     print(f"{backend.isa}, {backend.threads} threads; {peaks}; read, by working set:")
     print(
         "  ".join(
-            f"{size >> 20} MiB {rate / 1e9:.1f}" for size, rate in ceilings.read_bandwidth.items()
+            f"{size >> 20} MiB {rate.most / 1e9:.1f}"
+            for size, rate in ceilings.read_bandwidth.items()
         ),
         "GB/s",
     )
@@ -108,7 +109,7 @@ def bench_linear(isa: str | None, threads: int | None) -> None:
         "threads": backend.threads,
         "int8_peak": ceilings.int8_peak,
         "float_peak": ceilings.float_peak,
-        "read_bandwidth": ceilings.read_bandwidth,
+        "read_bandwidth": {n: rate.most for n, rate in ceilings.read_bandwidth.items()},
     }
     print(json.dumps({"bench": "linear", **figures, "results": results}))
 

@@ -48,7 +48,8 @@ from pellucid.config import ModelConfig
 from pellucid.kv.layout import build_layout
 from pellucid.kv.storage import KVStorage
 from pellucid.kv_spec import build_kv_specs
-from pellucid.measure.machine import Ceilings, measure_ceilings
+from pellucid.measure.hardware import Ceilings
+from pellucid.measure.machine import measure_ceilings
 from pellucid.models.registry import get_graph
 from pellucid.ops.cost import OpCost
 from pellucid.ops.kv_dtypes import choose_kv_dtypes

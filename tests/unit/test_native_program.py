@@ -19,7 +19,8 @@ from pellucid.backends.native.costs import StepShape, entry_cost
 from pellucid.cli.main import main
 from pellucid.formats import encode_dense, quantize
 from pellucid.kv_spec import KVSpec
-from pellucid.measure.machine import Ceilings, measure_ceilings
+from pellucid.measure.hardware import Ceilings, Range
+from pellucid.measure.machine import measure_ceilings
 from pellucid.models.registry import get_graph
 from pellucid.ops import cost
 from pellucid.ops.cost import OpCost
@@ -269,7 +270,9 @@ def test_a_program_captured_from_declarations_costs_what_the_loaded_one_costs(ti
 
 
 def test_the_roofline_takes_the_slower_of_memory_and_arithmetic() -> None:
-    ceilings = Ceilings("none", 1, {100: 50.0, 1000: 10.0}, int8_peak=800.0, float_peak=200.0)
+    bandwidth = {100: Range.of([40.0, 50.0, 45.0]), 1000: Range.of([10.0])}
+    ceilings = Ceilings("none", "measured", bandwidth, {"int8": 800.0, "float32": 200.0})
+    assert bandwidth[100] == Range(40.0, 45.0, 50.0, 3)
     assert [ceilings.bandwidth_at(n) for n in (1, 100, 101, 9999)] == [50.0, 50.0, 10.0, 10.0]
     assert ceilings.least_seconds(OpCost(400, 60, 40), 50) == 2.0 and not ceilings.is_memory_bound(
         OpCost(400, 60, 40), 50
@@ -279,6 +282,10 @@ def test_the_roofline_takes_the_slower_of_memory_and_arithmetic() -> None:
     )
     # two seconds of each kind
     assert ceilings.least_seconds(OpCost(2000, 60, 40, int8_flops=1600), 50) == 4.0
+    # and half a second of scales, which the plain peak leaves out
+    scaled = OpCost(2000, 60, 40, int8_flops=1600, scale_flops=100)
+    assert ceilings.least_seconds(scaled, 50) == 4.5
+    assert ceilings.least_seconds(scaled, 50, scales=False) == 4.0
 
 
 def test_the_ceilings_of_every_set_of_kernels_are_measured() -> None:
@@ -287,5 +294,9 @@ def test_the_ceilings_of_every_set_of_kernels_are_measured() -> None:
         assert list(found.read_bandwidth) == [1 << 20, 1 << 22]
         assert all(
             1e8 < rate < 1e13
-            for rate in (*found.read_bandwidth.values(), found.int8_peak, found.float_peak)
+            for rate in (
+                *(range.least for range in found.read_bandwidth.values()),
+                found.int8_peak,
+                found.float_peak,
+            )
         )

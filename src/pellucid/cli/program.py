@@ -20,7 +20,8 @@ from ..backends.native.plan import build_plan
 from ..formats.tensor import TensorSpec
 from ..kv.layout import build_layout
 from ..kv_spec import build_kv_specs
-from ..measure.machine import Ceilings, measure_ceilings
+from ..measure.hardware import Ceilings
+from ..measure.machine import measure_ceilings
 from ..models.registry import get_graph
 from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes

@@ -14,48 +14,14 @@ measure at the same time.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from .. import _native
-from ..ops.cost import OpCost
+from ..cpu import detect_cpu
+from .hardware import MEASURED, Ceilings, Range
 
-__all__ = ["WORKING_SETS", "Ceilings", "measure_ceilings"]
+__all__ = ["WORKING_SETS", "measure_ceilings"]
 
 WORKING_SETS = tuple(1 << n for n in range(20, 31))  # 1 MiB … 1 GiB
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What `threads` threads reach at most with the kernels of `isa`."""
-
-    isa: str
-    threads: int
-    read_bandwidth: dict[int, float]  # working set in bytes, rising -> bytes/s
-    int8_peak: float
-    float_peak: float
-
-    def bandwidth_at(self, working_set: int) -> float:
-        """Of the nearest measured working set that is not smaller, or of the largest."""
-        return next(
-            (rate for size, rate in self.read_bandwidth.items() if size >= working_set),
-            [*self.read_bandwidth.values()][-1],
-        )
-
-    def least_seconds(self, cost: OpCost, working_set: int) -> float:
-        """What an op must take, were it as fast as the machine: `working_set` is what is read again
-        and again, such as all weights.
-        """
-        return max(self.arithmetic_seconds(cost), cost.bytes / self.bandwidth_at(working_set))
-
-    def arithmetic_seconds(self, cost: OpCost) -> float:
-        """What its FLOPs take at the peaks: the same multipliers do both kinds, one after the
-        other.
-        """
-        return cost.int8_flops / self.int8_peak + (cost.flops - cost.int8_flops) / self.float_peak
-
-    def is_memory_bound(self, cost: OpCost, working_set: int) -> bool:
-        """Whether moving its bytes takes longer than its arithmetic."""
-        return cost.bytes / self.bandwidth_at(working_set) > self.arithmetic_seconds(cost)
 
 
 def measure_ceilings(
@@ -65,12 +31,17 @@ def measure_ceilings(
     (`backends.native.backend.choose_isa`).
     """
     pool = _native.ThreadPool(threads)
-    bandwidth = {
-        size: _native.measure_read_bandwidth(isa, pool, size, seconds)
-        for size in sorted(working_sets)
-    }
-    peaks = (
-        _native.measure_int8_peak(isa, pool, seconds),
-        _native.measure_float_peak(isa, pool, seconds),
+    return Ceilings(
+        name=detect_cpu().name,
+        source=MEASURED,
+        read_bandwidth={
+            size: Range.of([_native.measure_read_bandwidth(isa, pool, size, seconds)])
+            for size in sorted(working_sets)
+        },
+        peaks={
+            "int8": _native.measure_int8_peak(isa, pool, seconds),
+            "float32": _native.measure_float_peak(isa, pool, seconds),
+        },
+        isa=isa,
+        threads=threads,
     )
-    return Ceilings(isa, threads, bandwidth, *peaks)

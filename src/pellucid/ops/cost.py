@@ -61,6 +61,9 @@ class OpCost:
     bytes_written: int
     # of `flops`, products of bytes: where a backend multiplies so, which a processor does faster
     int8_flops: int = 0
+    # beside `flops`: multiplications by scales that products of quantized weights cannot do
+    # without, a multiplication as 2 (it takes a multiplier as long as a multiply-add does)
+    scale_flops: int = 0
 
     @property
     def bytes(self) -> int:
@@ -77,6 +80,7 @@ class OpCost:
             self.bytes_read + other.bytes_read,
             self.bytes_written + other.bytes_written,
             self.int8_flops + other.int8_flops,
+            self.scale_flops + other.scale_flops,
         )
 
 

@@ -20,6 +20,13 @@ from .plan import bytes_per_row
 
 __all__ = ["StepShape", "entry_cost"]
 
+# Multiplications by scales for each output and 32 inputs: one by the activation's scale, one by
+# each scale of the weight, one by each minimum (csrc/kernels/linear_codes.inc).
+SCALE_PRODUCTS = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), 2),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q3_K", "Q6_K"), 3),
+    "Q2_K": 5,
+}
 QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term of a sum
 
 
@@ -62,7 +69,10 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
             plain = cost.linear(rows, x.width, width, format=format, bias=bool(entry.vectors))
             saved = rows * (x.width * cost.ACTIVATION_BYTES - bytes_per_row(x))
             of_bytes = 2 * rows * x.width * width if x.quantized else 0
-            return OpCost(plain.flops, plain.bytes_read - saved, plain.bytes_written, of_bytes)
+            of_scales = of_bytes * SCALE_PRODUCTS[format] // 32 if x.quantized else 0
+            return OpCost(
+                plain.flops, plain.bytes_read - saved, plain.bytes_written, of_bytes, of_scales
+            )
         case "rms_norm" | "layer_norm":
             norm = _int(a["width"])
             return _by_name(entry.op, rows * (width // norm), norm)
