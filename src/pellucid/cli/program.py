@@ -187,6 +187,7 @@ def _cost(cost: OpCost) -> dict[str, float]:
     return {
         "flops": cost.flops,
         "int8_flops": cost.int8_flops,
+        "scale_flops": cost.scale_flops,
         "bytes": cost.bytes,
         "arithmetic_intensity": cost.arithmetic_intensity,
     }
