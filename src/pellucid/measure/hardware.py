@@ -1,10 +1,10 @@
-"""What a processor can do at most: how fast it reads its memory and how fast it multiplies, measured
+"""What a processor can do at most: how fast it reads memory and how fast it multiplies, measured
 (`measure/machine.py`) or taken from a data sheet (`DATA_SHEETS`).
 
 The roofline of Williams et al. (CACM 2009) follows: an op takes at least as long as its FLOPs, or
-its bytes, take at the ceilings. A quantized product has a lower roof than the plain peak. Each block
-of 32 inputs also multiplies its integers by scales, and these multiplications use the same units
-(`OpCost.scale_flops`).
+its bytes, take at the ceilings. A quantized product has a lower roof than the plain peak. Each
+block of 32 inputs also multiplies its integers by scales, and these multiplications use the same
+units (`OpCost.scale_flops`).
 
 Bandwidth is in bytes/s, peaks are in operations/s (a multiply-add is two).
 """
