@@ -3,8 +3,7 @@ sees them.
 
 A message is {"role": str, "content": str}. Content may be a list of {"type": "text", "text": str}.
 It may be absent or null beside tool calls or reasoning. Other fields (name, tool_calls,
-tool_call_id) are copied as they are. All that one chat holds is bounded in number, length and
-depth.
+tool_call_id) are copied as they are. Everything in a chat is bounded in number, length and depth.
 Reference: OpenAI's chat completions.
 """
 
@@ -18,8 +17,8 @@ __all__ = ["REASONING", "ChatCopier"]
 MAX_MESSAGES = 1 << 15
 MAX_TOOLS = 1 << 10
 MAX_VARIABLES = 64
-MAX_VALUES = 1 << 18  # texts, numbers, lists, mappings and keys of one chat
-MAX_CHARACTERS = 1 << 23  # of one chat
+MAX_VALUES = 1 << 18  # texts, numbers, lists, mappings and keys of one chat together
+MAX_CHARACTERS = 1 << 23  # of all texts of one chat together
 MAX_DEPTH = 32
 MAX_INT_BITS = 1024
 
@@ -34,9 +33,8 @@ class ChatCopier:
         self._characters = 0
 
     def messages(self, messages: object) -> list[dict[str, Any]]:
-        """The messages as plain data. A content is a text, a list of text parts, or None.
-
-        Raises RequestError, which names the place and what is wrong.
+        """The messages as plain data. A content is a text, a list of text parts, or None. Raises
+        RequestError, which names the place and the problem.
         """
         if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
             raise RequestError(
@@ -47,7 +45,7 @@ class ChatCopier:
         return [self._message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
     def tools(self, tools: object) -> list[Any] | None:
-        """The tools as plain data; None where there are none."""
+        """The tools as plain data; None if there are none."""
         if tools is None:
             return None
         if not isinstance(tools, Sequence) or isinstance(tools, str | bytes):
@@ -61,7 +59,7 @@ class ChatCopier:
         return self._plain(tools, "tools") or None
 
     def variables(self, variables: object, reserved: frozenset[str]) -> dict[str, Any]:
-        """Variables for the template as plain data. Those that are `reserved` are refused."""
+        """Variables for the template as plain data. Names in `reserved` are refused."""
         if variables is None:
             return {}
         if not isinstance(variables, Mapping):
@@ -111,7 +109,7 @@ class ChatCopier:
         return plain
 
     def _plain(self, value: Any, where: str, depth: int = 0) -> Any:
-        """A copy in JSON's own types, so that a template cannot reach a method of anything else."""
+        """A copy in JSON's own types, so that a template cannot reach methods of other classes."""
         if depth > MAX_DEPTH:
             raise RequestError(f"{where} is nested more than {MAX_DEPTH} deep")
         self._values += 1
@@ -149,7 +147,7 @@ class ChatCopier:
                 f"{where} is too long; messages, tools and variables may hold {MAX_CHARACTERS} "
                 "characters together"
             )
-        return str.__str__(text)  # of an enum, say
+        return str.__str__(text)  # the plain text of a subclass, such as a str enum
 
 
 def _check_length(values: Sequence[Any] | Mapping[Any, Any], name: str, limit: int) -> None:

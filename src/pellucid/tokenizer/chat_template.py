@@ -1,13 +1,13 @@
 """Chat templates: the Jinja programs that come with a model and turn messages into its prompt.
 
-Messages are checked and copied to plain data here (`chat_messages.py`). A process with limits
-renders them (`template_process.py`). Whatever goes wrong is the request's error, in one sentence.
-The prompt tells what the template wrote from what the caller wrote (`traced_text.py`), so that
-control tokens can be the template's alone (`rendered.py`).
+Messages are checked and copied to plain data (`chat_messages.py`). A process with limits renders
+them (`template_process.py`). Any failure is an error of the request, in one sentence. The prompt
+records which characters the template wrote and which the caller wrote (`traced_text.py`), so that
+only the template can write control tokens (`rendered.py`).
 
-A model may have several templates, by name. Transformers' rule chooses: the one that the caller
-names, else "tool_use" where there are tools, else "default". A caller may also give a text of its
-own. Reference: transformers' `apply_chat_template`.
+A model may have several templates, by name. The choice follows transformers: the one that the
+caller names, else "tool_use" if there are tools, else "default". A caller may also pass the text of
+a template. Reference: transformers' `apply_chat_template`.
 """
 
 import logging
@@ -28,13 +28,13 @@ MAX_TEMPLATES = 64
 _PARAMETERS = "messages tools add_generation_prompt continue_final_message chat_template"
 _FUNCTIONS = "raise_exception strftime_now range dict namespace cycler joiner"
 _RESERVED = frozenset(f"{_PARAMETERS} {_FUNCTIONS}".split())
-_PROCESSES = TemplateProcesses()  # of all models; none is running before the first chat
+_PROCESSES = TemplateProcesses()  # shared by all models; the first chat starts the first process
 
 _log = logging.getLogger(__name__)
 
 
 class ChatTemplate:
-    """The templates of one model, which may be none."""
+    """The templates of one model; there may be none."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class ChatTemplate:
         *,
         processes: TemplateProcesses = _PROCESSES,
     ) -> None:
-        """`templates`: a text, which is the one named "default", or several by name.
-        `special_tokens`: the variables that name tokens, as bos_token. `processes`: where templates
-        run; those of all models, if nothing else is given.
+        """`templates`: the text of the template "default", or several templates by name.
+        `special_tokens`: variables that hold the texts of tokens, such as bos_token. `processes`:
+        where templates run; by default those that all models share.
 
-        Raises FormatError for a template that is too long, or for too many.
+        Raises FormatError for a template that is too long, or for too many templates.
         """
         self._templates = {"default": templates} if isinstance(templates, str) else dict(templates)
         if len(self._templates) > MAX_TEMPLATES:
@@ -63,12 +63,12 @@ class ChatTemplate:
 
     @property
     def source(self) -> str | None:
-        """The text of the default template, where there is one."""
+        """The text of the default template; None if there is none."""
         return self._templates.get("default")
 
     @property
     def names(self) -> list[str]:
-        """The names that `chat_template` may have."""
+        """The names that the argument `chat_template` may have."""
         return sorted(self._templates)
 
     def render(
@@ -81,17 +81,16 @@ class ChatTemplate:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
     ) -> TracedText:
-        """The prompt, in which every text of a message, a tool or a variable is marked as the
-        caller's.
+        """The prompt. Every text from a message, a tool or a variable is marked as the caller's.
 
         `chat_template`: the name of one of the model's templates, or the text of another.
-        `chat_template_kwargs`: more variables for the template, as enable_thinking.
+        `chat_template_kwargs`: more variables for the template, such as enable_thinking.
         `continue_final_message`: the prompt ends where the text of the last message ends.
 
-        Raises RequestError for messages that are malformed, that the template refuses, or for which
-        it does too much, and for a `chat_template` that is none; FormatError or UnsupportedError
-        where the model's own is none, or needs what is not built; CapacityError where no process
-        can be started to render it.
+        Raises RequestError for malformed messages, for messages that the template refuses or that
+        exceed its limits, and for a `chat_template` that is not a template. Raises FormatError or
+        UnsupportedError if the model's own template is invalid or uses unknown features, and
+        CapacityError if no process can be started.
         """
         if continue_final_message and add_generation_prompt:
             raise RequestError(
@@ -122,7 +121,7 @@ class ChatTemplate:
         return TracedText(answer.text, answer.marks)
 
     def _choose(self, chosen: str | None, *, has_tools: bool) -> str:
-        """The template for a request."""
+        """The text of the template for a request."""
         if chosen is None:
             name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
             if name in self._templates:
@@ -152,7 +151,7 @@ class ChatTemplate:
         return chosen
 
     def _tell_unread(self, variables: Mapping[str, Any], source: str) -> None:
-        """Log, once for each name, that the template does not read a variable."""
+        """Log that the template does not read a variable, once for each name."""
         for name in variables.keys() - self._told if len(self._told) < MAX_TEMPLATES else ():
             if name not in source:
                 self._told.add(name)
@@ -167,7 +166,7 @@ def _check_source(source: str, kind: type[FormatError | RequestError]) -> None:
 
 
 def _error(status: Status, text: str, *, is_callers: bool) -> PellucidError:
-    """The error for an answer that is no prompt, without what a terminal could take for control."""
+    """The error for an answer that is no prompt, without control characters for a terminal."""
     text = "".join(char if char.isprintable() else " " for char in text[:1000])
     template = "the chat_template given" if is_callers else "the model's chat template"
     match status:

@@ -1,18 +1,18 @@
-"""Text that grows token by token, of which only what can be shown is shown.
+"""Streaming text: tokens go in, and the text that is safe to show comes out.
 
-Only text that later tokens may still change is held back. That is, at the end of the text so far,
+Only text that later tokens may still change is held back. It stands at the end of the text so far:
 
 - the bytes of an unfinished character (a token may end in the middle of one), and
 - the longest suffix that begins a stop string.
 
-What `push` and `finish` return, put together, is `Tokenizer.decode` of all the tokens, cut before
-the first stop string. It does not depend on how the tokens came. The space that SentencePiece puts
-before a text is taken away at the beginning of a text only: after a prompt's own words, " word"
+The results of `push` and `finish`, joined, are `Tokenizer.decode` of all the tokens, cut before the
+first stop string. They do not depend on how the tokens were grouped. The space that SentencePiece
+puts before a text is removed only at the beginning of a text: " word" after the words of a prompt
 keeps its space.
 
-A stop string counts once it is complete, as soon as one is; of several that end together, the
-longest. Each of them is followed by the automaton of Knuth, Morris & Pratt (SIAM J. Comput. 6,
-1977), so the work per token is the same however long the text.
+The first complete stop string ends the text; of several that end at the same character, the longest
+counts. Each stop string is matched by the automaton of Knuth, Morris & Pratt (SIAM J. Comput. 6,
+1977), so the work per token does not depend on the length of the text.
 """
 
 import codecs
@@ -37,9 +37,9 @@ class Detokenizer:
         skip_special: bool = True,
         min_tokens: int = 0,
     ) -> None:
-        """`prompt_tail`: the last tokens of the prompt, which tell whether this text continues
-        another. `include_stop`: the text ends after the stop string, not before it. Stop strings
-        that the first `min_tokens` tokens complete do not count.
+        """`prompt_tail`: the last tokens of the prompt, which show whether this text continues
+        other text. `include_stop`: the text ends after the stop string, not before it. Stop strings
+        that are complete within the first `min_tokens` tokens do not count.
         """
         self.stopped_by: str | None = None
         self._token_bytes = tokenizer.vocabulary.token_bytes
@@ -61,13 +61,13 @@ class Detokenizer:
         return "".join(self._shown)
 
     def push(self, token_ids: Iterable[int]) -> str:
-        """Take in tokens and return the text that can now be shown. After a stop string tokens
-        change nothing.
+        """Add tokens and return the text that can now be shown. Tokens after a stop string are
+        ignored.
         """
         return self._show("".join([self._take(token_id) for token_id in token_ids]))
 
     def finish(self) -> str:
-        """The rest: no token follows."""
+        """The rest of the text. No token may follow."""
         rest = self._advance(self._decoder.decode(b"", True))
         rest += self._held
         self._held = ""
@@ -87,7 +87,7 @@ class Detokenizer:
         return self._advance(self._decoder.decode(data))
 
     def _advance(self, new: str) -> str:
-        """Let the stop strings see `new`, and return what need not be held back."""
+        """Match `new` against the stop strings, and return the text that need not be held back."""
         text, seen = self._held + new, len(self._held)
         for end, char in enumerate(new, seen + 1):
             complete = [stop for stop in self._stops if stop.advance(char)]
@@ -106,7 +106,7 @@ class Detokenizer:
 
 
 class _StopString:
-    """How much of one stop string the text so far ends with."""
+    """The longest beginning of one stop string with which the text so far ends."""
 
     def __init__(self, text: str) -> None:
         if not text:
@@ -118,7 +118,7 @@ class _StopString:
             self._borders.append(self._longer(self._borders[end], text[end]))
 
     def advance(self, char: str) -> bool:
-        """One more character. True where it completes the stop string."""
+        """Add a character. True if it completes the stop string."""
         self.matched = self._longer(self.matched, char)
         if self.matched < len(self.text):
             return False
@@ -126,7 +126,7 @@ class _StopString:
         return True
 
     def _longer(self, matched: int, char: str) -> int:
-        """How much is matched after `char`, if `matched` characters were before it."""
+        """The number of characters matched after `char`, given `matched` before it."""
         while matched and self.text[matched] != char:
             matched = self._borders[matched]
         return matched + (self.text[matched] == char)

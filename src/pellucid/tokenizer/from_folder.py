@@ -5,11 +5,11 @@
 chat template is `chat_template.jinja`, or else in tokenizer_config.json; further templates lie in
 `additional_chat_templates/`.
 
-Encoding is the library's, as the file says, after the file was checked (`tokenizer_json.py`).
-Decoding is ours, from the bytes of tokens. So the file's decoder is read and not used: it tells
-whether the vocabulary writes bytes GPT-2's way or SentencePiece's (`vocabulary.py`), and any other
-is refused. Truncation and padding, which files sometimes bring along, are turned off. Every file is
-bounded before it is read. Nothing outside the folder is opened.
+The file is checked (`tokenizer_json.py`), and the library then encodes as it says. Decoding is our
+own, from the bytes of tokens. The file's decoder only shows whether the vocabulary writes bytes
+GPT-2's way or SentencePiece's (`vocabulary.py`); any other is refused. Truncation and padding are
+turned off where a file sets them. Every file is bounded in size, and no file outside the folder is
+opened.
 """
 
 import json
@@ -35,9 +35,7 @@ MORE_TEMPLATES = "additional_chat_templates"  # a folder of files NAME.jinja
 
 
 def from_folder(path: Path) -> Tokenizer:
-    """The tokenizer that the folder `path` holds. Raises FormatError for files that are missing or
-    wrong.
-    """
+    """The tokenizer of the folder `path`. Raises FormatError for missing or wrong files."""
     from tokenizers import Tokenizer as RustTokenizer
 
     file = path / "tokenizer.json"
@@ -63,10 +61,10 @@ def from_folder(path: Path) -> Tokenizer:
     ends = _ids(generation.get("eos_token_id", model.get("eos_token_id")), path, "eos_token_id") | (
         {eos} if eos is not None else set()
     )
-    if not ends:  # no file names one: it may stand among the tokens that a config adds
+    if not ends:  # no file names one: it may be among the tokens that a config adds
         ends = {i for i in vocabulary.ends_by_name() if vocabulary.tokens[i] in added}
     prefix, suffix = _around(rust, file)
-    # DeepSeek's file leaves it to the config
+    # DeepSeek's tokenizer.json leaves bos to the config
     if not prefix and bos is not None and config.get("add_bos_token") is True:
         prefix = (bos,)
     ids = {"bos_token": bos, "eos_token": eos}
@@ -119,7 +117,7 @@ def _add_tokens(rust: "tokenizers.Tokenizer", listed: object, file: Path) -> set
 
 
 def _read_decoder(rust: "tokenizers.Tokenizer", file: Path) -> tuple[bool, bool]:
-    """(does the vocabulary write bytes GPT-2's way, does decoding take away a leading space)."""
+    """(the vocabulary writes bytes GPT-2's way, decoding removes a leading space)."""
     steps: list[dict[str, Any]] = []
     if rust.decoder is not None:
         state: dict[str, Any] = json.loads(rust.decoder.__getstate__())
@@ -167,7 +165,7 @@ def _read_vocabulary(rust: "tokenizers.Tokenizer", byte_level: bool, file: Path)
 
 
 def _around(rust: "tokenizers.Tokenizer", file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the file's post-processor puts before and after a text, found by trying."""
+    """The ids that the file's post-processor puts before and after a text, found by encoding one."""
     with library_errors(FormatError, f"{file} cannot encode the letter a"):
         whole, bare = (
             rust.encode("a", add_special_tokens=special).ids for special in (True, False)
@@ -184,7 +182,7 @@ def _around(rust: "tokenizers.Tokenizer", file: Path) -> tuple[tuple[int, ...], 
 def _named_token(
     name: str, configs: tuple[Mapping[str, Any], ...], rust: "tokenizers.Tokenizer", path: Path
 ) -> int | None:
-    """The id of "bos" or "eos": by the text in tokenizer_config.json, else by an id in the other
+    """The id of "bos" or "eos": from the text in tokenizer_config.json, else an id in the other
     two.
     """
     text = _token_text(configs[0].get(f"{name}_token"))
@@ -209,9 +207,7 @@ def _token_text(value: object) -> str | None:
 
 
 def _ids(value: object, path: Path, key: str, *, first: bool = False) -> set[int]:
-    """Ids as configs write them: none, one, or a list; of a list only the `first`, if that is
-    asked.
-    """
+    """Ids as configs write them: none, one, or a list. `first`: only the first of a list."""
     listed = value if isinstance(value, list) else [] if value is None else [value]
     for token_id in listed:
         if (
@@ -228,8 +224,8 @@ def _ids(value: object, path: Path, key: str, *, first: bool = False) -> set[int
 def _read_chat_template(
     path: Path, config: Mapping[str, Any], names: Mapping[str, str]
 ) -> ChatTemplate | None:
-    """The templates by name: those of tokenizer_config.json, and over them those in files of their
-    own, as in transformers.
+    """The templates by name. Templates in files of their own replace those of
+    tokenizer_config.json, as in transformers.
     """
     given = config.get("chat_template")
     named: dict[Any, Any] = {} if given is None else {"default": given}
@@ -245,14 +241,14 @@ def _read_chat_template(
     if is_there(path / TEMPLATE):
         named["default"] = _read_text(path, TEMPLATE, MAX_CONFIG_BYTES)
     files = sorted((path / MORE_TEMPLATES).glob("*.jinja"))
-    for file in files[: MAX_TEMPLATES + 1]:  # one more is refused, and no file is left out
+    for file in files[: MAX_TEMPLATES + 1]:  # one too many, so that it is refused
         name = file.relative_to(path).as_posix()
         named[file.stem] = _read_text(path, name, MAX_CONFIG_BYTES)
     return ChatTemplate(named, names) if named else None
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
-    """The object in a file that need not be there."""
+    """The JSON object in a file; empty if there is no such file."""
     if not is_there(path / name):
         return {}
     return read_json(path / name, MAX_CONFIG_BYTES, within=path)

@@ -1,16 +1,16 @@
 """A tokenizer from the metadata of a GGUF file (`tokenizer.*`).
 
-Two kinds of vocabulary are encoded in one way. Byte-level BPE ("gpt2") has its merges in the file
-and cuts text into words first (`pretokenizers.py`). SentencePiece ("llama": Llama 2, Mistral,
-Gemma) has scores, from which the same kind of merges follow (`sentencepiece.py`). Either becomes a
-BPE model of the `tokenizers` library.
+There are two kinds of vocabulary. Byte-level BPE ("gpt2") has its merges in the file and cuts text
+into words first (`pretokenizers.py`). SentencePiece ("llama": Llama 2, Mistral, Gemma) has scores,
+and its merges are derived from them (`sentencepiece.py`). Both become a BPE model of the
+`tokenizers` library.
 
-Token ids are llama.cpp's, with two exceptions that it would be wrong to copy. No merge makes a
-control token, so that plain text never turns into one. And text is composed first (NFC) for the
-families that were trained so. Where the file says nothing, defaults are llama.cpp's too.
+Token ids are those of llama.cpp, with two exceptions. No merge makes a control token, so plain text
+never becomes one. Text is composed first (NFC) for the families that were trained so. Defaults for
+absent keys are llama.cpp's too.
 
-The file comes from a stranger: types, lengths, ids and merges are checked before anything is built
-from them. Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
+The file is untrusted: types, lengths, ids and merges are checked before anything is built.
+Reference: docs/gguf.md in ggml; src/llama-vocab.cpp in llama.cpp.
 """
 
 import reprlib
@@ -35,11 +35,11 @@ __all__ = ["from_gguf"]
 
 
 def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
-    """The tokenizer that `metadata` (key -> int, float, bool, str or list of one of them)
-    describes.
+    """The tokenizer that `metadata` describes (key -> int, float, bool, str, or a list of one
+    type).
 
-    Raises FormatError where the metadata contradicts itself, UnsupportedError where it asks for a
-    tokenizer that is not built.
+    Raises FormatError if the metadata contradicts itself, UnsupportedError if it asks for a kind of
+    tokenizer that is not supported.
     """
     model = _string(metadata, "model", None)
     if model not in ("gpt2", "llama"):
@@ -84,7 +84,7 @@ def _read_vocabulary(metadata: Mapping[str, object], *, byte_level: bool) -> Voc
     tokens: list[str] = list(_list(metadata, "tokens", str))
     for i, text in enumerate(tokens):
         if not text:
-            tokens[i] = f"[EMPTY_{i}]"  # a name, so that texts stay distinct
+            tokens[i] = f"[EMPTY_{i}]"  # so that all texts are distinct
     if len(set(tokens)) != len(tokens):
         twice = next(text for text, count in Counter(tokens).items() if count > 1)
         raise FormatError(f"tokenizer.ggml.tokens holds {twice[:80]!r} twice; tokens must differ")
@@ -215,8 +215,8 @@ def _sentencepiece(
 
 
 def _is_phi3(metadata: Mapping[str, object], model: str) -> bool:
-    """Whether the special tokens of the model take in the white space after them. A GGUF file does
-    not say so; llama.cpp tells Phi-3 by its name.
+    """Whether special tokens also match the white space after them. A GGUF file does not say so;
+    llama.cpp recognizes Phi-3 by its name.
     """
     name = str(metadata.get("general.name", "")).lower()
     return (
@@ -229,8 +229,8 @@ def _is_phi3(metadata: Mapping[str, object], model: str) -> bool:
 def _add_fixed_tokens(
     rust: "tokenizers.Tokenizer", vocabulary: Vocabulary, *, swallow_space: bool
 ) -> None:
-    """Let the library find in text the tokens that have a fixed text. `swallow_space`: with the
-    white space after them.
+    """Make the library find tokens with a fixed text. `swallow_space`: with the white space after
+    them.
     """
     from tokenizers import AddedToken
 

@@ -1,4 +1,4 @@
-"""The tokenizer that came with a model, wherever it is written."""
+"""The tokenizer of a model, from its GGUF file or its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,14 +1,14 @@
-"""How text is cut into words before byte-level BPE: one row per kind of vocabulary, found by the
-name in `tokenizer.ggml.pre`.
+"""How text is cut into words before byte-level BPE: one row per kind of vocabulary, by the name in
+`tokenizer.ggml.pre`.
 
-BPE never merges across the border of a word, so the cut decides which tokens are possible. A
-pre-tokenizer is a list of regular expressions. Each cuts the pieces that the one before has left; a
-match is a piece, and so is the text between two matches. Some families compose text first (NFC).
+BPE never merges across the border of a word, so these borders decide which tokens are possible. A
+pre-tokenizer is a list of regular expressions. Each one cuts the pieces that the previous one made:
+a match is a piece, and so is the text between two matches. Some families compose text first (NFC).
 GGUF files do not say so and llama.cpp does not do it, but the models were trained that way.
 
 The expressions are those that the models' authors published with their vocabularies, and the names
-are GGUF's. A name that is not in the table is refused: a text that is cut in the wrong places gives
-a model that runs and answers badly. SentencePiece vocabularies have no pre-tokenizer.
+are GGUF's. An unknown name is refused: with the wrong borders a model would run and answer badly.
+SentencePiece vocabularies have no pre-tokenizer.
 """
 
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ __all__ = ["PreTokenizer", "get_pretokenizer"]
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """How one kind of byte-level BPE vocabulary cuts text, and what its files leave unsaid."""
+    """How one kind of byte-level BPE vocabulary cuts text, and defaults that its files leave out."""
 
     patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
+    ignore_merges: bool = False  # a whole word that is a token is not split by the merges
     add_bos: bool = False  # where the file does not say
     nfc: bool = False  # whether text is composed first (Unicode's normal form C)
 
 
 def get_pretokenizer(name: str) -> PreTokenizer:
-    """The row called `name`; an error that lists the known names where there is none."""
+    """The row called `name`. Raises UnsupportedError, with the known names, if there is none."""
     if name not in _TABLE:
         raise UnsupportedError(
             f"tokenizer.ggml.pre is {name[:80]!r}; known pre-tokenizers are "
@@ -46,7 +46,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _tiktoken(numbers: str, letter: str = r"\p{L}", neither: str = r"\p{L}\p{N}") -> str:
-    """The family of GPT-4's expression: contractions in any case, a word with the one sign before
+    """GPT-4's expression and its variants: contractions in any case, a word with one sign before
     it, numbers, signs, spaces.
     """
     return (
@@ -61,8 +61,7 @@ _TEKKEN = (
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
 
-# DeepSeek's first two vocabularies list their letters one range after the other: the scripts that
-# know capitals.
+# DeepSeek's first two vocabularies list the ranges of their letters: scripts with capitals.
 _CASED = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d"
     "\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5"
@@ -78,15 +77,15 @@ _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _WIDE_SIGNS = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
 _TRAILING = (
-    # published without the look behind, which changes no match and keeps long runs of spaces from
-    # costing their square
+    # published without the look-behind, which changes no match and makes long runs of spaces take
+    # linear time
     r"(?<!\s)\s+$"
 )
 _ASCII_SIGNS = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
 
 _TABLE: Mapping[str, PreTokenizer] = MappingProxyType(
     {
-        # what GGUF files without a name mean
+        # the meaning of GGUF files without a name
         "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
         **dict.fromkeys(("gpt-2", "phi-2", "exaone4"), PreTokenizer((_GPT2,))),
         **dict.fromkeys(("mpt", "olmo"), PreTokenizer((_GPT2,), nfc=True)),  # GPT-NeoX's

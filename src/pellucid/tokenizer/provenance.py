@@ -1,12 +1,12 @@
-"""What becomes of the marks of a `TracedText` in each operation of a template.
+"""How each operation of a template carries the marks of a `TracedText` to its result.
 
-An operation that cuts and joins texts cuts and joins their marks with them. A template's own texts
-are plain str. Where the characters of a result cannot be followed one by one (JSON, an indented
-text, a list written out), all of them count as the caller's.
+An operation that cuts and joins texts also cuts and joins their marks. A template's own texts are
+plain str. If the characters of a result cannot be traced one by one (JSON, an indented text, a list
+written out), all of them count as the caller's.
 
-The sandbox asks here about every method, filter and operator that a template may use. None of them
-may lose a mark, for then a user could write control tokens. This module knows neither Jinja nor
-tokens.
+The sandbox calls this module for every method, filter and operator that a template may use. None of
+them may lose a mark, because a user could then write control tokens. This module knows neither
+Jinja nor tokens.
 """
 
 import re
@@ -31,7 +31,7 @@ __all__ = [
     "traced_format",
 ]
 
-# a place of a text for "%": its name, and how a value is written; three digits of width at most
+# a conversion of "%": its name and how a value is written; the width has three digits at most
 _PERCENT = re.compile(
     r"%(?:\((?P<name>[^()]*)\))?(?P<how>[-+ #0]{0,5}\d{0,3}(?:\.\d{0,3})?[a-zA-Z%])"
 )
@@ -40,8 +40,8 @@ _STRIPS = frozenset(("lstrip", "removeprefix", "removesuffix", "rstrip", "strip"
 
 
 class ForeignMarkup(Markup):
-    """A caller's text after a filter that escapes. Its methods give the same class, so every text
-    that is made of it is the caller's.
+    """A caller's text after a filter that escapes. Its methods return the same class, so every text
+    made from it is the caller's.
     """
 
     def __str__(self) -> str:
@@ -49,12 +49,12 @@ class ForeignMarkup(Markup):
 
 
 def as_text(value: Any) -> str:
-    """str(value). The text of any value but a str counts as the caller's."""
+    """str(value). The text of a value that is not a str counts as the caller's."""
     return value if isinstance(value, str) else whole(str(value))
 
 
 def joined(parts: Iterable[str], between: str = "") -> str:
-    """`between.join(parts)`. A plain str where all of it is the template's."""
+    """`between.join(parts)`. A plain str if all of it is the template's."""
     listed = list(parts)
     text = str.__str__(between).join(listed)
     if not any(map(_is_foreign, [between, *listed])):
@@ -64,7 +64,7 @@ def joined(parts: Iterable[str], between: str = "") -> str:
 
 def replaced(text: str, old: str, new: str, count: int = -1) -> str:
     """`text.replace(old, new, count)`."""
-    if not old:  # between all characters
+    if not old:  # it is inserted between all characters
         return _whole_if(_is_foreign(text) or _is_foreign(new), text.replace(old, new, count))
     return joined(_strided(text, text.split(old, count), len(old)), new)
 
@@ -72,7 +72,7 @@ def replaced(text: str, old: str, new: str, count: int = -1) -> str:
 def of_method(
     method: BuiltinMethodType, args: Sequence[Any], named: Mapping[str, Any], result: Any
 ) -> Any:
-    """The `result` of a method of str with its marks."""
+    """The `result` of a str method, with marks."""
     text, name = method.__self__, method.__name__
     assert isinstance(text, str)
     if name == "join":
@@ -90,11 +90,11 @@ def of_method(
     if name in ("rsplit", "split"):
         separator = args[0] if args else named.get("sep")
         return _found(text, result) if separator is None else _strided(text, result, len(separator))
-    return _found(text, result) if name == "splitlines" else result  # a number, or yes or no
+    return _found(text, result) if name == "splitlines" else result  # a number or a bool
 
 
 def of_operator(operator: str, left: Any, right: Any, result: Any) -> Any:
-    """The `result` of an operator between two values with its marks."""
+    """The `result` of an operator between two values, with marks."""
     if not isinstance(result, str):
         return result
     if isinstance(result, Markup):
@@ -106,7 +106,7 @@ def of_operator(operator: str, left: Any, right: Any, result: Any) -> Any:
 
 
 def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
-    """The `result` of a filter that makes a text of `value`, with its marks."""
+    """The `result` of a filter that makes a text from `value`, with marks."""
     text = as_text(value)
     # no text is escaped when it is written out, so "safe" has no effect
     if name in ("safe", "string"):
@@ -121,13 +121,13 @@ def of_filter(name: str, value: Any, args: Sequence[Any], result: Any) -> Any:
 
 
 def percent(text: str, values: Any) -> str:
-    """`text % values`. Raises TypeError and ValueError as Python does; ValueError too for a width
+    """`text % values`. Raises TypeError and ValueError as Python does, and ValueError for a width
     of more than three digits.
     """
     rest = iter(
         values if isinstance(values, tuple) else () if isinstance(values, dict) else [values]
     )
-    # literals and values, by turns
+    # literals and values alternate
     parts, start = [], 0
     for place in _PERCENT.finditer(text):
         parts.append(text[start : place.start()])
@@ -140,11 +140,11 @@ def percent(text: str, values: Any) -> str:
         except StopIteration:
             raise TypeError("not enough arguments for format string") from None
         made = f"%{how}" % (value,)
-        # a number of the caller's may be any character
+        # "%c" makes any character of a caller's number
         is_foreign = _is_foreign(value) or _is_foreign(text) or how.endswith("c")
         parts.append(value if made == value else _whole_if(is_foreign, made))
     parts.append(text[start:])
-    # nothing is left over
+    # no "%" and no value may be left over
     if any("%" in literal for literal in parts[::2]):
         raise ValueError("unsupported format character")
     if next(rest, rest) is not rest:
@@ -155,7 +155,7 @@ def percent(text: str, values: Any) -> str:
 def traced_format(
     formatter: type[Formatter], *options: Any
 ) -> Callable[[str, Sequence[Any], Mapping[str, Any]], str]:
-    """`text.format(…)` by a class of formatters, with marks."""
+    """`text.format(…)` with marks, by a class of formatters."""
 
     class Traced(formatter):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:
@@ -193,7 +193,7 @@ def _whole_if(is_foreign: bool, text: str) -> str:
 
 
 def _is_foreign(value: Any) -> bool:
-    """May a text made of `value` hold what a caller wrote?"""
+    """Whether a text made from `value` may hold text of the caller."""
     return isinstance(value, TracedText | ForeignMarkup) or not isinstance(
         value, str | int | float | None
     )
@@ -206,8 +206,8 @@ def _marks(text: str) -> bytes:
 
 
 def _same_places(text: str, result: str) -> TracedText:
-    """The marks of a text whose characters were each replaced. A rare one becomes two ("ß"): then
-    all of the result is the caller's.
+    """`result`, whose characters replace those of `text` one by one, with the same marks. If the
+    lengths differ ("ß" becomes two characters), all of the result is the caller's.
     """
     return TracedText(result, _marks(text)) if len(result) == len(text) else whole(result)
 
@@ -220,7 +220,7 @@ def _stripped(text: TracedText, name: str, args: Sequence[Any], result: str) -> 
 
 
 def _strided(text: str, parts: Sequence[str], between: int) -> list[str]:
-    """`parts` of `text`, which lie in order with `between` characters from one to the next."""
+    """`parts` of `text`, with marks. They lie in order, `between` characters apart."""
     if not isinstance(text, TracedText):
         return list(parts)
     cut, start = [], 0
@@ -231,7 +231,9 @@ def _strided(text: str, parts: Sequence[str], between: int) -> list[str]:
 
 
 def _found(text: TracedText, parts: Sequence[str]) -> list[str]:
-    """`parts` of `text`, in order. Only separators lie between them; no part begins with one."""
+    """`parts` of `text` in order, with marks. Only separators lie between them; no part begins with
+    one.
+    """
     cut, start = [], 0
     for part in parts:
         start = text.find(part, start)

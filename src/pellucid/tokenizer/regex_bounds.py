@@ -1,14 +1,14 @@
-r"""Which regular expressions of a tokenizer may run: those whose time grows with a text's length,
-and not with its square or worse.
+r"""Which regular expressions of a tokenizer may run: those that take time in proportion to the
+text.
 
-The `tokenizers` library runs them on a backtracking engine (Oniguruma). A pattern of a stranger can
-take hours there, or end in a panic when the engine gives up. So a pattern is parsed here first. It
-passes if each of its alternatives is of one of two kinds:
+The `tokenizers` library runs them on a backtracking engine (Oniguruma). There a pattern from an
+untrusted file can take hours, or end in a panic when the engine gives up. So each pattern is parsed
+here first. It passes if each of its alternatives is of one of two kinds:
 
 - A beginning of bounded length, then at most one repetition without an upper bound, then nothing
-  that can fail. Once such an alternative has read a long run it matches, and the run is done.
-- One of a few alternatives that models are published with and that read a run in vain, provided
-  that another alternative of the pattern then matches that run (`_RUNS`).
+  that can fail. After reading a long run such an alternative matches, so the run is read once.
+- One of a few published alternatives that may read a run and then fail, beside another alternative
+  that then matches the run (`_RUNS`).
 
 Syntax: Oniguruma's, without back references, recursion and conditions.
 """
@@ -24,10 +24,10 @@ __all__ = ["check_regex"]
 MAX_PATTERN = 8192  # characters
 MAX_REPEAT = 256  # of a bounded repetition
 MAX_LENGTH = 4096  # characters that the bounded part of an alternative may match
-MAX_WAYS = 4096  # of matching the bounded part of an alternative
+MAX_WAYS = 4096  # to match the bounded part of an alternative
 MAX_DEPTH = 16
 
-# White space: an alternative that may read a run and fail -> one of these must be there too.
+# An alternative that may read a run of white space and fail needs one of these beside it.
 _SPACE_RUNS = (r"\s+(?!\S)", r"\s+", r"\s+(?=\S)")
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -44,7 +44,7 @@ _RUNS = {
 }
 # A whole pattern whose repetition takes all that it can, so that what must not follow does not.
 _PUBLISHED = frozenset({r"(?:\r?\n)+(?!\r?\n)"})
-# These read a run of white space and give back one character at most, or look behind first.
+# These read a run of white space and give back at most one character, or look behind first.
 _SOUND = frozenset({r"\s+(?!\S)", r"(?<!\s)\s+$"})
 
 _ESCAPE = re.compile(
@@ -63,8 +63,8 @@ class _Size:
 
     least: int
     most: int | None
-    may_fail: bool  # on a text of which nothing is known
-    ways: int = 1  # in how many ways its bounded part may be matched: what backtracking may try
+    may_fail: bool  # on some text
+    ways: int = 1  # ways to match its bounded part, which backtracking may try
 
 
 def check_regex(pattern: str, where: str) -> None:
@@ -103,7 +103,7 @@ class _Parser:
             raise _Unbounded(f"a parenthesis too many at character {self.at}")
 
     def _alternatives(self, depth: int) -> _Size:
-        """Read alternatives up to the end of their group, and tell what they match together."""
+        """Read alternatives up to the end of their group. Returns their size together."""
         if depth > MAX_DEPTH:
             raise _Unbounded(f"groups are nested more than {MAX_DEPTH} deep")
         found: list[tuple[str, _Size | None]] = []
@@ -125,15 +125,17 @@ class _Parser:
         )
 
     def _sequence(self, depth: int) -> _Size | None:
-        """Read one alternative. None: it is of neither kind by its structure, and may be known."""
+        """Read one alternative. None: its structure is not of the first kind; it may be of the
+        second.
+        """
         least, most, may_fail, sound, ways = 0, 0, False, True, 1
         bounded = True  # no repetition without an upper bound so far
         while (char := self._peek()) and char not in "|)":
             item = self._item(depth)
             if not bounded and (item.may_fail or item.least):
-                sound = False  # it reads a run, and then this may fail
+                sound = False  # after reading a run, this may fail
             if item.most is None:
-                # what it reads before the run is the least, of bounded length
+                # the part before the run, of bounded length
                 bounded = False
             else:
                 most += item.most
@@ -248,7 +250,7 @@ class _Parser:
 
 
 def _bounds(sign: str, match: re.Match[str]) -> tuple[int, int | None]:
-    """(least, most) times of a repetition."""
+    """(fewest, most) times of a repetition."""
     if sign != "{":
         return {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
     low = int(match[1])
@@ -256,7 +258,7 @@ def _bounds(sign: str, match: re.Match[str]) -> tuple[int, int | None]:
 
 
 def _known(branch: str, branches: Sequence[str]) -> _Size:
-    """An alternative that is sound for a reason of its own, or beside another one."""
+    """An alternative of the second kind: sound by itself or beside another one of `branches`."""
     # one optional character before it changes nothing
     bare = re.sub(r"^\[\^?[^\[\]]*\]\?\+?", "", branch)
     tails = {re.sub(r"^\[\^?[^\[\]]*\]\?\+?", "", other) for other in branches}

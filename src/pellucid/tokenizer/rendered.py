@@ -1,16 +1,15 @@
 """The token ids of a rendered chat prompt, in which only the template writes control tokens.
 
-A control token counts where its first and its last character are the template's. Any other is cut
-like all text, so no message, role, tool or variable of a caller can end a turn or begin one,
-whatever it spells. A caller's text may lie between the two ends: some templates write "<|", the
-role and "|>". Tokens that are not for control but have a fixed text are found everywhere, as
-always.
+A control token counts only if the template wrote its first and its last character. Any other
+spelling of one is encoded as plain text. So no message, role, tool or variable of a caller can end
+a turn or begin one. The caller's text may lie between the two ends: some templates write "<|", the
+role and "|>". Tokens with a fixed text that are not control tokens are found everywhere.
 
-Almost no prompt spells a control token that it may not. So a prompt is first encoded as trusted
-text. If each control token found is the template's, that is the answer. If not, the template's
-control tokens are replaced by stand-ins, which are texts that occur nowhere in the prompt. A
-tokenizer made for this one prompt knows the stand-ins in place of the control tokens, so the text
-between them is cut at the same borders as before.
+A prompt is first encoded as trusted text. If the template wrote every control token that is found,
+that is the result; this is the usual case. Otherwise the template's control tokens are replaced by
+stand-ins: texts that occur nowhere in the prompt. A tokenizer made for this one prompt knows the
+stand-ins instead of the control tokens, so the text between them is cut at the same borders as
+before.
 """
 
 import os
@@ -31,7 +30,7 @@ _END = ""  # no character
 
 
 class _Tree(dict[str, "_Tree"]):
-    """The texts that go on from here, by their next character."""
+    """A prefix tree: the subtrees by the next character."""
 
 
 class RenderedEncoder:
@@ -53,8 +52,8 @@ class RenderedEncoder:
     def encode(self, text: TracedText) -> list[int]:
         """The token ids of `text`. Errors of the `tokenizers` library pass through.
 
-        Raises RequestError where the merges of the vocabulary make a control token of what the
-        caller wrote, so that it cannot be written as text.
+        Raises RequestError if the vocabulary's merges make a control token from the caller's text,
+        so that it cannot be encoded as plain text.
         """
         plain = text.plain
         encoding = self._rust.encode_batch([plain], add_special_tokens=False)[0]
@@ -65,8 +64,8 @@ class RenderedEncoder:
         return ids
 
     def _is_written(self, text: TracedText, name: str, start: int, end: int) -> bool:
-        """Is the control token at this place the template's? Some tokens swallow white space
-        around them, which may be anyone's.
+        """Whether the template wrote the control token at this place. White space around it, which
+        some tokens match too, may be the caller's.
         """
         at = str.find(text, name, start, end)
         return at >= 0 and not text.foreign[at] and not text.foreign[at + len(name) - 1]
@@ -75,14 +74,16 @@ class RenderedEncoder:
         from tokenizers import AddedToken
 
         plain = text.plain
+        # replace the template's control tokens by stand-ins
         while (nonce := os.urandom(8).hex()) in plain:
             pass
-        stand_ins: dict[str, str] = {}  # by the control token
+        stand_ins: dict[str, str] = {}  # by control token
         parts, last = [], 0
         for start, end in self._written(text):
             stand_in = stand_ins.setdefault(plain[start:end], f"<{nonce}:{len(stand_ins)}>")
             parts += [plain[last:start], stand_in]
             last = end
+        # a tokenizer that knows the stand-ins in place of the control tokens
         rust = tokenizer_like(self._rust)
         rust.add_tokens(self._fixed)
         for name, stand_in in stand_ins.items():
@@ -96,10 +97,11 @@ class RenderedEncoder:
         control = {
             rust.token_to_id(stand_in): self._ids[name] for name, stand_in in stand_ins.items()
         }
+        # encode; then give the stand-ins the ids of their control tokens
         cut = "".join([*parts, plain[last:]])
         encoding = rust.encode_batch([cut], add_special_tokens=False)[0]
         for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            # an unknown token may stand here for text that has no token
+            # the unknown token may be a control token too; it does not spell its name
             if token_id in self._names and self._names[token_id] in cut[start:end]:
                 raise RequestError(
                     f"the messages hold {self._names[token_id]!r}, of which this vocabulary makes "
@@ -108,7 +110,9 @@ class RenderedEncoder:
         return [control.get(token_id, token_id) for token_id in encoding.ids]
 
     def _written(self, text: TracedText) -> Iterator[tuple[int, int]]:
-        """The places of the template's control tokens: from left to right, the longest at each."""
+        """The places of the template's control tokens, from left to right; the longest at each
+        place.
+        """
         plain, end = text.plain, 0
         for run in re.finditer(rb"\0+", text.foreign):
             start = max(run.start(), end)
@@ -119,8 +123,8 @@ class RenderedEncoder:
                 start = max(start + 1, end)
 
     def _length_at(self, plain: str, foreign: bytes, start: int) -> int:
-        """The length of the longest control token at `start` with a last character of the
-        template's; 0 where there is none.
+        """The length of the longest control token at `start` whose last character the template
+        wrote; 0 if there is none.
         """
         node, length = self._tree, 0
         for at in range(start, len(plain)):
@@ -133,7 +137,7 @@ class RenderedEncoder:
 
 
 def _tree_of(texts: Iterable[str]) -> _Tree:
-    """A tree with a path for each text, a character a step. Where a text ends, there is _END."""
+    """The prefix tree of the texts. The end of a text is marked by _END."""
     root = _Tree()
     for text in texts:
         node = root

@@ -1,13 +1,13 @@
-"""Processes that render chat templates, so that a template cannot harm the process that serves.
+"""Processes that render chat templates, so that a template cannot harm the engine's process.
 
-A template is a program by a stranger. One call of it into C (a search, a sort, a hash of nested
+A template is an untrusted program. One of its calls into C (a search, a sort, a hash of nested
 values) can take minutes, gigabytes or the whole C stack, and no check in Python can interrupt it.
-So templates run in processes of their own (`template_worker.py`) with limits on CPU time, memory
-and wall-clock time. The caller waits at a socket: other threads run, and signals are handled.
+So templates run in processes of their own (`template_worker.py`), with limits on CPU time, memory
+and wall-clock time. The caller waits at a socket, so other threads run and signals are handled.
 
-A process is started when the first chat is rendered, and serves one rendering after another. It is
-replaced after a crash, a limit on time, or an interrupted wait. Up to MAX_PROCESSES render at the
-same time. A fork of this process starts its own. When this process ends, so do they.
+The first chat starts a process, which then serves one rendering after another. It is replaced after
+a crash, an exceeded limit or an interrupted wait. Up to MAX_PROCESSES render at the same time. A
+fork of the engine's process starts its own. They end when the engine's process ends.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ MEMORY_BYTES = 1 << 29  # of a process, its 25 MB of Python included
 MAX_ANSWER_BYTES = 48 << 20  # the sandbox lets a prompt have 8 million characters
 MAX_PROCESSES = 4
 
-# Finds modules in the folders of the two packages, without their __init__, which would import the
-# tokenizers and NumPy.
+# Imports modules from the folders of the two packages without running their __init__, which would
+# import the tokenizers and NumPy.
 _START = """
 import importlib, json, sys, types
 folders, sys.path[:], limits = json.loads(sys.argv[1])
@@ -51,7 +51,7 @@ importlib.import_module("pellucid.tokenizer.template_worker").serve(*limits)
 
 
 class Answer(NamedTuple):
-    """What a process made of a job."""
+    """The result of a job."""
 
     status: Status
     text: str
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 
 class TemplateProcesses:
-    """A few processes, each busy with one job at a time. Any thread may ask."""
+    """A few processes, each with one job at a time. Any thread may call `ask`."""
 
     def __init__(
         self,
@@ -75,20 +75,19 @@ class TemplateProcesses:
         self._forget()
 
     def _forget(self) -> None:
-        """Begin with no process."""
+        """Start without any process."""
         self._owner = os.getpid()
         self._places = [_Place(threading.Lock()) for _ in range(self._max_processes)]
 
     def ask(self, job: dict[str, Any]) -> Answer:
-        """Render a job (`template_worker.py`). Raises CapacityError where no process can be
-        started.
-        """
-        if self._owner != os.getpid():  # this is a fork, and the sockets are its parent's
+        """Render a job (`template_worker.py`). Raises CapacityError if no process can be started."""
+        if self._owner != os.getpid():  # after a fork: the sockets belong to the parent
             self._forget()
         data = encode(json.dumps(job, ensure_ascii=False))
-        # The first free place; if all are busy, any.
+        # take the first free place; if all are busy, wait for any
         free = (place for place in self._places if not place.lock.locked())
         place = next(free, None) or random.choice(self._places)
+        # render; keep the process if it can serve another job
         with place.lock:
             process, place.process = place.process, None
             if process is None or not process.is_running:
@@ -107,10 +106,10 @@ class TemplateProcesses:
 
 @dataclass(slots=True)
 class _Place:
-    """Room for one process, and the lock of whoever uses it.
+    """Room for one process, and the lock of its user.
 
-    A plain lock per place and no semaphore: Ctrl-C in the Python code of a semaphore could lose a
-    place for ever.
+    Each place has a plain lock instead of a shared semaphore: Ctrl-C within a semaphore's Python
+    code could lose a place for good.
     """
 
     lock: threading.Lock
@@ -139,7 +138,7 @@ class _Process:
                         stdout=nothing,
                         stderr=nothing,
                         pass_fds=(fd,),
-                        start_new_session=True,  # Ctrl-C in a terminal is not for it
+                        start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
                     )
                 except OSError as error:
                     raise CapacityError(
@@ -162,12 +161,12 @@ class _Process:
 
     @property
     def is_running(self) -> bool:
-        """Nobody killed it while it was idle."""
+        """Whether it is alive: it may have been killed while idle."""
         return self._process.poll() is None
 
     def ask(self, job: bytes, seconds: float) -> Answer:
-        """The answer to a job. A process that ends or is late gives a LIMITED one, and is no longer
-        usable.
+        """The answer to a job. If the process ends or is late, the answer is LIMITED and the
+        process is no longer usable.
         """
         deadline = time.monotonic() + seconds
         self.is_usable = False
@@ -200,7 +199,7 @@ class _Process:
         return bytes(data)
 
     def _end(self) -> str:
-        """Why the process has ended, as a clause about the template."""
+        """Why the process ended, as a clause about the template."""
         try:
             code = self._process.wait(timeout=5.0)
         except subprocess.TimeoutExpired:
@@ -213,10 +212,10 @@ class _Process:
 
 
 def _kill(process: "subprocess.Popen[bytes]", ours: socket.socket, owner: int) -> None:
-    """End a process. In a fork of its owner, only let go of it."""
+    """End a process. In a fork of its owner, only close the socket."""
     ours.close()
     if os.getpid() != owner:
-        process.returncode = 0  # so that nobody there waits for it
+        process.returncode = 0  # so that the fork does not wait for it
         return
     if process.poll() is None:
         process.kill()
@@ -229,7 +228,7 @@ def _folders() -> dict[str, str]:
 
 
 def _paths() -> list[str]:
-    """Our own path, and the folders of Jinja, should a hook have imported it from elsewhere."""
+    """Our own path, and the folders of Jinja in case a hook imported it from elsewhere."""
     found = [find_spec(name) for name in ("jinja2", "markupsafe")]
     folders = [str(Path(spec.origin).parents[1]) for spec in found if spec and spec.origin]
     return [*filter(None, sys.path), *folders]

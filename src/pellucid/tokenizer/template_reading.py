@@ -1,15 +1,15 @@
-"""How a chat template reads its messages, and messages put into the form that it reads.
+"""Which form of messages a chat template reads, and how messages are converted to it.
 
-Clients write a message in several ways that mean the same, and a template usually reads one of
-them. So four things are looked up in its syntax tree, and the messages are given to match:
+Clients write the same message in several forms, and a template usually reads one of them. So four
+things are looked up in its syntax tree, and the messages are converted to match:
 
 - content: a text, or a list of parts where the template has a loop over parts (vLLM's rule);
-- no content, beside tool calls: null where the template asks whether it is, else an empty text;
-- the arguments of a tool call: a mapping, or JSON where the template writes them out as they are;
-- the model's reasoning: under the name that the template reads, of `REASONING`.
+- no content beside tool calls: null if the template tests for null, else an empty text;
+- the arguments of a tool call: a mapping, or JSON if the template writes them out unchanged;
+- the model's reasoning: under that name of `REASONING` that the template reads.
 
-Names are followed through `set`, attributes of namespaces and parameters of macros, without regard
-to scopes. Reference: vLLM's `chat_template_content_format="auto"` and its decoding of arguments,
+Variables are followed through `set`, attributes of namespaces and parameters of macros; scopes are
+ignored. Reference: vLLM's `chat_template_content_format="auto"` and its decoding of arguments,
 llama.cpp's `requires_object_arguments`, transformers' guide to tool use.
 """
 
@@ -26,7 +26,7 @@ from .traced_text import CONTINUED, whole
 
 __all__ = ["Reading", "adapt_messages", "find_reading", "may_be_null"]
 
-_TEXT_AND_PARTS = frozenset(("text", "type"))  # what a loop over parts asks of a part
+_TEXT_AND_PARTS = frozenset(("text", "type"))  # the fields that a loop over parts reads
 _OBJECT_FILTERS = frozenset(("items", "dictsort"))
 _OBJECT_METHODS = frozenset(("items", "keys", "values", "get"))
 _LIST_FILTERS = frozenset(("map", "reject", "rejectattr", "select", "selectattr"))
@@ -34,14 +34,14 @@ _LIST_FILTERS = frozenset(("map", "reject", "rejectattr", "select", "selectattr"
 
 @dataclass(frozen=True)
 class Reading:
-    """What a template expects of its messages."""
+    """The form of messages that a template expects."""
 
     loops_over_parts: bool  # of a content
-    takes_text: bool  # as a content: no loop over parts, or it asks whether the content is a string
-    asks_for_null: bool  # whether a content is null
-    writes_arguments: bool  # of a tool call, as they are
-    takes_both: bool  # arguments as JSON and as a mapping: it asks which they are
-    reasoning: tuple[str, ...]  # the names that it reads, of REASONING
+    takes_text: bool  # as a content: it has no loop over parts, or tests for a string
+    asks_for_null: bool  # it tests whether a content is null
+    writes_arguments: bool  # of a tool call, unchanged
+    takes_both: bool  # arguments as JSON and as a mapping: it tests which they are
+    reasoning: tuple[str, ...]  # those names of REASONING that it reads
 
 
 # ---- the syntax tree
@@ -95,7 +95,7 @@ class _Field:
                     self._follow_call(call, macros[call.node.name])
 
     def is_read_by(self, node: nodes.Node | None) -> bool:
-        """Is `node` this field, or this field with a default, trimmed or cut?"""
+        """Whether `node` is this field, or this field with a default, trimmed or cut."""
         if isinstance(node, nodes.Filter):
             return node.name not in ("length", "count", "tojson") and self.is_read_by(node.node)
         if isinstance(node, nodes.Or):
@@ -132,7 +132,7 @@ class _Field:
 
 
 def _loops_over_parts(content: _Field, loop: nodes.For) -> bool:
-    """A loop over the parts of a content, not over the characters of a text."""
+    """Whether `loop` runs over the parts of a content, not over the characters of a text."""
     return content.is_read_by(loop.iter) and any(
         name in _TEXT_AND_PARTS
         for node in loop.find_all((nodes.Getattr, nodes.Const))
@@ -141,7 +141,7 @@ def _loops_over_parts(content: _Field, loop: nodes.For) -> bool:
 
 
 def _takes_apart(tree: nodes.Template, arguments: _Field) -> bool:
-    """Does the template loop over the arguments of a call, or look one up?"""
+    """Whether the template loops over the arguments of a call, or looks one up."""
     return (
         any(arguments.is_read_by(loop.iter) for loop in tree.find_all(nodes.For))
         or any(
@@ -160,7 +160,7 @@ def _takes_apart(tree: nodes.Template, arguments: _Field) -> bool:
 
 
 def _is_encoded(tree: nodes.Template, arguments: _Field) -> bool:
-    """Does the template make JSON of the arguments?"""
+    """Whether the template makes JSON of the arguments."""
     return any(
         filtered.name == "tojson" and arguments.is_read_by(filtered.node)
         for filtered in tree.find_all(nodes.Filter)
@@ -199,11 +199,11 @@ def adapt_messages(
     with_null: bool = False,
     continue_final: bool = False,
 ) -> None:
-    """Change messages as `ChatCopier` gives them to what the template reads, in place.
+    """Convert messages of `ChatCopier` to the form that the template reads, in place.
 
-    `with_null`: no content beside tool calls is null, not an empty text. `continue_final`: the
-    texts of the last message get the mark CONTINUED. Raises RequestError for arguments that are not
-    JSON where the template needs a mapping.
+    `with_null`: missing content beside tool calls becomes null, not an empty text.
+    `continue_final`: the texts of the last message get the mark CONTINUED. Raises RequestError if
+    the template needs a mapping and the arguments are not JSON.
     """
     # fields of each message
     for i, message in enumerate(messages):
@@ -227,7 +227,7 @@ def adapt_messages(
 
 
 def may_be_null(message: Mapping[str, Any]) -> bool:
-    """No content, beside tool calls."""
+    """Whether the message has tool calls and no content."""
     return not message.get("content") and bool(message.get("tool_calls"))
 
 
@@ -240,7 +240,7 @@ def _content(content: Any, reading: Reading) -> str | list[dict[str, Any]]:
 
 
 def _adapt_call(call: Any, reading: Reading, where: str) -> None:
-    """Arguments stand in call["function"], or in the call itself."""
+    """Convert the arguments, which stand in call["function"] or in the call itself."""
     holders = [call, call.get("function")] if isinstance(call, dict) else []
     for holder in holders:
         if not isinstance(holder, dict):

@@ -1,18 +1,18 @@
-"""Jinja for templates that strangers wrote: what they may touch, and how much they may build.
+"""Jinja for untrusted templates: what they may access, and how much they may build.
 
-Jinja's own sandbox keeps a template from Python's insides. Here it is narrowed further, from "no
-private attribute" to lists of the methods and filters that chat templates use.
+Jinja's own sandbox forbids private attributes. This one allows only listed methods and filters,
+those that chat templates use.
 
 Every statement, call, operator, filter and literal spends from one allowance, in units of about a
-byte, and every value is checked for its size and its depth. This gives the usual runaways (a loop
-without end, a text doubled again and again) a clear error at the same point on every machine. It
-does not bound a single call in C, such as a search or a sort of long values: the process that
-renders (`template_process.py`) has limits on time and memory for that.
+byte, and every value is checked for size and depth. So the usual runaways (an endless loop, a text
+doubled again and again) get a clear error, at the same point on every machine. A single call in C,
+such as a search or a sort of long values, is not bounded here: the process that renders
+(`template_process.py`) has limits on time and memory for that.
 
 Filters, functions and white space are those of transformers' chat templates, so a template gives
-the same text. Filters that no chat template uses are left out. A text that knows who wrote it keeps
-its marks through all of this (`provenance.py`). Reference: jinja2.sandbox. This module knows
-nothing of messages.
+the same text. Filters that no chat template uses are left out. Marked texts (`traced_text.py`) keep
+their marks through every operation (`provenance.py`). Reference: jinja2.sandbox. This module does
+not know the structure of messages.
 """
 
 import functools
@@ -47,8 +47,8 @@ from .traced_text import whole
 
 __all__ = ["LimitError", "RefusedError", "compile_template", "parse_template", "render_template"]
 
-MAX_VALUE = 1 << 23  # characters or elements of one value, all that it holds counted in
-MAX_SPENT = 1 << 25  # of one rendering: a character and a step cost 1, an element costs ELEMENT
+MAX_VALUE = 1 << 23  # characters or elements of one value, nested ones included
+MAX_SPENT = 1 << 25  # of one rendering: a character or a step costs 1, an element ELEMENT
 ELEMENT = 8
 MAX_NESTING = 128  # values within values
 MAX_INT_BITS = 4096
@@ -73,7 +73,7 @@ _FILTERS = (
     "indent int items join last length list lower map max min reject rejectattr replace reverse "
     "safe select selectattr sort string title tojson trim unique upper wordcount"
 )
-# those that make a text of a text
+# filters that make a text from a text
 _TEXT_FILTERS = "capitalize e escape forceescape indent lower safe string title trim upper"
 
 
@@ -99,12 +99,12 @@ def compile_template(tree: nodes.Template) -> CodeType:
 
 
 def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
-    """The text that a compiled template makes of `variables`, which must be plain data. The marks
-    of `TracedText` are kept.
+    """The text that a compiled template makes from `variables`, which must be plain data. It keeps
+    the marks of `TracedText`.
 
     Raises LimitError, RefusedError, and any other exception of the template.
     """
-    environment = _Environment()  # of this rendering alone: it holds the allowance
+    environment = _Environment()  # one per rendering: it holds the allowance
     template = Template.from_code(environment, code, environment.globals)
     parts = list(template.root_render_func(template.new_context(dict(variables))))
     environment.room_for(sum(map(len, parts)))
@@ -113,7 +113,7 @@ def render_template(code: CodeType, variables: Mapping[str, Any]) -> str:
 
 class _CodeGenerator(CodeGenerator):
     """Jinja's compiler. Each statement, and each expression that makes a value, calls the
-    environment to pay for it.
+    environment, which charges the allowance.
     """
 
     def blockvisit(self, nodes_: Iterable[nodes.Node], frame: Frame) -> None:
@@ -154,7 +154,7 @@ class _CodeGenerator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training. It has no effect here."""
+    """`{% generation %}` marks the assistant's text for training. It has no effect here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -166,18 +166,18 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """A namespace may hold itself, so its text does not show its values."""
+    """A namespace. It may hold itself, so its text does not show its values."""
 
     def __repr__(self) -> str:
         return "<namespace>"
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """What one rendering may touch, and what is left of its allowance."""
+    """What one rendering may access, and what is left of its allowance."""
 
     code_generator_class = _CodeGenerator
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
-    concat = staticmethod(joined)  # of what a macro or a block has written
+    concat = staticmethod(joined)  # joins the output of a macro or a block
 
     def __init__(self) -> None:
         super().__init__(
@@ -190,9 +190,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         # the allowance
         self._spent = 0
-        # (object, weight, depth) by identity; holding the object keeps its identity its own
+        # (object, weight, depth) by id(); the object is held so that its id is not reused
         self._weighed: dict[int, tuple[object, int, int]] = {}
-        # the filters: some of our own, marks for those that make texts, a bound for all
+        # the filters: some are our own, those that make texts keep marks, and all are bounded
         given = self.filters
         own = {
             "format": _format,
@@ -225,17 +225,17 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError(f"it makes more than {MAX_SPENT} characters and steps")
 
     def room_for(self, size: int) -> None:
-        """Refuse a value before it is built."""
+        """Refuse a value of this size before it is built."""
         if size > MAX_VALUE:
             raise LimitError(f"it makes a value of more than {MAX_VALUE} characters or elements")
 
     def weigh(self, value: Any) -> int:
-        """Characters and elements of a value; what it holds is counted as often as it is held."""
+        """Characters and elements of a value. What it holds several times is counted several times."""
         return self._measure(value)[0]
 
     def _measure(self, value: Any) -> tuple[int, int]:
-        """(weight, depth). Iterators and functions weigh 1; the values of an iterator are weighed
-        when it yields them.
+        """(weight, depth). Iterators and functions weigh 1; an iterator's values are weighed when
+        it yields them.
         """
         if isinstance(value, str):
             return len(value), 0
@@ -258,7 +258,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return weight, depth + 1
 
     def made(self, value: Any) -> Any:
-        """Check and pay for a new value, and return it."""
+        """Check a new value, charge it to the allowance, and return it."""
         self.room_for(self.weigh(value))
         size = len(value) if isinstance(value, str) else 0
         if isinstance(value, list | tuple | dict):
@@ -272,7 +272,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         text: str = self.made(joined(map(as_text, values)))
         return text
 
-    # ---- what Jinja asks
+    # ---- called by Jinja
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, Namespace | Cycler | Joiner | Macro):
@@ -282,7 +282,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return any(isinstance(obj, kind) and attr in names for kind, names in _METHODS.items())
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`"{}".format`, without widths, which make long texts out of short ones."""
+        """`"{}".format` without widths, which make long texts from short ones."""
         if (
             super().wrap_str_format(value) is None
             or ":" in value.__self__
@@ -339,7 +339,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         environment) weigh 1.
         """
 
-        @functools.wraps(function)  # with Jinja's marks, which tell who wants the context
+        @functools.wraps(function)  # keeps Jinja's marks, which say which filters take the context
         def watched(*args: Any, **kwargs: Any) -> Any:
             self.room_for(sum(map(self.weigh, args)))
             return self.made(function(*args, **kwargs))
@@ -403,8 +403,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 @pass_context
 def _finalize(context: Context, value: Any) -> str:
-    """The text of a value that a template writes out. It takes the context so that Jinja does not
-    call it during compilation.
+    """The text of a value that a template writes out. It takes the context, so Jinja does not call
+    it during compilation.
     """
     environment = context.environment
     assert isinstance(environment, _Environment)
@@ -415,7 +415,7 @@ def _finalize(context: Context, value: Any) -> str:
 
 
 def _traced(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that makes a text of a text, with marks."""
+    """A filter that makes a text from a text, with marks."""
 
     @functools.wraps(function)
     def traced(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -433,7 +433,7 @@ def _replaced_length(text: str, old: str, new: str, count: int = -1) -> int:
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """`dict(a=1)`. A function, so that the methods of the type are out of reach."""
+    """`dict(a=1)`, as a function, so that a template cannot reach the methods of the type."""
     return dict(*args, **kwargs)
 
 

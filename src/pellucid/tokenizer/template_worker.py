@@ -1,12 +1,12 @@
 """The process in which chat templates run: it reads a job, renders it, writes the answer, and waits
-for the next.
+for the next job.
 
 `template_process.py` starts it and kills it. It has a limit on CPU time for each job and a limit on
-memory for itself, opens no files and starts no processes. A template that runs into a limit, or
+memory for itself, opens no files and starts no processes. A template that exceeds a limit, or
 crashes the interpreter, ends this process and nothing else.
 
-It speaks over one socket. A job is a length and JSON. An answer is a status, two lengths, a text in
-UTF-8 and a mark for each of its characters (`traced_text.py`). Lone surrogates pass through both.
+It uses one socket. A job is a length and JSON. An answer is a status, two lengths, a text in UTF-8
+and a mark for each of its characters (`traced_text.py`). Both may hold lone surrogates.
 """
 
 import functools
@@ -26,11 +26,11 @@ __all__ = ["ANSWER", "JOB", "Status", "decode", "encode", "serve"]
 
 JOB = struct.Struct("<Q")  # bytes of the job
 ANSWER = struct.Struct("<BQQ")  # status, bytes of the text, bytes of the marks
-TEMPLATES = 8  # that are kept compiled
+TEMPLATES = 8  # compiled templates that are kept
 
 
 class Status(IntEnum):
-    """What became of a job. The text of all but RENDERED is a message."""
+    """The outcome of a job. Except for RENDERED, the text of the answer is a message."""
 
     RENDERED = 0
     REFUSED = 1  # by the template
@@ -53,7 +53,7 @@ def decode(data: bytes) -> str:
 
 def serve(fd: int, cpu_seconds: float, memory_bytes: int) -> None:
     """Answer jobs from the socket `fd` until its other end is closed."""
-    # whatever is imported or read lazily, while files can still be opened
+    # import everything now, while files can still be opened
     for source in (
         "{{ strftime_now('%Y') ~ '\\N{DIGIT ONE}' | tojson }}",
         "{{ none.x }}",
@@ -64,7 +64,7 @@ def serve(fd: int, cpu_seconds: float, memory_bytes: int) -> None:
     _write(fd, _answer_bytes(Status.RENDERED, ""))  # ready
     while header := _read(fd, JOB.size):
         job = json.loads(decode(_read(fd, *JOB.unpack(header))))
-        # the timer's signal ends this process, at any point of the interpreter
+        # the timer's signal ends this process, wherever the interpreter is
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         answer = _answer(job)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -91,7 +91,7 @@ def _answer(job: dict[str, Any]) -> bytes:
     source = job.pop("source")
     try:
         _compiled(source)
-    except TemplateAssertionError as error:  # sound, but there is no such filter or test
+    except TemplateAssertionError as error:  # valid Jinja, but there is no such filter or test
         return _answer_bytes(Status.NOT_BUILT, str(error.message))
     except MemoryError:
         return _answer_bytes(Status.LIMITED, "it needs too much memory")
@@ -107,7 +107,7 @@ def _answer(job: dict[str, Any]) -> bytes:
         return _answer_bytes(Status.LIMITED, str(error))
     except MemoryError:
         return _answer_bytes(Status.LIMITED, "it needs too much memory")
-    except Exception as error:  # a template can fail as any program can
+    except Exception as error:  # a template is a program and may raise anything
         return _answer_bytes(Status.FAILED, _shown(error))
 
 
@@ -139,7 +139,7 @@ def _render(source: str, job: dict[str, Any]) -> bytes:
             return _render_form(code, reading, job, with_null=True)
         except (LimitError, RefusedError, RequestError, MemoryError):
             raise
-        except Exception:  # it asks in one place, and needs a text in another
+        except Exception:  # it tests for null in one place and needs a text in another
             pass
     return _render_form(code, reading, job, with_null=False)
 
@@ -180,7 +180,7 @@ def _answer_bytes(status: Status, text: str, marks: bytes = b"") -> bytes:
 
 
 def _read(fd: int, size: int) -> bytes:
-    """Exactly `size` bytes; nothing where the other end is closed."""
+    """Exactly `size` bytes; none if the other end is closed."""
     data = bytearray()
     while len(data) < size:
         part = os.read(fd, min(size - len(data), 1 << 20))

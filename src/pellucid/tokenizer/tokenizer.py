@@ -5,14 +5,13 @@ The `tokenizers` library (Rust) cuts text into ids, and nothing else. Ids become
 bytes of each token one after the other (`vocabulary.py`). So decoding costs the same per token
 whatever came before, and streaming uses the same function.
 
-Whether text may name control tokens is the caller's choice, per call. `parse_special=False`: a
-user's "<|im_end|>" is text like any other. `parse_special=True`: it is the token; for prompts that
-a chat template has written, and there only what the template itself wrote is (`rendered.py`).
-Tokens that are not for control but have a fixed text (Gemma's runs of newlines) are found either
-way.
+The caller chooses, per call, whether text may name control tokens. With `parse_special=False`
+"<|im_end|>" is plain text. With `parse_special=True` it is the token; in a prompt from a chat
+template, only if the template itself wrote it (`rendered.py`). Other tokens with a fixed text
+(Gemma's runs of newlines) are found in both cases.
 
-Text that is not Unicode (a lone surrogate) is refused, not replaced. Nothing here is changed by
-use: one Tokenizer serves all threads.
+Text that is not Unicode (a lone surrogate) is refused, not replaced. A Tokenizer does not change,
+so one serves all threads.
 """
 
 import contextlib
@@ -38,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 _LONG_TEXT = 1 << 15  # characters: hundredths of a second
 _MAX_SHRINKING = 4  # how many times shorter a normalizer may make a text; NFC makes it a third
-_UNKNOWN_CHARS = 64  # that one token for what is unknown stands for
+_UNKNOWN_CHARS = 64  # characters that one unknown token stands for
 
 
 class Tokenizer:
@@ -56,10 +55,10 @@ class Tokenizer:
         strips_leading_space: bool = False,
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        """`rust` encodes plain text to ids of `vocabulary`; its added tokens are those with a fixed
-        text, special or not.
+        """`rust` encodes plain text to ids of `vocabulary`. Its added tokens are the tokens with a
+        fixed text, special or not.
 
-        `prefix_ids` and `suffix_ids` stand around a whole text (`add_special`).
+        `prefix_ids` and `suffix_ids` are put around a whole text (`add_special`).
         `strips_leading_space`: encoding puts a space before the text, so decoding takes one away.
         """
         for token_id in (
@@ -77,7 +76,7 @@ class Tokenizer:
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
         self.add_bos = bos_token_id is not None and bos_token_id in prefix_ids
-        # those that `skip_special` skips
+        # the tokens that `skip_special` leaves out
         self.special_token_ids = frozenset(vocabulary.ids_of(TokenKind.CONTROL, TokenKind.UNKNOWN))
         self.strips_leading_space = strips_leading_space
         self.vocabulary = vocabulary
@@ -88,9 +87,9 @@ class Tokenizer:
 
     @functools.cached_property
     def text_vocab_size(self) -> int:
-        """One more than the highest id that plain text may become, or that stands around every
-        text. The ids above it are special tokens, added tokens and padding. A model may have no
-        embedding for those: Gemma 3's text models have none for the token of images.
+        """One more than the highest id that plain text, or the tokens around every text, may have.
+        Special tokens, added tokens and padding may lie above it. A model may have no embedding for
+        those: Gemma 3's text models have none for the image token.
         """
         plain = self.vocabulary.ids_of(TokenKind.NORMAL, TokenKind.BYTE)
         return 1 + max(*plain[-1:], *self._prefix, *self._suffix, -1, -1)
@@ -101,20 +100,20 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the default template that came with the model."""
+        """The Jinja source of the model's default template."""
         return self._chat_template.source
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
-        """The token ids of `text`. `add_special`: with the tokens that begin and end a text, where
-        the model wants them.
+        """The token ids of `text`. `add_special`: with the tokens that begin and end a text, if the
+        model uses them.
 
-        In what `apply_chat_template` gave, `parse_special` trusts the template and not the
-        messages.
+        In a result of `apply_chat_template`, `parse_special` applies to the template's text and not
+        to the messages.
 
-        Raises RequestError for text that is not Unicode. A byte that a byte-level vocabulary does
-        not have is left out, as everywhere that vocabulary is used; a log entry names it.
+        Raises RequestError for text that is not Unicode. A byte that a byte-level vocabulary lacks
+        is left out, as in other programs that use such a vocabulary; a log entry names it.
         """
         try:
             utf8 = text.encode()
@@ -146,7 +145,7 @@ class Tokenizer:
     def check_length(self, text: str, max_tokens: int) -> None:
         """Raise RequestError for a `text` that is too long to be `max_tokens` tokens or fewer.
 
-        Nothing is cut into tokens for it: a prompt of a hundred megabytes costs nothing here.
+        The text is not tokenized for this, so a prompt of a hundred megabytes costs no time.
         """
         most = max_tokens * self.max_token_chars
         if len(text) > most:
@@ -157,9 +156,9 @@ class Tokenizer:
 
     @functools.cached_property
     def max_token_chars(self) -> int:
-        """How many characters of a text one token stands for at most. A normalizer may shorten a
-        text before it is cut, which is counted by a factor; a run of characters that a vocabulary
-        does not know at all counts as a long token.
+        """An upper limit of the characters that one token stands for. A factor allows for
+        normalizers, which may shorten a text first. A run of characters outside the vocabulary
+        counts as a long token.
         """
         return _MAX_SHRINKING * max(_UNKNOWN_CHARS, *map(len, self.vocabulary.tokens))
 
@@ -174,13 +173,13 @@ class Tokenizer:
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token; a control token's are its name's. None beyond the vocabulary,
-        where models pad their embeddings.
+        """The bytes of one token; those of its name for a control token. Empty beyond the
+        vocabulary, where models pad their embeddings.
         """
         return self.vocabulary.token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str:
-        """One token as text, for people to look at: part of a character shows as U+FFFD."""
+        """One token as text for display: part of a character shows as U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def apply_chat_template(
@@ -193,8 +192,8 @@ class Tokenizer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool = False,
     ) -> TracedText:
-        """The prompt that `messages` make, to be encoded with `add_special=False,
-        parse_special=True`. It tells who wrote what.
+        """The prompt for `messages`, to be encoded with `add_special=False, parse_special=True`. It
+        records which characters the template wrote.
 
         The keywords and errors are those of `ChatTemplate.render`.
         """
@@ -209,8 +208,8 @@ class Tokenizer:
 
 
 def _interruptible(length: int, encode: Callable[[], list[int]]) -> list[int]:
-    """Run `encode`. For a long text this is done in a thread, and this one waits for it: signals
-    are handled meanwhile, which the library would hold off.
+    """Run `encode`. A long text is encoded in another thread while this one waits, so that signals
+    are handled; within the library they would have to wait.
     """
     if length < _LONG_TEXT:
         return encode()
@@ -222,7 +221,7 @@ def _interruptible(length: int, encode: Callable[[], list[int]]) -> list[int]:
         except BaseException as error:
             found.put(error)
 
-    # a daemon: a program that was interrupted does not wait for it at its end
+    # a daemon, so that an interrupted program does not wait for it when it exits
     threading.Thread(target=work, name="pellucid-encode", daemon=True).start()
     answer = found.get()
     if isinstance(answer, BaseException):
@@ -232,8 +231,8 @@ def _interruptible(length: int, encode: Callable[[], list[int]]) -> list[int]:
 
 @contextlib.contextmanager
 def library_errors(kind: type[PellucidError], what: str) -> Iterator[None]:
-    """Turn what the `tokenizers` library raises into `kind`: its exceptions have no types of their
-    own, and its panics are none.
+    """Turn whatever the `tokenizers` library raises into `kind`. Its exceptions have no types of
+    their own, and its panics are not Exceptions.
     """
     try:
         yield
@@ -246,11 +245,10 @@ def library_errors(kind: type[PellucidError], what: str) -> Iterator[None]:
 
 
 def _without_special_tokens(rust: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
-    """A second tokenizer over the same model (shared, not copied) that takes special tokens in text
-    for text.
+    """A second tokenizer over the same model (shared, not copied) that reads special tokens in text
+    as plain text.
 
-    The library has a switch for that, but the switch belongs to the object; two objects need no
-    lock.
+    The library has a switch for this, but it changes the object. Two objects need no lock.
     """
     plain = tokenizer_like(rust)
     plain.add_tokens([token for _, token in sorted(rust.get_added_tokens_decoder().items())])
@@ -259,12 +257,12 @@ def _without_special_tokens(rust: "tokenizers.Tokenizer") -> "tokenizers.Tokeniz
 
 
 def _known_bytes(vocabulary: Vocabulary) -> bytes | None:
-    """The bytes for which a byte-level vocabulary has a letter. None where nothing can be lost:
-    every byte of UTF-8 is covered.
+    """The bytes for which a byte-level vocabulary has a letter. None if it covers every byte of
+    UTF-8.
     """
     if not vocabulary.byte_level:
         return None
     short = {text for text in vocabulary.tokens if len(text) == 1}
     known = bytes(byte for byte in range(256) if byte_letters(bytes([byte])) in short)
-    never = {0xC0, 0xC1, *range(0xF5, 0x100)}  # in no UTF-8
+    never = {0xC0, 0xC1, *range(0xF5, 0x100)}  # never in UTF-8
     return known if set(range(256)) - never - set(known) else None

@@ -1,12 +1,12 @@
 """What a `tokenizer.json` may declare, checked before the `tokenizers` library builds anything.
 
-The library trusts such a file: it builds millions of tokens before it counts them, runs any regular
-expression, multiplies a text as often as the file's normalizers say, and panics (with a message on
-standard error) where parts of the file do not fit each other. So each part is checked here first:
-its type, its fields, its bounds, and the tokens that it names. A file that passes takes bounded
-memory to load, and time and memory in proportion to a text to encode it.
+The library trusts such a file. It builds millions of tokens before it counts them, runs any regular
+expression, multiplies a text as the file's normalizers say, and panics (with a message on standard
+error) if parts of the file do not match. So each part is checked here first: its type, its fields,
+its bounds, and the tokens that it names. A file that passes loads in bounded memory. Encoding a
+text then takes time and memory in proportion to its length.
 
-Fields that change nothing here are left unread. Reference: the Rust sources of `tokenizers` 0.23.
+Fields without an effect here are not read. Reference: the Rust sources of `tokenizers` 0.23.
 """
 
 import json
@@ -32,11 +32,11 @@ __all__ = [
 # commas and brackets of the whole file: a merge may be a list of two
 MAX_JSON_VALUES = 3 * MAX_MERGES + 2 * MAX_TOKENS
 MAX_FILE_BYTES = 1 << 27
-MAX_FIXED_TOKENS = 1 << 16  # those that are found in text as a whole: ten times the most
-MAX_FIXED_CHARS = 1 << 21  # of all of them
+MAX_FIXED_TOKENS = 1 << 16  # found in text as a whole: ten times the most known
+MAX_FIXED_CHARS = 1 << 21  # of all these tokens together
 MAX_STEPS = 64  # of one pipeline
 MAX_GROWTH = 128  # how many times longer normalizers may make a text, in bytes
-MAX_ADDED_BYTES = 4096  # that they may put before or after it
+MAX_ADDED_BYTES = 4096  # that normalizers may put before or after it
 MAX_TEMPLATE = 64  # pieces of a post-processor's template, and ids of one of its tokens
 
 _MENDED = {r"\s+$": r"(?<!\s)\s+$"}  # DeepSeek's
@@ -58,8 +58,8 @@ def read_tokenizer_json(folder: Path) -> tuple[str, Json]:
 
 
 def _mend(data: Json) -> bool:
-    """Write published patterns that cost the square of a text's length as patterns that match the
-    same and do not. Whether there was one.
+    """Replace published patterns that take quadratic time by patterns that match the same in linear
+    time. True if there was one.
     """
     found = False
     try:
@@ -69,7 +69,7 @@ def _mend(data: Json) -> bool:
                 pattern["Regex"] = _MENDED[pattern["Regex"]]
                 found = True
     except FormatError:
-        pass  # what is wrong with the file is told by its check
+        pass  # `check_tokenizer_json` reports this error
     return found
 
 
@@ -98,8 +98,8 @@ def check_tokenizer_json(data: Json, where: str) -> None:
 
 
 def check_fixed_tokens(texts: list[str], where: str) -> None:
-    """Raise FormatError where there are too many tokens that are found in text as a whole: the
-    library builds one automaton of them.
+    """Raise FormatError for too many tokens that are found in text as a whole: the library builds
+    one automaton of all of them.
     """
     if len(texts) > MAX_FIXED_TOKENS or sum(map(len, texts)) > MAX_FIXED_CHARS:
         raise FormatError(
@@ -131,6 +131,7 @@ def _check_bpe(model: Json, where: str) -> dict[int, str]:
     if len(by_id) < len(vocab):
         raise FormatError(f"{where}.vocab gives one id to two tokens")
 
+    # the merges: two tokens each, whose joined text is a token
     if not isinstance(merges, list):
         raise FormatError(f"{where}.merges must be a list")
     _check_count(len(merges), MAX_MERGES, f"{where}.merges")
@@ -147,6 +148,7 @@ def _check_bpe(model: Json, where: str) -> dict[int, str]:
                 "that make a third"
             )
 
+    # the options
     if model.get("dropout"):
         raise UnsupportedError(
             f"{where}.dropout is {_show(model['dropout'])}; a tokenizer that leaves out merges at "
@@ -240,7 +242,7 @@ def _check_texts(texts: Mapping[str, object] | list[str], where: str) -> None:
 
 
 def _check_normalizers(declared: object, where: str) -> None:
-    """Check each step, and that all of them together cannot make a text much longer: `n` bytes
+    """Check each step, and check that all steps together cannot make a text much longer. `n` bytes
     become at most `growth`·n + `added`.
     """
     growth, added = 1.0, 0.0
@@ -261,7 +263,7 @@ def _replacement(step: Json, where: str) -> tuple[float, float]:
         raise FormatError(f"{where}.content is {_show(content)}; it must be a string")
     size = len(content.encode(errors="replace"))
     text, is_regex = _pattern(step.get("pattern"), f"{where}.pattern")
-    if is_regex:  # which may match nothing, between any two characters
+    if is_regex:  # it may match the empty text between any two characters
         return 1.0 + size, size
     return max(1.0, size / len(text.encode(errors="replace"))), 0
 
@@ -274,7 +276,7 @@ def _prepended(step: Json, where: str) -> tuple[float, float]:
 
 
 def _grows(factor: float, *flags: str) -> Callable[[Json, str], tuple[float, float]]:
-    """A normalizer that makes a text at most so many times longer, and has these flags."""
+    """The check of a normalizer with these flags, which makes a text at most `factor` times longer."""
 
     def check(step: Json, where: str) -> tuple[float, float]:
         _check_flags(step, flags, where)
@@ -325,7 +327,7 @@ def _pattern(pattern: object, where: str) -> tuple[str, bool]:
 
 
 def _character(name: str) -> Callable[[Json, str], None]:
-    """A step whose field `name` is one character."""
+    """The check of a step whose field `name` is one character."""
 
     def check(step: Json, where: str) -> None:
         value = step.get(name, "▁")
@@ -336,7 +338,7 @@ def _character(name: str) -> Callable[[Json, str], None]:
 
 
 def _nothing(step: Json, where: str) -> None:
-    """A step without fields that could be wrong in a way that the library does not tell."""
+    """A step whose fields need no check here: the library reports what is wrong with them."""
 
 
 _PRE_TOKENIZERS: dict[str, Callable[[Json, str], None]] = {
@@ -357,7 +359,8 @@ _PRE_TOKENIZERS: dict[str, Callable[[Json, str], None]] = {
 
 
 def _check_template(step: Json, where: str, ids: Set[int]) -> None:
-    """Each special token that a template uses must be told, with ids that exist."""
+    """Check that each special token of a template is defined, with ids that exist."""
+    # the special tokens: as many texts as ids, and ids that exist
     special = _object(step.get("special_tokens", {}), f"{where}.special_tokens")
     _check_count(len(special), MAX_FIXED_TOKENS, f"{where}.special_tokens")
     for name, token in special.items():
@@ -373,6 +376,7 @@ def _check_template(step: Json, where: str, ids: Set[int]) -> None:
         for number in numbers:
             if _id(number, f"{at}.ids") not in ids:
                 raise FormatError(f"{at}.ids holds {number}, and no token has this id")
+    # the pieces, which name these tokens
     for key in ("single", "pair"):
         pieces = step.get(key)
         if not isinstance(pieces, list) or len(pieces) > MAX_TEMPLATE:
@@ -406,8 +410,8 @@ def _check_steps(
 
 
 def _steps(declared: object, inner: str, where: str) -> Iterator[tuple[Json, str]]:
-    """The steps of a pipeline, which is null, one step, or a Sequence of pipelines in the field
-    `inner`; each with its place in the file.
+    """The steps of a pipeline, each with its place in the file. A pipeline is null, one step, or a
+    Sequence with a list of pipelines in the field `inner`.
     """
     pending: list[tuple[object, str]] = [] if declared is None else [(declared, where)]
     count = 0

@@ -1,9 +1,9 @@
-"""A text that knows who wrote each of its characters: the model's chat template, or the caller
+"""A text that records who wrote each of its characters: the model's chat template, or the caller
 whose messages it renders.
 
-It is a str with a mark per character. It compares, hashes and searches as the str that it is, so a
-template runs as it would without marks. `provenance.py` says what each operation of a template does
-to the marks. Any other operation gives a plain str.
+It is a str with a mark per character. It compares, hashes and searches like a plain str, so marks
+do not change how a template runs. `provenance.py` defines what each operation of a template does to
+the marks. Any other operation gives a plain str.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,12 @@ from typing import Any, SupportsIndex
 
 __all__ = ["CALLER", "CONTINUED", "TracedText", "foreign", "whole"]
 
-CALLER = 1  # the mark of what the caller wrote
-CONTINUED = 2  # the caller's too: the text of a final message that the model is to continue
+CALLER = 1  # the mark of the caller's characters
+CONTINUED = 2  # also the caller's: the text of a final message that the model continues
 
 
 class TracedText(str):
-    """A text, and a byte for each of its characters: 0 where the template wrote it."""
+    """A text with a byte for each of its characters: 0 if the template wrote it."""
 
     foreign: bytes
 
@@ -27,11 +27,11 @@ class TracedText(str):
 
     @property
     def plain(self) -> str:
-        """The text alone. A copy: it takes time in proportion to the length."""
+        """A copy of the text without marks. Takes time in proportion to its length."""
         return str.__str__(self)
 
     def __str__(self) -> str:
-        return self  # str(x) is all over Jinja, and must not take the marks off
+        return self  # Jinja calls str(x) everywhere, and that must keep the marks
 
     def __getitem__(self, key: SupportsIndex | slice) -> str:
         marks = self.foreign[key]
@@ -44,7 +44,7 @@ class TracedText(str):
 
 
 def foreign(value: Any) -> Any:
-    """Plain data with every text in it marked as the caller's."""
+    """A copy of plain data in which every text is marked as the caller's."""
     if isinstance(value, TracedText):
         return value
     if isinstance(value, str):
@@ -55,5 +55,5 @@ def foreign(value: Any) -> Any:
 
 
 def whole(text: str, mark: int = CALLER) -> TracedText:
-    """A text that has one mark from end to end."""
+    """A text in which every character has this mark."""
     return TracedText(text, bytes((mark,)) * len(text))

@@ -1,11 +1,11 @@
-"""The tokens of one vocabulary: their texts as the file has them, their kinds, and the bytes that
-they stand for.
+"""The tokens of one vocabulary: their texts in the file, their kinds, and the bytes that they stand
+for.
 
-A token is bytes. The two families write bytes as text in two ways. Byte-level BPE (GPT-2) gives
-each of the 256 bytes a printable letter of its own. SentencePiece writes a space as "▁", and bytes
-that no other token covers as "<0x0A>". Only this module knows either way.
+A token is a sequence of bytes, and files write bytes as text in two ways. Byte-level BPE (GPT-2)
+gives each of the 256 bytes its own printable letter. SentencePiece writes a space as "▁", and bytes
+that no other token covers as "<0x0A>". Only this module converts between bytes and text.
 
-Kinds and their numbers are GGUF's. This module knows no merges and does not encode.
+Kinds and their numbers are GGUF's. This module has no merges and does not encode.
 """
 
 import enum
@@ -23,11 +23,10 @@ __all__ = ["MAX_MERGES", "MAX_TOKENS", "TokenKind", "Vocabulary", "byte_letters"
 MAX_TOKENS = 1 << 20  # four times the largest vocabulary there is
 MAX_MERGES = 1 << 20  # twice the longest list
 MAX_TOKEN_CHARS = 1024  # of one token
-MAX_VOCABULARY_CHARS = 1 << 23  # of all of them: four times the largest
+MAX_VOCABULARY_CHARS = 1 << 23  # of all tokens together: four times the largest
 
-# Tokens that end an answer, by their names: files often tell only one of several. llama.cpp's
-# lists; the second has the tokens with which a code model begins the next file, having finished
-# this one.
+# Names of tokens that end an answer, because files often name only one of several. The lists are
+# llama.cpp's. The second has the tokens with which a code model begins the next file.
 _ENDS = (
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> "
     "<|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] "
@@ -51,13 +50,13 @@ class TokenKind(enum.IntEnum):
     UNKNOWN = 2  # stands for text that has no token
     CONTROL = 3  # steers the model; never made from text unless the text is trusted
     USER_DEFINED = 4  # found in text before anything else
-    UNUSED = 5  # a row of the embedding and nothing more: no bytes
+    UNUSED = 5  # only a row of the embedding: no bytes
     BYTE = 6  # "<0x0A>"
 
 
 def _byte_alphabet() -> str:
-    """256 letters, one per byte: the printable ones of Latin-1 for themselves, the others in order
-    from U+0100 on (GPT-2).
+    """256 letters, one per byte (GPT-2): printable Latin-1 characters stand for themselves, the
+    other bytes for the letters from U+0100 on.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
@@ -81,7 +80,7 @@ class Vocabulary:
 
     tokens: Sequence[str]
     kinds: bytes  # a TokenKind per token
-    byte_level: bool  # else SentencePiece's way
+    byte_level: bool  # else SentencePiece
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.tokens) <= MAX_TOKENS or len(self.kinds) != len(self.tokens):
@@ -106,23 +105,23 @@ class Vocabulary:
             raise FormatError("a token of the vocabulary is not Unicode text") from None
 
     def ids_of(self, *kinds: TokenKind) -> list[int]:
-        """The tokens that are of one of `kinds`, in order."""
+        """The ids of tokens of these kinds, rising."""
         found: list[int] = np.flatnonzero(
             np.isin(np.frombuffer(self.kinds, np.uint8), kinds)
         ).tolist()
         return found
 
     def ends_by_name(self) -> frozenset[int]:
-        """The control tokens that end an answer, told by their names."""
+        """The control tokens that end an answer, recognized by their names."""
         control = {self.tokens[i]: i for i in self.ids_of(TokenKind.CONTROL)}
         names = control.keys() & {*_ENDS.split(), *_NEXT_FILE.split()}
         if {"<|return|>", "<|call|>"} <= names or {"<|flush|>", "<|calls|>"} <= names:
-            names -= {"<|end|>"}  # there it ends a part of the answer
+            names -= {"<|end|>"}  # in this vocabulary it ends a part of the answer
         return frozenset(control[name] for name in names)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; a control token's are its name's. None for an unused
-        token, and none beyond the vocabulary, where models pad their embeddings.
+        """The bytes that a token stands for; those of its name for a control token. Empty for an
+        unused token and beyond the vocabulary, where models pad their embeddings.
         """
         if token_id < 0:
             raise RequestError(f"a token id is {token_id}; it must be at least 0")
@@ -139,6 +138,6 @@ class Vocabulary:
             return text.encode()
         try:
             return text.translate(_LETTER_TO_LATIN1).encode("latin-1")
-        # letters outside the alphabet: a token that was added under its plain name
+        # letters outside the alphabet: a token that was added with its plain text
         except UnicodeEncodeError:
             return text.encode()
