@@ -306,40 +306,35 @@ class Scheduler:
         for request in step.requests:
             if request.status is finished:  # it failed, or was aborted, while the step ran
                 continue
-            token_ids = sampled.get(request.request_id)
-            if token_ids is None:
-                request.num_computed_tokens += request.num_scheduled_tokens
-                if request.num_computed_tokens >= request.next_kv_event:
-                    self.kv.publish(request)
-                continue
-            # Take the tokens.
-            output = request.output_token_ids
+            request.num_computed_tokens += request.num_scheduled_tokens
             reason: FinishReason | None = None
-            for token_id in token_ids:
-                output.append(token_id)
-                if is_fair:
-                    self.waiting.charge(request, 0, 1)
-                num_tokens = len(output)
-                if (
-                    token_id in request.stopping_token_ids
-                    and num_tokens >= request.params.min_tokens
-                ):
-                    if token_id not in request.eos_token_ids or request.params.ignore_eos:
-                        request.stop_reason = token_id
-                    reason = "stop"
-                elif num_tokens >= request.max_tokens:
-                    reason = "length"
-                if read is not None and read(request, token_id, reason):
-                    reason = reason or "stop"
-                if reason is not None:
-                    break
-            # All known tokens but the last are computed. What was computed for drafts that do not
-            # stand lies behind the counter: it is never published, and will be overwritten.
-            if request.draft_token_ids:
-                request.num_computed_tokens, request.draft_token_ids = request.num_tokens - 1, []
-            else:
-                request.num_computed_tokens += request.num_scheduled_tokens
-            request.is_decoding = True
+            token_ids = sampled.get(request.request_id)
+            if token_ids is not None:
+                # Take the tokens.
+                output = request.output_token_ids
+                for token_id in token_ids:
+                    output.append(token_id)
+                    if is_fair:
+                        self.waiting.charge(request, 0, 1)
+                    if (
+                        token_id in request.stopping_token_ids
+                        and len(output) >= request.params.min_tokens
+                    ):
+                        if token_id not in request.eos_token_ids or request.params.ignore_eos:
+                            request.stop_reason = token_id
+                        reason = "stop"
+                    elif len(output) >= request.max_tokens:
+                        reason = "length"
+                    if read is not None and read(request, token_id, reason):
+                        reason = reason or "stop"
+                    if reason is not None:
+                        break
+                # All known tokens but the last are computed. What was computed for drafts that do
+                # not stand lies behind the counter: it is never published, and is overwritten.
+                if request.draft_token_ids:
+                    request.num_computed_tokens = request.num_tokens - 1
+                    request.draft_token_ids = []
+                request.is_decoding = True
             if request.num_computed_tokens >= request.next_kv_event:
                 self.kv.publish(request)
             if reason is not None:
