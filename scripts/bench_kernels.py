@@ -27,10 +27,10 @@ from pellucid.backends.native.backend import NativeBackend
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.formats import FORMATS, get_format, row_bytes
 from pellucid.measure.machine import measure_ceilings
+from pellucid.ops.backend import Backend
 from pellucid.ops.build_case import build_case
 from pellucid.ops.case_lists import CASES, SPEED_CASES
 from pellucid.ops.cases import Case, LinearCase
-from pellucid.ops.protocol import Backend
 
 SECONDS_PER_CASE = 0.3
 ROUNDS = 5

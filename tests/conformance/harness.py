@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pellucid.backends.reference.kv_dtypes import round_trip
 from pellucid.formats import FORMATS
+from pellucid.ops.backend import Backend
 from pellucid.ops.budget import check_dense, check_int8_activations
 from pellucid.ops.build_case import build_case
 from pellucid.ops.cases import AttentionCase, Case, LinearCase
-from pellucid.ops.protocol import Backend
 
 from .oracle import evaluate
 

@@ -14,9 +14,10 @@ from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense
 from pellucid.kv_spec import KVSpec
+from pellucid.ops.backend import Backend
 from pellucid.ops.case_inputs import build_attention_batch
 from pellucid.ops.kv_dtypes import choose_kv_dtypes
-from pellucid.ops.protocol import Backend, KVLayer, Ops, Tensor
+from pellucid.ops.protocol import KVLayer, Ops, Tensor
 
 BLOCK, HEADS, KV_HEADS, DIM, NUM_BLOCKS = 16, 4, 2, 32, 12
 SEQ_LENS = (37, 20)

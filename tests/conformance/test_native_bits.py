@@ -19,10 +19,11 @@ from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import FORMATS, encode_dense
 from pellucid.kv_spec import KVSpec
+from pellucid.ops.backend import Forward
 from pellucid.ops.case_inputs import build_attention_batch, random_weight
 from pellucid.ops.case_lists import CASES
 from pellucid.ops.cases import AttentionCase, Case, TakeRowsCase
-from pellucid.ops.protocol import Forward, KVLayer, Ops, Tensor
+from pellucid.ops.protocol import KVLayer, Ops, Tensor
 
 from .native_isas import USABLE
 

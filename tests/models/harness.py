@@ -19,8 +19,9 @@ from pellucid.batch import AttentionMetadata, ForwardBatch
 from pellucid.config import ModelConfig
 from pellucid.kv_spec import build_kv_specs
 from pellucid.models.registry import get_graph
+from pellucid.ops.backend import Backend
 from pellucid.ops.kv_dtypes import choose_kv_dtypes
-from pellucid.ops.protocol import Backend, KVLayer, Tensor
+from pellucid.ops.protocol import KVLayer, Tensor
 from pellucid.weights.checkpoint import open_checkpoint
 
 __all__ = [

@@ -14,8 +14,9 @@ from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense, quantize
 from pellucid.kv_spec import KVSpec
+from pellucid.ops.backend import Forward
 from pellucid.ops.case_inputs import build_attention_batch
-from pellucid.ops.protocol import Forward, KVLayer, Ops, RopeTable, Tensor
+from pellucid.ops.protocol import KVLayer, Ops, RopeTable, Tensor
 
 __all__ = ["HEAD_DIM", "TOKENS", "VOCAB", "batch_of", "random_forward"]
 

@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sampling": PLAIN,
     "parallel": ("models.params", "ops", *PLAIN),
     "quant": ("models", "weights", "tokenizer", "backends", "ops", "formats", *PLAIN),
-    "models": ("ops", "config", "batch", "errors"),
+    "models": ("ops.protocol", "config", "batch", "errors"),
     "weights": ("models.params", "models.registry", "formats", "config", "files", "errors"),
     "tokenizer": ("config", "files", "errors"),
     "kv": ("config", "kv_spec", "request", "batch", "errors"),

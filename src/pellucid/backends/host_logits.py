@@ -12,7 +12,7 @@ __all__ = ["HostLogits"]
 
 
 class HostLogits:
-    """Implements `ops.protocol.Logits` over a float32 array [L, V]."""
+    """Implements `ops.backend.Logits` over a float32 array [L, V]."""
 
     def __init__(self, array: NDArray[np.float32]) -> None:
         self._array = array

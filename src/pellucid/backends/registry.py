@@ -16,7 +16,7 @@ from .native.options import Options as NativeOptions
 from .reference.options import Options as ReferenceOptions
 
 if TYPE_CHECKING:  # importing this module loads no array library
-    from ..ops.protocol import Backend
+    from ..ops.backend import Backend
 
 __all__ = ["BACKENDS", "BackendKind", "backend_kind", "get_backend"]
 

@@ -21,8 +21,9 @@ from ..kv.manager import KVCacheManager
 from ..kv.storage import KVStorage
 from ..kv_spec import build_kv_specs
 from ..models.registry import get_graph
+from ..ops.backend import Backend
 from ..ops.kv_dtypes import choose_kv_dtypes
-from ..ops.protocol import Backend, KVLayer, Tensor
+from ..ops.protocol import KVLayer, Tensor
 from ..request import SamplingParams
 from ..scheduler import Scheduler
 from ..tokenizer import Tokenizer, load_tokenizer

@@ -25,7 +25,7 @@ from ..batch import AttentionMetadata, ForwardBatch
 from ..errors import PellucidError
 from ..kv.node import HOLE
 from ..kv.storage import KVStorage
-from ..ops.protocol import Logits
+from ..ops.backend import Logits
 from ..request import LogprobsOnePosition, Request
 from ..sampling import SamplingRow, top_logprobs
 from ..scheduler import ScheduledStep

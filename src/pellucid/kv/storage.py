@@ -23,7 +23,8 @@ import numpy as np
 from ..batch import BlockOp
 from ..errors import CapacityError
 from ..host_memory import lies_in_memory
-from ..ops.protocol import Backend, KVLayer
+from ..ops.backend import Backend
+from ..ops.protocol import KVLayer
 from .layout import KVLayout
 from .swap_file import SwapFile
 

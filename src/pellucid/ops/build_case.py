@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from ..batch import ForwardBatch
 from ..formats import encode_dense
 from ..kv_spec import KVSpec
+from .backend import Backend
 from .case_inputs import Inputs
 from .cases import AttentionCase, Case
 from .kv_dtypes import choose_kv_dtypes
-from .protocol import Backend, KVLayer, Ops, Tensor
+from .protocol import KVLayer, Ops, Tensor
 
 __all__ = ["build_case"]
 

@@ -23,8 +23,8 @@ from ...formats import dequantize, get_format, packed_bytes
 from ...formats.finite import check_finite
 from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
+from ...ops.backend import Forward
 from ...ops.kv_dtypes import check_kv_dtype
-from ...ops.protocol import Forward
 from .kv_store import KVStore, token_bytes
 from .program import CapturedForward
 from .step_memory import step_bytes
@@ -41,7 +41,7 @@ ISAS: dict[str, frozenset[str]] = {
 
 
 class NativeBackend:
-    """Implements `ops.protocol.Backend` over `pellucid._native`."""
+    """Implements `ops.backend.Backend` over `pellucid._native`."""
 
     name = "native"
     device = "cpu"

@@ -22,7 +22,8 @@ from ...errors import UnsupportedError
 from ...formats import FORMATS, format_of_ggml_type
 from ...formats.tensor import TensorSpec
 from ...kv_spec import KVSpec
-from ...ops.protocol import Forward, KVLayer, RopeTable
+from ...ops.backend import Forward
+from ...ops.protocol import KVLayer, RopeTable
 from .kv_store import KVStore
 
 __all__ = ["OPS", "Cache", "Entry", "Recorder", "Symbol", "capture", "kv_spec_of", "spec_of"]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ... import _native
 from ...batch import ForwardBatch
-from ...ops.protocol import Forward
+from ...ops.backend import Forward
 from ..host_logits import HostLogits
 from .capture import capture
 from .kv_store import KVStore

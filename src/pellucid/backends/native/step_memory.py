@@ -6,7 +6,7 @@ be when it runs. Sizes are in bytes; the kernels tell what they need beside the 
 
 from ... import _native
 from ...formats import FORMATS
-from ...ops.protocol import Forward
+from ...ops.backend import Forward
 from .capture import Entry, capture, kv_spec_of, spec_of
 from .plan import build_plan
 

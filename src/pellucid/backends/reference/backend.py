@@ -17,8 +17,8 @@ from ...formats import dequantize
 from ...formats.finite import check_finite
 from ...formats.tensor import HostTensor, TensorSpec
 from ...kv_spec import KVSpec
+from ...ops.backend import Forward
 from ...ops.kv_dtypes import check_kv_dtype
-from ...ops.protocol import Forward
 from ..host_logits import HostLogits
 from . import ops
 from .attention import Array, PagedKV
@@ -31,7 +31,7 @@ ELEMENT_BYTES = 4  # float32, for weights and cache alike
 
 
 class ReferenceBackend:
-    """Implements `ops.protocol.Backend` in NumPy."""
+    """Implements `ops.backend.Backend` in NumPy."""
 
     name = "reference"
     device = "cpu"

@@ -12,7 +12,8 @@ import numpy as np
 
 from ...batch import AttentionMetadata, ForwardBatch, IntArray
 from ...formats.tensor import TensorSpec
-from ...ops.protocol import Forward, KVLayer, Ops
+from ...ops.backend import Forward
+from ...ops.protocol import KVLayer, Ops
 
 __all__ = ["step_bytes"]
 
