@@ -1,5 +1,5 @@
-"""A weight that is NaN or infinite is refused by name when it is loaded, by every backend: a norm or
-a bias, a scale or a minimum of any block, a plain number anywhere in a matrix.
+"""Every backend refuses a NaN or infinite weight by name when it is loaded: a norm or a bias, a
+scale or a minimum of any block, a plain number anywhere in a matrix.
 """
 
 import numpy as np

@@ -1,13 +1,13 @@
-"""Every way in which Pellucid stores numbers: the table of formats, and whole tensors encoded and
-decoded.
+"""The table of formats in which Pellucid stores numbers, and encoding and decoding of whole
+tensors.
 
-One idea: a tensor is decoded a slice at a time. The scratch arrays of a slice stay in the
-processor's cache, which makes it several times faster than decoding everything at once and bounds
-the memory it needs beside its result to a few megabytes, however large the tensor.
+A tensor is decoded slice by slice. The scratch arrays of a slice stay in the processor's cache, so
+this is several times faster than decoding everything at once, and it needs only a few megabytes
+beside the result.
 
-A decoded value depends on the bytes of its own block alone, bit for bit as ggml defines it. A
-format is added by adding its `BlockFormat` to the tables of `legacy.py`, `kquants.py` or `iq4.py`;
-nothing here knows one from another.
+A decoded value depends only on the bytes of its own block, bit for bit as ggml defines it. To add a
+format, add its `BlockFormat` to the tables of `legacy.py`, `kquants.py` or `iq4.py`; this module
+treats all formats alike.
 """
 
 import math
@@ -45,7 +45,7 @@ FORMATS = MappingProxyType(
 # values decoded at a time: 2 MiB of float32, and as much again in scratch arrays
 SLICE_VALUES = 1 << 19
 
-# ggml's other types, so that an error can call them by name.
+# ggml's other types, for the names in errors
 _OTHER_GGML_TYPES = MappingProxyType(
     {
         9: "Q8_1",
@@ -83,7 +83,7 @@ def get_format(name: str) -> BlockFormat:
 
 
 def format_of_ggml_type(ggml_type: int) -> BlockFormat:
-    """The format that GGUF files call by this number."""
+    """The format with this number in GGUF files."""
     for format in FORMATS.values():
         if format.ggml_type == ggml_type:
             return format
@@ -94,7 +94,7 @@ def format_of_ggml_type(ggml_type: int) -> BlockFormat:
 
 
 def row_bytes(format: str, num_values: int) -> int:
-    """Bytes of a row of `num_values` values, which must be whole blocks."""
+    """Bytes of a row of `num_values` values, which must fill whole blocks."""
     block = get_format(format)
     if num_values % block.block_size:
         raise FormatError(
@@ -105,14 +105,12 @@ def row_bytes(format: str, num_values: int) -> int:
 
 
 def packed_bytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor as its format packs it."""
+    """Bytes of a tensor in its format."""
     return math.prod(spec.shape[:-1]) * row_bytes(spec.format, spec.shape[-1])
 
 
 def host_tensor(format: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> HostTensor:
-    """A tensor over raw bytes, uint8 [n], without a copy. The bytes must be as many as the shape
-    needs.
-    """
+    """A tensor over raw bytes, uint8 [n], without a copy. n must match the shape."""
     if not shape or min(shape) < 1:
         raise FormatError(
             f"a tensor of shape {shape} cannot be stored; it needs at least one axis, and no axis "
@@ -127,8 +125,8 @@ def host_tensor(format: str, shape: tuple[int, ...], data: NDArray[np.uint8]) ->
 
 
 def encode_dense(array: NDArray[Any]) -> HostTensor:
-    """An array as it is, without rounding: float32 becomes F32, float16 F16, and uint16 BF16 (its
-    bits, since NumPy has no such type).
+    """An array without rounding: float32 becomes F32, float16 F16, and uint16 BF16 (as bits,
+    because NumPy has no such type).
     """
     names = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
     if array.dtype.name not in names:
@@ -141,8 +139,8 @@ def encode_dense(array: NDArray[Any]) -> HostTensor:
 
 
 def quantize(array: NDArray[Any], format: str) -> HostTensor:
-    """An array of numbers rounded to `format`, as ggml's reference rounds. Values that the format
-    cannot hold are refused.
+    """An array of numbers, rounded to `format` as ggml's reference does. Raises FormatError for
+    values that the format cannot hold.
     """
     block = get_format(format)
     if block.quantize_blocks is None:
@@ -165,7 +163,7 @@ def quantize(array: NDArray[Any], format: str) -> HostTensor:
 
 
 def dequantize(tensor: HostTensor) -> NDArray[np.float32]:
-    """The values of a tensor: a new float32 array of its shape. An infinite or NaN scale of a
+    """The values of a tensor as a new float32 array of its shape. An infinite or NaN scale in a
     damaged file gives infinities and NaNs.
     """
     block = get_format(tensor.format)

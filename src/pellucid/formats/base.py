@@ -1,12 +1,12 @@
-"""What a block format is, and the three small tools that every format is written with.
+"""What a block format is, and three small functions that all formats use.
 
 One idea: a quantized row is a run of equal blocks, and a block is a C struct. So a format is a
-NumPy structured dtype, one function that turns n blocks into n times block_size float32 values, and
-(where it can be written) one that goes back. Both work on all n blocks at once.
+NumPy structured dtype, a function from n blocks to n · block_size float32 values, and (if it can be
+written) the inverse function. Both work on all n blocks at once.
 
 Shapes: n blocks, B bytes per block, S values per block; blocks are uint8 [n, B], values float32 [n,
-S]. Everything is little-endian. This module knows no particular format, and does not decide how
-much is decoded at a time: `formats/__init__.py` does.
+S]. Everything is little-endian. This module has no particular format. `formats/__init__.py` decides
+how much is decoded at a time.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class BlockFormat:
     block_size: int  # S: values per quant_block
     block_bytes: int  # B
     dequantize_blocks: Callable[[Blocks], Values]
-    quantize_blocks: Callable[[Values], Blocks] | None = None  # None: it is read, but not written
+    quantize_blocks: Callable[[Values], Blocks] | None = None  # None: the format can only be read
 
 
 def block_fields(blocks: Blocks, layout: np.dtype[np.void]) -> NDArray[Any]:
@@ -49,9 +49,9 @@ def block_scale(field: NDArray[Any]) -> Values:
 def bit_planes(packed: NDArray[np.uint8], bits: int, span: int) -> NDArray[np.uint8]:
     """Split bytes into codes of `bits` bits each, uint8 [n, m] -> [n, m · 8/bits].
 
-    Neighbouring codes do not share a byte. Of each `span` bytes, the lowest bits are the first
-    `span` codes, the next higher bits the next `span` codes, and so on: that way a vector unit
-    unpacks many codes with one shift and one mask. For 4 bits and a span of 16:
+    Neighbouring codes do not share a byte. In each `span` bytes the lowest bits hold the first
+    `span` codes, the next higher bits the next `span` codes, and so on. So a vector unit unpacks
+    many codes with one shift and one mask. For 4 bits and a span of 16:
 
         byte    0       1     …   15
         high  c[16]   c[17]   …  c[31]

@@ -1,5 +1,5 @@
-"""No weight of a usable model is NaN or infinite. A file that holds one is damaged, or was written
-by a quantizer that failed: it is refused by the name of the tensor, when the tensor is loaded.
+"""Refuses NaN and infinity in weights. A file that holds one is damaged, or a quantizer failed. The
+error names the tensor and is raised when the tensor is loaded.
 """
 
 from ..errors import FormatError

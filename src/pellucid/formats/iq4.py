@@ -1,11 +1,11 @@
 """Four bits on an uneven grid: IQ4_NL and IQ4_XS.
 
-One idea: weights crowd around zero, so the sixteen levels should too. A code is an index into a
-fixed table of sixteen integers, fine near zero and coarse far out, and no longer the level itself.
-The table is ggml's, and so are the layouts.
+One idea: most weights lie near zero, so the sixteen levels should too. A code is not the level
+itself but an index into a fixed table of sixteen integers, fine near zero and coarse far from it.
+The table and the layouts are ggml's.
 
-Blocks are uint8 [n, B], values float32 [n, S]. These formats are read here; writing them is a
-search, which is `quant`'s matter.
+Blocks are uint8 [n, B], values float32 [n, S]. These formats are only read: writing them needs a
+search over each group.
 """
 
 import numpy as np

@@ -1,16 +1,16 @@
-"""The k-quants: 256 values under one or two float16 scales, which in turn scale small integer
-scales of 16 or 32 values each.
+"""The k-quants: 256 values share one or two float16 scales, which scale small integer scales of 16
+or 32 values each.
 
-One idea: a scale is itself worth quantizing. A super-block keeps one float16 d, and its groups keep
-4- to 8-bit multiples of it, so that a group of 16 gets a scale of its own for half a bit per value.
-Where there are minima, dmin scales those in the same way. A value is
+One idea: scales are quantized too. A super-block has one float16 d, and each of its groups has a 4-
+to 8-bit multiple of it, so a scale for a group of 16 costs half a bit per value. Where there are
+minima, dmin scales them in the same way. A value is
 
     d · scale[group] · q  -  dmin · min[group]          Q2_K  Q4_K  Q5_K
     d · scale[group] · (q - half)                       Q3_K  Q6_K
 
 Blocks are uint8 [n, B], values float32 [n, 256]. The layouts are ggml's; `bit_planes` in base.py
-explains how codes lie in bytes. They are read here; choosing scales and codes well is a search over
-each group, which is `quant`'s matter.
+explains how codes lie in bytes. These formats are only read: choosing scales and codes well needs a
+search over each group.
 """
 
 import numpy as np
@@ -123,9 +123,9 @@ def _dequantize_q6_k(blocks: Blocks) -> Values:
 
 
 def _scales_and_minima(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Eight 6-bit scales s and eight 6-bit minima m out of 12 bytes, [n, 12] -> [n, 8] each. The
-    first four of each lie whole in bytes 0 … 7, whose two spare bits hold the upper bits of the
-    last four:
+    """Eight 6-bit scales s and eight 6-bit minima m from 12 bytes, [n, 12] -> [n, 8] each. The
+    first four of each lie in bytes 0 … 7, whose two spare bits hold the upper bits of the last
+    four:
 
         bytes 0 … 3    s[4+i] bits 4-5 | s[i]
         bytes 4 … 7    m[4+i] bits 4-5 | m[i]

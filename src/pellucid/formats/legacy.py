@@ -1,14 +1,13 @@
-"""The plain formats: dense floats, and ggml's first five, which give each 32 values one scale (and
-some a minimum).
+"""The plain formats: dense floats, and ggml's first five formats, which have one scale per 32
+values (some also a minimum).
 
-One idea: 32 neighbours in a row are of like size, so one float16 scale d serves them all, and each
-value is left as a small integer q. The formats whose name ends in _0 are symmetric, value = d · q
+One idea: 32 neighbours in a row have similar magnitudes, so they share one float16 scale d, and
+each value becomes a small integer q. The formats whose name ends in _0 are symmetric, value = d · q
 with a signed q; those in _1 have an offset as well, value = d · q + m. Layouts and rounding are
 ggml's, bit for bit. Blocks are uint8 [n, B], values float32 [n, 32].
 
-A scale is fitted to the extreme values of its block and divides them before it is rounded to
-float16: cheap, and a little worse than searching for the scale that costs least. Searching is not
-this module's matter.
+A scale is fitted to the extreme values of its block, and values are divided by it before it is
+rounded to float16. That is cheap and a little less accurate than a search for the best scale.
 """
 
 from typing import Any
@@ -47,7 +46,7 @@ def _dequantize_f16(blocks: Blocks) -> Values:
 
 
 def _quantize_f16(values: Values) -> Blocks:
-    """To the nearest half, ties to even. A finite value beyond its range is refused."""
+    """To the nearest half, ties to even. Raises FormatError for a finite value beyond its range."""
     with np.errstate(over="ignore"):
         halves = values.astype("<f2")
     if not np.array_equal(np.isfinite(halves), np.isfinite(values)):
@@ -70,8 +69,8 @@ def _dequantize_bf16(blocks: Blocks) -> Values:
 
 
 def _quantize_bf16(values: Values) -> Blocks:
-    """To the nearest, ties to even: add half of the last kept bit, less one where that bit is 0,
-    and cut. A NaN is kept a (quiet) NaN.
+    """To the nearest, ties to even: add half of the last kept bit, minus one if that bit is 0, and
+    truncate. A NaN stays a (quiet) NaN.
     """
     bits = values.astype(np.float32, copy=False).view(np.uint32)
     rounded = bits.astype(np.uint64) + np.uint64(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
@@ -99,8 +98,8 @@ def _dequantize_q4_0(blocks: Blocks) -> Values:
 
 
 def _quantize_q4_0(values: Values) -> Blocks:
-    """The value of largest magnitude becomes q = 0, that is -8: the longer end of the range serves
-    it, whatever its sign.
+    """The value of largest magnitude becomes q = 0, that is -8, the longer end of the range; d gets
+    its sign.
     """
     d = _signed_extreme(values) / np.float32(-8)
     q = _truncate(_reciprocal(d, "Q4_0") * values + np.float32(8.5), 15)
@@ -152,7 +151,7 @@ def _dequantize_q5_0(blocks: Blocks) -> Values:
 
 
 def _quantize_q5_0(values: Values) -> Blocks:
-    """As Q4_0, with -16 at the end."""
+    """As Q4_0, with -16 in place of -8."""
     d = _signed_extreme(values) / np.float32(-16)
     q = _truncate(_reciprocal(d, "Q5_0") * values + np.float32(16.5), 31)
     blocks = np.empty(len(values), Q5_0_LAYOUT)
@@ -204,14 +203,14 @@ def _quantize_q8_0(values: Values) -> Blocks:
     scaled = _reciprocal(d, "Q8_0") * values
     magnitude = np.abs(scaled)
     whole = np.floor(magnitude)
-    whole += np.floor(np.float32(2) * (magnitude - whole))  # + 1 where the rest is a half or more
+    whole += np.floor(np.float32(2) * (magnitude - whole))  # + 1 if the rest is a half or more
     blocks = np.empty(len(values), Q8_0_LAYOUT)
     blocks["d"] = _halves(d, "Q8_0")
     blocks["qs"] = np.sign(scaled) * whole
     return _as_bytes(blocks)
 
 
-# The parts that they share.
+# Functions that these formats share.
 
 
 def _five_bits(block: NDArray[Any]) -> NDArray[np.uint8]:
@@ -236,8 +235,8 @@ def _range(values: Values, steps: int) -> tuple[Values, Values]:
 
 
 def _reciprocal(d: Values, name: str) -> Values:
-    """1/d, and 0 where d is 0 or so small that 1/d is infinite: such a block is stored as zeros.
-    [n, 1]
+    """1/d, or 0 if d is 0 or so small that 1/d is infinite; such a block is stored as zeros. [n,
+    1]
     """
     if not np.isfinite(d).all():
         raise FormatError(f"{name} cannot hold values that are infinite or not numbers")
@@ -247,8 +246,8 @@ def _reciprocal(d: Values, name: str) -> Values:
 
 
 def _truncate(x: Values, largest: int) -> NDArray[np.uint8]:
-    """x >= 0 without its fraction, at most `largest`. With the half that callers add before, it
-    rounds to the nearest.
+    """x >= 0 without its fraction, at most `largest`. Callers add a half before, so that it rounds
+    to the nearest.
     """
     return np.minimum(x, np.float32(largest)).astype(np.uint8)
 

@@ -1,5 +1,5 @@
-"""A tensor as it lies on disk: a format's name, a shape, and bytes. `weights` hands such tensors to
-a backend, which chooses a layout of its own.
+"""A tensor as it lies on disk: the name of a format, a shape, and bytes. `weights` passes such
+tensors to a backend, which chooses its own layout.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ __all__ = ["HostTensor", "TensorSpec"]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What is known of a tensor without its bytes.
+    """A tensor without its bytes.
 
     `shape` is in row-major order, as NumPy and Hugging Face write it: a linear weight is [out, in].
     Quantized blocks run along the last axis.
@@ -24,7 +24,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class HostTensor:
-    """`data` holds the rows one after another, uint8 [rows, bytes per row]. Nobody writes to it.
+    """`data` holds the rows one after another, uint8 [rows, bytes per row]. It must not be written
+    to.
 
     `format` and `shape` are those of `TensorSpec`. Quantized blocks never cross a row, so rows may
     be permuted or split as bytes without decoding them.

@@ -1,5 +1,3 @@
-"""What the machine can do and what the engine makes of it: measured, never assumed. Nobody below
-imports this room.
-"""
+"""Measurements of the machine and of the engine. No room below imports this one."""
 
 __all__: list[str] = []

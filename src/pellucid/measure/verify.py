@@ -1,15 +1,15 @@
-"""Whether the engine is exact on a model and a machine: the same requests under many settings must
-give the same bits.
+"""Checks that the engine is exact on a model and a machine: the same requests under many settings
+must give the same bits.
 
 Batching, chunks, blocks, shared prefixes, preemption and threads are ways to arrange the same
 arithmetic, so none of them may change an answer. A few requests run one at a time, without a cache
 and on one thread. Then they run under every setting, and their tokens and logprobs are compared by
-`==`, so to the bit. This is law 1 of docs/design.md, on your own model.
+`==`, so bit for bit. This is law 1 of docs/design.md, on your own model.
 
-The settings are not all combinations: a base, each factor varied alone, and a few combinations of
-the hardest values. The KV cache dtype does change answers, so each dtype has a plain run of its
-own, with which its settings are compared. A setting that exists to preempt, to hit or to swap and
-did not do so has shown nothing, and counts as a failure too.
+The settings are a base, each factor varied alone, and a few combinations of the hardest values. The
+KV cache dtype does change answers, so the settings of each dtype are compared with a plain run in
+that dtype. A setting that exists to preempt, to hit the prefix cache or to swap, and did not do so,
+counts as a failure too.
 """
 
 import time
@@ -63,7 +63,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A way to run the probes."""
+    """One way to run the probes."""
 
     name: str
     arrivals: Literal["alone", "together", "staggered"] = "together"
@@ -72,8 +72,8 @@ class Setting:
     threads: int | None = None
     kv_cache_dtype: str = "f16"
     cache: bool = True
-    passes: int = 1  # the last one is compared: it hits what those before it left
-    # the KV cache holds the longest request and no more
+    passes: int = 1  # the last one is compared; it hits the prefixes that earlier ones left
+    # the KV cache has room for the longest request only
     preemption: Literal["recompute", "swap"] | None = None
 
 
@@ -134,30 +134,29 @@ SETTINGS = _BASE + tuple(
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a setting gave."""
+    """The result of one setting."""
 
     setting: Setting
     num_requests: int
     num_tokens: int  # of the answers
     num_preemptions: int
     num_cached_tokens: int
-    num_loaded_blocks: int  # that came back from the second memory
+    num_loaded_blocks: int  # loaded back from the second tier
     seconds: float
-    difference: str | None  # the first; None: identical
-    missing: str | None  # what the setting was there for, and did not happen
+    difference: str | None  # the first difference; None: identical
+    missing: str | None  # the event that the setting is for, if it did not happen
 
     @property
     def is_proven(self) -> bool:
-        """True where the setting did what it is there for, and changed nothing."""
+        """True if the setting did what it is for and changed no bit."""
         return self.difference is None and self.missing is None
 
 
 class Verification:
-    """The probes of a model and what they give when they are run plainly; each setting is held to
-    that.
+    """Runs the probes of a model under settings, and compares them with their plain run.
 
-    `settings` are those that the model can run: heads whose size is no multiple of KV_GROUP cannot
-    be kept in int4.
+    `settings` are those that the model can run: int4 needs a head size that is a multiple of
+    KV_GROUP.
     """
 
     def __init__(self, model: OpenModel, isa: str | None = None) -> None:
@@ -169,13 +168,13 @@ class Verification:
             for s in SETTINGS
             if "int4" not in s.kv_cache_dtype or model.model_config.head_dim % KV_GROUP == 0
         ]
-        self.plain_seconds: dict[str, float] = {}  # by KV cache dtype, of those run so far
+        self.plain_seconds: dict[str, float] = {}  # by KV cache dtype, of plain runs so far
         self._longest = max(len(probe.token_ids) for probe in self.probes) + MAX_OUTPUT
-        self._expected: dict[str, list[RequestOutput]] = {}  # by the same
+        self._expected: dict[str, list[RequestOutput]] = {}  # by KV cache dtype
 
     def expected(self, kv_cache_dtype: str) -> list[RequestOutput]:
-        """What the plain run gives with keys and values in that dtype. It is run when it is asked
-        for first.
+        """The outputs of the plain run with keys and values in that dtype. The first call runs
+        it.
         """
         if kv_cache_dtype not in self._expected:
             outputs, _, seconds = self._run(replace(PLAIN, kv_cache_dtype=kv_cache_dtype))
@@ -183,7 +182,7 @@ class Verification:
         return self._expected[kv_cache_dtype]
 
     def run(self, settings: Sequence[Setting] | None = None) -> Iterator[Outcome]:
-        """Run each setting, or all, and compare."""
+        """Run these settings, or all, and compare."""
         for setting in self.settings if settings is None else settings:
             expected = self.expected(setting.kv_cache_dtype)
             outputs, engine, seconds = self._run(setting)
@@ -231,8 +230,8 @@ class Verification:
 
 
 def build_probes(model: OpenModel) -> list[Probe]:
-    """Prompts that share prefixes and that do not, from 5 tokens to 200 or what the context holds;
-    greedy, and drawn in many ways.
+    """Prompts with and without shared prefixes, of 5 to 200 tokens or as many as the context holds;
+    greedy, and sampled in many ways.
     """
     longest = min(LONGEST_PROMPT, model.model_config.max_position_embeddings - MAX_OUTPUT)
     if longest < 64:
@@ -240,6 +239,7 @@ def build_probes(model: OpenModel) -> list[Probe]:
             f"the model was made for {model.model_config.max_position_embeddings} tokens; to "
             f"verify it takes at least {64 + MAX_OUTPUT}"
         )
+    # two texts, from which all prompts are cut
     tokens = model.tokenizer.encode(TEXT)
     tokens = tokens * (1 + 2 * longest // len(tokens))
     text, other = tokens[:longest], tokens[longest : 2 * longest]
@@ -254,6 +254,7 @@ def build_probes(model: OpenModel) -> list[Probe]:
         )
         return Probe(f"{name}, {len(token_ids)} tokens", token_ids, shape)
 
+    # the probes
     half = longest // 2
     return [
         probe("greedy", text, temperature=0),
@@ -281,7 +282,7 @@ def build_probes(model: OpenModel) -> list[Probe]:
 def _run_pass(engine: Engine, probes: Sequence[Probe], setting: Setting) -> list[RequestOutput]:
     core = engine.core
     done: dict[str, RequestOutput] = {}
-    # before the next arrives
+    # steps before the next probe arrives; None: until all have finished
     most_steps = {"alone": None, "together": 0, "staggered": _STAGGER}[setting.arrivals]
 
     def step(most: int | None) -> None:
@@ -321,7 +322,7 @@ def _missing(setting: Setting, engine: Engine) -> str | None:
 
 
 def _difference(probe: Probe, found: RequestOutput, expected: RequestOutput) -> str | None:
-    """The first thing that is not the same, in words."""
+    """The first difference, in words; None if there is none."""
     rows: list[tuple[str, list[int], _Rows, list[int], _Rows]] = [
         (
             "prompt",

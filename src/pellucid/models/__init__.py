@@ -1,11 +1,11 @@
-"""Models as declarations: which parameters there are, and the forward pass over them. Nothing here
-knows files, arrays or backends.
+"""Models as declarations: their parameters, and the forward pass over them. This room knows no
+files, arrays or backends.
 
-Families that differ in data (biases, norms of heads, windows, softcaps, RoPE) share one graph and
-differ in `ModelConfig`; a file of its own is for a graph of its own. `registry.py` maps a config's
-graph to its declaration and its three parts.
+Families that differ only in data (biases, norms of heads, windows, softcaps, RoPE) share one graph,
+and their `ModelConfig`s differ. Each graph has a file. `registry.py` maps the name of a graph to
+its declaration and its three parts.
 
-Imports only `ops`, `config` and `batch`.
+This room imports only `ops`, `config` and `batch`.
 """
 
 __all__: list[str] = []

@@ -1,9 +1,9 @@
 """The parts of decoders: attention, the gated MLP, embedding and logits. Each is a declaration of
 parameters and a function.
 
-A part declares its parameters right above the function that reads them, so that the two stay
-together. Differences between families are read from `ModelConfig`; nothing here asks which family
-it is.
+A part declares its parameters right above the function that reads them, so that the two stay in
+agreement. Differences between families are read from `ModelConfig`; no code here asks for the
+family.
 
 Shapes: T tokens, L rows with logits, H query heads, KH key/value heads, D head_dim, C hidden, F
 intermediate, V vocabulary.
@@ -36,7 +36,7 @@ Weights = Mapping[str, Tensor]  # canonical name -> the backend's own tensor
 def linear_parameters(
     name: str, out: int, in_: int, shard: Shard, group: str, bias: bool
 ) -> Iterator[Param]:
-    """A weight [out, in] and, where the model has one, a bias [out]."""
+    """A weight [out, in] and, if the model has one, a bias [out]."""
     yield Param(f"{name}.weight", (out, in_), shard, group=group, quantizable=True)
     if bias:
         yield Param(f"{name}.bias", (out,), shard)
@@ -71,8 +71,8 @@ def attention(
     kv: KVLayer,
     rope: RopeTable | None,
 ) -> Tensor:
-    """Each token attends to its own request's tokens, up to itself, through the paged cache.
-    x [T, C] -> [T, C].
+    """Each token attends to the tokens of its own request, up to itself, through the paged cache. x
+    [T, C] -> [T, C].
     """
     name, bias = f"layers.{layer}", config.qkv_bias
     # project each token to queries [T, H, D], keys and values [T, KH, D]
@@ -86,7 +86,7 @@ def attention(
     if rope is not None:
         q = ops.rope(q, batch.positions, rope)  # [T, H, D]
         k = ops.rope(k, batch.positions, rope)  # [T, KH, D]
-    # store this step's keys and values, and attend to all that the request has stored
+    # store this step's keys and values, then attend to all of the request's
     ops.kv_write(kv, k, v, batch.attention.slot_mapping)
     seen = ops.attention(
         q,

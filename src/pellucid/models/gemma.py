@@ -1,10 +1,10 @@
 """Gemma 2 (arXiv:2408.00118) and Gemma 3 (arXiv:2503.19786).
 
-Beside Llama: a norm before *and* after attention and MLP ("sandwich"), embeddings scaled by
-sqrt(hidden_size), GeGLU, and layers that take turns: most see a sliding window, every second (Gemma
-2) or sixth (Gemma 3) sees all. Gemma 2 softcaps scores and logits. Gemma 3 norms the heads of q and
-k instead, and its windowed layers turn with RoPE frequencies of their own. Norm weights are stored
-by Hugging Face as w for a factor of 1 + w; the 1 is added when they are loaded.
+Differences from Llama: norms before *and* after attention and MLP ("sandwich"), embeddings scaled
+by sqrt(hidden_size), GeGLU, and two kinds of layers. Most layers see a sliding window; every second
+(Gemma 2) or sixth (Gemma 3) sees the whole context. Gemma 2 softcaps scores and logits. Gemma 3
+norms the heads of q and k instead, and its windowed layers have RoPE frequencies of their own.
+Hugging Face stores norm weights as w for a factor of 1 + w; the 1 is added at load.
 
 Shapes: T tokens, L rows with logits, C hidden, V vocabulary.
 """
@@ -30,7 +30,7 @@ __all__ = ["embed", "head", "layers", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
-    """Every tensor that the three parts read, once."""
+    """Every tensor that the three parts read."""
     yield from logits_parameters(config)
     for i in range(config.num_layers):
         yield Param(f"layers.{i}.input_norm.weight", (config.hidden_size,))

@@ -1,8 +1,8 @@
 """GPT-2 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
 
-Before RoPE and RMSNorm: positions are learned vectors added to the embedding, norms subtract the
-mean and have biases, the MLP is two matrices with a GELU between, every linear layer has a bias,
-and all heads have keys and values of their own.
+It predates RoPE and RMSNorm. Positions are learned vectors that are added to the embedding. Norms
+subtract the mean and have biases. The MLP is two matrices with a GELU between them. Every linear
+layer has a bias, and each head has its own keys and values.
 
 Shapes: T tokens, L rows with logits, C hidden, F intermediate, V vocabulary.
 """
@@ -27,7 +27,7 @@ __all__ = ["embed", "head", "layers", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
-    """Every tensor that the three parts read, once."""
+    """Every tensor that the three parts read."""
     c, f = config.hidden_size, config.intermediate_size
     yield from logits_parameters(config)
     yield Param("embed_positions.weight", (config.max_position_embeddings, c))

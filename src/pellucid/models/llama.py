@@ -1,10 +1,10 @@
-"""Llama (Touvron et al., arXiv:2302.13971) and its kin: Llama 2 and 3, Mistral, TinyLlama, SmolLM2,
-Qwen 2, 2.5 and 3.
+"""Llama (Touvron et al., arXiv:2302.13971) and models built like it: Llama 2 and 3, Mistral,
+TinyLlama, SmolLM2, Qwen 2, 2.5 and 3, Phi-3 and 4.
 
-A pre-norm decoder: RMSNorm, rotary attention with grouped queries, SwiGLU, a residual stream beside
-them. All that differs within the kin is data: biases on q, k and v (Qwen 2), norms on the heads of
-q and k (Qwen 3), a sliding window (Mistral), how RoPE is stretched (Llama 3), whether lm_head is
-the embedding (the small ones).
+A pre-norm decoder: RMSNorm, rotary attention with grouped queries, SwiGLU, and a residual stream.
+These models differ only in data: biases on q, k and v (Qwen 2), norms on the heads of q and k (Qwen
+3), a sliding window (Mistral), scaling of RoPE (Llama 3), and an lm_head that is the embedding
+(small models).
 
 Shapes: T tokens, L rows with logits, C hidden, V vocabulary.
 """
@@ -30,7 +30,7 @@ __all__ = ["embed", "head", "layers", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
-    """Every tensor that the three parts read, once."""
+    """Every tensor that the three parts read."""
     yield from logits_parameters(config)
     for i in range(config.num_layers):
         yield Param(f"layers.{i}.input_norm.weight", (config.hidden_size,))

@@ -1,9 +1,9 @@
-"""The single declaration of a parameter. Loading, sharding, the cost model, quantization groups and
-the memory plan derive from it.
+"""How a parameter is declared. Loading, sharding, costs, quantization groups and the memory plan
+derive from it.
 
-A model file yields one `Param` for each tensor it reads in its forward pass, under a canonical
-name: Hugging Face's words without its prefixes, as in "layers.3.q_proj.weight". The files of
-`weights/families/` say where a file holds each of them.
+A graph yields one `Param` for each tensor that its forward pass reads, under a canonical name:
+Hugging Face's name without its prefixes, such as "layers.3.q_proj.weight". `weights/families/` says
+where a model file holds each of them.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ Shard = Literal["column", "row", "vocab", "replicated"]
 class Param:
     """One tensor. A linear weight has shape [out, in].
 
-    `shard` is how tensor parallelism cuts it: "column" splits outputs, "row" splits inputs (and its
-    product must be all-reduced), "vocab" splits the vocabulary. A bias declared "row" is added to a
-    partial sum: the first rank holds it, the others hold zeros. `group` names the activation that
-    it multiplies: weights of one group share their input, so they share its Hessian (GPTQ), its
-    scales (AWQ, SmoothQuant) and its quantization to int8.
+    `shard` is how tensor parallelism splits it: "column" splits outputs, "row" splits inputs (the
+    product must then be all-reduced), "vocab" splits the vocabulary. A "row" bias is added to a
+    partial sum, so the first rank holds it and the others hold zeros. `group` names the activation
+    that the weight multiplies. Weights of one group share that activation's Hessian (GPTQ), scales
+    (AWQ, SmoothQuant) and quantization to int8.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Graphs by name: the parameters that each declares, and how it runs. This file lists them all.
+"""Graphs by name: the parameters that each declares, and how it runs.
 
 A graph has three parts: `embed` turns token ids into hidden states, `layers` runs a range of
-layers, `head` gives logits. A pipeline stage takes the parts that it needs; `forward` is the three
-in a row.
+layers, `head` gives logits. A pipeline stage uses the parts that it needs; `forward` runs all
+three.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ __all__ = ["GRAPHS", "Graph", "get_graph"]
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """`parameters(config)` declares the tensors that the parts read.
+    """The parts of a forward pass. `parameters(config)` declares the tensors that they read.
 
     `embed(ops, config, weights, batch)` -> hidden states [T, C]. `layers(…, span, kv_layers, x)` ->
     hidden states after the layers of `span`, whose caches are `kv_layers` in order. `head(…, x)` ->
@@ -61,5 +61,5 @@ GRAPHS: Mapping[GraphName, Graph] = MappingProxyType(
 
 
 def get_graph(name: GraphName) -> Graph:
-    """The graph of a `ModelConfig.graph`, which is checked where the config is built."""
+    """The graph named by `ModelConfig.graph`, which was checked when the config was built."""
     return GRAPHS[name]

@@ -1,9 +1,9 @@
-"""Rotary position embedding (Su et al., arXiv:2104.09864): from a `RopeConfig` to the frequencies a
-kernel needs. Plain Python numbers.
+"""Rotary position embedding (Su et al., arXiv:2104.09864): from a `RopeConfig` to the frequencies
+that a kernel needs, as plain Python numbers.
 
 Dimension pair i of a head turns by the angle position · inv_freq[i], where inv_freq[i] =
-theta^(-2i/d) and d = rotary_dim. To reach beyond the training context, every method slows turns
-down. The methods differ in which turns they slow:
+theta^(-2i/d) and d = rotary_dim. To extend the context beyond training, every method lowers
+frequencies. They differ in which ones they lower:
 
     none     none of them
     linear   all, by `factor` (position interpolation: Chen et al., arXiv:2306.15595)
@@ -14,7 +14,7 @@ down. The methods differ in which turns they slow:
              (Llama 3.1)
     factors  each pair by a factor of its own, from the file (LongRoPE: arXiv:2402.13753)
 
-The result is fixed: it never depends on the length of a sequence, so that cached keys stay valid.
+Frequencies never depend on the length of a sequence, so cached keys stay valid.
 """
 
 import math
@@ -51,8 +51,8 @@ def build_rope_table(config: RopeConfig) -> RopeTable:
 
 
 def _llama3(inv_freq: float, config: RopeConfig) -> float:
-    """`turns` is how often the pair turns within the training context: beyond `high` it is left
-    alone, below `low` slowed in full.
+    """`turns` is how often the pair turns within the training context. Above `high_freq_factor` it
+    stays, below `low_freq_factor` it is slowed by `factor`.
     """
     turns = config.original_max_position_embeddings * inv_freq / (2 * math.pi)
     keep = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
@@ -60,8 +60,8 @@ def _llama3(inv_freq: float, config: RopeConfig) -> float:
 
 
 def _yarn_range(config: RopeConfig) -> tuple[float, float]:
-    """Between which pairs the ramp lies: those that turn `beta_fast` and `beta_slow` times within
-    the training context.
+    """The first and the last pair of the ramp: those that turn `beta_fast` and `beta_slow` times
+    within the training context.
     """
 
     def pair_that_turns(times: float) -> float:

@@ -1,8 +1,8 @@
-"""Logits to tokens. `sample` chooses and `top_logprobs` reports; no token depends on the other rows
-of its batch.
+"""Logits to tokens. `sample` draws tokens and `top_logprobs` reports their probabilities. No token
+depends on the other rows of its batch.
 
-`SamplingParams` says in which order its parameters act. Random numbers are a function of (seed,
-position, token id): see `noise.py`.
+`SamplingParams` documents the order in which its parameters act. Random numbers are a function of
+(seed, position, token id), see `noise.py`.
 """
 
 from .logprobs import top_logprobs

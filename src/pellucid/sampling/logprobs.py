@@ -1,11 +1,11 @@
-"""Log-probabilities and ranks of the chosen token and of the likeliest, from raw logits.
+"""Log-probabilities and ranks of the chosen token and of the likeliest tokens, from raw logits.
 
-One idea: a log-probability is logit - ln(Σ exp logits), and only that sum needs the whole
-vocabulary. A row costs one pass for the sum and one for the rank. The softmax is never stored, so
-the extra memory does not grow with the number of rows.
+A log-probability is logit - ln(Σ exp logits), and only that sum needs the whole vocabulary. A row
+costs one pass for the sum and one for the rank. The softmax is never stored, so the extra memory
+does not grow with the number of rows.
 
-Raw means before bias, bans, penalties and temperature. The sum has seven correct digits, as the
-logits have. The rank is 1 + the number of tokens that are strictly likelier.
+Raw logits are those before bias, bans, penalties and temperature. The sum has seven correct digits,
+as many as the logits. The rank is 1 + the number of tokens that are strictly likelier.
 """
 
 import math
@@ -27,11 +27,11 @@ def top_logprobs(
     """For each row of logits [R, V]: the chosen token, then the k likeliest in falling order (ties
     by token id).
 
-    k = 0 gives the chosen token alone, -1 the whole vocabulary, None nothing (None). A row whose
-    logits hold NaN or +inf, or nothing but -inf, gives the error with which its request must end.
+    k = 0 gives only the chosen token, k = -1 the whole vocabulary, and k = None gives None. A row
+    whose logits hold NaN or +inf, or only -inf, gives the error with which its request must end.
     `decoded_token` is None here; the engine adds the text.
     """
-    # A logit so far below the largest that float32 gives -inf has no weight.
+    # the sums ignore a logit so far below the largest that the difference is -inf in float32
     with np.errstate(over="ignore"):
         return [
             None if n is None else _row_logprobs(x, token_id, n)

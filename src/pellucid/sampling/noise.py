@@ -1,27 +1,27 @@
 """Gumbel noise without a generator: a pure function of (seed, position, token id).
 
-One idea: a random number is computed from its purpose, not taken from a stream in the order of the
-calls. A token's noise is therefore the same whatever else runs, however the batch is cut, and
-whichever tokens of the vocabulary are looked at. A position that is recomputed or speculated gets
-the same noise again. (Counter-based generators: Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011.)
+One idea: a random number is computed from what it is for, and not taken from a stream in the order
+of the calls. So a token's noise does not depend on other requests, on how the batch is cut, or on
+which tokens of the vocabulary are looked at. A position that is recomputed or speculated gets the
+same noise again. (Counter-based generators: Salmon et al., "Parallel random numbers: as easy as 1,
+2, 3", SC 2011.)
 
-A Gumbel variable is -ln E with E a standard exponential. The exponentials are made in groups of 64
-tokens. Exponential waiting times have no memory: the first of 64 events comes after E/64, is
-equally likely to be any of them, and each of the others then needs an E of its own. So one number
-per group bounds the noise of the whole group, and a search for the largest score skips the groups
-that cannot have it. Each token's noise is still an independent Gumbel variable. A slab is 64 rows
-of 512 tokens and a group is one of its columns, so that vector instructions along the rows find the
-largest logits of all groups of a slab.
+A Gumbel variable is -ln E, where E is a standard exponential. The exponentials are drawn in groups
+of 64 tokens. Exponential waiting times are memoryless: the first of 64 events comes after E/64, it
+is any of them with equal probability, and each of the others then waits a further E of its own. So
+one number per group bounds the noise of the whole group, and a search for the largest score skips
+groups that cannot have it. Each token's noise is still an independent Gumbel variable. A slab is 64
+rows of 512 tokens, and a group is a column of it, so that vector instructions along the rows find
+the largest logits of all groups of a slab.
 
 The bits are SplitMix64's (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
 OOPSLA 2014): the t-th output of that generator is mix(state + (t + 1)·γ), computed directly for any
-t. It is used at two levels: seed and position give a state, and token ids and groups count from
-that state. Adjacent seeds and positions give unrelated states, because a change of one input bit
+t. It is used at two levels: seed and position give a state, and token ids and groups are counters
+on that state. Adjacent seeds and positions give unrelated states, because a change of one input bit
 changes half of the bits of mix.
 
-Integers are exact on every machine. The logarithms are the platform's and differ in the last bit
-between machines; that changes a draw only where two scores are within about 1e-15 of each other.
+Integers are exact on every machine. The logarithms are the platform's and may differ in the last
+bit between machines. That changes a draw only if two scores are within about 1e-15 of each other.
 """
 
 import numpy as np
@@ -48,23 +48,23 @@ _ROW_BITS, _COLUMN_BITS = 6, 9
 _ROWS, _COLUMNS = 1 << _ROW_BITS, 1 << _COLUMN_BITS  # members of a group, groups of a slab
 _SLAB_BITS = _ROW_BITS + _COLUMN_BITS
 _SLAB = 1 << _SLAB_BITS
-_FIRST_GROUP = 1 << 32  # where the numbers of groups begin among those of tokens
+_FIRST_GROUP = 1 << 32  # group numbers count from here, token ids from 0
 
-# gumbel() at the ends of its uniforms, 2⁻⁵³ and 1 - 2⁻⁵³, rounded outward
+# gumbel() of its smallest and largest uniform, 2⁻⁵³ and 1 - 2⁻⁵³, rounded outward
 SMALLEST_GUMBEL = -3.62
 LARGEST_GUMBEL = 40.90
 
 
 def noise_state(seed: int, position: int) -> int:
-    """The state from which the noise of a position of a request counts. `seed` counts modulo 2⁶⁴;
-    the position is not negative.
+    """The state that the noise of a request's position is computed from. `seed` is taken modulo
+    2⁶⁴; the position is not negative.
     """
     return _mix_int(_mix_int(seed + _GAMMA) + (position + 1) * _GAMMA)
 
 
 def random_bits(states: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """64 random bits for each of `numbers` [..., n], which are not negative, counted from states
-    that broadcast with them.
+    """64 random bits for each pair of a state and one of `numbers` [..., n], which broadcast and
+    are not negative.
     """
     bits = np.asarray(numbers.astype(np.uint64) * np.uint64(_GAMMA) + (states + np.uint64(_GAMMA)))
     flat = bits.reshape(-1)
@@ -74,8 +74,8 @@ def random_bits(states: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDArr
 
 
 def gumbel(states: NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A standard Gumbel variable for each of `token_ids` [n], whose positions have the states [n]
-    or [1] -> [n].
+    """A standard Gumbel variable for each of `token_ids` [n], from the states of their positions,
+    [n] or [1] -> [n].
 
     The largest of logit + gumbel is a draw from softmax(logits) (Gumbel 1954; Maddison, Tarlow &
     Minka, arXiv:1411.0030).
@@ -90,8 +90,8 @@ def gumbel(states: NDArray[np.uint64], token_ids: NDArray[np.int64]) -> NDArray[
 def leaders(
     states: NDArray[np.uint64], vocab_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """For states [R] and each group [G]: the largest noise in it, and the token that has it (it may
-    lie beyond the vocabulary): [R, G].
+    """For states [R]: the largest noise of each group, and the token that has it, which may lie
+    beyond the vocabulary. Both [R, G].
     """
     groups = np.arange(-(-vocab_size // _SLAB) * _COLUMNS)
     first, leader = _first_of_groups(states[:, None], groups)
@@ -134,8 +134,8 @@ def _token_ids(groups: NDArray[np.int64], member: NDArray[np.int64]) -> NDArray[
 def _first_of_groups(
     states: NDArray[np.uint64], groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The waiting time of the first member of each group, and which member it is: from the high 52
-    and the low 6 of the group's random bits.
+    """The waiting time of the first member of each group (from the high 52 of its random bits), and
+    which member it is (from the low 6).
     """
     bits = random_bits(states, groups + _FIRST_GROUP)
     leader = (bits & np.uint64(_ROWS - 1)).view(np.int64)
@@ -145,9 +145,9 @@ def _first_of_groups(
 
 
 def _exponential(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """-ln u, written over the bits; u is uniform over the midpoints of 2⁵² parts of (0, 1)."""
+    """-ln u, in place of the bits; u is uniform over the midpoints of 2⁵² parts of (0, 1)."""
     bits >>= np.uint64(12)
-    # These are now the bits of a float64 in [1, 2); its fraction is the random number.
+    # the bits of a float64 in [1, 2), whose fraction is random
     bits |= np.uint64(0x3FF0000000000000)
     u = bits.view(np.float64)
     u -= 1.0 - 2.0**-53  # exact: never 0, never 1

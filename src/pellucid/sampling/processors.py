@@ -1,14 +1,14 @@
-"""Corrections, which change logits, and filters, which drop tokens: the steps between the model's
-logits and the draw, for one row.
+"""The steps between the model's logits and the draw, for one row: corrections change logits,
+filters drop tokens.
 
-One idea: the vocabulary is large, and few of its tokens matter. Corrections index the few tokens
-that they change. Filters keep few tokens, so a cheap bound that all survivors pass comes first, and
-the exact rule is applied to the tokens that pass. The vocabulary is never sorted and never stored
-in float64; sums over all of it run in slices that fit in the cache.
+The vocabulary is large, and only few tokens matter. Corrections index only the tokens that they
+change. Filters keep few tokens: a cheap bound, which all survivors pass, comes first, and the exact
+rule is applied to the tokens that pass it. The vocabulary is never sorted and never stored in
+float64. Sums over all of it run in slices that fit in the cache.
 
 Letters: V vocabulary; logits are float32; z = (logit - largest) / temperature in float64; a token's
 weight is exp(z), its probability before normalization. Filters return the indices that they keep,
-rising. Ties go to the lower index, so every result is a function of the values alone.
+rising. Ties go to the lower index, so a result depends only on the values.
 """
 
 import math
@@ -28,16 +28,16 @@ __all__ = [
     "total_weight",
 ]
 
-_GROUP = 64  # keep_largest looks at the largest of so many logits first
-_SORTED = 2048  # up to so many tokens, sorting is faster than dividing
-_PARTS = 4096  # into which a range of ranks is divided
-_SMALLEST_SPAN = 1e-200  # ranks closer than this are not told apart: the division would overflow
+_GROUP = 64  # keep_largest first looks at the largest of so many logits
+_SORTED = 2048  # up to so many tokens, sorting is faster than dividing the range
+_PARTS = 4096  # parts into which a range of ranks is divided
+_SMALLEST_SPAN = 1e-200  # closer ranks count as equal: the division would overflow
 _SLICE = 1 << 14  # logits summed at a time
 
 
 def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]:
-    """logits [V] after logit_bias, allowed and banned tokens and penalties: a copy, or `logits`
-    itself where the row asks for none.
+    """The logits [V] after logit_bias, allowed and banned tokens, and penalties. A copy, or
+    `logits` itself if the row has none of these.
     """
     p, mask = row.params, row.allowed_mask
     banned = _banned_token_ids(row)
@@ -57,7 +57,7 @@ def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]
         logits.fill(-np.inf)
         logits[token_ids] = allowed
     if banned:
-        # a tokenizer may have special tokens that the model has no logits for
+        # a tokenizer may have special tokens without logits in the model
         logits[[token_id for token_id in banned if token_id < logits.size]] = -np.inf
     if mask is not None:
         logits[: mask.size][~mask] = -np.inf
@@ -68,10 +68,10 @@ def adjust(logits: NDArray[np.float32], row: SamplingRow) -> NDArray[np.float32]
 
 
 def _banned_token_ids(row: SamplingRow) -> list[int]:
-    """Tokens that would end the request before min_tokens, and those that would complete a banned
-    sequence.
+    """The tokens that would end the request before min_tokens, and those that would complete a
+    banned sequence.
 
-    With ignore_eos an end of sequence ends nothing, so it is not banned.
+    With ignore_eos an end-of-sequence token ends nothing, so it is not banned.
     """
     banned: list[int] = []
     if len(row.output_token_ids) < row.params.min_tokens:
@@ -98,11 +98,11 @@ def _tail(row: SamplingRow, length: int) -> list[int]:
 
 
 def _penalize(logits: NDArray[np.float32], row: SamplingRow) -> None:
-    """Repetition over prompt and output (Keskar et al., arXiv:1909.05858), then frequency and
-    presence over the output.
+    """Apply the repetition penalty over prompt and output (Keskar et al., arXiv:1909.05858), then
+    the frequency and presence penalties over the output.
     """
     p = row.params
-    # The tokens of the output; then, with those of the prompt, the tokens that were seen.
+    # first mark the tokens of the output, then those of the prompt
     output = np.asarray(row.output_token_ids, dtype=np.int64)
     is_seen = np.zeros(logits.size, dtype=np.bool_)
     is_seen[output] = True
@@ -117,22 +117,22 @@ def _penalize(logits: NDArray[np.float32], row: SamplingRow) -> None:
 
 
 def keep_largest(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Top-k (Fan et al., arXiv:1805.04833): the k largest; no logit is NaN.
+    """Top-k (Fan et al., arXiv:1805.04833): the k largest logits. No logit may be NaN.
 
     The vocabulary is cut into groups. The bound is the k-th largest of the groups' largest logits.
-    At least k logits reach it, so the k largest do; few others do, and the exact selection runs
-    among these alone.
+    At least k logits reach it, so the k largest do. Few others reach it, and the exact selection
+    runs among these.
     """
     if k >= logits.size:
         return np.arange(logits.size)
-    # The bound, where there are more than k groups.
+    # the bound, if there are more than k groups
     num_groups = logits.size // _GROUP
     bound = np.float32(-np.inf)
     if k < num_groups:
         bound = _kth_largest(
             logits[: num_groups * _GROUP].reshape(_GROUP, num_groups).max(axis=0), k
         )
-    # The selection among the logits that reach it; of equal ones the first.
+    # the selection among the logits that reach it; of equals the first
     near = np.flatnonzero(logits >= bound)
     values = logits[near]
     kth = _kth_largest(values, k)
@@ -156,7 +156,7 @@ def moments(logits: NDArray[np.float32], largest: float, temperature: float) -> 
         z = logits[start : start + _SLICE].astype(np.float64)
         z -= largest
         z /= temperature
-        np.maximum(z, -746.0, out=z)  # less has no weight in float64, and 0 · -inf is not a number
+        np.maximum(z, -746.0, out=z)  # below this exp(z) is 0 in float64, and 0 · -inf is NaN
         weights = np.exp(z)
         total += float(weights.sum())
         weights *= z
@@ -172,7 +172,7 @@ def total_weight(logits: NDArray[np.float32], largest: float, temperature: float
     for start in range(0, logits.size, _SLICE):
         z = logits[start : start + _SLICE] - np.float32(largest)
         if temperature != 1:
-            # less is no float32, and z = 0 divided by any temperature is 0
+            # smaller temperatures are no float32; z = 0 stays 0 with any temperature
             z /= np.float32(max(temperature, 1e-30))
         total += float(np.exp(z, out=z).sum())
     return total
@@ -186,18 +186,18 @@ def keep_top_p(z: NDArray[np.float64], mass: float) -> NDArray[np.int64]:
 
 
 def keep_typical(z: NDArray[np.float64], mean: float, mass: float) -> NDArray[np.int64]:
-    """Locally typical (Meister et al., arXiv:2202.00666): the fewest tokens of surprise nearest the
-    entropy whose weights reach `mass`.
+    """Locally typical (Meister et al., arXiv:2202.00666): the fewest tokens with a surprise nearest
+    to the entropy whose weights reach `mass`.
 
     Surprise is ln(Σ exp z) - z and entropy ln(Σ exp z) - mean z, so these are the tokens whose z is
-    nearest the mean z.
+    nearest to the mean of z.
     """
     return _keep_first(np.abs(z - mean), np.exp(z), mass)
 
 
 def keep_min_p(z: NDArray[np.float64], min_p: float) -> NDArray[np.int64]:
-    """Min-p (Nguyen et al., arXiv:2407.01082): what is at least `min_p` times as likely as the
-    likeliest.
+    """Min-p (Nguyen et al., arXiv:2407.01082): the tokens that are at least `min_p` times as likely
+    as the likeliest.
     """
     return np.flatnonzero(z >= z.max() + math.log(min_p))
 
@@ -205,20 +205,20 @@ def keep_min_p(z: NDArray[np.float64], min_p: float) -> NDArray[np.int64]:
 def _keep_first(
     rank: NDArray[np.float64], weights: NDArray[np.float64], mass: float
 ) -> NDArray[np.int64]:
-    """The fewest tokens of lowest rank whose weights reach `mass`; the one that reaches it is kept.
+    """The fewest tokens of lowest rank whose weights reach `mass`, with the one that reaches it.
 
-    The range of ranks is cut into equal parts, whose masses are summed; the part in which the mass
-    is reached is cut again, until few tokens are left, which are sorted.
+    The range of ranks is cut into equal parts, whose masses are summed. The part in which the mass
+    is reached is cut again. When few tokens are left in it, they are sorted.
     """
     keep = np.zeros(rank.size, dtype=np.bool_)
     near = np.arange(rank.size)  # tokens of the part in which the mass is reached
-    held = 0.0  # the mass of the tokens of lower rank, which are all kept
+    held = 0.0  # the mass of the tokens of lower rank, all of which are kept
     ranks, masses = rank, weights
     while (
         near.size > _SORTED
         and (span := float(ranks.max()) - (low := float(ranks.min()))) > _SMALLEST_SPAN
     ):
-        # The part of each token: it never falls as the rank rises, whatever is rounded.
+        # the part of each token; rounding never makes it fall as the rank rises
         part = ((ranks - low) * (_PARTS / span)).astype(np.int64)
         reached = held + np.cumsum(np.bincount(part, masses))
         last = min(int(np.searchsorted(reached, mass)), reached.size - 1)
@@ -226,7 +226,7 @@ def _keep_first(
         held = float(reached[last - 1]) if last else held
         inside = part == last
         near, ranks, masses = near[inside], ranks[inside], masses[inside]
-    # The last few, sorted.
+    # sort the last few
     near = near[np.argsort(ranks, kind="stable")]
     count = int(np.searchsorted(held + np.cumsum(weights[near]), mass)) + 1
     keep[near[:count]] = True

@@ -1,11 +1,9 @@
-"""The inputs of the sampler for one row of logits, and the checks that need the model's
-vocabulary.
+"""The inputs of the sampler for one row of logits, and the checks that need the model's vocabulary.
 
-One idea: a `SamplingRow` is everything that the next token may depend on beside its logits. The
-token cannot depend on the other rows, the step, the order of the batch or the clock, because they
-are not in it.
+A `SamplingRow` is everything that the next token may depend on, beside its logits. It does not hold
+the other rows, the step, the order of the batch or the clock, so the token cannot depend on them.
 
-This module does not know `Request`, so that speculation can ask for tokens at positions that the
+This module does not use `Request`, so that speculation can ask for tokens at positions that the
 request has not reached.
 """
 
@@ -21,32 +19,30 @@ from ..request import SamplingParams
 
 __all__ = ["SamplingRow", "TokenIds", "check_token_ids"]
 
-# An integer array saves the conversion of a long prompt at each step with a penalty.
+# as an integer array, a long prompt needs no conversion at each step with a penalty
 TokenIds: TypeAlias = Sequence[int] | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRow:
-    """How the token of one row of logits is chosen. It is built for a step and holds references to
-    the request's lists, not copies.
+    """How the token of one row of logits is chosen. It is built for one step and refers to the
+    request's lists without copying them.
     """
 
     params: SamplingParams
-    seed: int  # the request's, resolved; its low 64 bits count
-    position: int  # of the token to be chosen, in its request: the number of tokens before it
+    seed: int  # the request's, already resolved; its low 64 bits are used
+    position: int  # of the new token in its request: the number of tokens before it
     prompt_token_ids: TokenIds = ()
     output_token_ids: TokenIds = ()  # so far
     banned_sequences: Sequence[Sequence[int]] = ()  # params.bad_words, tokenized
     eos_token_ids: frozenset[int] = frozenset()
-    # bool [V] or shorter: constrained output. Only tokens that are True may be drawn; tokens beyond
-    # the mask may not. It acts with the other bans, so logprobs stay those of the model.
+    # bool [V] or shorter, for constrained output: only tokens that are True may be drawn, and none
+    # beyond the mask. It acts with the other bans, so logprobs stay those of the model.
     allowed_mask: NDArray[np.bool_] | None = None
 
 
 def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Raise ConfigError where `params` name a token that a vocabulary of this size does not
-    hold.
-    """
+    """Raise ConfigError if `params` name a token outside a vocabulary of this size."""
     for name, token_ids in (
         ("logit_bias", params.logit_bias),
         ("allowed_token_ids", params.allowed_token_ids),

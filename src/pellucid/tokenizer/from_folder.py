@@ -165,7 +165,7 @@ def _read_vocabulary(rust: "tokenizers.Tokenizer", byte_level: bool, file: Path)
 
 
 def _around(rust: "tokenizers.Tokenizer", file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the file's post-processor puts before and after a text, found by encoding one."""
+    """The ids that the file's post-processor puts before and after a text, found by a trial."""
     with library_errors(FormatError, f"{file} cannot encode the letter a"):
         whole, bare = (
             rust.encode("a", add_special_tokens=special).ids for special in (True, False)

@@ -22,7 +22,7 @@ __all__ = ["PreTokenizer", "get_pretokenizer"]
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """How one kind of byte-level BPE vocabulary cuts text, and defaults that its files leave out."""
+    """How one kind of byte-level BPE vocabulary cuts text, and its defaults for absent keys."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a whole word that is a token is not split by the merges

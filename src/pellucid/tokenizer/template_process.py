@@ -80,7 +80,7 @@ class TemplateProcesses:
         self._places = [_Place(threading.Lock()) for _ in range(self._max_processes)]
 
     def ask(self, job: dict[str, Any]) -> Answer:
-        """Render a job (`template_worker.py`). Raises CapacityError if no process can be started."""
+        """Render a job (`template_worker.py`). Raises CapacityError if no process starts."""
         if self._owner != os.getpid():  # after a fork: the sockets belong to the parent
             self._forget()
         data = encode(json.dumps(job, ensure_ascii=False))

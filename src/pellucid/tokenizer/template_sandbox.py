@@ -230,7 +230,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise LimitError(f"it makes a value of more than {MAX_VALUE} characters or elements")
 
     def weigh(self, value: Any) -> int:
-        """Characters and elements of a value. What it holds several times is counted several times."""
+        """Characters and elements of a value. A part that it holds twice counts twice."""
         return self._measure(value)[0]
 
     def _measure(self, value: Any) -> tuple[int, int]:

@@ -276,7 +276,7 @@ def _prepended(step: Json, where: str) -> tuple[float, float]:
 
 
 def _grows(factor: float, *flags: str) -> Callable[[Json, str], tuple[float, float]]:
-    """The check of a normalizer with these flags, which makes a text at most `factor` times longer."""
+    """The check of a normalizer that makes a text at most `factor` times longer."""
 
     def check(step: Json, where: str) -> tuple[float, float]:
         _check_flags(step, flags, where)
