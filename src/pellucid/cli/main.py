@@ -171,7 +171,7 @@ def main() -> None:
     """Pellucid: an LLM inference engine that you can see through.
 
     \b
-    pellucid run "Explain in two sentences what a KV cache is."
+    pellucid run "Explain in two sentences why the sky is blue."
     pellucid chat -m qwen2.5-coder-0.5b-instruct
 
     \b
