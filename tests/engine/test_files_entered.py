@@ -63,7 +63,7 @@ def test_a_step_of_decode_enters_few_files(
     with capsys.disabled():
         print(f"\na step of decode enters {len(files)} files: {', '.join(sorted(files))}")
     assert len(files) <= MOST_OF_A_STEP
-    assert f"a step of decode enters {len(files)} files" in _words(DOCS)
+    assert f"a step of decode runs code of {len(files)} files" in _words(DOCS)
 
 
 def test_a_whole_request_enters_as_many_files_as_the_page_says(
@@ -74,7 +74,7 @@ def test_a_whole_request_enters_as_many_files_as_the_page_says(
         llm.generate("The capital of France is", PARAMS, use_tqdm=False)
     with capsys.disabled():
         print(f"\na request enters {len(files)} files: {', '.join(sorted(files))}")
-    assert f"A request enters about {round(len(files), -1)} files" in _words(DOCS)
+    assert f"A whole request runs code of about {round(len(files), -1)} files" in _words(DOCS)
 
 
 def test_loading_enters_as_many_files_as_the_page_says(
@@ -84,7 +84,7 @@ def test_loading_enters_as_many_files_as_the_page_says(
         LLM(tiny_path)
     with capsys.disabled():
         print(f"\nloading enters {len(files)} files: {', '.join(sorted(files))}")
-    assert f"Loading enters about {round(len(files), -1)} files" in _words(DOCS)
+    assert f"Loading runs code of about {round(len(files), -1)} files" in _words(DOCS)
 
 
 def _words(path: Path) -> str:
