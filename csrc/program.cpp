@@ -7,6 +7,8 @@
 #include <cstring>
 #include <new>
 
+#include "ticks.h"
+
 namespace pellucid {
 namespace {
 
@@ -78,11 +80,11 @@ void Program::make_room(const Batch &batch) {
 
 // Divide the entries into stages at their barriers. An attention that is divided by splits becomes
 // two stages, and gets room for its partial results.
-void Program::divide(const Batch &batch, float *out, bool every_entry) {
+void Program::divide(const Batch &batch, float *out) {
     stages_.clear();
     for (size_t i = 0; i < entries_.size(); i++) {
         const Entry &e = entries_[i];
-        if (every_entry || e.barrier || stages_.empty())
+        if (e.barrier || stages_.empty())
             stages_.push_back({i, i + 1, false});
         else
             stages_.back().last = i + 1;
@@ -98,24 +100,64 @@ void Program::divide(const Batch &batch, float *out, bool every_entry) {
 void Program::run(const Batch &batch, float *out, double *seconds) {
     check_batch(batch);
     using Clock = std::chrono::steady_clock;
+    const bool timed = seconds != nullptr;
     const size_t shares = pool_->size();
-    std::vector<Clock::time_point> ends;  // of each share of each stage
-    Clock::time_point start;
+    Clock::time_point began;
+    uint64_t first_tick = 0;
+    // The ticks of a share of a stage: when it begins, where it has several entries, and after each
+    // entry.
+    const auto ticks_of = [&](size_t stage, size_t share) {
+        const Stage &s = stages_[stage];
+        return &ticks_[(s.first + 2 * stage) * shares + share * (s.last - s.first + 1)];
+    };
     const auto prepare = [&] {
         make_room(batch);
-        divide(batch, out, seconds != nullptr);
-        if (seconds != nullptr) ends.resize(stages_.size() * shares);
-        start = Clock::now();
+        divide(batch, out);
+        if (timed) {
+            ticks_.resize(shares * (entries_.size() + 2 * stages_.size()));
+            began = Clock::now();
+            first_tick = read_ticks();
+        }
         return stages_.size();
     };
     pool_->run(prepare, [&](size_t stage, size_t share) {
         const auto [first, last, merge] = stages_[stage];
-        for (size_t i = first; i < last; i++) execute(i, merge && i == first, batch, out, share);
-        if (seconds != nullptr) ends[stage * shares + share] = Clock::now();
+        uint64_t *tick = timed ? ticks_of(stage, share) : nullptr;
+        if (timed && last - first > 1) *tick = read_ticks();
+        for (size_t i = first; i < last; i++) {
+            execute(i, merge && i == first, batch, out, share);
+            if (timed) *++tick = read_ticks();
+        }
     });
-    for (size_t stage = 0; stage * shares < ends.size(); stage++) {
-        const auto end = *std::max_element(&ends[stage * shares], &ends[stage * shares] + shares);
-        seconds[stages_[stage].first] += std::chrono::duration<double>(end - start).count();
+    if (timed) {
+        const std::chrono::duration<double> lasted = Clock::now() - began;
+        const double ticks = static_cast<double>(read_ticks() - first_tick);
+        add_seconds(first_tick, ticks > 0 ? lasted.count() / ticks : 0, seconds);
+    }
+}
+
+// A stage lasts from the end of the one before it to the end of its last share. Divide that time
+// between its entries by what they took in all shares together.
+void Program::add_seconds(uint64_t start, double per_tick, double *seconds) const {
+    const size_t shares = pool_->size();
+    for (size_t stage = 0; stage < stages_.size(); stage++) {
+        const auto [first, last, merge] = stages_[stage];
+        const size_t count = last - first, row = count + 1;
+        const uint64_t *ticks = &ticks_[(first + 2 * stage) * shares];
+        uint64_t end = start, all = 0;
+        for (size_t share = 0; share < shares; share++) {
+            end = std::max(end, ticks[share * row + count]);
+            if (count > 1) all += ticks[share * row + count] - ticks[share * row];
+        }
+        const double lasted = static_cast<double>(end - start) * per_tick;
+        if (all == 0) seconds[first] += lasted;
+        const double scale = all > 0 ? lasted / static_cast<double>(all) : 0;
+        for (size_t i = 0; i < count && all > 0; i++) {
+            uint64_t own = 0;
+            for (size_t share = 0; share < shares; share++)
+                own += ticks[share * row + i + 1] - ticks[share * row + i];
+            seconds[first + i] += static_cast<double>(own) * scale;
+        }
         start = end;
     }
 }

@@ -95,8 +95,9 @@ class Program {
     void add(Entry entry);
 
     // Run the list; the output buffer is `out`. Throws std::out_of_range, having run nothing, where
-    // an index of the batch is. With `seconds` (one per entry) a barrier follows each entry, and
-    // its time is added up.
+    // an index of the batch is. With `seconds` (one per entry) the time of each entry is added up.
+    // The sum is the time of the run: entries between two barriers share it by what they took, and
+    // what a thread waits at a barrier counts for the entries before it.
     void run(const Batch &batch, float *out, double *seconds = nullptr);
 
     size_t size() const { return entries_.size(); }
@@ -112,7 +113,8 @@ class Program {
     void check_entry(const Entry &entry) const;
     void check_batch(const Batch &batch) const;
     void make_room(const Batch &batch);
-    void divide(const Batch &batch, float *out, bool every_entry);
+    void divide(const Batch &batch, float *out);
+    void add_seconds(uint64_t start, double per_tick, double *seconds) const;
     AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
     void execute(size_t index, bool merge, const Batch &batch, float *out, size_t share);
     float *floats(int buffer, float *out) const;
@@ -131,6 +133,7 @@ class Program {
     std::vector<Memory> scratch_;  // one per share
     std::vector<float> partials_;  // of attention that is divided by splits
     std::vector<Stage> stages_;    // of the run that is on
+    std::vector<uint64_t> ticks_;  // of a run that is timed
 };
 
 }  // namespace pellucid

@@ -392,7 +392,7 @@ def test_a_poisoned_request_fails_alone(tiny_path: Path) -> None:
 
 def _crashing(core: EngineCore, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Let the model's forward pass raise, the `at`-th time that it runs."""
-    forward: Callable[[Any], Any] = core._runner._forward
+    forward: Callable[[Any], Any] = core.runner.forward
     calls = itertools.count(1)
 
     def crash(batch: Any) -> Any:
@@ -400,7 +400,7 @@ def _crashing(core: EngineCore, monkeypatch: pytest.MonkeyPatch, at: int) -> Non
             raise ArithmeticError("the machine is on fire")
         return forward(batch)
 
-    monkeypatch.setattr(core._runner, "_forward", crash)
+    monkeypatch.setattr(core.runner, "forward", crash)
 
 
 def test_a_crash_fails_what_the_core_held_and_the_engine_goes_on(

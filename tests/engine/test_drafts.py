@@ -119,7 +119,7 @@ def drafting(model: OpenModel, config: EngineConfig, proposer: Proposer) -> Engi
         model.model_config,
         model.tokenizer,
         built.scheduler,
-        built._runner,
+        built.runner,
         seed=0,
         proposer=proposer,
     )

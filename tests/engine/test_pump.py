@@ -315,7 +315,7 @@ def test_a_crashed_step_fails_those_it_computed_and_the_llm_goes_on(
         def crash(step: object) -> NoReturn:
             raise ArithmeticError("the machine is on fire")
 
-        patch.setattr(llm._thread._core._runner, "execute", crash)
+        patch.setattr(llm._thread._core.runner, "execute", crash)
         with pytest.raises(EngineError, match="on fire") as lost:
             llm.generate(PROMPTS, params(0))
         assert isinstance(lost.value.__cause__, ArithmeticError)

@@ -33,7 +33,7 @@ class Clock:
 def test_the_clock_is_an_argument_and_times_add_up(tiny_path: Path) -> None:
     engine = build_engine(tiny_path, EngineConfig())
     clock = Clock()
-    runner: ModelRunner = engine.core._runner
+    runner: ModelRunner = engine.core.runner
     runner._clock = clock
     core = EngineCore(
         engine.model_config, engine.tokenizer, engine.core.scheduler, runner, seed=0, clock=clock

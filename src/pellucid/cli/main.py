@@ -22,6 +22,7 @@ from .chat import chat
 from .inspect import inspect
 from .options import DEBUG, debug_option
 from .perplexity import perplexity
+from .profile import profile
 from .run import run
 from .signals import Stopped, fill_closed_streams, unwind
 from .stored import list_models, pull, rm
@@ -180,5 +181,5 @@ def main() -> None:
     """
 
 
-for _command in (run, chat, batch, list_models, pull, rm, inspect, perplexity, verify):
+for _command in (run, chat, batch, list_models, pull, rm, inspect, perplexity, profile, verify):
     main.add_command(_command)

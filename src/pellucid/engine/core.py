@@ -50,7 +50,7 @@ class EngineCore:
         self.scheduler = scheduler
         self._vocab_size = model.vocab_size
         self._tokenizer = tokenizer
-        self._runner = runner
+        self.runner = runner
         self._clock = clock
         self._now = 0.0  # when the step that is booked was computed
         self._propose = proposer
@@ -122,7 +122,7 @@ class EngineCore:
         for request in step.requests:
             self._group_of[request.request_id].schedule(start)
         try:
-            result = self._runner.execute(step)
+            result = self.runner.execute(step)
         except LostBlocksError:
             self.scheduler.retry(step)
             return []
@@ -154,7 +154,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and what it did since its start."""
-        return build_stats(self.scheduler, self._runner, self._counts)
+        return build_stats(self.scheduler, self.runner, self._counts)
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
         """Book the tokens of a step; an output for each group of requests that it touched."""

@@ -85,7 +85,7 @@ class ModelRunner:
         block_size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._forward = forward
+        self.forward = forward
         self._storage = storage
         self._block_size = block_size
         self._clock = clock
@@ -101,7 +101,7 @@ class ModelRunner:
         rows = _plan_rows(step.requests)
         batch = self._build_batch(rows)
         start = self._clock()
-        logits = self._forward(batch)  # [L, V]
+        logits = self.forward(batch)  # [L, V]
         result = StepResult(forward_seconds=self._clock() - start)
         if len(batch.input_ids) >= _MANY_TOKENS:
             self._seconds_per_token = result.forward_seconds / len(batch.input_ids)

@@ -2,6 +2,9 @@
 replays.
 """
 
+import time
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,10 +13,27 @@ from ...batch import ForwardBatch
 from ...ops.backend import Forward
 from ..host_logits import HostLogits
 from .capture import capture
+from .costs import StepShape
 from .kv_store import KVStore
 from .plan import build_plan
 
-__all__ = ["CapturedForward"]
+__all__ = ["CapturedForward", "TimedStep"]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedStep:
+    """What the ledger keeps of a step. Times are seconds, `start` of time.monotonic()."""
+
+    batch: ForwardBatch
+    start: float  # when the forward pass was called
+    seconds: NDArray[np.float32]  # of each entry, in order
+
+    @property
+    def shape(self) -> StepShape:
+        """The lengths of the step."""
+        a = self.batch.attention
+        q_lens: list[int] = np.diff(a.cu_seqlens_q).tolist()
+        return StepShape(q_lens, a.seq_lens.tolist(), len(self.batch.logits_indices))
 
 
 class CapturedForward:
@@ -42,15 +62,15 @@ class CapturedForward:
         self._program = _native.new_program(
             isa, pool, buffers, self.plan.bytes_per_token, self.plan.output, entries
         )
+        # Where there is a list, each step is added to it with the time of each entry.
+        self.ledger: list[TimedStep] | None = None
 
     def __call__(self, batch: ForwardBatch) -> HostLogits:
-        return HostLogits(self._run(batch, None))
-
-    def profile(self, batch: ForwardBatch) -> NDArray[np.float32]:
-        """Run a batch with a barrier around each entry: the seconds that each took, in order."""
-        seconds = np.zeros(len(self.entries), np.float32)
-        self._run(batch, seconds)
-        return seconds
+        if self.ledger is None:
+            return HostLogits(self._run(batch, None))
+        step = TimedStep(batch, time.monotonic(), np.zeros(len(self.entries), np.float32))
+        self.ledger.append(step)
+        return HostLogits(self._run(batch, step.seconds))
 
     def _run(self, batch: ForwardBatch, seconds: NDArray[np.float32] | None) -> NDArray[np.float32]:
         rows = len(batch.logits_indices if self._result.logits_rows else batch.input_ids)
