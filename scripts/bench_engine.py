@@ -1,15 +1,19 @@
 """The whole engine under load: scripts/bench engine MODEL.gguf [--only NAME …]
 [--llama-batched-bench PATH].
 
-    overhead    decode of 1, 8 and 32 sequences: tokens/s, and the share of the time that the bare backend had, in the same steps
-    batching    64 requests (prompts of 32–512, outputs of 16–256 tokens): static, dynamic and continuous, and static with padding to the
-                longest, of which the useful tokens are counted; beside llama-batched-bench at the
-                mean lengths, with as many at once
-    prefix      200 requests that share a system prompt of 1,000 tokens: with the radix tree and without
-    preemption  the requests of `batching` in a cache of a quarter of what they need: recompute and swap; the tokens must be the same
+    overhead    decode of 1, 8 and 32 sequences: tokens/s, and the share of the time that the bare
+                backend takes for the same steps
+    batching    64 requests (prompts of 32–512, outputs of 16–256 tokens): static, dynamic and
+                continuous batching, and static batching with padding to the longest, of which only
+                the useful tokens count; beside llama-batched-bench with the mean lengths and the
+                same number of sequences
+    prefix      200 requests that share a system prompt of 1,000 tokens: with and without the radix
+                tree
+    preemption  the requests of `batching` in a quarter of the cache that they need: recompute and
+                swap; the tokens must be the same
 
-Load is drawn from a seed. All requests come at once, and ignore ends of sequence, so that the work
-is the same whatever the model says.
+The load is drawn from a seed. All requests arrive at once and ignore end-of-sequence tokens, so the
+work does not depend on what the model says.
 """
 
 import argparse

@@ -26,7 +26,10 @@ class CPU:
     features: tuple[str, ...]  # from the oldest to the newest
 
     def __str__(self) -> str:
-        return f"{self.name or 'unnamed CPU'} ({self.architecture}: {' '.join(self.features) or 'baseline'})"
+        return (
+            f"{self.name or 'unnamed CPU'} "
+            f"({self.architecture}: {' '.join(self.features) or 'baseline'})"
+        )
 
 
 def detect_cpu() -> CPU:

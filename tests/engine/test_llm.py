@@ -257,7 +257,8 @@ def test_a_context_that_does_not_fit_is_refused_with_the_arithmetic(
 ) -> None:
     with pytest.raises(
         CapacityError,
-        match=r"holds a request of 32 tokens; max_model_len needs 64 tokens in 4 blocks of 16 tokens · 2.0 kB",
+        match=r"holds a request of 32 tokens; "
+        r"max_model_len needs 64 tokens in 4 blocks of 16 tokens · 2.0 kB",
     ):
         LLM(tiny_path, max_model_len=64, kv_cache_memory=128 * 32)
     with pytest.raises(ConfigError, match="made for at most 96"):

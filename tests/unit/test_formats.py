@@ -187,7 +187,8 @@ def test_blocks_too_small_for_their_scale_become_zeros(name: str) -> None:
 def test_formats_that_are_only_read_say_so(name: str) -> None:
     with pytest.raises(
         UnsupportedError,
-        match=f"{name} can be read but not written; .* F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0$",
+        match=f"{name} can be read but not written; "
+        ".* F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0$",
     ):
         quantize(np.zeros((1, 256), np.float32), name)
 

@@ -408,7 +408,7 @@ def test_a_gguf_file_of_a_folder_may_not_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "m.gguf").symlink_to("../secret")
-    with pytest.raises(FormatError, match="m.gguf leads to .*outside the model's folder"):
+    with pytest.raises(FormatError, match=r"m.gguf leads to .*outside the model's folder"):
         resolve_model(tmp_path / "model")
 
 

@@ -250,7 +250,7 @@ def test_additional_chat_templates_out_of_the_folder_are_not_read(
     folder, outside = save(byte_level()), tmp_path_factory.mktemp("outside")
     (outside / "secret.jinja").write_text("secret")
     (folder / "additional_chat_templates").symlink_to(outside)
-    with pytest.raises(FormatError, match="secret.jinja leads to .* outside the model's folder"):
+    with pytest.raises(FormatError, match=r"secret.jinja leads to .* outside the model's folder"):
         from_folder(folder)
 
 

@@ -1,7 +1,8 @@
-"""What the engine asks of a backend: memory, weights, the KV cache, and a forward pass that runs.
+"""The interface between the engine and a backend: memory, weights, the KV cache, and a runnable
+forward pass.
 
-Models never see a `Backend`; they speak `Ops` (`ops/protocol.py`). Device arrays stay inside it:
-block ids, saved blocks, sampled tokens and the logits that somebody asks for cross the boundary.
+Models never see a `Backend`; they call `Ops` (`ops/protocol.py`). Device arrays stay inside the
+backend. Only block ids, saved blocks, sampled tokens and requested logits cross this interface.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,29 +26,29 @@ Forward: TypeAlias = Callable[[Ops, ForwardBatch], Tensor]
 
 
 class Logits(Protocol):
-    """The result of a forward pass, kept where the backend computed it: a row for each of the
-    batch's `logits_indices`.
+    """The result of a forward pass, kept on the backend's device: a row for each of the batch's
+    `logits_indices`.
     """
 
     @property
     def num_rows(self) -> int: ...
 
     def to_host(self, rows: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """These rows, or all, as float32 [L, V] in host memory; to be read only."""
+        """These rows, or all, as float32 [L, V] in host memory; read-only."""
 
     def sample(
         self, rows: Sequence[int], sampling: Sequence[SamplingRow]
     ) -> Sequence[int | PellucidError]:
-        """A token for each of these rows, chosen as its `SamplingRow` says; an error for a row
-        from which none can be chosen.
+        """A token for each of these rows, chosen by its `SamplingRow`, or an error if none can be
+        chosen.
         """
 
 
 class Backend(Protocol):
-    """A way to compute: where weights and caches live, and how a forward pass is run.
+    """A way to compute: it stores weights and caches, and runs forward passes.
 
-    Everything that depends on the device is the backend's own answer: its memory, what it can keep
-    keys and values in, the sizes of blocks, and how many requests run at once.
+    It answers every question that depends on the device: its memory, the dtypes of keys and values,
+    the sizes of blocks, and how many requests run at once.
     """
 
     @property
@@ -56,7 +57,7 @@ class Backend(Protocol):
 
     @property
     def device(self) -> str:
-        """Where its weights and caches lie, one of `devices`."""
+        """The device of its weights and caches, one of `devices`."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -64,18 +65,18 @@ class Backend(Protocol):
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """What activations may be computed in, the default first."""
+        """The dtypes that activations may be computed in, the default first."""
 
     @property
     def kv_dtypes(self) -> tuple[str, ...]:
-        """What keys and values may be kept in, each for itself. The first is the default: it has no
+        """The dtypes of keys and of values, chosen separately. The first is the default; it has no
         measurable loss.
         """
 
     @property
     def is_batch_invariant(self) -> bool:
-        """True where a token's bits do not depend on what else is in the batch, or on how its
-        request was cut into steps.
+        """True if a token's bits do not depend on other requests in the batch or on how its request
+        was cut into steps.
         """
 
     @property
@@ -94,45 +95,46 @@ class Backend(Protocol):
         """Bytes that can still be taken on the device."""
 
     def weight_bytes(self, spec: TensorSpec) -> int:
-        """Memory that `load_weight` will keep for such a parameter."""
+        """Bytes of memory that `load_weight` will keep for such a parameter."""
 
     def step_bytes(
         self, forward: Forward, num_tokens: int, num_logits: int, context: int
     ) -> dict[str, int]:
-        """Memory that a step of so many tokens and rows of logits takes beside weights and caches,
-        by what it is for, where no request is longer than `context` tokens.
+        """Bytes of memory that a step takes beside weights and caches, by purpose. The step has
+        `num_tokens` tokens and `num_logits` rows of logits; no request is longer than `context`
+        tokens.
 
-        Nothing is loaded for it: `forward` is bound to a `TensorSpec` in place of each weight, and
-        to a `KVSpec` in place of each store.
+        Nothing is loaded: `forward` is bound to a `TensorSpec` in place of each weight, and to a
+        `KVSpec` in place of each store.
         """
 
     def load_weight(self, tensor: HostTensor, name: str = "a parameter") -> Tensor:
-        """Take over one parameter, in whatever layout the kernels like. The host bytes may be
-        dropped afterwards. Raises FormatError, with its name, where a number or a block's scale is
-        NaN or infinite.
+        """Copy one parameter to the device, in the layout of the kernels. The host bytes are not
+        used afterwards. Raises FormatError, with its name, if a number or a block's scale is NaN or
+        infinite.
         """
 
     def check_model(self, config: ModelConfig) -> None:
-        """Raise UnsupportedError, with the field and the limit, where some size of the model is
-        beyond what the kernels can do. Reads no weights.
+        """Raise UnsupportedError, with the field and the limit, if the kernels cannot compute a
+        size of the model. Reads no weights.
         """
 
     def kv_token_bytes(self, spec: KVSpec) -> int:
-        """Bytes of one token's key and value in one layer. Raises ConfigError where the backend
-        cannot keep them so.
+        """Bytes of one token's key and value in one layer. Raises ConfigError if the backend cannot
+        store them.
         """
 
     def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> Any:
-        """Room for num_blocks · block_size tokens of one layer's keys and values, zeroed. Raises
-        ConfigError where the backend cannot keep them so.
+        """Memory for num_blocks · block_size tokens of one layer's keys and values, zeroed. Raises
+        ConfigError if the backend cannot store them.
         """
 
     def copy_blocks(self, store: Any, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks of a store, in order: (source, target)."""
 
     def save_blocks(self, store: Any, blocks: Sequence[int]) -> NDArray[np.uint8]:
-        """The bytes of these blocks in host memory, [blocks, block_size · kv_token_bytes]: a copy,
-        in a layout that only `load_blocks` reads.
+        """A copy of these blocks in host memory, [blocks, block_size · kv_token_bytes], in a layout
+        that only `load_blocks` reads.
         """
 
     def load_blocks(self, store: Any, blocks: Sequence[int], saved: NDArray[np.uint8]) -> None:

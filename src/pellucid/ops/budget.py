@@ -1,20 +1,20 @@
-"""How wrong an op may be: a budget that comes from the arithmetic, not from what happens to pass.
+"""The error budget of each op. It follows from the arithmetic, not from the errors that were seen.
 
-A fast kernel may round in another order than the formula, but its error must be no larger. So the
-formula is evaluated twice in the plainest way, in float64 (taken as exact) and in float32 (naive),
-and, by the rule of flash-attention's tests,
+A fast kernel may round in another order than the formula, but its error must not be much larger. So
+the formula is evaluated in the plainest way in float64 (taken as exact) and in float32 (naive). By
+the rule of flash-attention's tests,
 
     max |actual - exact|  <=  2 · max |naive - exact|  +  jitter
 
-The jitter is a few units in the last place of the largest result. It covers cases so small that the
-naive evaluation is exact by luck. An op may magnify the rounding of its inputs, as the softmax does
-with large scores: `condition` says how many times.
+The jitter is a few units in the last place of the largest result. It covers small cases in which
+the naive evaluation happens to be exact. An op may magnify the rounding of its inputs, as the
+softmax does with large scores: `condition` says how many times.
 
-A backend that quantizes activations to int8 before it multiplies quantized weights makes an error
-of another kind. With blocks of 32 numbers it is about 3e-5 of the output's power for inputs that
-are normally distributed, so that product is held to NMSE = Σ (actual - exact)² / Σ exact² <= 1e-4 ·
-(1 + 4 / sqrt(n)) instead, since the NMSE of few outputs n scatters (ggml's test-backend-ops allows
-5e-4).
+A backend that quantizes activations to int8, to multiply them with quantized weights, makes an
+error of another kind. With blocks of 32 numbers it is about 3e-5 of the output's power for normally
+distributed inputs. So such a product must have NMSE = Σ (actual - exact)² / Σ exact² <= 1e-4 · (1 +
+4 / sqrt(n)). The last factor is there because the NMSE of few outputs n scatters. (ggml's
+test-backend-ops allows 5e-4.)
 """
 
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ def _largest(x: NDArray[np.float64]) -> float:
 
 
 def _error(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The error of each element; infinite for a NaN or an infinity that should not be there, and
-    for another shape.
+    """The error of each element; infinite for an unexpected NaN or infinity, and for a wrong
+    shape.
     """
     if actual.shape != exact.shape:
         return np.array([np.inf])
@@ -72,7 +72,7 @@ def check_dense(
     *,
     condition: float = 1.0,
 ) -> Verdict:
-    """Hold a float32 result to twice the error of the naive float32 evaluation."""
+    """Compare the error of a float32 result with twice that of the naive float32 evaluation."""
     jitter = JITTER_ULPS * condition * float(np.spacing(np.float32(_largest(exact))))
     return Verdict(
         _largest(_error(actual, exact)), FACTOR * _largest(_error(naive, exact)) + jitter
@@ -80,11 +80,11 @@ def check_dense(
 
 
 def nmse(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> float:
-    """The error's share of the power of the exact result."""
+    """The power of the error divided by the power of the exact result."""
     error, power = float(np.sum(_error(actual, exact) ** 2)), float(np.sum(exact**2))
     return error / power if power else error
 
 
 def check_int8_activations(actual: NDArray[np.float32], exact: NDArray[np.float64]) -> Verdict:
-    """Hold a product of quantized weights with int8 activations to its NMSE."""
+    """Compare the NMSE of a product of quantized weights with int8 activations with its limit."""
     return Verdict(nmse(actual, exact), INT8_ACTIVATIONS_NMSE * (1 + 4 / max(1, exact.size) ** 0.5))

@@ -1,8 +1,8 @@
 """A conformance case made runnable on a backend.
 
-A case never touches a backend's arrays. What varies from token to token enters as the rows of an
-embedding table (input_ids 0 … T-1), weights enter through `load_weight`, and the op runs inside
-`build_forward`. So eager, captured and device backends are held to the same definition.
+A case never touches a backend's arrays. Activations enter as the rows of an embedding table
+(input_ids 0 … T-1), weights enter through `load_weight`, and the op runs inside `build_forward`. So
+the same cases run on eager, captured and device backends.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,15 @@ Array: TypeAlias = NDArray[np.float32]
 def build_case(
     backend: Backend, case: Case, inputs: Inputs, *, repeats: int = 1
 ) -> Callable[[], Array]:
-    """Make a case runnable on a backend. `repeats` runs the op so many times within one forward
-    pass, to time it.
+    """Make a case runnable on a backend. The op runs `repeats` times within one forward pass, for
+    timing.
     """
+    # load weights, activations and the history of the cache
     weights = {name: backend.load_weight(tensor) for name, tensor in inputs.weights.items()}
     tables = {
         name: backend.load_weight(encode_dense(rows)) for name, rows in inputs.activations.items()
     }
-    kv = KVLayer(None)  # of cases that keep nothing
+    kv = KVLayer(None)  # for cases without a KV cache
     if isinstance(case, AttentionCase):
         dtypes = case.kv_dtypes or choose_kv_dtypes("auto", backend.kv_dtypes)
         spec = KVSpec(case.num_kv_heads, case.head_dim, case.head_dim, *dtypes)

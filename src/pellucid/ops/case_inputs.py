@@ -1,7 +1,7 @@
-"""What a conformance case runs on: batches, random activations and random weights in every format.
+"""The inputs of conformance cases: batches, random activations and random weights in every format.
 
-Inputs come from a generator that the case's name seeds, so they are the same on every machine.
-Shapes: T tokens, R requests, M blocks per request, G layer groups.
+The generator is seeded by the name of the case, so inputs are the same on every machine. Shapes: T
+tokens, R requests, M blocks per request, G layer groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ Array: TypeAlias = NDArray[np.float32]
 
 DENSE = ("F32", "F16", "BF16")
 
-# Where a quant_block keeps its float16 scales. Its other bytes may be anything; these must be
-# numbers of a sane size.
+# Offsets of the float16 scales in a quant_block. Its other bytes may be random; these must be
+# numbers of a usual size.
 F16_SCALES: Mapping[str, tuple[int, ...]] = {
     "Q4_0": (0,),
     "Q4_1": (0, 2),
@@ -41,8 +41,8 @@ F16_SCALES: Mapping[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a case runs on. `history` is keys and values of earlier steps, written before the op is
-    run.
+    """The inputs of a case. `history` holds keys and values of earlier steps, which are written
+    before the op runs.
     """
 
     batch: ForwardBatch
@@ -61,10 +61,10 @@ def build_attention_batch(
     block_size: int,
     logits_indices: Sequence[int] = (),
 ) -> ForwardBatch:
-    """The batch in which request r computes its last q_lens[r] tokens of seq_lens[r]; input_ids are
-    0 … T-1.
+    """A batch in which request r computes the last q_lens[r] of its seq_lens[r] tokens; input_ids
+    are 0 … T-1.
 
-    block_tables are [G, R, M], or [R, M] of one group.
+    block_tables are [G, R, M], or [R, M] for one group.
     """
     tables = block_tables if block_tables.ndim == 3 else block_tables[None]
     owner = np.repeat(np.arange(len(q_lens)), q_lens)  # [T]
@@ -87,20 +87,21 @@ def build_attention_batch(
 
 
 def plain_batch(tokens: int, logits_indices: Sequence[int] = ()) -> ForwardBatch:
-    """One request, whole: for ops that do not look at other tokens."""
+    """One whole request, for ops that do not look at other tokens."""
     return build_attention_batch(
         [tokens], [tokens], np.zeros((1, 1), np.int32), tokens, logits_indices
     )
 
 
 def random_weight(rng: np.random.Generator, shape: tuple[int, int], format: str) -> HostTensor:
-    """A matrix [out, in], its numbers about 1/sqrt(in) in size. Quantized blocks hold random bytes,
-    so that every code occurs.
+    """A matrix [out, in] of numbers of about 1/sqrt(in). Quantized blocks hold random bytes, so
+    that every code occurs.
     """
     rows, columns = shape
     spread = columns**-0.5
     if format in DENSE:
         return quantize((rng.normal(size=shape) * spread).astype(np.float32), format)
+    # random bytes with random scales
     layout = FORMATS[format]
     data = rng.integers(
         0, 256, (rows, columns // layout.block_size, layout.block_bytes), dtype=np.uint8
@@ -110,6 +111,7 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, int], format: str)
         * rng.choice([-1, 1], data.shape[:2])[..., None]
     )
     _put_scales(data, format, scales)
+    # rescale by the size of the decoded numbers; they are linear in the scales
     sample = data[:64].reshape(min(rows, 64), -1)
     rms = float(
         np.sqrt(
@@ -120,7 +122,7 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, int], format: str)
             )
         )
     )
-    _put_scales(data, format, scales * (spread / rms))  # a value is linear in its block's scales
+    _put_scales(data, format, scales * (spread / rms))
     return HostTensor(format, shape, data.reshape(rows, -1))
 
 

@@ -1,10 +1,10 @@
-"""Which cases there are: `CASES` hold a backend to the definition and are small; `SPEED_CASES` are
-the shapes of real models, to be timed.
+"""The lists of cases. `CASES` are small and compare a backend with the definition. `SPEED_CASES`
+have the shapes of real models and are timed.
 
 CASES cover: one token and many; sizes that no vector width divides; every format; every ratio of
 query to key heads; windows shorter and longer than the context; chunks that continue a context;
-ragged batches; scattered blocks of each size; rows whose results are not used; numbers large enough
-to saturate or to overflow a careless formula.
+ragged batches; scattered blocks of each size; rows whose results are not used; numbers that are
+large enough to saturate or to overflow a careless formula.
 """
 
 from ..formats import FORMATS
@@ -23,7 +23,7 @@ __all__ = ["CASES", "SPEED_CASES"]
 
 
 def _columns(format: str) -> int:
-    """A row of a few quant_blocks; of 72 numbers where there are none: no multiple of 16."""
+    """The length of a row: a few quant_blocks, or 72 (no multiple of 16) in dense formats."""
     return 72 if FORMATS[format].block_size == 1 else max(96, 2 * FORMATS[format].block_size)
 
 
@@ -66,7 +66,7 @@ _NORM: tuple[Case, ...] = (
     NormCase(op="layer_norm", tokens=1, width=768),
     NormCase(op="layer_norm", tokens=9, width=65),
     NormCase(op="layer_norm", tokens=4, width=64, magnitude=1e5),
-    # sum of squares minus square of sums would lose everything here
+    # here a variance by the mean of squares minus the square of the mean would lose all digits
     NormCase(op="layer_norm", tokens=4, width=64, mean=1000.0),
     NormCase(op="layer_norm", tokens=2, width=64, magnitude=0.0, mean=3.0),
 )
@@ -261,8 +261,8 @@ CASES: tuple[Case, ...] = (
 
 
 def _speed_cases(tokens: int) -> tuple[Case, ...]:
-    """Every op of SmolLM2-135M (C 576, F 1536, H 9, KH 3, D 64, V 49152), and GPT-2's and Gemma's
-    at the same sizes, for so many tokens.
+    """Every op of SmolLM2-135M (C 576, F 1536, H 9, KH 3, D 64, V 49152) on `tokens` tokens, and
+    the ops of GPT-2 and Gemma at the same sizes.
     """
     sizes, formats = ((576, 576), (576, 1536), (1536, 576)), ("F32", "Q4_1", "Q8_0")
     return (

@@ -1,9 +1,8 @@
-"""The conformance cases: each a row of plain data that says which op, on which shapes, with which
-options.
+"""The conformance cases: each is plain data that names an op, its shapes and its options.
 
-`build_case.py` runs a case on a backend, and `scripts/bench_kernels.py` times it with the FLOPs and
-bytes that it knows. The lists of cases are in `case_lists.py`. Shapes: T tokens, R requests, M
-blocks per request, H query heads, KH key heads, D head_dim.
+`build_case.py` runs a case on a backend, and `scripts/bench_kernels.py` times it and uses its FLOPs
+and bytes. The lists of cases are in `case_lists.py`. Shapes: T tokens, R requests, M blocks per
+request, H query heads, KH key heads, D head_dim.
 """
 
 import inspect
@@ -34,7 +33,7 @@ __all__ = [
 
 
 class Case(Protocol):
-    """One row of the suite."""
+    """One case of the suite."""
 
     @property
     def op(self) -> str: ...
@@ -95,8 +94,8 @@ class EmbeddingCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearCase:
-    """A product with a weight in a format; with `logits_indices`, an lm_head over those
-    rows, of which there may be none.
+    """A product with a weight in a format. With `logits_indices`, an lm_head over those rows; there
+    may be none.
     """
 
     tokens: int
@@ -144,7 +143,7 @@ class LinearCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormCase:
-    """A norm over the hidden size, or over each head where `num_heads` says so."""
+    """A norm over the hidden size, or over each head if `num_heads` is given."""
 
     op: Literal["rms_norm", "layer_norm"]
     tokens: int
@@ -192,9 +191,7 @@ class NormCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElementwiseCase:
-    """An op on each number by itself, with one or two inputs; and all_reduce, which has one rank
-    here.
-    """
+    """An elementwise op with one or two inputs; also all_reduce, which has one rank here."""
 
     op: str
     tokens: int
@@ -235,7 +232,7 @@ class ElementwiseCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeRowsCase:
-    """Some rows, rising; or none."""
+    """`take_rows` of some rows, rising, or of none."""
 
     tokens: int
     width: int
@@ -260,7 +257,7 @@ class TakeRowsCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeCase:
-    """Tokens at first_position and on, each head turned; `rotary_dim` may be less than head_dim."""
+    """RoPE on tokens from first_position on; `rotary_dim` may be less than head_dim."""
 
     tokens: int
     num_heads: int
@@ -304,8 +301,8 @@ class RopeCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCase:
-    """Several requests, each computing its last q_lens[r] tokens of seq_lens[r]: their keys and
-    values are written, then attended to.
+    """Several requests. Request r computes the last q_lens[r] of its seq_lens[r] tokens: it writes
+    their keys and values, then attends.
     """
 
     q_lens: tuple[int, ...]
@@ -318,7 +315,7 @@ class AttentionCase:
     softcap: float | None = None
     magnitude: float = 1.0  # of the queries: large ones make the softmax sharp
     kv_dtypes: tuple[str, str] | None = None  # of keys and of values; None: the backend's own
-    # block tables are a random permutation; else each request's blocks lie in a row
+    # block tables are a random permutation; else the blocks of a request are consecutive
     scattered: bool = True
     op: ClassVar[str] = "attention"
 
@@ -358,6 +355,7 @@ class AttentionCase:
         tables = np.zeros((len(lengths), max(lengths)), np.int32)  # [R, M]
         for table, length, end in zip(tables, lengths, np.cumsum(lengths), strict=True):
             table[:length] = order[end - length : end]
+        # this step's tokens
         tokens, width = sum(self.q_lens), self.num_kv_heads * self.head_dim
         activations = {
             "q": normal(rng, tokens, self.num_heads * self.head_dim, magnitude=self.magnitude),
@@ -369,6 +367,7 @@ class AttentionCase:
         batch = build_attention_batch(self.q_lens, self.seq_lens, tables, self.block_size)
         if not owners:
             return Inputs(batch, activations=activations, num_blocks=num_blocks)
+        # keys and values of earlier steps
         lens = [earlier[r] for r in owners]
         history = {name: normal(rng, sum(lens), width) for name in ("k", "v")}
         history_batch = build_attention_batch(lens, lens, tables[owners], self.block_size)

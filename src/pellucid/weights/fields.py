@@ -1,8 +1,8 @@
 """Typed reading of what a file says about a model: JSON objects and GGUF metadata alike.
 
-A field is read by its type or refused by its name. A `Fields` remembers which fields were read, so
-that a reader of configs can ask at the end for the others (`unread`) and drop none in silence.
-Values come from strangers: nothing is coerced, and numbers are finite.
+A field has the expected type or is refused by its name. `Fields` remembers which fields were read,
+so that a reader of configs can check the others at the end (`unread`) and drops none in silence.
+Values are untrusted: nothing is coerced, and numbers must be finite.
 """
 
 import math
@@ -20,8 +20,8 @@ MAX_TEXT = 100
 
 
 class Fields:
-    """The fields of one mapping. `where` opens every message; names are looked up under `prefix`. A
-    null counts as absent.
+    """The fields of one mapping. `where` begins every message; names are looked up with `prefix`
+    before them. A null counts as absent.
     """
 
     def __init__(self, where: str, values: Mapping[str, object], prefix: str = "") -> None:
@@ -31,18 +31,16 @@ class Fields:
         self._read: set[str] = set()
 
     def has(self, name: str) -> bool:
-        """Whether the field is there, be it null."""
+        """Whether the field exists; it may be null."""
         return self._prefix + name in self._values
 
     def value(self, name: str) -> object:
-        """Whatever the field holds, None where it is absent: for a field that may be of several
-        types.
-        """
+        """The value of a field that may be of several types; None if it is absent."""
         self._read.add(self._prefix + name)
         return self._values.get(self._prefix + name)
 
     def unread(self) -> list[str]:
-        """Fields under the prefix that nobody has asked for, in order, without the prefix."""
+        """The fields with this prefix that were not read, in order, without the prefix."""
         return [
             key[len(self._prefix) :]
             for key in self._values
@@ -50,8 +48,8 @@ class Fields:
         ]
 
     def optional_integer(self, name: str) -> int | None:
-        """A whole number. GGUF may give a list with a value per layer: a list of equal values
-        counts as one.
+        """An integer. GGUF may have a list with a value per layer; a list of equal values counts as
+        one value.
         """
         value = self.value(name)
         if (
@@ -73,7 +71,7 @@ class Fields:
         return value if value is not None else self._default(name, default)
 
     def optional_number(self, name: str) -> float | None:
-        """A finite number, written as an integer or not."""
+        """A finite number; it may be written as an integer."""
         value = self.value(name)
         if value is None:
             return None
@@ -103,7 +101,7 @@ class Fields:
         raise self.error(name, f"{_show(value)}; it must be true or false")
 
     def optional_text(self, name: str) -> str | None:
-        """A string, no longer than a name."""
+        """A short string."""
         value = self.value(name)
         if value is None or (isinstance(value, str) and len(value) <= MAX_TEXT):
             return value
@@ -138,7 +136,7 @@ class Fields:
         raise self.error(name, f"{_show(value)}; it must be an object")
 
     def error(self, name: str, problem: str) -> FormatError:
-        """The error that says what is wrong with the field `name`."""
+        """The error for the field `name`."""
         return FormatError(f"{self.where}: {self._prefix}{name} is {problem}")
 
     def _default(self, name: str, default: T | None) -> T:
@@ -157,7 +155,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _show(value: object) -> str:
-    """A value as a message shows it, never longer than a line."""
+    """A value as messages show it: at most one line."""
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         return "an object" if isinstance(value, Mapping) else "a list"
     text = repr(value)
@@ -166,8 +164,8 @@ def _show(value: object) -> str:
 
 @contextmanager
 def config_from_file(where: str) -> Iterator[None]:
-    """Around the building of a config from a file's fields: an impossible value is the file's
-    fault, and the message names the file.
+    """For building a config from a file's fields: turns ConfigError into a FormatError that names
+    the file.
     """
     try:
         yield

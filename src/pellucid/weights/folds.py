@@ -1,13 +1,13 @@
-"""Folds: how weights are mended as they are loaded, so that the forward pass never does it. Row
-permutations, splits, joins, transposes, Gemma's 1 + w.
+"""Folds: changes to weights that are made once, at load, so that the forward pass has one layout.
+Row permutations, splits, joins, transposes, Gemma's 1 + w.
 
-A fold is called with the tensors of a file and returns one parameter. `spec` tells the format and
-shape of that parameter from the formats and shapes of the tensors, so that a memory plan reads no
-bytes; it also refuses tensors that the fold cannot take.
+A fold is called with the tensors of a file and returns one parameter. `spec` computes the format
+and shape of that parameter from those of the tensors, so that the memory plan reads no bytes. It
+also refuses tensors that the fold cannot take.
 
 A `HostTensor`'s rows are bytes, and quantized blocks never cross a row. So a fold that moves whole
-rows (split, join, permute) works on any format and decodes nothing; a split is a view. A fold that
-moves or changes single values (transpose, 1 + w) needs a dense format.
+rows (split, join, permute) works with any format without decoding, and a split is a view. A fold
+that moves or changes single values (transpose, 1 + w) needs a dense format.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ from ..formats.tensor import HostTensor, TensorSpec
 
 __all__ = ["AddOne", "Fold", "InterleavedToHalfSplit", "SliceOutputs", "Transpose"]
 
-# the bits of one value, moved without being read
+# the bits of one value, which are moved without decoding
 _DENSE = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
 class Fold(Protocol):
-    """Makes one parameter from one or several tensors of a file."""
+    """A function from one or several tensors of a file to one parameter."""
 
     def spec(self, *sources: TensorSpec) -> TensorSpec:
-        """Format and shape of the result. Raises UnsupportedError where a source's format cannot be
-        folded.
+        """Format and shape of the result. Raises UnsupportedError for a source whose format cannot
+        be folded.
         """
         ...
 
@@ -87,7 +87,7 @@ class InterleavedToHalfSplit:
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
-    """Columns start … stop - 1 of a dense [in, out] as rows [out, in]."""
+    """Columns start … stop - 1 of a dense weight [in, out], as rows [out, in]."""
 
     start: int = 0
     stop: int | None = None
@@ -106,7 +106,7 @@ class Transpose:
 
 @dataclass(frozen=True, slots=True)
 class AddOne:
-    """1 + w in float32, as Gemma's norm computes its factor."""
+    """1 + w in float32, the factor of Gemma's norms."""
 
     def spec(self, *sources: TensorSpec) -> TensorSpec:
         (source,) = sources

@@ -1,14 +1,14 @@
-"""How the authors of a model recommend to sample from it.
+"""The sampling parameters that the authors of a model recommend.
 
-A folder says it in `generation_config.json`, a GGUF file in its keys `general.sampling.*`. The
-result uses the names of `SamplingParams`, and holds only what the file says:
+A folder has them in `generation_config.json`, a GGUF file in its keys `general.sampling.*`. The
+result uses the names of `SamplingParams`, and holds only the values of the file:
 
     {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
 
-As in Hugging Face's files, `"do_sample": false` means greedy decoding, whatever temperature or
-top_p stand beside it. A file that only restricts the choice (top_k, top_p, …) and names no
-temperature means temperature 1. Beam search, Mirostat and the like are not offered here, and are
-left out, as vLLM does. Ranges are checked where `SamplingParams` is built.
+As in Hugging Face's files, `"do_sample": false` means greedy decoding, even beside a temperature or
+top_p. A file with filters (top_k, top_p, …) and no temperature means temperature 1. Settings
+without a counterpart here (beam search, Mirostat) are left out, as in vLLM. Ranges are checked when
+`SamplingParams` is built.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ _CHOICE = ("top_k", "top_p", "min_p", "typical_p")
 
 
 def read_generation_config(source: Path | Mapping[str, object]) -> dict[str, float | int]:
-    """The recommendation of a folder, or of the metadata of a GGUF file; empty where there is none.
+    """The recommendation of a folder, or of the metadata of a GGUF file; empty if there is none.
 
-    Raises FormatError where a value is of a wrong type.
+    Raises FormatError for a value of a wrong type.
     """
     if isinstance(source, Path):
         path = source / _FILE
@@ -61,7 +61,7 @@ def _recommendation(fields: Fields, *, gguf: bool) -> dict[str, float | int]:
         number = None if name is None else fields.optional_integer(name)
         if number is not None:
             found[ours] = number
-    # greedy, or a draw from the likeliest
+    # greedy decoding, or a draw from filtered tokens
     draws = gguf or fields.flag("do_sample", True)
     if not draws:
         found = {name: value for name, value in found.items() if name not in _CHOICE}

@@ -1,20 +1,20 @@
 """A strict reader of GGUF, the one-file format of ggml and llama.cpp: metadata, then tensors, then
 their bytes.
 
-The file comes from a stranger, and every number in it is a claim. No count, length, type or offset
-is used before it is checked against what is left of the file, so a damaged or hostile file costs
-one clear sentence, not memory. After opening, nothing needs a further check: each value and each
-tensor lies whole inside the file, and no two tensors share a byte.
+The file is untrusted. No count, length, type or offset is used before it is checked against the
+rest of the file, so a damaged or hostile file gives one clear sentence and never takes much memory.
+After opening, no further checks are needed: each value and each tensor lies whole inside the file,
+and no two tensors share a byte.
 
-Bytes are copied into memory of their own (`pread`), never mapped. A file that is cut short while it
-is read, or a disk that fails, is therefore an error; read through a memory map, either would end
-the process with SIGBUS.
+Bytes are copied into new memory (`pread`), never mapped. So a file that is cut short while it is
+read, or a disk that fails, is an error. With a memory map, either would end the process with
+SIGBUS.
 
     "GGUF" | u32 version | u64 tensors | u64 values | metadata | names, shapes, types, offsets of
     tensors | padding | bytes of tensors
 
 Versions 2 and 3, little-endian. Reference: docs/gguf.md in ggml. Offsets and sizes are in bytes.
-This module knows no architecture and no tensor by its name, and never writes to the file.
+This module has no knowledge of architectures or names of tensors, and never writes to the file.
 """
 
 import math
@@ -43,9 +43,9 @@ MAX_VALUES = 1 << 16  # metadata keys
 MAX_TENSORS = 1 << 16
 MAX_KEY_BYTES = (1 << 16) - 1
 MAX_NAME_BYTES = 64
-MAX_HEADER_BYTES = 1 << 28  # all before the tensors' bytes: ten times the largest
+MAX_HEADER_BYTES = 1 << 28  # everything before the tensors' bytes: ten times the largest known
 MAX_DIMS = 4
-MAX_ELEMENTS = 1 << 20  # of one metadata array: twice the longest list of merges
+MAX_ELEMENTS = 1 << 20  # of one metadata array: twice the longest known list of merges
 _FIRST_READ = 1 << 16
 MIN_VALUE_BYTES = 8 + 1 + 4 + 1  # a key of one letter, a type, a byte
 MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # a name of one letter, one dimension, a type, an offset
@@ -53,7 +53,7 @@ MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # a name of one letter, one dimension,
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What the file says about one tensor, checked."""
+    """The checked description of one tensor."""
 
     name: str
     shape: tuple[int, ...]  # row-major: the file's own order reversed
@@ -63,7 +63,7 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """An open GGUF file. It is closed with `close`, or when the last reference to it is gone."""
+    """An open GGUF file. `close` closes it, or the end of the last reference to it."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class GGUFFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Read the header and check all that it says. Takes hundredths of a second, whatever the
-        size of the tensors.
+        """Read and check the header. Takes some hundredths of a second, independent of the size of
+        the tensors.
         """
         path = Path(path)
         file = open_regular(path)
@@ -95,8 +95,8 @@ class GGUFFile:
             raise
 
     def tensor(self, name: str, scratch: Scratch | None = None) -> HostTensor:
-        """One tensor, read into `scratch` or into memory of its own. Raises FormatError where it
-        cannot be read.
+        """One tensor, read into `scratch` or into new memory. Raises FormatError if it cannot be
+        read.
         """
         if self._file.closed:
             raise ValueError(f"{self.path} is closed")
@@ -109,7 +109,7 @@ class GGUFFile:
         return host_tensor(info.format, info.shape, data)
 
     def close(self) -> None:
-        """Close the file: no further tensors. Those that were handed out, and the metadata, stay
+        """Close the file. No more tensors can be read; earlier ones and the metadata stay
         readable.
         """
         self._close()
@@ -137,16 +137,16 @@ def check_alignment(alignment: int, where: str) -> int:
 
 
 class _Cursor:
-    """Reads the header from front to back. Nothing past the end of the file is touched or
-    believed.
-    """
+    """Reads the header from front to back, and never past the end of the file."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file, self.size, self.position = path, file, size_of(file), 0
-        self.buffer = bytearray()  # the file from its beginning, as far as it has been read
+        self.buffer = bytearray()  # the part of the file that has been read, from its beginning
 
     def read_to(self, stop: int) -> None:
-        """Have the first `stop` bytes of the file in `buffer`; `stop` lies within the file."""
+        """Read until `buffer` holds the first `stop` bytes of the file; `stop` lies within the
+        file.
+        """
         have = len(self.buffer)
         if stop <= have:
             return
@@ -155,7 +155,7 @@ class _Cursor:
                 f"{self.path}: metadata and names of tensors take more than {MAX_HEADER_BYTES} "
                 "bytes, which is as much as is read"
             )
-        # a quarter more each time, so that a long header is read in few steps
+        # a quarter more each time, so that a long header needs few reads
         stop = min(self.size, max(stop, have + have // 4, _FIRST_READ))
         self.buffer += bytes(stop - have)
         with memoryview(self.buffer) as whole, whole[have:] as fresh:
@@ -182,7 +182,7 @@ class _Cursor:
         return int.from_bytes(self.buffer[start : start + 8], "little")
 
     def count(self, what: str, limit: int, min_bytes: int) -> int:
-        """A number of things that follow, of which each takes at least `min_bytes`."""
+        """The number of items that follow, each of at least `min_bytes`."""
         count = self.u64(f"the number of {what}")
         if count > limit:
             raise FormatError(
@@ -197,7 +197,7 @@ class _Cursor:
         return count
 
     def name(self, what: str, limit: int) -> str:
-        """A string that names something: of 1 to `limit` bytes."""
+        """A name: a string of 1 to `limit` bytes."""
         length = self.u64(f"the length of {what}")
         if not 1 <= length <= limit:
             raise FormatError(
@@ -212,11 +212,11 @@ class _Cursor:
             ) from None
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Step over `count` strings. This loop is what opening a file spends its time on, hence the
+        """Step over `count` strings. Opening a file spends most of its time in this loop, hence the
         local names.
         """
         buffer, unpack, position = self.buffer, U64.unpack_from, self.position
-        last = len(buffer) - 8  # where the last length may begin, of what has been read
+        last = len(buffer) - 8  # the last place in the buffer at which a length may begin
         for _ in repeat(None, count):
             if position > last:
                 if position > self.size - 8:
@@ -253,7 +253,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[int, Metadata, dict[str, T
             f"{path} is one of the {parts} parts of a split model; merge them into one file first"
         )
     tensors = _read_tensors(cursor, num_tensors, alignment)
-    del cursor.buffer[cursor.position :]  # the beginning of the tensors' bytes
+    del cursor.buffer[cursor.position :]  # without tensors' bytes that were read too
     return version, metadata, tensors
 
 
@@ -266,7 +266,7 @@ def _read_version(cursor: _Cursor) -> int:
         )
     cursor.take(len(MAGIC), "the magic")
     version = cursor.u32("the version")
-    if version and version % (1 << 16) == 0:  # a small number with its bytes the other way round
+    if version and version % (1 << 16) == 0:  # a small number in big-endian order
         raise UnsupportedError(
             f"{cursor.path} is a big-endian GGUF file; only little-endian ones can be read"
         )
@@ -278,13 +278,14 @@ def _read_version(cursor: _Cursor) -> int:
 
 
 def _read_fields(cursor: _Cursor, num_values: int) -> dict[str, Field]:
-    """Find every metadata value, without decoding any."""
+    """Find the place of every metadata value, without decoding any."""
     fields: dict[str, Field] = {}
     for i in range(num_values):
         key = cursor.name(f"metadata key {i}", MAX_KEY_BYTES)
         what = f"metadata {quote(key)}"
         if key in fields:
             raise FormatError(f"{cursor.path}: {what} occurs twice")
+        # its type, and the number of its elements
         value_type = _read_value_type(cursor, what)
         count = None
         if value_type is ValueType.ARRAY:
@@ -313,9 +314,9 @@ def _read_value_type(cursor: _Cursor, what: str) -> ValueType:
 
 
 def _read_tensors(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str, TensorInfo]:
-    """Find every tensor, and check that they lie apart and inside the file."""
+    """The place of every tensor. Checks that they lie inside the file and do not overlap."""
     claims = [_read_tensor(cursor, i) for i in range(num_tensors)]
-    # where tensors' bytes begin; their offsets count from here
+    # tensors' bytes begin here, and their offsets count from here
     start = -(-cursor.position // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     for name, shape, format, offset, nbytes in claims:
@@ -333,6 +334,7 @@ def _read_tensors(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str
                 f"{cursor.size}"
             )
         tensors[name] = TensorInfo(name, shape, format, start + offset, nbytes)
+    # no two may overlap
     by_offset = sorted(tensors.values(), key=lambda info: info.offset)
     for before, after in pairwise(by_offset):
         if before.offset + before.nbytes > after.offset:
@@ -344,11 +346,12 @@ def _read_tensors(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str
 
 
 def _read_tensor(cursor: _Cursor, index: int) -> tuple[str, tuple[int, ...], str, int, int]:
-    """(name, shape, format, offset from the first tensor byte, bytes) of one tensor, as the file
-    claims.
+    """(name, shape, format, offset from the first tensor byte, bytes) of one tensor, not checked
+    yet against the size of the file.
     """
     name = cursor.name(f"the name of tensor {index}", MAX_NAME_BYTES)
     what = f"tensor {quote(name)}"
+    # the shape, in the file's reversed order
     num_dims = cursor.u32(f"the number of dimensions of {what}")
     if not 1 <= num_dims <= MAX_DIMS:
         raise FormatError(
@@ -357,6 +360,7 @@ def _read_tensor(cursor: _Cursor, index: int) -> tuple[str, tuple[int, ...], str
     shape = tuple(cursor.u64(f"dimension {i} of {what}") for i in range(num_dims))[::-1]
     if min(shape) < 1:
         raise FormatError(f"{cursor.path}: {what} has the shape {shape}; no dimension may be 0")
+    # the format, and with it the number of bytes
     ggml_type = cursor.u32(f"the type of {what}")
     try:
         format = format_of_ggml_type(ggml_type).name

@@ -1,5 +1,5 @@
-"""A GGUF file as a checkpoint: `gguf.py` reads it, `gguf_config.py` says what it describes, and its
-family (`families/`) where each parameter lies.
+"""A GGUF file as a checkpoint. `gguf.py` reads the file, `gguf_config.py` builds the config, and
+the family (`families/`) says where each parameter lies.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,8 +33,8 @@ class GGUFCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the header and the config, and check the tensors against what the architecture
-        declares.
+        """Read the header and the config, and check the tensors against the architecture's
+        declaration.
         """
         gguf = GGUFFile.open(path)
         try:
@@ -43,7 +43,7 @@ class GGUFCheckpoint:
             factors = _rope_factors(gguf)
             config = build_gguf_config(gguf.metadata, shapes, factors, str(path))
             for name in factors:
-                del specs[name]  # it is part of the config now
+                del specs[name]  # it is part of the config
             source = gguf_reader(gguf.metadata, str(path)).source
             return cls(path, gguf, config, build_plan(config, source, specs, str(path)))
         except BaseException:

@@ -1,8 +1,8 @@
-"""GGUF metadata -> `ModelConfig`. Keys are "<architecture>.<name>"; each family reads its own
-(`families/`), as llama.cpp's loader reads them.
+"""GGUF metadata -> `ModelConfig`. Keys are "<architecture>.<name>". Each family reads its own keys
+(`families/`), as llama.cpp's loader does.
 
 A key that may change the forward pass and that the family did not read is refused. Keys that cannot
-change it (names, datasets, training facts) are not looked at.
+change it (names, datasets, facts about training) are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from .fields import Fields, config_from_file
 __all__ = ["build_gguf_config", "gguf_reader"]
 
 _HARMLESS = ("rope.scaling.finetuned",)  # says how the model was trained
-# what may change the forward pass begins with one of these
+# keys that may change the forward pass begin with one of these
 _TELLING = ("attention.", "rope.", "expert_")
-# or ends so: logit_scale, embedding_scale, use_parallel_residual
+# or end with one of these: logit_scale, embedding_scale, use_parallel_residual
 _TELLING_ENDS = ("_scale", "_residual", "_softcapping")
 
 
 def gguf_reader(metadata: Mapping[str, object], where: str) -> GGUFReader:
-    """The reader of the family that a GGUF file names. `where` names the file."""
+    """The reader of the family that a GGUF file names. `where` names the file in messages."""
     general = Fields(where, metadata, "general.")
     architecture = general.text("architecture")
     kind = general.text("type", "model")
@@ -37,8 +37,8 @@ def build_gguf_config(
     rope_factors: Mapping[str, Sequence[float]],
     where: str,
 ) -> ModelConfig:
-    """The config of a GGUF file, from its metadata, the shapes of its tensors by name, and its
-    tensors of rotary factors, by name.
+    """The config of a GGUF file, from its metadata, the shapes of its tensors, and its tensors of
+    rotary factors, both by name.
     """
     reader = gguf_reader(metadata, where)
     fields = Fields(where, metadata, f"{reader.architecture}.")
@@ -54,7 +54,9 @@ def build_gguf_config(
 
 
 def _check_unread(fields: Fields) -> None:
-    """Refuse a key that may change the forward pass and was not read, unless its value is "no"."""
+    """Refuse a key that may change the forward pass and was not read, unless its value turns it
+    off.
+    """
     for name in fields.unread():
         if name in _HARMLESS or not (name.startswith(_TELLING) or name.endswith(_TELLING_ENDS)):
             continue

@@ -1,12 +1,12 @@
-"""The metadata of a GGUF file: typed values under dotted keys, decoded when somebody asks for them.
+"""The metadata of a GGUF file: typed values under dotted keys, decoded on first access.
 
-Opening a file only finds where each value lies. A vocabulary of 150,000 strings is stepped over in
-a few hundredths of a second and becomes a Python list on first access. A string that is not UTF-8
-is therefore an error of that access.
+Opening a file only finds the place of each value. A vocabulary of 150,000 strings is stepped over
+in a few hundredths of a second and becomes a Python list on first access. So a string that is not
+UTF-8 is an error of that access.
 
 Reference: docs/gguf.md in ggml. Numbers are little-endian; a string is a 64-bit length and that
-many bytes of UTF-8. Values returned are shared and read-only by custom. The bytes of the header are
-kept for as long as the metadata is.
+many bytes of UTF-8. Returned values are shared and must not be changed. The bytes of the header are
+kept as long as the metadata.
 """
 
 import enum
@@ -45,12 +45,12 @@ class ValueType(enum.IntEnum):
 
     @property
     def code(self) -> str:
-        """How `struct` writes one; a number's code means the same to NumPy."""
+        """The type's code in `struct`; NumPy uses the same codes for numbers."""
         return _CODES[self]
 
     @property
     def size(self) -> int:
-        """Bytes of one number; the fewest bytes that a string takes."""
+        """Bytes of a number; for a string the smallest number of bytes."""
         return 8 if self is ValueType.STRING else struct.calcsize("<" + self.code)
 
 
@@ -75,8 +75,8 @@ _CODES = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A value, and the type that a file gives it: the type of a scalar or string, or of each
-    element of a list.
+    """A value with its type in the file: the type of a scalar or string, or of the elements of a
+    list.
     """
 
     value: object
@@ -85,8 +85,8 @@ class Typed:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where one value lies: its type (an array's: that of its elements), its first byte, and how
-    many there are (None: not an array).
+    """The place of one value: its type (of an array: the type of its elements), its first byte, and
+    the number of elements (None: not an array).
     """
 
     type: ValueType
@@ -95,7 +95,7 @@ class Field:
 
 
 def quote(value: object) -> str:
-    """A value out of a file as a message shows it: escaped, and never longer than a line."""
+    """A value from a file as messages show it: escaped, and at most one line."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     text = repr(value[:100] if isinstance(value, str) else value)
@@ -106,7 +106,7 @@ class Metadata(Mapping[str, object]):
     """The values of one file by key: int, float, bool, str, or a list of one of them."""
 
     def __init__(self, path: Path, buffer: bytearray, fields: Mapping[str, Field]) -> None:
-        """Over `buffer`, in which the reader has found every one of `fields` to lie whole."""
+        """`fields` are the places of the values in `buffer`; the reader has checked them."""
         self.path = path
         self._buffer = buffer
         self._fields = fields
@@ -127,11 +127,11 @@ class Metadata(Mapping[str, object]):
         return len(self._fields)
 
     def typed(self) -> dict[str, Typed]:
-        """Every value with its type in the file, for writing them again as they were."""
+        """Every value with its type in the file, for writing them again unchanged."""
         return {key: Typed(self[key], field.type) for key, field in self._fields.items()}
 
     def integer(self, key: str, low: int, high: int, default: int) -> int:
-        """The integer `key`, which must be in low … high; `default` where the file has none."""
+        """The integer `key`, which must be in low … high; `default` if the file has none."""
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise FormatError(

@@ -1,11 +1,11 @@
-"""Writes GGUF version 3 files that this reader, the `gguf` package and llama.cpp read alike.
+"""Writes GGUF version 3 files, for `gguf.py`, the `gguf` package and llama.cpp.
 
-The file appears whole or not at all. It is written beside its final name and moved there when every
-byte has reached the disk, so a reader never meets half a file.
+The file appears whole or not at all: it is written under another name and renamed when every byte
+has reached the disk.
 
-A metadata value is written as the type that its Python value suggests; `Typed` says otherwise where
-that matters. Tensors are written as the bytes they are, in the order given. Sizes are in bytes.
-This module quantizes nothing and knows no key but `general.alignment`.
+The type of a metadata value follows from its Python type, unless it is a `Typed`. Tensors are
+written unchanged, in the given order. Sizes are in bytes. This module does not quantize and knows
+only the key `general.alignment`.
 """
 
 import os
@@ -38,12 +38,16 @@ def write_gguf(
     metadata: Mapping[str, object],
     tensors: Iterable[tuple[str, HostTensor]],
 ) -> None:
-    """Write a model file. `metadata` may be another file's `Metadata`, whose types are kept; or any
-    mapping, in which a bool, str or float becomes that type (float32), an int UINT32 or the first
-    of INT32, UINT64, INT64 that holds it, and a list an array of one of these (integers INT32
-    first, as ggml's readers expect them)."""
+    """Write a model file.
+
+    `metadata` may be another file's `Metadata`, whose types are kept, or any mapping. Of a mapping,
+    a bool, str or float is written as that type (float32), an int as the first of UINT32, INT32,
+    UINT64, INT64 that holds it, and a list as an array of one of these types. Integers of a list
+    try INT32 first, as ggml's readers expect. Raises ConfigError for values that cannot be written.
+    """
     path = Path(path)
     values = metadata.typed() if isinstance(metadata, Metadata) else metadata
+    # the header
     listed = list(tensors)
     alignment = _alignment(values, path)
     header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(listed), len(values)))
@@ -51,6 +55,7 @@ def write_gguf(
         header += _string(key, "a metadata key", MAX_KEY_BYTES) + _value(key, value)
     header += _tensor_infos(listed, alignment)
     header += bytes(-len(header) % alignment)
+    # write everything under another name, then rename
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         with scratch.open("xb") as file:
@@ -81,14 +86,14 @@ def _tensor_infos(tensors: list[tuple[str, HostTensor]], alignment: int) -> byte
         if name in seen:
             raise ConfigError(f"the tensor {name!r} is given twice")
         seen.add(name)
-        # checks that its bytes are as many as its shape needs
+        # checks the number of its bytes
         host_tensor(tensor.format, tensor.shape, tensor.data)
         if len(tensor.shape) > MAX_DIMS:
             raise ConfigError(
                 f"the tensor {name!r} has {len(tensor.shape)} dimensions; a GGUF file allows at "
                 f"most {MAX_DIMS}"
             )
-        # llama.cpp wants room for a final zero
+        # llama.cpp needs room for a final zero
         infos += _string(name, "a tensor's name", MAX_NAME_BYTES - 1)
         infos += struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
         infos += struct.pack("<IQ", get_format(tensor.format).ggml_type, offset)
@@ -97,7 +102,7 @@ def _tensor_infos(tensors: list[tuple[str, HostTensor]], alignment: int) -> byte
 
 
 def _value(key: str, value: object) -> bytes:
-    """A value as it stands in the file: its type, then itself."""
+    """A value as written to the file: its type, then the value."""
     typed = value if isinstance(value, Typed) else Typed(value, _infer_type(key, value))
     if typed.type is ValueType.ARRAY:
         raise ConfigError(

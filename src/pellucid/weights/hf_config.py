@@ -1,8 +1,8 @@
 """Hugging Face `config.json` -> `ModelConfig`. `model_type` decides the family, and each family
 reads its own fields (`families/`).
 
-A field means what transformers makes of it. A field that transformers' model of that type reads is
-read here or refused; one that it does not read changes nothing there and nothing here.
+A field means the same as in transformers. A field that transformers' model of that type reads is
+read here or refused. Other fields have no effect, as in transformers.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ __all__ = ["build_hf_config", "hf_reader"]
 
 
 def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
-    """The reader of the family that config.json names, if it is a causal language model of plain
-    weights. `where` names the file in messages.
+    """The reader of the family that config.json names. Raises UnsupportedError unless it is a
+    causal language model with plain weights. `where` names the file in messages.
     """
     fields = Fields(where, values)
     model_type = fields.text("model_type")
-    # models that are more than a dense text model
+    # refuse models that are more than a dense text model
     if fields.section("vision_config") is not None or fields.section("text_config") is not None:
         raise UnsupportedError(
             f"{where}: model_type {model_type!r} has text and images; only text models run"
@@ -52,7 +52,7 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
             f"{where}: weights are quantized by "
             f"{quantization.text('quant_method', 'an unnamed method')!r}, which is not supported"
         )
-    # what transformers reads for every family and no family reads here
+    # refuse what transformers reads for every family and no family reads here
     for name in ("per_layer_config", "default_theta"):
         if fields.value(name) is not None:
             raise UnsupportedError(f"{where}: {name} is set, which is not supported")
@@ -63,7 +63,7 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
 
 
 def build_hf_config(values: Mapping[str, object], where: str) -> ModelConfig:
-    """The config that the JSON object `values` describes. `where` names the file in messages."""
+    """The config for the JSON object `values`. `where` names the file in messages."""
     reader = hf_reader(values, where)
     with config_from_file(where):
         return reader.config(Fields(where, values))

@@ -1,15 +1,16 @@
 """The rotary fields of Hugging Face's `config.json` -> `RopeConfig`, as transformers 5 reads them.
 
-The set of fields is small and closed, so all are read and an unknown one is refused. Both spellings
-are: `rope_theta` beside `rope_scaling`, and transformers 5's `rope_parameters`, which holds both,
-by layer type in Gemma 3.
+The fields are few and known, so all are read and an unknown one is refused. There are two forms:
+`rope_theta` beside `rope_scaling`, and transformers 5's `rope_parameters`, which holds both (per
+layer type in Gemma 3).
 
-Two methods of transformers depend on the length of a sequence, while frequencies are fixed here:
+In transformers the frequencies of two methods depend on the length of a sequence. Here they are
+fixed:
 
-    dynamic   raises the base as a sequence outgrows `max_position_embeddings`. Sequences that fit,
-              the only ones that are served, keep the plain frequencies.
+    dynamic   raises the base when a sequence is longer than `max_position_embeddings`. Such
+              sequences are not served; shorter ones have the plain frequencies.
     longrope  has factors for sequences up to `original_max_position_embeddings` tokens and others
-              for longer ones. The former are used, and longer sequences are not served.
+              for longer ones. The first are used, and longer sequences are not served.
 """
 
 import logging
@@ -39,13 +40,13 @@ def build_rope(
     partial: bool = False,
     original: int | None = None,
 ) -> RopeConfig:
-    """The rotary embedding of a model, or of its layers of `layer_type`.
+    """The rotary embedding of a model, or of its layers of one `layer_type`.
 
-    `theta` and `original` are the family's defaults of the base and of the context that it was
-    trained on. `kinds` are the methods that transformers knows for it, and `partial` says that its
-    model can turn a part of each head.
+    `theta` and `original` are the family's defaults for the base and for the training context.
+    `kinds` are the methods that transformers has for the family. `partial`: its models may rotate
+    only a part of each head.
     """
-    # what stands beside the object that says how frequencies are scaled, and what stands in it
+    # the fields beside the scaling object, and the fields in it
     theta = fields.number("rope_theta", theta)
     rope = _scaling(fields, layer_type)
     share = _rotary_share(fields, rope, partial)
@@ -55,7 +56,7 @@ def build_rope(
     # the method
     kind = _rope_type(rope)
     if layer_type is not None:
-        kinds = [k for k in kinds if k != "longrope"]  # the context is not one of a layer type
+        kinds = [k for k in kinds if k != "longrope"]  # its context is the whole model's
     if kind not in kinds:
         raise UnsupportedError(
             f"{rope.where}: rope_type is {kind!r}; known ones are: {', '.join(kinds)}"
@@ -66,7 +67,7 @@ def build_rope(
         trained = _original(fields, rope, length, original)
     by_layer_type = layer_type is not None
     config = _build(rope, kind, theta, rotary_dim, length, trained, by_layer_type)
-    # no field may be left over
+    # refuse fields that were not read
     unknown = [
         name
         for name in rope.unread()
@@ -81,7 +82,7 @@ def build_rope(
 
 
 def build_local_rope(fields: Fields, head_dim: int) -> RopeConfig:
-    """Gemma 3's windowed layers: a base of their own, never scaled."""
+    """The rotary embedding of Gemma 3's windowed layers: a base of their own, never scaled."""
     theta = fields.number("rope_local_base_freq", 10_000.0)
     new = fields.section("rope_parameters")
     local = new.section("sliding_attention") if new is not None else None
@@ -97,8 +98,8 @@ def build_local_rope(fields: Fields, head_dim: int) -> RopeConfig:
 
 
 def served_context(fields: Fields, original: int | None = None) -> int:
-    """The longest sequence that the model is served with: `max_position_embeddings`, but for
-    longrope, see above. `original` is the family's default of the context it was trained on.
+    """The longest sequence that is served: `max_position_embeddings`, except for longrope (see
+    above). `original` is the family's default for the training context.
     """
     length = fields.integer("max_position_embeddings")
     rope = _scaling(fields, None)
@@ -108,7 +109,9 @@ def served_context(fields: Fields, original: int | None = None) -> int:
 
 
 def warn_of_short_context(where: str, length: int, original: int) -> int:
-    """The context of a longrope model, with one logged sentence if it is not the whole."""
+    """The context that a longrope model is served with; logs a sentence if the model's own is
+    longer.
+    """
     if original < length:
         _log.warning(
             "%s: sequences of up to %d of %d tokens are served: longrope's factors for longer ones "
@@ -125,12 +128,10 @@ def _rope_type(rope: Fields) -> str:
 
 
 def _scaling(fields: Fields, layer_type: str | None) -> Fields | None:
-    """The object that says how frequencies are scaled. Where both spellings are there, transformers
-    takes the older one, and so do we.
-    """
+    """The scaling object. If a file has both forms, the older one counts, as in transformers."""
     old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
     if old is not None and not old.unread():
-        old = None  # an empty object says nothing
+        old = None  # an empty object counts as absent
     if layer_type is not None and old is not None:
         if new is not None or not old.has("rope_type"):
             raise UnsupportedError(
@@ -151,7 +152,7 @@ def _scaling(fields: Fields, layer_type: str | None) -> Fields | None:
 
 
 def _rotary_share(fields: Fields, rope: Fields | None, partial: bool) -> float:
-    """`partial_rotary_factor`: what share of each head's dimensions turns."""
+    """`partial_rotary_factor`: the share of each head's dimensions that is rotated."""
     outer = fields.number("partial_rotary_factor", 1.0)
     share = outer if rope is None else rope.number("partial_rotary_factor", outer)
     if not partial and share != 1.0:
@@ -164,8 +165,8 @@ def _rotary_share(fields: Fields, rope: Fields | None, partial: bool) -> float:
 
 
 def _original(fields: Fields, rope: Fields, length: int, default: int | None) -> int:
-    """The context that the model was trained on. The field beside `rope_scaling` wins over the one
-    within, which a family with a default of its own does not read.
+    """The training context. The field beside `rope_scaling` wins over the one within it, which a
+    family with its own default does not read.
     """
     name = "original_max_position_embeddings"
     within = rope.integer(name, length) if default is None else default
@@ -184,8 +185,8 @@ def _build(
     original: int,
     by_layer_type: bool,
 ) -> RopeConfig:
-    """The config of one method. `length` is the longest context, `original` the one that the model
-    was trained on.
+    """The config of one method. `length` is the longest context, `original` the training
+    context.
     """
     if kind == "default":
         return RopeConfig(theta=theta, rotary_dim=rotary_dim)
@@ -208,7 +209,7 @@ def _build(
             original_max_position_embeddings=original,
             beta_fast=rope.number("beta_fast", 32.0) or 32.0,
             beta_slow=rope.number("beta_slow", 1.0) or 1.0,
-            # transformers takes null for false, and does not look for it by layer type
+            # transformers treats null as false, and does not read it per layer type
             truncate=by_layer_type or rope.flag("truncate", not rope.has("truncate")),
             attention_factor=_yarn_attention_factor(rope, factor),
         )
@@ -224,8 +225,8 @@ def _build(
 
 
 def _yarn_attention_factor(rope: Fields, factor: float) -> float | None:
-    """The scale of cos and sin, None for the usual one. DeepSeek's `mscale` and `mscale_all_dim`
-    count where both are given.
+    """The scale of cos and sin; None for YaRN's default. DeepSeek's `mscale` and `mscale_all_dim`
+    count if both are given.
     """
     given = rope.optional_number("attention_factor")
     mscale, all_dim = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)

@@ -1,19 +1,19 @@
-"""From what the user wrote to a path: a file or folder that is here, a model of the catalogue, or a
+"""From a user's name or path to a path: an existing file or folder, a model of the catalogue, or a
 model of the Hugging Face hub.
 
-A model that is here is used without asking anybody. Only a model that is not here, or `pull`, goes
-to the network.
+A model on this machine is used without the network. Only `pull`, and a model that is missing, use
+the network.
 
     PATH                    an existing .gguf file, a folder with config.json and *.safetensors, or
                             a folder with one .gguf file; it wins over every other meaning
-    NAME                    a model of weights/catalogue.py, in capitals or not
-    ORG/NAME                a hub model: its safetensors, or else a GGUF file of it: Q4_K_M, Q8_0,
-                            the first, in this order
-    ORG/NAME:QUANT          the GGUF file of that quantization
-    ORG/NAME/FILE.gguf      that very file
+    NAME                    a model of weights/catalogue.py, in upper or lower case
+    ORG/NAME                a hub model: its safetensors, else its GGUF file of Q4_K_M, else of
+                            Q8_0, else its first GGUF file
+    ORG/NAME:QUANT          its GGUF file of that quantization
+    ORG/NAME/FILE.gguf      that file
 
-Hub models live in Hugging Face's own cache, so what other programs fetched is found. Pickled
-weights (*.bin, *.pt) are never fetched.
+Hub models are kept in Hugging Face's own cache, so models that other programs fetched are found.
+Pickled weights (*.bin, *.pt) are never fetched.
 """
 
 import difflib
@@ -59,15 +59,15 @@ _FOLDER_FILES = (
 )
 _MORE_TEMPLATES = r"additional_chat_templates/[^/]+\.jinja"
 _INDEX = "model.safetensors.index.json"
-_DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")  # llama.cpp's choice where none is named
-# what else lies in GGUF repositories
+_DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")  # llama.cpp's choice if none is named
+# other .gguf files of repositories, which are no models
 _NOT_A_MODEL = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _PATH_ENDINGS = (".gguf", ".safetensors", ".bin", ".json")
 _MAX_INDEX_BYTES = 64 << 20
 
 
 def default_cache_dir() -> Path:
-    """Where models of the catalogue are kept: $XDG_CACHE_HOME/pellucid/models, by default
+    """The folder of the catalogue's models: $XDG_CACHE_HOME/pellucid/models, by default
     ~/.cache/pellucid/models.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -77,8 +77,8 @@ def default_cache_dir() -> Path:
 def resolve_model(
     name_or_path: str | Path, *, cache_dir: Path | None = None, progress: bool = False
 ) -> Path:
-    """The file or folder that `name_or_path` means; fetched where it is a name and not here. Raises
-    ConfigError or DownloadError.
+    """The file or folder that `name_or_path` means; a named model that is missing is fetched.
+    Raises ConfigError or DownloadError.
 
     `cache_dir` holds the files of the catalogue; None: `default_cache_dir()`. `progress` shows bars
     on standard error if it is a terminal.
@@ -91,7 +91,7 @@ def resolve_model(
     name = _parse(str(name_or_path))
     if (found := _cached(name)) is not None:
         return found
-    # the hub takes names in any case, and the cache keeps them in one
+    # the hub ignores case, and the cache does not
     near = _cached_repositories_like(name.repo)
     for repo in near:
         if repo.lower() == name.repo.lower() and (found := _cached(replace(name, repo=repo))):
@@ -100,14 +100,14 @@ def resolve_model(
 
 
 def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
-    """Bring a named model here, or make sure that it is: a catalogue file is read whole and
-    checked, the hub is asked for changes. A path that is here is returned as it is.
+    """Fetch a named model, or check the one on this machine: a catalogue file is read whole and its
+    checksum compared, the hub is asked for changes. An existing path is returned unchanged.
     """
     if (model := CATALOGUE.get(name.lower())) is not None:
         return fetch_model(model, cache_dir or default_cache_dir(), verify=True, progress=progress)
     path = _existing(name)
     if path is not None and (_HUB_NAME.fullmatch(name) is None or path.is_file()):
-        return path  # it is here, and there is nobody to ask about it
+        return path  # a path has no source to ask for changes
     return _download(_parse(name), progress, [])
 
 
@@ -121,8 +121,8 @@ class CachedModel:
 
 
 def list_cached(cache_dir: Path | None = None) -> list[CachedModel]:
-    """The models in the caches: those of the catalogue in `cache_dir` (None: the default folder),
-    then those in Hugging Face's cache. Of a repository of GGUF files, each file is one model.
+    """The models in the caches: first those of the catalogue in `cache_dir` (None: the default
+    folder), then those in Hugging Face's cache. Each GGUF file of a repository is a model.
     """
     folder = cache_dir or default_cache_dir()
     found = [
@@ -139,7 +139,7 @@ def list_cached(cache_dir: Path | None = None) -> list[CachedModel]:
                 )
         try:
             path = _cached(_HubName(repo.repo_id, None, None))
-        except UnsupportedError:  # a model in several GGUF files
+        except UnsupportedError:  # a model that is split into several GGUF files
             path = None
         if path is not None and path.is_dir():
             found.append(CachedModel(repo.repo_id, path, repo.size_on_disk))
@@ -147,12 +147,13 @@ def list_cached(cache_dir: Path | None = None) -> list[CachedModel]:
 
 
 def remove_cached(name: str, cache_dir: Path | None = None) -> int:
-    """Delete the model `name` from the cache and return how many bytes that frees.
+    """Delete the model `name` from the cache. Returns the number of bytes that this frees.
 
-    A name of the catalogue deletes its file in `cache_dir` (None: the default folder). ORG/NAME
-    deletes a repository of Hugging Face's cache, ORG/NAME:QUANT and ORG/NAME/FILE.gguf one file of
-    it. Nothing outside the caches is deleted: a path is refused. Raises ConfigError.
+    For a name of the catalogue its file in `cache_dir` (None: the default folder) is deleted. For
+    ORG/NAME it is a repository of Hugging Face's cache, for ORG/NAME:QUANT and ORG/NAME/FILE.gguf
+    one file of it. A path is refused, so nothing outside the caches is deleted. Raises ConfigError.
     """
+    # a model of the catalogue
     if (model := CATALOGUE.get(name.lower())) is not None:
         path = (cache_dir or default_cache_dir()) / model.file
         try:
@@ -165,6 +166,7 @@ def remove_cached(name: str, cache_dir: Path | None = None) -> int:
         except OSError as error:
             raise ConfigError(f"{path} cannot be deleted: {error.strerror}") from error
         return freed
+    # a model of Hugging Face's cache
     if _HUB_NAME.fullmatch(name) is None and _existing(name) is not None:
         raise ConfigError(
             f"{name!r} is a path; only models of the cache are deleted, by the names that they "
@@ -192,8 +194,8 @@ def _hub_repositories() -> list["CachedRepoInfo"]:
 
 
 def _newest_files(repo: "CachedRepoInfo") -> dict[str, tuple["CachedFileInfo", Path]]:
-    """The files of a repository by their names in it, each with its snapshot's folder. Of several
-    revisions' files of one name, the newest counts.
+    """The files of a repository by name, each with the folder of its snapshot. If several revisions
+    have a file of one name, the newest counts.
     """
     found = {}
     for revision in sorted(repo.revisions, key=lambda revision: revision.last_modified):
@@ -204,8 +206,8 @@ def _newest_files(repo: "CachedRepoInfo") -> dict[str, tuple["CachedFileInfo", P
 
 
 def _delete_repository(repo: "CachedRepoInfo") -> int:
-    """Delete a repository's folder. The client's own function finds revisions by their hash alone,
-    which the repository of somebody else may have too.
+    """Delete a repository's folder. The hub client's own function finds revisions by hash alone,
+    and another repository may have the same hash.
     """
     if repo.repo_path.is_symlink():
         raise ConfigError(f"{repo.repo_path} is a link; delete what it leads to yourself")
@@ -222,9 +224,10 @@ def _delete_repository(repo: "CachedRepoInfo") -> int:
 
 
 def _delete_file(repo: "CachedRepoInfo", wanted: "_HubName") -> int:
-    """Delete one GGUF file from each snapshot that has it, and its bytes where no other file of the
-    repository is made of them.
+    """Delete one GGUF file from each snapshot that has it, and its blob if no other file of the
+    repository uses it.
     """
+    # which file, in each snapshot, and which blobs other files use
     files = _newest_files(repo)
     (chosen,) = choose_files(str(wanted), list(files), quant=wanted.quant, file=wanted.file)
     everywhere = [
@@ -241,7 +244,8 @@ def _delete_file(repo: "CachedRepoInfo", wanted: "_HubName") -> int:
             blob = file.blob_path
             file.file_path.unlink()
             if blob not in kept and blob.parent == repo.repo_path / "blobs":
-                # a link leads to the store of all repositories, which the hub's client tends
+                # a link leads to the blobs that all repositories share; those are left to the hub's
+                # client
                 freed += 0 if blob.is_symlink() else file.size_on_disk
                 blob.unlink(missing_ok=True)
     except OSError as error:
@@ -265,12 +269,12 @@ def _existing(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
         return path if text and path.exists() else None
-    except (OSError, RuntimeError):  # a name too long for a file, a home that nobody has
+    except (OSError, RuntimeError):  # a name too long for a file, or the home of an unknown user
         return None
 
 
 def _model_in(folder: Path) -> Path:
-    """The folder itself, or the one GGUF file in a folder that holds no other model."""
+    """The folder itself, or its GGUF file if it has exactly one and no other model."""
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
@@ -320,18 +324,20 @@ def _parse(name: str) -> _HubName:
 def choose_files(
     name: str, files: Sequence[str], *, quant: str | None = None, file: str | None = None
 ) -> list[str]:
-    """Which of a repository's files make the model: one .gguf file, or config.json, *.safetensors
-    and the tokenizer's files.
+    """The files of a repository that make up the model: one .gguf file, or config.json,
+    *.safetensors and the tokenizer's files.
 
-    Raises DownloadError where there are none, UnsupportedError where the model is cut into several
-    GGUF files.
+    Raises DownloadError if there are none, UnsupportedError if the model is split into several GGUF
+    files.
     """
     present = set(files)
     if file is None and quant is None and "config.json" in present:
+        # safetensors first, unless a GGUF file is named
         weights = _safetensors(present)
         if weights:
             more = sorted(f for f in present if re.fullmatch(_MORE_TEMPLATES, f))
             return ["config.json", *weights, *(f for f in _FOLDER_FILES if f in present), *more]
+    # else a GGUF file
     models = sorted(f for f in files if _is_model_file(f))
     if file is not None:
         chosen = [file] if file in present else []
@@ -340,6 +346,7 @@ def choose_files(
     else:
         chosen = [f for q in _DEFAULT_QUANTS for f in _of_quant(models, q)] or models
     if not chosen:
+        # none: say what is there instead
         wanted = (
             f"no file {file!r}"
             if file
@@ -360,7 +367,7 @@ def choose_files(
 
 
 def _safetensors(present: set[str]) -> list[str]:
-    """The weights at the top of a repository, without copies of them under other names."""
+    """The weights in the top folder of a repository, without copies under other names."""
     if "model.safetensors" in present:
         return ["model.safetensors"]
     shards = sorted(f for f in present if re.fullmatch(r"model-\d+-of-\d+\.safetensors", f))
@@ -375,7 +382,7 @@ def _of_quant(models: list[str], quant: str) -> list[str]:
 
 
 def _is_model_file(name: str) -> bool:
-    """Whether the name is that of a GGUF model, not of something that lies beside one."""
+    """Whether this is the name of a GGUF model, not of a file that accompanies one."""
     base = name.rpartition("/")[2].lower()
     return base.endswith(".gguf") and not any(word in base for word in _NOT_A_MODEL)
 
@@ -390,7 +397,7 @@ def _cached(name: _HubName) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        # no file is wanted: only the folder's name
+        # fetch no file: only the folder's path is needed
         folder = Path(snapshot_download(name.repo, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         return None
@@ -408,7 +415,7 @@ def _cached(name: _HubName) -> Path | None:
 
 
 def _cached_repositories_like(repo: str) -> list[str]:
-    """Repositories of Hugging Face's cache whose names are like `repo`, the nearest first."""
+    """Repositories of Hugging Face's cache with names similar to `repo`, the nearest first."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     names = {
@@ -421,8 +428,8 @@ def _cached_repositories_like(repo: str) -> list[str]:
 
 
 def _shards(index: Path) -> set[str]:
-    """The files that an index of shards names; one that cannot be read names a file that is not
-    there.
+    """The files that an index of shards names. An unreadable index gives a name that no file
+    has.
     """
     try:
         named = read_json(index, _MAX_INDEX_BYTES, within=index.parent)["weight_map"]
@@ -432,8 +439,8 @@ def _shards(index: Path) -> set[str]:
 
 
 def _download(name: _HubName, progress: bool, near: Sequence[str]) -> Path:
-    """Ask the hub which files there are and bring those that are missing. `near`: repositories of
-    the cache with names like this one, for the message.
+    """Ask the hub for the list of files, and fetch the missing ones. `near`: repositories of the
+    cache with similar names, for the message.
     """
     hint = f"; the cache holds {near[0]!r}" if near else ""
 
@@ -459,8 +466,7 @@ def _download(name: _HubName, progress: bool, near: Sequence[str]) -> Path:
             f"the Hugging Face hub has no model {name.repo!r}, or it is private and needs `hf "
             f"auth login`{hint}"
         ) from error
-    # the hub's client raises what its HTTP library of the day raises; all of it means: it did not
-    # come
+    # the hub's client lets exceptions of its HTTP library through; each means that the fetch failed
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or "the Hugging Face cache"
@@ -478,7 +484,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _progress_bars(wanted: bool) -> Iterator[None]:
-    """The hub's client draws its own bars; without `wanted` they are off for the while."""
+    """Show the progress bars of the hub's client, or turn them off within this context."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,

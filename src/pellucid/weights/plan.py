@@ -1,11 +1,10 @@
 """The plan of loading: for each declared parameter, the tensors of the file that it is made from,
 and the fold that makes it.
 
-The graph's declaration leads. Each declared parameter must find its tensors in the file,
-under the shapes that the config implies; a tensor of the file that no parameter uses is an error.
-So no tensor is guessed from its name and none is dropped in silence. Building the plan needs the
-file's table of contents alone: it reads no weights, and it already knows the format and shape of
-every parameter that will come out.
+The tensors of each declared parameter must be in the file, with the shapes that the config implies.
+A tensor of the file that no parameter uses is an error. So no tensor is guessed from its name and
+none is dropped in silence. Building the plan needs only the file's table of contents. It reads no
+weights, and the plan has the format and shape of every parameter.
 """
 
 import re
@@ -25,8 +24,8 @@ __all__ = ["ParamSource", "Plan", "PlannedParam", "build_plan", "is_ignored", "r
 
 Shape = tuple[int, ...]
 
-# Buffers that old checkpoints carry beside the parameters: rotary frequencies, causal masks and
-# their fill value. They are computed anew here.
+# Buffers that old checkpoints hold beside the parameters: rotary frequencies, causal masks and
+# their fill value. They are not read; the engine computes its own.
 _IGNORED = re.compile(
     r"(.+\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(bias|masked_bias)"
     r"|blk\.\d+\.attn_rot_embd(\.weight)?)"
@@ -35,9 +34,8 @@ _IGNORED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ParamSource:
-    """Where one parameter comes from: tensors of the file by name, each with the shape that it must
-    have, in the order in which `fold` takes them. Without a fold there is one tensor, used as it
-    is.
+    """The tensors of the file that make one parameter, by name: each with its required shape, in
+    the order in which `fold` takes them. Without a fold there is one tensor, used unchanged.
     """
 
     tensors: Mapping[str, Shape]
@@ -46,7 +44,7 @@ class ParamSource:
 
 @dataclass(frozen=True, slots=True)
 class PlannedParam:
-    """A declared parameter: its canonical name, where it comes from, and what it will be."""
+    """A declared parameter: its canonical name, its source, and its format and shape."""
 
     name: str
     source: ParamSource
@@ -63,14 +61,14 @@ def build_plan(
     where: str,
     formats: Collection[str] = FORMATS.keys(),
 ) -> Plan:
-    """How each declared parameter is made from the `tensors` of a file. `where` names the file,
-    and `formats` are those that such a file can be read in.
+    """How each declared parameter is made from the `tensors` of a file. `where` names the file in
+    messages; `formats` are the formats that can be read from such a file.
 
-    Raises FormatError where a tensor is missing, misshapen or unexpected, and UnsupportedError
-    where its format cannot be used.
+    Raises FormatError if a tensor is missing, misshapen or unexpected, and UnsupportedError if its
+    format cannot be used.
     """
     plan = []
-    # hold the tensors of each parameter against the file
+    # check that the file has the tensors of each parameter
     for param in get_graph(config.graph).parameters(config):
         source = source_of(config, param)
         for name, shape in source.tensors.items():
@@ -80,7 +78,7 @@ def build_plan(
                     f"{where}: tensor {name!r} is of type {tensors[name].format}; those that can "
                     f"be read are {', '.join(formats)}"
                 )
-        # ask the fold what it will make of them
+        # ask the fold for the format and shape of the result
         specs = [tensors[name] for name in source.tensors]
         try:
             spec = specs[0] if source.fold is None else source.fold.spec(*specs)
@@ -104,9 +102,9 @@ def build_plan(
 def read_plan(
     plan: Plan, tensor: Callable[[str, Scratch], HostTensor]
 ) -> Iterator[tuple[str, HostTensor]]:
-    """Carry the plan out, one parameter at a time: canonical name and tensor. A tensor that the
-    next parameter is made from as well is kept for it, so that a fused matrix is read once. Nothing
-    else is kept of a parameter that was handed out.
+    """Carry out the plan, one parameter at a time: canonical name and tensor. A tensor that the
+    next parameter needs too is kept for it, so that a fused matrix is read once. Nothing else is
+    kept.
     """
     scratch = Scratch()
     kept: dict[str, HostTensor] = {}
@@ -125,7 +123,7 @@ def _read_parameter(
     wanted: Collection[str],
 ) -> tuple[HostTensor, dict[str, HostTensor]]:
     """The parameter, from the `kept` tensors and the file; and those of its tensors that are
-    `wanted` again.
+    `wanted` next.
     """
     sources = {n: kept[n] if n in kept else tensor(n, scratch) for n in source.tensors}
     tensors = list(sources.values())
@@ -134,7 +132,7 @@ def _read_parameter(
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a tensor that no parameter uses may stay unread."""
+    """Whether a tensor that no parameter uses may be ignored."""
     return _IGNORED.fullmatch(name) is not None
 
 
@@ -146,7 +144,7 @@ def _check_tensor(
     shape: Shape,
     where: str,
 ) -> None:
-    """Hold one tensor that `param` needs against the file: it is there, and of the right shape."""
+    """Check that the file has one tensor that `param` needs, with the right shape."""
     if name not in tensors:
         raise FormatError(
             f"{where} lacks the tensor {name!r} (parameter {param.name} of {config.architecture})"

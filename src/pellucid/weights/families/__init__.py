@@ -1,6 +1,4 @@
-"""The model families that can be read, each from one file of this folder. To add a family, write
-its file and give it a place in `FAMILIES`.
-"""
+"""The model families that can be read. Each is a file of this folder and an entry of `FAMILIES`."""
 
 from ...errors import UnsupportedError
 from .family import Family, GGUFHeader, GGUFReader, HFReader, SourceOf
@@ -25,7 +23,9 @@ FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMM
 
 
 def find_hf_reader(model_type: str, where: str) -> HFReader:
-    """The reader of folders whose config.json names `model_type`. `where` names the file."""
+    """The reader of folders whose config.json has this `model_type`. `where` names the file in
+    messages.
+    """
     known = {family.hf.model_type: family.hf for family in FAMILIES}
     if model_type not in known:
         raise UnsupportedError(
@@ -35,7 +35,9 @@ def find_hf_reader(model_type: str, where: str) -> HFReader:
 
 
 def find_gguf_reader(architecture: str, where: str) -> GGUFReader:
-    """The reader of GGUF files of that `general.architecture`. `where` names the file."""
+    """The reader of GGUF files with this `general.architecture`. `where` names the file in
+    messages.
+    """
     known = {f.gguf.architecture: f.gguf for f in FAMILIES if f.gguf is not None}
     if architecture not in known:
         raise UnsupportedError(

@@ -1,8 +1,8 @@
-"""What this house must know of a model family to read its files: how its config is read, and where
-each declared parameter lies, in Hugging Face folders and in GGUF files.
+"""What a model family says about its files: how to read its config, and where each declared
+parameter lies, in Hugging Face folders and in GGUF files.
 
-A family is data: a name and one reader for each kind of file. The files beside this one each hold
-one family, or families that are nearly alike. `hf.py` and `gguf.py` hold what most have in common.
+A family is data: a name and one reader for each kind of file. Each file beside this one holds one
+family or a few similar ones. `hf.py` and `gguf.py` hold what most families have in common.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,28 +20,28 @@ SourceOf = Callable[[ModelConfig, Param], ParamSource]
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What a GGUF file says of a model, without its weights."""
+    """The description of a model in a GGUF file, without its weights."""
 
     fields: Fields  # the keys that begin with the architecture's name
     shapes: Mapping[str, tuple[int, ...]]  # of its tensors, by name
-    # by what tensors of rotary factors are called: what each inverse frequency is divided by
+    # tensors of rotary factors, by name: each inverse frequency is divided by its factor
     rope_factors: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class HFReader:
-    """How a Hugging Face folder holds a family."""
+    """How to read a family from a Hugging Face folder."""
 
     model_type: str  # of config.json
     config: Callable[[Fields], ModelConfig]
     source: SourceOf
-    # how the names of all tensors but lm_head begin; some files of the bare model leave it out
+    # the prefix of all names of tensors but lm_head; some files of the bare model leave it out
     prefix: str = "model."
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFReader:
-    """How a GGUF file holds a family."""
+    """How to read a family from a GGUF file."""
 
     architecture: str  # of general.architecture
     config: Callable[[GGUFHeader], ModelConfig]
@@ -50,8 +50,8 @@ class GGUFReader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A family by the name that `ModelConfig.architecture` gives it. `gguf` is None where GGUF
-    files call the family by the name of another one.
+    """A family, with its name in `ModelConfig.architecture`. `gguf` is None if GGUF files use the
+    name of another family.
     """
 
     name: str

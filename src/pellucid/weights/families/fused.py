@@ -1,7 +1,7 @@
-"""Matrices that a file fuses into one, output after output: q, k and v; gate and up.
+"""Matrices that a file fuses into one along their outputs: q, k and v; gate and up.
 
-Both functions say which outputs of the fused matrix are a parameter's: (first, one past the last,
-of how many), or None where the parameter is not part of it.
+Both functions return which outputs of the fused matrix belong to a parameter: (first, one past the
+last, number of all outputs), or None if it is not part of the matrix.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def gate_up_rows(config: ModelConfig, param: Param) -> tuple[int, int, int] | No
 
 
 def _rows(parts: Mapping[str, int], param: Param) -> tuple[int, int, int] | None:
-    """`parts` are the outputs of each module, in the order in which they lie."""
+    """`parts`: the number of outputs of each module, in the order of the fused matrix."""
     start, module = 0, split_name(param.name)[1]
     for part, outputs in parts.items():
         if part == module:

@@ -1,5 +1,5 @@
-"""Gemma 2 and 3 (text): their norms are stored by Hugging Face as w for a factor of 1 + w, and in
-GGUF files with the 1 added already.
+"""Gemma 2 and 3 (text). Hugging Face stores their norms as w for a factor of 1 + w; in GGUF files
+the 1 is added already.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from .hf import (
 
 __all__ = ["GEMMA2", "GEMMA3"]
 
-# here post_attention_layernorm is what its name says
+# here post_attention_layernorm really follows the attention
 NAMES: Mapping[str, str] = MappingProxyType(
     {
         **HF_NAMES,
@@ -73,7 +73,9 @@ def _common(fields: Fields) -> HFCommon:
 
 
 def _config(architecture: str, fields: Fields, common: HFCommon, *, period: int) -> ModelConfig:
-    """What both have. The last layer of each `period` sees all, the others a window."""
+    """The config of both. The last layer of each `period` sees the whole context, the others a
+    window.
+    """
     window = optional_window(fields, 4096)
     default = [window if (i + 1) % period else None for i in range(common["num_layers"])]
     bias = fields.flag("attention_bias", False)
@@ -92,7 +94,7 @@ def _config(architecture: str, fields: Fields, common: HFCommon, *, period: int)
 
 
 def _softcap(fields: Fields, name: str, default: float | None) -> float | None:
-    """Null is none, and an absent field is the family's default."""
+    """A softcap: null means none, and an absent field the family's default."""
     return fields.optional_number(name) if fields.has(name) else default
 
 
@@ -105,7 +107,9 @@ def _source(config: ModelConfig, param: Param) -> ParamSource:
 
 
 def _gguf_gemma2(header: GGUFHeader) -> ModelConfig:
-    """Windowed layers turn as the others do, but where a key gives them a base of their own."""
+    """Windowed layers have the same RoPE as the others, unless a key gives them a base of their
+    own.
+    """
     fields, config = header.fields, _gguf_config("gemma2", header)
     rope = rope_keys(header, config.head_dim)
     base = fields.optional_number("rope.freq_base_swa")
@@ -121,7 +125,7 @@ def _gguf_gemma2(header: GGUFHeader) -> ModelConfig:
 
 
 def _gguf_gemma3(header: GGUFHeader) -> ModelConfig:
-    """Windowed layers turn with a base of their own, unscaled."""
+    """Windowed layers have a RoPE base of their own, unscaled."""
     fields, config = header.fields, _gguf_config("gemma3", header)
     return replace(
         config,
@@ -149,8 +153,8 @@ def _gguf_config(architecture: str, header: GGUFHeader) -> ModelConfig:
 
 
 def _wide_scale(config: ModelConfig) -> float:
-    """The 27B models alone scale scores by hidden_size / num_heads. No key says so: like llama.cpp,
-    the readers above know them by their number of layers.
+    """Only the 27B models scale scores by hidden_size / num_heads. No key says so; like llama.cpp,
+    the readers above recognize them by their number of layers.
     """
     return float((config.hidden_size // config.num_heads) ** -0.5)
 
@@ -158,8 +162,8 @@ def _wide_scale(config: ModelConfig) -> float:
 def _windows(
     header: GGUFHeader, num_layers: int, *, size: int, period: int
 ) -> tuple[int | None, ...]:
-    """Layers take turns, the last of each `period` seeing all. `size` and `period` are the family's
-    defaults; a window of 0 is none.
+    """The window of each layer. The last layer of each `period` sees the whole context. `size` and
+    `period` are the family's defaults; a window of 0 means none.
     """
     fields = header.fields
     size = fields.integer("attention.sliding_window", size)

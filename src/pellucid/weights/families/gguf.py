@@ -1,8 +1,8 @@
 """What most families have in common in GGUF files: keys and their defaults, rotary keys, and names
 of tensors.
 
-Metadata and tensors together are the config: biases, and an lm_head of its own, are there when
-their tensors are. Where llama.cpp has a default for an absent key, it is the default here.
+The config follows from metadata and tensors: a model has biases, or an lm_head of its own, if the
+file has their tensors. Defaults for absent keys are llama.cpp's.
 """
 
 import math
@@ -29,13 +29,13 @@ __all__ = [
     "rope_keys",
 ]
 
-# Tensors [rotary_dim / 2]: what each inverse frequency is divided by. Longrope has factors for
-# sequences up to the context that the model was trained on, and others for longer ones.
+# Tensors [rotary_dim / 2] of factors by which the inverse frequencies are divided. Longrope has
+# factors for sequences within the training context, and others for longer ones.
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_SHORT = "rope_factors_short.weight"
 ROPE_FACTORS = (ROPE_FREQS, ROPE_SHORT, "rope_factors_long.weight")
 
-# module of a canonical name -> the same in the file; {} is the layer
+# module of a canonical name -> its name in the file; {} is the layer
 GGUF_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "embed_tokens": "token_embd",
@@ -60,18 +60,20 @@ GGUF_NAMES: Mapping[str, str] = MappingProxyType(
 
 
 def gguf_name(param: Param) -> str:
-    """What the file calls `param`, where it holds the parameter by itself."""
+    """The name of `param` in the file, if it is a tensor of its own there."""
     layer, module, kind = split_name(param.name)
     return f"{GGUF_NAMES[module].format(layer)}.{kind}"
 
 
 def gguf_source(config: ModelConfig, param: Param) -> ParamSource:
-    """The layout of most families: each parameter is one tensor, used as it is."""
+    """The layout of most families: each parameter is one tensor, used unchanged."""
     return ParamSource({gguf_name(param): param.shape})
 
 
 class GGUFCommon(TypedDict):
-    """What all families call by the same keys, and what their tensors tell."""
+    """The fields that all families have under the same keys, and those that follow from their
+    tensors.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -89,7 +91,7 @@ class GGUFCommon(TypedDict):
 
 
 def common_keys(header: GGUFHeader, norm_eps: str = "layer_norm_rms_epsilon") -> GGUFCommon:
-    """`norm_eps` is the family's own name of that key."""
+    """The fields of `GGUFCommon`. `norm_eps` is the family's name of that key."""
     fields, shapes = header.fields, header.shapes
     # sizes that others are computed from
     hidden_size = fields.integer("embedding_length")
@@ -101,7 +103,7 @@ def common_keys(header: GGUFHeader, norm_eps: str = "layer_norm_rms_epsilon") ->
             f"block_count {num_layers}; there must be 1 to embedding_length heads and 1 to "
             f"{MAX_LAYERS} blocks"
         )
-    # kinds of attention that are not built
+    # refuse kinds of attention that do not exist here
     head_dim = fields.integer("attention.key_length", hidden_size // num_heads)
     if fields.integer("attention.value_length", head_dim) != head_dim:
         raise UnsupportedError(
@@ -128,7 +130,9 @@ def common_keys(header: GGUFHeader, norm_eps: str = "layer_norm_rms_epsilon") ->
 
 
 def _served_context(header: GGUFHeader) -> int:
-    """The longest sequence that the model is served with: all, but for longrope (`hf_rope.py`)."""
+    """The longest sequence that is served: the model's context, except for longrope
+    (`hf_rope.py`).
+    """
     length = header.fields.integer("context_length")
     if ROPE_SHORT not in header.rope_factors:
         return length
@@ -137,7 +141,7 @@ def _served_context(header: GGUFHeader) -> int:
 
 
 def rope_keys(header: GGUFHeader, head_dim: int) -> RopeConfig:
-    """The rotary embedding that the keys and the factors of a file describe."""
+    """The rotary embedding, from the keys and the factors of a file."""
     fields = header.fields
     rotary_dim = fields.integer("rope.dimension_count", head_dim)
     theta = fields.number("rope.freq_base", 10_000.0)

@@ -1,4 +1,4 @@
-"""GPT-2: q, k and v are one matrix, and Hugging Face's files hold linear layers as [in, out]."""
+"""GPT-2: q, k and v are one matrix, and Hugging Face's files store linear layers as [in, out]."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -65,7 +65,7 @@ def _config(fields: Fields) -> ModelConfig:
 
 
 def _alias(fields: Fields, name: str, own: str) -> str:
-    """GPT-2 has names of its own for sizes. transformers takes the common name too, and prefers
+    """GPT-2 has its own names for sizes. transformers also accepts the common name, and prefers
     it.
     """
     return name if fields.has(name) else own

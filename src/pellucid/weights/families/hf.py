@@ -1,8 +1,8 @@
 """What most families have in common in Hugging Face folders: fields of config.json, and names of
 tensors.
 
-Defaults are those of transformers' config classes, for files that leave a field out; sizes have
-none. Rotary fields have a file of their own, `hf_rope.py`.
+Defaults for absent fields are those of transformers' config classes; sizes have none. `hf_rope.py`
+reads the rotary fields.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {"silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 )
 
-# module of a canonical name -> the same in the file; {} is the layer
+# module of a canonical name -> its name in the file; {} is the layer
 HF_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "embed_tokens": "model.embed_tokens",
@@ -57,18 +57,18 @@ HF_NAMES: Mapping[str, str] = MappingProxyType(
 
 
 def hf_name(param: Param, names: Mapping[str, str] = HF_NAMES) -> str:
-    """What the file calls `param`, where it holds the parameter by itself."""
+    """The name of `param` in the file, if it is a tensor of its own there."""
     layer, module, kind = split_name(param.name)
     return f"{names[module].format(layer)}.{kind}"
 
 
 def hf_source(config: ModelConfig, param: Param) -> ParamSource:
-    """Llama's own layout: each parameter is one tensor, used as it is."""
+    """Llama's layout: each parameter is one tensor, used unchanged."""
     return ParamSource({hf_name(param): param.shape})
 
 
 class HFCommon(TypedDict):
-    """What all but GPT-2 call by the same names."""
+    """The fields that all families but GPT-2 have under the same names."""
 
     vocab_size: int
     hidden_size: int
@@ -89,8 +89,8 @@ def common_fields(
     norm_eps: float = 1e-6,
     original_context: int | None = None,
 ) -> HFCommon:
-    """The keywords are the family's defaults. None stands for num_heads, for hidden_size /
-    num_heads, and for no default of the context that the model was trained on.
+    """The fields of `HFCommon`. The keywords are the family's defaults; None means num_heads for
+    `num_kv_heads`, hidden_size / num_heads for `head_dim`, and no default for the training context.
     """
     hidden_size = fields.integer("hidden_size")
     num_heads = number_of_heads(fields, "num_attention_heads")
@@ -113,14 +113,14 @@ def common_fields(
 
 
 def optional_window(fields: Fields, default: int | None) -> int | None:
-    """`sliding_window`: null is none, and an absent field is the family's default."""
+    """`sliding_window`: null means none, and an absent field the family's default."""
     return fields.optional_integer("sliding_window") if fields.has("sliding_window") else default
 
 
 def layer_windows(
     fields: Fields, window: int | None, default: list[int | None]
 ) -> tuple[int | None, ...]:
-    """The window of each layer: by `layer_types` where the file has it, or else `default`."""
+    """The window of each layer: by `layer_types` if the file has it, else `default`."""
     types = fields.optional_texts("layer_types")
     if types is None:
         return tuple(default)
@@ -140,7 +140,7 @@ def layer_windows(
 def activation(
     fields: Fields, name: str, default: str, only: Activation | None = None
 ) -> Activation:
-    """The activation that the field `name` names; `only` is the one that the family's graph has."""
+    """The activation in the field `name`. `only`: the one that the family's graph supports."""
     value = fields.text(name, default)
     if value not in ACTIVATIONS or only not in (None, ACTIVATIONS[value]):
         known = [key for key, known in ACTIVATIONS.items() if only in (None, known)]
@@ -172,7 +172,7 @@ def positive_number(fields: Fields, name: str, default: float) -> float:
 
 
 def size_of_heads(fields: Fields, hidden_size: int, num_heads: int) -> int:
-    """head_dim where the file does not give it: the hidden size divided among the heads."""
+    """head_dim if the file does not give it: hidden_size / num_heads."""
     if hidden_size % num_heads:
         raise FormatError(
             f"{fields.where}: hidden size {hidden_size} is not a multiple of the number of heads, "

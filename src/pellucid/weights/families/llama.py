@@ -1,5 +1,5 @@
-"""Llama 1 to 3 and all that carry its name: TinyLlama, SmolLM2, Yi; and Mistral, which GGUF files
-call Llama too.
+"""Llama 1 to 3 and models with the same model_type: TinyLlama, SmolLM2, Yi. Also Mistral, which
+GGUF files call Llama too.
 """
 
 from ...config import ModelConfig
@@ -48,7 +48,7 @@ def _mistral_config(fields: Fields) -> ModelConfig:
 
 
 def _gguf_config(header: GGUFHeader) -> ModelConfig:
-    """A window, which files of Mistral may have, holds for all layers; 0 is none."""
+    """A window, which files of Mistral may have, applies to all layers; 0 means none."""
     fields, common = header.fields, common_keys(header)
     rope = rope_keys(header, common["head_dim"])
     if rope.rotary_dim != common["head_dim"]:
@@ -63,7 +63,7 @@ def _gguf_config(header: GGUFHeader) -> ModelConfig:
 
 
 def _gguf_source(config: ModelConfig, param: Param) -> ParamSource:
-    """The rows of q and k lie in the interleaved RoPE layout, in files of this family alone."""
+    """The rows of q and k are in the interleaved RoPE layout; only files of this family have it."""
     plain = gguf_source(config, param)
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     module = split_name(param.name)[1]

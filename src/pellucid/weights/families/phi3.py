@@ -1,5 +1,5 @@
 """Phi-3, Phi-3.5 and Phi-4 (text): Llama's graph in files that fuse q, k and v into one matrix, and
-gate and up into another. Phi-4-mini turns a part of each head; those with long contexts use
+gate and up into another. Phi-4-mini rotates a part of each head. Models with long contexts use
 longrope (see `hf_rope.py`).
 """
 
@@ -16,7 +16,7 @@ from .hf import activation, common_fields, hf_source, optional_window
 
 __all__ = ["PHI3"]
 
-ORIGINAL_CONTEXT = 4096  # that longrope stretches, where config.json does not say it
+ORIGINAL_CONTEXT = 4096  # longrope's training context, if config.json does not have it
 HF_FUSED = {
     "qkv": "model.layers.{}.self_attn.qkv_proj",
     "gate_up": "model.layers.{}.mlp.gate_up_proj",
@@ -43,7 +43,7 @@ def _config(fields: Fields) -> ModelConfig:
 
 
 def _gguf_config(header: GGUFHeader) -> ModelConfig:
-    """A window holds for all layers; 0 is none."""
+    """A window applies to all layers; 0 means none."""
     common = common_keys(header)
     window = header.fields.integer("attention.sliding_window", 0) or None
     return ModelConfig(
@@ -55,7 +55,7 @@ def _gguf_config(header: GGUFHeader) -> ModelConfig:
 
 
 def _fused(config: ModelConfig, param: Param, names: dict[str, str]) -> ParamSource | None:
-    """Where `param` lies, if it is part of a fused matrix. `names` are those of the matrices."""
+    """The source of `param`, if it is part of a fused matrix. `names` are those of the matrices."""
     layer, _, kind = split_name(param.name)
     for name, rows in (("qkv", qkv_rows(config, param)), ("gate_up", gate_up_rows(config, param))):
         if rows is not None:

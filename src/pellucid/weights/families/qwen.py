@@ -1,5 +1,5 @@
 """Qwen 2, 2.5 and 3: Llama's graph with biases on q, k and v (Qwen 2) or norms on the heads of q
-and k (Qwen 3), and a window on the last layers where `use_sliding_window` says so.
+and k (Qwen 3), and a window on the last layers if `use_sliding_window` is true.
 """
 
 from ...config import ModelConfig
@@ -28,7 +28,7 @@ def _config(
 ) -> ModelConfig:
     used = fields.flag("use_sliding_window", False)
     window = optional_window(fields, 4096) if used else None
-    num_full = fields.integer("max_window_layers", 28)  # the first so many layers see all
+    num_full = fields.integer("max_window_layers", 28)  # so many first layers see the whole context
     default = [window if i >= num_full else None for i in range(common["num_layers"])]
     return ModelConfig(
         architecture=architecture,
