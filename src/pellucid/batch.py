@@ -41,20 +41,16 @@ class AttentionMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """The whole input of a forward pass. `logits_indices` names the rows whose logits somebody
-    reads; the others skip the lm_head.
-    """
+    """The whole input of a forward pass."""
 
     input_ids: IntArray  # [T]
     positions: IntArray  # [T]  position of each token in its own request
-    logits_indices: IntArray  # [L], rising, L <= T
+    logits_indices: IntArray  # [L], rising: the rows whose logits are wanted
     attention: AttentionMetadata
 
 
 class BlockOp(NamedTuple):
-    """Something to be done with the bytes of one block before the step runs. The order of ops is
-    that of their plans.
-    """
+    """A change to the bytes of one block, made before the step runs, in the order of its list."""
 
     kind: str  # "copy" block -> block, "save" block -> slot, "load" slot -> block
     source: int

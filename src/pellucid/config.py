@@ -107,9 +107,7 @@ def _size(help: str, high: int = MAX_SIZE) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The shape and dialect of one model. The letters C F V H KH D of shapes in comments are the
-    sizes named here.
-    """
+    """The shape and dialect of one model; C F V H KH D are the letters of shapes in comments."""
 
     architecture: str = option(low=1, high=100, help='The family, as its files call it: "qwen2"')
     graph: GraphName = option("llama", help="Its parameters and forward pass: models/registry.py")
@@ -142,11 +140,13 @@ class ModelConfig:
         """Check each field, then how they fit together. No window is longer than the context."""
         where = f"{self.architecture}: "
         check_fields(self, prefix=where)
+        # Heads.
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"{where}num_heads {self.num_heads} is not a multiple of num_kv_heads "
                 f"{self.num_kv_heads}"
             )
+        # Windows, one per layer.
         windows = self.windows or (None,) * self.num_layers
         if len(windows) != self.num_layers:
             raise ConfigError(
@@ -155,6 +155,7 @@ class ModelConfig:
         length = self.max_position_embeddings
         within = tuple(None if w is None else min(w, length) for w in windows)
         object.__setattr__(self, "windows", within)
+        # Positions, and what the graph can do.
         for rope in (self.rope, self.rope_local):
             if rope is not None and rope.rotary_dim > self.head_dim:
                 raise ConfigError(

@@ -20,14 +20,8 @@ MUTATIONS = [
     (
         "the last block of a request is not given back",
         MANAGER,
-        (
-            "            for block in table:\n                if block != HOLE:\n                 "
-            "   self._pool.release"
-        ),
-        (
-            "            for block in table[:-1]:\n                if block != HOLE:\n            "
-            "        self._pool.release"
-        ),
+        "        for block in kept(held.tables):\n            self._pool.release",
+        "        for block in kept(held.tables)[:-1]:\n            self._pool.release",
     ),
     (
         "a hit leaves nothing to compute",

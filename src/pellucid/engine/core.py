@@ -65,11 +65,10 @@ class EngineCore:
         return self.scheduler.num_unfinished > 0
 
     def add_requests(self, submissions: Sequence[Submission]) -> None:
-        """Queue what is asked: all of it, or nothing where RequestError, ConfigError or
-        QueueFullError says that a part cannot be served.
-        """
+        """Queue all or nothing. Raises RequestError, ConfigError or QueueFullError."""
         groups: dict[str, OutputGroup] = {}
         group_of: dict[str, OutputGroup] = {}
+        # Build all before any is queued.
         for submission in submissions:
             requests = build_requests(
                 submission,
@@ -88,14 +87,13 @@ class EngineCore:
             )
             groups[name] = group
             group_of.update(dict.fromkeys(members, group))
+        # Queue all or nothing, and only then keep their groups.
         self.scheduler.add(*(request for group in groups.values() for request in group.requests))
         self._groups |= groups
         self._group_of |= group_of
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End what was asked under this id, free what it holds, and give its last output. An
-        unknown or finished id is left alone.
-        """
+        """End a submission and return its last output; None where the id is unknown or finished."""
         group = self._groups.get(request_id)
         if group is None:
             return None
@@ -201,9 +199,7 @@ class EngineCore:
             request.logprobs += map(group.named, rows[:num_new])
 
     def _fail(self, step: ScheduledStep, error: Exception) -> EngineError:
-        """Nobody knows how far a crashed step came: its requests end, and no prefix is trusted any
-        longer.
-        """
+        """End a crashed step's requests and drop all prefixes: nobody knows how far it came."""
         failed = list(dict.fromkeys(self._group_of[r.request_id].request_id for r in step.requests))
         for request_id in failed:
             for request in self._groups[request_id].requests:

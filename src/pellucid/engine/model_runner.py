@@ -52,9 +52,7 @@ class StepResult:
 
 
 class _Rows(NamedTuple):
-    """Which rows of the logits belong to a request: first the prompt positions whose next token it
-    scores, then those that it samples from.
-    """
+    """A request's rows of logits: prompt positions to score, then positions to sample from."""
 
     request: Request
     first: int  # the row of positions[0]
@@ -89,13 +87,11 @@ class ModelRunner:
         self._storage = storage
         self._block_size = block_size
         self._clock = clock
-        # of the last step that was bound by arithmetic, as recomputing is
-        self._seconds_per_token: float | None = None
+        # of the last step that was bound by arithmetic, as recomputing is; infinite until then
+        self._seconds_per_token = math.inf
 
     def execute(self, step: ScheduledStep) -> StepResult:
-        """Compute a step's tokens, write their keys and values, and draw the next token of each
-        request that reached its end.
-        """
+        """Compute a step's tokens and draw the next of each request that reached its end."""
         if step.block_ops:
             self._storage.run(step.block_ops)
         rows = _plan_rows(step.requests)
@@ -115,15 +111,8 @@ class ModelRunner:
         return self._storage.swap_file_bytes
 
     def saving_pays(self) -> bool:
-        """Whether saving a block and loading it again costs less than computing it again; yes, as
-        long as no computing was measured.
-        """
-        computing = (
-            math.inf
-            if self._seconds_per_token is None
-            else self._seconds_per_token * self._block_size
-        )
-        return self._storage.seconds_per_block() < computing
+        """Whether saving and loading a block costs less than computing it; True until measured."""
+        return self._storage.seconds_per_block() < self._seconds_per_token * self._block_size
 
     def _build_batch(self, rows: list[_Rows]) -> ForwardBatch:
         """The tokens of all requests end to end, and where each one's keys and values lie."""
@@ -131,7 +120,7 @@ class ModelRunner:
         input_ids: list[int] = []
         positions: list[int] = []
         logits_indices: list[int] = []
-        cu_seqlens_q = [0]
+        cu_seqlens_q, seq_lens = [0], []
         for r in rows:
             start = r.request.num_computed_tokens
             stop = start + r.request.num_scheduled_tokens
@@ -141,26 +130,21 @@ class ModelRunner:
                 input_ids += r.request.draft_token_ids[: r.num_sampled - 1]
             positions += range(start, stop)
             cu_seqlens_q.append(len(input_ids))
+            seq_lens.append(stop)
         # Find the slot of each token in each layer group.
         position = np.array(positions, np.int32)  # [T]
         owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
         # [G, R, M]
         tables = _block_tables([r.request.block_tables for r in rows], self._storage.scratch_block)
-        # [G, T]
-        slots = (
-            tables[:, owner, position // self._block_size] * self._block_size
-            + position % self._block_size
-        )
+        blocks = tables[:, owner, position // self._block_size]  # [G, T]
+        slots = blocks * self._block_size + position % self._block_size  # [G, T]
         return ForwardBatch(
             input_ids=np.array(input_ids, np.int32),
             positions=position,
             logits_indices=np.array(logits_indices, np.int32),
             attention=AttentionMetadata(
                 cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
-                seq_lens=np.array(
-                    [r.request.num_computed_tokens + r.request.num_scheduled_tokens for r in rows],
-                    np.int32,
-                ),
+                seq_lens=np.array(seq_lens, np.int32),
                 block_tables=tables,
                 slot_mapping=slots.astype(np.int32),
                 block_size=self._block_size,
@@ -184,19 +168,13 @@ class ModelRunner:
 
     @staticmethod
     def _sample(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
-        """Draw at the last known token of each request that reached it and at its drafts, in one
-        pass; then take what stands.
-        """
+        """Draw at each last known token and its drafts in one pass; then take what stands."""
         drawing = [r for r in rows if r.num_sampled and r.request.request_id not in result.errors]
         if not drawing:
             return
         # Draw.
-        drawn = iter(
-            logits.sample(
-                [i for r in drawing for i in r.sampled],
-                [row for r in drawing for row in _sampling_rows(r.request, r.num_sampled)],
-            )
-        )
+        sampling = [row for r in drawing for row in _sampling_rows(r.request, r.num_sampled)]
+        drawn = iter(logits.sample([i for r in drawing for i in r.sampled], sampling))
         # Take the drafts that stand and the token after them, up to the first error.
         wanted: list[tuple[str, int, int, int | None]] = []  # name, row, token, number of logprobs
         for r in drawing:
@@ -212,11 +190,9 @@ class ModelRunner:
             if standing:
                 result.sampled[request.request_id] = standing
             if request.params.logprobs is not None:
-                n = request.params.logprobs
-                wanted += [
-                    (request.request_id, row, token, n)
-                    for row, token in zip(r.sampled, standing, strict=False)
-                ]
+                taken = zip(r.sampled, standing, strict=False)
+                name, n = request.request_id, request.params.logprobs
+                wanted += [(name, row, token, n) for row, token in taken]
         # Score what was taken, where logprobs are asked for.
         if wanted:
             found = top_logprobs(
@@ -232,9 +208,7 @@ class ModelRunner:
 
 
 def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[np.int32]:
-    """The tables of R requests in G groups as one array [G, R, M]. It is padded with the scratch
-    block, which also stands for blocks behind a window.
-    """
+    """Block tables [G, R, M]; the scratch block pads them and stands for HOLEs."""
     groups = len(tables[0])
     # the tables of a request are of one length
     width = max(len(of_request[0]) for of_request in tables)
@@ -265,9 +239,7 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
 
 
 def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
-    """How to draw at the last known token and at `count - 1` drafts: each position sees the drafts
-    before it as output.
-    """
+    """How to draw at the last known token and `count - 1` drafts; each sees those before it."""
     output, drafts = request.output_token_ids, request.draft_token_ids
     return [
         SamplingRow(

@@ -18,6 +18,7 @@ in shape has one group of all its layers and a store for each, so blocks behind 
 given back. Sizes are in bytes.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,9 +72,7 @@ class KVLayout:
         return -(-num_tokens // self.block_size)
 
     def blocks_for(self, num_tokens: int, chunk: int) -> int:
-        """Blocks, of all groups together, that one request of num_tokens ever holds at once,
-        computed `chunk` tokens at a time.
-        """
+        """The most blocks, of all groups, that a request holds, computed `chunk` tokens at once."""
         return sum(self.group_blocks_for(group, num_tokens, chunk) for group in self.groups)
 
     def group_blocks_for(self, group: LayerGroup, num_tokens: int, chunk: int) -> int:
@@ -86,15 +85,8 @@ class KVLayout:
 
     def tokens_in(self, num_blocks: int, chunk: int, at_most: int) -> int:
         """The longest request, up to `at_most` tokens, that so many blocks hold."""
-        low, high = 0, at_most
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high)
-                if self.blocks_for(middle, chunk) <= num_blocks
-                else (low, middle - 1)
-            )
-        return low
+        lengths = range(1, at_most + 1)  # a longer request never needs fewer blocks
+        return bisect_right(lengths, num_blocks, key=lambda n: self.blocks_for(n, chunk))
 
 
 def build_layout(specs: Sequence[KVSpec], token_bytes: Sequence[int], block_size: int) -> KVLayout:

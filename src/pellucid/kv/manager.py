@@ -17,7 +17,7 @@ from ..batch import BlockOp
 from ..request import Request
 from .block_pool import BlockPool
 from .layout import KVLayout
-from .node import HOLE, Match, Node
+from .node import HOLE, Match, Node, kept
 from .radix_tree import RadixTree
 from .second_tier import SecondTier
 
@@ -57,9 +57,7 @@ class KVCacheManager:
         num_slots: int = 0,
         saving_pays: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`num_slots`: blocks that the second memory holds, 0 where there is none; `saving_pays` is
-        asked before it is used.
-        """
+        """`num_slots`: blocks in the second tier; `saving_pays` is asked before it is used."""
         self.layout = layout
         self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
@@ -105,38 +103,29 @@ class KVCacheManager:
     # ---- starting
 
     def lookup(self, request: Request, *, whole_blocks: bool = False) -> Hit:
-        """The longest prefix of the request's tokens that need not be computed. At least its last
-        token must be, for its logits.
-        """
+        """The longest cached prefix, short of the last token: its logits must be computed."""
         limit = request.num_tokens - 1
         # rows that were not scored yet must be computed
         if request.params.prompt_logprobs is not None:
             limit = min(limit, max(0, len(request.prompt_logprobs) - 1))
         match = self._tree.match(self._salt(request), request.token_ids(0, limit), limit)
-        size, num_columns = self.layout.block_size, len(match.columns)
-        # in the block that it ends in, a hit goes on in a copy
-        length = num_columns * size + match.partial_tokens
-        if whole_blocks or (
-            match.partial is not None
-            and not all(_has(match.partial, g) for g in range(len(self.layout.groups)))
-        ):
-            length = num_columns * size
-        while length:  # a group that cannot serve the length shortens it for all
-            shorter = min(
-                self._usable(group, match, length) for group in range(len(self.layout.groups))
-            )
-            if shorter == length:
-                break
+        size, partial = self.layout.block_size, match.partial
+        groups = range(len(self.layout.groups))
+        # The block in which a hit ends is copied, so every group must have it.
+        whole = len(match.columns) * size
+        length = whole + match.partial_tokens
+        if whole_blocks or (partial is not None and not all(_has(partial, g) for g in groups)):
+            length = whole
+        # A group that cannot serve the length shortens it for all.
+        while length and (shorter := min(self._usable(g, match, length) for g in groups)) < length:
             length = shorter
-        if length <= num_columns * size:
+        if length <= whole:
             match.partial, match.partial_tokens = None, 0
         del match.columns[length // size :]
         return Hit(length, match)
 
     def _usable(self, group: int, match: Match, length: int) -> int:
-        """How much of a hit of `length` tokens a group can serve: all, or what lies before the last
-        block that it would read and that is missing.
-        """
+        """How much of a hit a group can serve: all, or what lies before its last missing block."""
         size = self.layout.block_size
         first = self.layout.groups[group].first_needed(length, size)
         for i in range(min(length // size, len(match.columns)) - 1, first - 1, -1):
@@ -211,9 +200,8 @@ class KVCacheManager:
             for g, row in enumerate(node.slots)
         ]
         fresh = iter(self._take(sum(map(sum, wanted))))
-        self._tree.promote(
-            node, [[next(fresh) if want else HOLE for want in row] for row in wanted]
-        )
+        blocks = [[next(fresh) if want else HOLE for want in row] for row in wanted]
+        self._tree.promote(node, blocks)
 
     def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
         """Copy-on-write: the hit ends inside a block that others may hold, so the request goes on
@@ -246,23 +234,20 @@ class KVCacheManager:
     # it asks once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
-        """Make room for the next num_new_tokens of a running request: all of them and True, or
-        nothing and False.
-        """
+        """Make room for a running request's next tokens: for all and True, or nothing and False."""
         held = self._held[request.request_id]
         stop = request.num_computed_tokens + num_new_tokens
         if self._windowed:
             self._leave_behind(held, request.num_computed_tokens)
-        if self._missing(held, stop) > self._pool.num_available:
+        columns = self.layout.columns_for(stop)
+        if sum(max(0, columns - len(table)) for table in held.tables) > self._pool.num_available:
             return False
         self._grow(held, stop)
         request.next_kv_event = self._next_event(held)
         return True
 
     def _next_event(self, held: _Held) -> int:
-        """The number of computed tokens at which a block is full, can be published, or falls behind
-        a window: whatever comes first.
-        """
+        """The next count of computed tokens at which a block is allocated, published or freed."""
         request, size = held.request, self.layout.block_size
         border = len(held.tables[0]) * size
         if self.enable_prefix_caching:
@@ -270,16 +255,11 @@ class KVCacheManager:
             # at its end the last block is published too
             if request.num_computed_tokens < request.num_prompt_tokens:
                 border = min(border, request.num_prompt_tokens)
-        for group, first in (
-            zip(self.layout.groups, held.first, strict=True) if self._windowed else ()
-        ):
-            if group.window is not None:
-                border = min(border, (first + 1) * size + group.window - 1)
+        if self._windowed:
+            for group, first in zip(self.layout.groups, held.first, strict=True):
+                if group.window is not None:
+                    border = min(border, (first + 1) * size + group.window - 1)
         return border
-
-    def _missing(self, held: _Held, num_tokens: int) -> int:
-        columns = self.layout.columns_for(num_tokens)
-        return sum(max(0, columns - len(table)) for table in held.tables)
 
     def _grow(self, held: _Held, num_tokens: int) -> None:
         columns = self.layout.columns_for(num_tokens)
@@ -295,21 +275,16 @@ class KVCacheManager:
     def _leave_behind(self, held: _Held, num_computed_tokens: int) -> None:
         """Give back the blocks that no later token sees."""
         for g, group in enumerate(self.layout.groups):
+            table, first = held.tables[g], held.first[g]
             needed = group.first_needed(num_computed_tokens, self.layout.block_size)
-            for i in range(held.first[g], min(needed, len(held.tables[g]))):
-                self._give_back(held.tables[g], i)
-            held.first[g] = max(held.first[g], needed)
-
-    def _give_back(self, table: list[int], i: int) -> None:
-        block, table[i] = table[i], HOLE
-        if block != HOLE:
-            self._pool.release(block)
-            self._tree.offer_block(block)
+            for block in kept([table[first:needed]]):
+                self._pool.release(block)
+                self._tree.offer_block(block)
+            table[first:needed] = [HOLE] * len(table[first:needed])
+            held.first[g] = max(first, needed)
 
     def publish(self, request: Request) -> None:
-        """Let others hit what was computed: full blocks, and once the prompt is computed its last
-        block too, to be copied from.
-        """
+        """Publish full blocks, and at the prompt's end its last block, to be copied from."""
         if not self.enable_prefix_caching:
             return
         held = self._held[request.request_id]
@@ -357,36 +332,33 @@ class KVCacheManager:
 
         `publish=False`: what it computed since it last published cannot be trusted.
         """
-        held = self._held.get(request.request_id)
+        held = self._held.pop(request.request_id, None)
         is_over = not self.enable_prefix_caching and request.is_finished
         if held is None:
             if is_over:  # it was preempted, and ended while it waited
                 self._tree.drop(self._salt(request))
             return
+        # Publish the last of it.
         if publish and not is_over:
             self._publish_blocks(held, request)
             self._publish_tail(held, request)
-        del self._held[request.request_id]
+        # Give the blocks back, and let the tree evict what only it holds now.
         request.block_tables = []
-        for table in held.tables:
-            for block in table:
-                if block != HOLE:
-                    self._pool.release(block)
+        for block in kept(held.tables):
+            self._pool.release(block)
         held.node.locks -= 1
         self._tree.touch(held.node)
         for table, group in zip(held.tables, self.layout.groups, strict=True):
-            for block in table if group.window is not None else ():
-                if block != HOLE:
-                    self._tree.offer_block(block)
+            for block in kept([table]) if group.window is not None else ():
+                self._tree.offer_block(block)
+        # Forget a salt that nobody can hit any more.
         if is_over:
             self._tree.drop(held.salt)
         else:
             self._tree.close(held.salt)
 
     def forget(self) -> None:
-        """Drop every published prefix: after a failed step its blocks may hold anything. Running
-        requests keep theirs.
-        """
+        """Drop every published prefix: its blocks may be wrong. Running requests keep theirs."""
         self._tree.drop_all()
         for held in self._held.values():
             held.node, held.num_published = self._tree.root(held.salt), 0
@@ -407,14 +379,10 @@ class KVCacheManager:
         return ops
 
     def _salt(self, request: Request) -> str:
-        """Whose prefixes a request may hit: its tenant's, or, without prefix caching, its own from
-        before it was preempted.
-        """
-        return (
-            f"salt {request.cache_salt}"
-            if self.enable_prefix_caching
-            else f"request {request.request_id}"
-        )
+        """Whose prefixes a request may hit: its salt's, or only its own without prefix caching."""
+        if self.enable_prefix_caching:
+            return f"salt {request.cache_salt}"
+        return f"request {request.request_id}"
 
     def check_integrity(self) -> None:
         """Raise AssertionError where counts, tables and tree do not add up."""
@@ -422,13 +390,11 @@ class KVCacheManager:
         self._tree.check_integrity()
         holders = [int(self._pool.is_cached(block)) for block in range(self.num_blocks)]
         for held in self._held.values():
-            if held.request.block_tables is not held.tables:
+            request, mine = held.request, kept(held.tables)
+            if request.block_tables is not held.tables:
                 raise AssertionError("a request does not know its blocks")
-            if held.request.num_computed_tokens < held.request.next_kv_event and self._has_work(
-                held
-            ):
+            if request.num_computed_tokens < request.next_kv_event and self._has_work(held):
                 raise AssertionError("a request does not ask in time")
-            mine = [block for table in held.tables for block in table if block != HOLE]
             if len(set(mine)) != len(mine):
                 raise AssertionError("a request holds a block twice")
             for block in mine:
@@ -437,9 +403,7 @@ class KVCacheManager:
             raise AssertionError("the pool counts other holders than the tables and the tree have")
 
     def _has_work(self, held: _Held) -> bool:
-        """True where the next token has no room, a full block is not published, or one behind a
-        window is still held.
-        """
+        """True where a block is wanted, is full and unpublished, or is held behind a window."""
         computed, size = held.request.num_computed_tokens, self.layout.block_size
         return (
             computed >= len(held.tables[0]) * size

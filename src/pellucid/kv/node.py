@@ -1,11 +1,16 @@
 """The nodes of the prefix tree, and what a search in it finds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["HOLE", "Match", "Node"]
+__all__ = ["HOLE", "Match", "Node", "kept"]
 
 HOLE = -1  # in place of a block or slot that is not kept
+
+
+def kept(rows: Iterable[Sequence[int]]) -> list[int]:
+    """The blocks or slots of these rows, without the HOLEs."""
+    return [block for row in rows for block in row if block != HOLE]
 
 
 class Node:
@@ -43,9 +48,7 @@ class Node:
 
 @dataclass(slots=True)
 class Match:
-    """What the tree has of a sequence: whole columns along a path, and a last block of which the
-    first few tokens are the same.
-    """
+    """What the tree has of a sequence: whole columns, then the first tokens of one more."""
 
     columns: list[tuple[Node, int]]
     partial: tuple[Node, int] | None  # a column to copy from

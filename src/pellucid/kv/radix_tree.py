@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from ..batch import BlockOp
 from .block_pool import BlockPool
 from .eviction import EvictionOrder, Leaf
-from .node import HOLE, Match, Node
+from .node import HOLE, Match, Node, kept
 from .second_tier import SecondTier
 
 __all__ = ["RadixTree"]
@@ -57,9 +57,7 @@ class RadixTree:
         return self._roots[salt]
 
     def close(self, salt: str) -> None:
-        """Forget a salt under which nothing is left: salts come from strangers, and must not pile
-        up.
-        """
+        """Forget an empty salt: salts come from strangers, and must not pile up."""
         root = self._roots.get(salt)
         if root is not None and not root.children and not root.locks:
             del self._roots[salt]
@@ -68,6 +66,7 @@ class RadixTree:
         """The longest prefix of tokens[:limit] that the tree knows. Nothing is changed."""
         size, at, columns = self._block_size, 0, []
         node, inside = self._roots.get(salt), 0
+        # Go down, block by block.
         while node is not None and at + size <= limit:
             block = tokens[at : at + size]
             if inside == node.columns:
@@ -82,6 +81,7 @@ class RadixTree:
             at += size
         if node is None:
             return Match([], None, 0)
+        # Look for the block that goes on like the tokens for longest.
         partial, most = None, 0
         rest = tokens[at : min(limit, at + size)]
         for candidate, column in self._continuations(node, inside, rest):
@@ -119,29 +119,26 @@ class RadixTree:
         size, done, total, start = self._block_size, 0, len(tokens) // self._block_size, node
         while done < total:
             child = self._child(node, tokens[done * size : (done + 1) * size])
+            # What the tree lacks is new: on the caller's own edge if nobody else's path ends there.
             if child is None:
-                part = [row[done:total] for row in table]
-                node = self._append(
-                    node, tokens[done * size :], part, extend=node is start and node.locks == 1
-                )
+                part, extend = [row[done:total] for row in table], node is start and node.locks == 1
+                node = self._append(node, tokens[done * size :], part, extend)
                 break
-            same = 1
-            while same < child.columns and done + same < total:
-                if (
-                    child.tokens[same * size : (same + 1) * size]
-                    != tokens[(done + same) * size : (done + same + 1) * size]
-                ):
+            # How many columns of the child are the same: at least the first.
+            same, most = 1, min(child.columns, total - done)
+            while same < most:
+                begin, end = same * size, (same + 1) * size
+                if child.tokens[begin:end] != tokens[done * size + begin : done * size + end]:
                     break
                 same += 1
+            # Use those, and go on behind them.
             node = self.split(child, same)
             self._join(node, table, done)
             done += same
         return node
 
     def _append(self, node: Node, tokens: list[int], blocks: list[list[int]], extend: bool) -> Node:
-        """New columns: on the edge itself where the path of no other request ends here, else as a
-        child.
-        """
+        """New columns: on the edge itself if no other request's path ends here, else as a child."""
         if node.children:
             self._drop_tails(node, tokens)
         if extend and node.tokens and not node.children:
@@ -163,14 +160,15 @@ class RadixTree:
         for group, row in enumerate(blocks):
             for block in row:
                 if block != HOLE:
-                    self._pool.cache(block)
-                    if self._windowed[group]:
-                        self._home[block] = (node, group)
+                    self._cache(node, group, block)
+
+    def _cache(self, node: Node, group: int, block: int) -> None:
+        self._pool.cache(block)
+        if self._windowed[group]:
+            self._home[block] = (node, group)
 
     def _join(self, node: Node, table: list[list[int]], at: int) -> None:
-        """The caller computed what the node holds: it goes on with the node's blocks, and fills
-        what the node lacks with its own.
-        """
+        """The caller goes on with the node's blocks, and fills its holes with blocks of its own."""
         if node.slots is not None:
             self._tier.free(node.slots)
             node.slots = None  # its blocks are HOLEs
@@ -181,18 +179,14 @@ class RadixTree:
                     continue
                 if block == HOLE:
                     row[i] = own
-                    self._pool.cache(own)
-                    if self._windowed[group]:
-                        self._home[own] = (node, group)
+                    self._cache(node, group, own)
                 else:
                     self._pool.share(block)
                     self._pool.release(own)
                     table[group][at + i] = block
 
     def insert_tail(self, node: Node, tokens: list[int], blocks: list[int]) -> Node | None:
-        """Publish a block that is not full behind the end of `node`, to be copied from; one block
-        per group. None: it was there already.
-        """
+        """Publish a block that is not full, to be copied from; None: it is there already."""
         for other, _ in self._continuations(node, node.columns, tokens):
             if _common(other.tokens, tokens) == len(tokens):
                 self.touch(other)
@@ -217,9 +211,7 @@ class RadixTree:
                 self._remove(child)
 
     def split(self, node: Node, columns: int) -> Node:
-        """The first `columns` of an edge as a node of their own; `node` itself stays the lower end,
-        with its children and its holders.
-        """
+        """Cut off an edge's first `columns` as a new node; `node` stays the lower end."""
         if columns == node.columns:
             return node
         cut = columns * self._block_size
@@ -255,16 +247,12 @@ class RadixTree:
             self._order.leaves.offer(node)
 
     def offer_block(self, block: int) -> None:
-        """A block behind a window was released: if only the tree holds it now, it may be evicted
-        before its edge.
-        """
+        """A block behind a window was released: once idle, it may be evicted before its edge."""
         if self._pool.is_idle(block) and block in self._home:
             self._order.offer_block(block, self.clock)
 
     def evict(self, count: int) -> None:
-        """Free `count` blocks that only the tree holds, the least recently used first. The caller
-        has seen that there are so many.
-        """
+        """Free `count` blocks, the least recently used first; at least so many must be idle."""
         wanted = self._pool.num_free + count
         if wanted > self._pool.num_available:
             raise AssertionError(
@@ -289,10 +277,8 @@ class RadixTree:
         for root in self._roots.values():
             for node in root.descendants():
                 self._offer(node)
-                for row in node.blocks:
-                    for block in row:
-                        if block != HOLE:
-                            self.offer_block(block)
+                for block in kept(node.blocks):
+                    self.offer_block(block)
 
     def _make_hole(self, block: int) -> None:
         node, group = self._home[block]
@@ -304,9 +290,7 @@ class RadixTree:
         self._pool.uncache(block)
 
     def _shrink(self, node: Node, wanted: int) -> None:
-        """Take columns from the end of a leaf that nobody holds until the pool has `wanted` free
-        blocks.
-        """
+        """Take columns from the end of an unheld leaf until the pool has `wanted` free blocks."""
         if node.locks or any(
             child.slots is None for same in node.children.values() for child in same.values()
         ):
@@ -331,10 +315,8 @@ class RadixTree:
         self._offer(parent)
 
     def _demote(self, node: Node) -> bool:
-        """Save a node's blocks in the tier; False, and nothing changed, where there is none, or no
-        room, or it would not pay.
-        """
-        num_blocks = sum(block != HOLE for row in node.blocks for block in row)
+        """Save a node's blocks in the tier; False, with nothing changed, where it takes none."""
+        num_blocks = len(kept(node.blocks))
         if not self._tier.takes(num_blocks):
             return False
         while self._tier.num_free < num_blocks:
@@ -360,9 +342,7 @@ class RadixTree:
         self.ops += [self._tier.load(slot, block) for slot, block in moves]
 
     def promote(self, node: Node, blocks: list[list[int]]) -> None:
-        """Bring a node back from the tier into `blocks`, which the caller holds. A slot whose block
-        is a HOLE is not loaded: no token will read it.
-        """
+        """Load a node from the tier into the caller's `blocks`; a HOLE's slot is not loaded."""
         assert node.slots is not None
         for slots, row in zip(node.slots, blocks, strict=True):
             self.load(
@@ -390,10 +370,8 @@ class RadixTree:
 
     def _empty(self, node: Node) -> None:
         self._tier.free(node.slots or ())
-        for row in node.blocks:
-            for block in row:
-                if block != HOLE:
-                    self._uncache(block)
+        for block in kept(node.blocks):
+            self._uncache(block)
         node.slots = None
         node.blocks = [[HOLE] * len(row) for row in node.blocks]
 
@@ -419,20 +397,13 @@ class RadixTree:
         slots: list[int] = []
         for root in self._roots.values():
             for node in root.descendants():
+                # Its place, its lengths, its memory.
                 assert node.parent is not None
-                if (
-                    node.parent.children.get(node.tokens[0], {}).get(
-                        tuple(node.tokens[: self._block_size])
-                    )
-                    is not node
-                ):
+                if self._child(node.parent, node.tokens[: self._block_size]) is not node:
                     raise AssertionError("a node is not where its first block says")
                 columns = -(-len(node.tokens) // self._block_size)
                 if any(len(row) != columns for row in node.slots or node.blocks):
-                    raise AssertionError(
-                        f"an edge of {len(node.tokens)} tokens has not {columns} columns in every "
-                        "group"
-                    )
+                    raise AssertionError(f"a group has not the {columns} columns of its edge")
                 if len(node.tokens) % self._block_size and (columns > 1 or node.children):
                     raise AssertionError("a tail is longer than one block, or has children")
                 if node.slots is None and node.parent.slots is not None:
@@ -441,13 +412,12 @@ class RadixTree:
                     HOLE in row for row, w in zip(node.blocks, self._windowed, strict=True) if not w
                 ):
                     raise AssertionError("a block of a group that sees all is missing")
-                cached += [block for row in node.blocks for block in row if block != HOLE]
-                slots += [slot for row in node.slots or () for slot in row if slot != HOLE]
+                # Count what it owns.
+                cached += kept(node.blocks)
+                slots += kept(node.slots or ())
         if len(set(cached)) != len(cached):
             raise AssertionError("two edges own one block")
-        if set(cached) != {
-            block for block in range(self._pool.num_blocks) if self._pool.is_cached(block)
-        }:
+        if sorted(cached) != list(filter(self._pool.is_cached, range(self._pool.num_blocks))):
             raise AssertionError("the pool counts other blocks as cached than the tree holds")
         self._tier.check_integrity(slots)
 

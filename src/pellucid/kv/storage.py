@@ -38,9 +38,7 @@ class LostBlocksError(Exception):
 
 
 class KVStorage:
-    """Owns the memory of the cache; `layers[i]` is what layer i's `kv_write` and `attention`
-    take.
-    """
+    """Owns the memory of the cache; layer i reads and writes `layers[i]`."""
 
     def __init__(
         self, backend: Backend, layout: KVLayout, num_blocks: int, num_slots: int = 0
@@ -67,9 +65,7 @@ class KVStorage:
         self._lost_slots: set[int] = set()
 
     def run(self, ops: Sequence[BlockOp]) -> None:
-        """Copy, save and load blocks, in order. Raises LostBlocksError where one cannot be
-        loaded.
-        """
+        """Run ops in order. Raises LostBlocksError where a block cannot be loaded."""
         for kind, same in groupby(ops, key=lambda op: op.kind):
             if kind == "copy":
                 pairs = [(op.source, op.target) for op in same]

@@ -71,9 +71,7 @@ def attention(
     kv: KVLayer,
     rope: RopeTable | None,
 ) -> Tensor:
-    """Each token attends to the tokens of its own request, up to itself, through the paged cache. x
-    [T, C] -> [T, C].
-    """
+    """x [T, C] -> [T, C]: each token attends to its own request's tokens, up to itself."""
     name, bias = f"layers.{layer}", config.qkv_bias
     # project each token to queries [T, H, D], keys and values [T, KH, D]
     q = ops.split_heads(linear(ops, weights, f"{name}.q_proj", x, bias), config.num_heads)
@@ -122,37 +120,23 @@ def gated_mlp(ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Te
 
 
 def logits_parameters(config: ModelConfig) -> Iterator[Param]:
-    """The embedding and the lm_head, which may be one matrix. The lm_head's input is the output of
-    the last norm.
-    """
-    v, c = config.vocab_size, config.hidden_size
-    tied = config.tie_word_embeddings
-    yield Param(
-        "embed_tokens.weight",
-        (v, c),
-        "vocab",
-        group="lm_head_input" if tied else None,
-        quantizable=True,
-    )
+    """The embedding and the lm_head, which may be one matrix."""
+    shape, tied = (config.vocab_size, config.hidden_size), config.tie_word_embeddings
+    group = "lm_head_input" if tied else None
+    yield Param("embed_tokens.weight", shape, "vocab", group=group, quantizable=True)
     if not tied:
-        yield Param("lm_head.weight", (v, c), "vocab", group="lm_head_input", quantizable=True)
+        yield Param("lm_head.weight", shape, "vocab", group="lm_head_input", quantizable=True)
 
 
 def project_to_logits(ops: Ops, config: ModelConfig, weights: Weights, x: Tensor) -> Tensor:
     """Normed rows [L, C] -> logits [L, V]."""
-    # [L, V]
-    logits = ops.linear(
-        x, weights["embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
-    )
+    matrix = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    logits = linear(ops, weights, matrix, x, bias=False)  # [L, V]
     return ops.softcap(logits, config.final_softcap) if config.final_softcap is not None else logits
 
 
 def build_rope_tables(config: ModelConfig) -> Sequence[RopeTable | None]:
     """The rotary table of each layer; layers with the same frequencies share one object."""
-    tables = {
-        rope: build_rope_table(rope)
-        for rope in (config.rope, config.rope_local)
-        if rope is not None
-    }
+    tables = {r: build_rope_table(r) for r in (config.rope, config.rope_local) if r is not None}
     ropes = [config.layer_rope(layer) for layer in range(config.num_layers)]
     return [tables[rope] if rope is not None else None for rope in ropes]

@@ -54,9 +54,7 @@ def layers(
     kv_layers: Sequence[KVLayer],
     x: Tensor,
 ) -> Tensor:
-    """Hidden states [T, C] after the layers of `span`. The keys and values of all T tokens are
-    written to `kv_layers`, one for each layer of the span.
-    """
+    """Hidden states [T, C] after the layers of `span`; `kv_layers` are their caches."""
     ropes = build_rope_tables(config)
     for i, kv in zip(span, kv_layers, strict=True):
         h = ops.rms_norm(x, weights[f"layers.{i}.input_norm.weight"], config.norm_eps)  # [T, C]

@@ -23,9 +23,7 @@ Tensor: TypeAlias = Any  # the backend's own type: an array, a handle, a symbol
 
 @dataclass(frozen=True, slots=True)
 class KVLayer:
-    """Where one layer's keys and values lie. Layers of different groups may share a store; a block
-    of it belongs to one group at a time.
-    """
+    """Where one layer's keys and values lie. Layers of different groups may share a store."""
 
     store: Any  # the backend's own type: paged keys and values, from `Backend.new_kv_store`
     group: int = 0  # which of the batch's block tables and slot mappings this layer uses
@@ -33,12 +31,10 @@ class KVLayer:
 
 @dataclass(frozen=True, slots=True)
 class RopeTable:
-    """Rotary frequencies. Pair i at position p turns by the angle p · inv_freq[i]; cos and sin are
-    multiplied by `scale`.
-    """
+    """Rotary frequencies: pair i at position p turns by the angle p · inv_freq[i]."""
 
     inv_freq: tuple[float, ...]  # [rotary_dim / 2]
-    scale: float = 1.0
+    scale: float = 1.0  # what cos and sin are multiplied by
 
 
 class Ops(Protocol):
@@ -51,14 +47,10 @@ class Ops(Protocol):
         """x [T, in] · weightᵀ, weight [out, in], + bias [out] -> [T, out]."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x²) + eps) · weight over the last axis -> shape of x (Zhang & Sennrich,
-        arXiv:1910.07467). That axis is as long as weight.
-        """
+        """x / sqrt(mean(x²) + eps) · weight, last axis (Zhang & Sennrich, arXiv:1910.07467)."""
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        """(x - mean) / sqrt(var + eps) · weight + bias over the last axis -> shape of x (Ba et al.,
-        arXiv:1607.06450).
-        """
+        """(x - mean) / sqrt(var + eps) · weight + bias, last axis (Ba et al., arXiv:1607.06450)."""
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, of one shape."""
@@ -79,14 +71,10 @@ class Ops(Protocol):
         """[T, H·D] seen as [T, H, D]: no data moves."""
 
     def rope(self, x: Tensor, positions: IntArray, table: RopeTable) -> Tensor:
-        """Turn the first 2·len(inv_freq) dimensions of each head by its token's position
-        (half-split pairs); the others stay. x [T, H, D] -> [T, H, D].
-        """
+        """Turn dimensions i and i + len(inv_freq) of x [T, H, D] by position; the rest stay."""
 
     def kv_write(self, kv: KVLayer, k: Tensor, v: Tensor, slot_mapping: IntArray) -> None:
-        """Store k [T, KH, D] and v [T, KH, Dv] in the slots that `slot_mapping` [G, T] has for the
-        layer's group. The only op with a side effect.
-        """
+        """Store k [T, KH, D] and v [T, KH, Dv] in the slots that slot_mapping[kv.group] names."""
 
     def attention(
         self,
@@ -110,6 +98,4 @@ class Ops(Protocol):
         """x[indices]: [T, C] -> [L, C]."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of x over the ranks of the tensor-parallel group, in rank order. With one rank, x
-        itself.
-        """
+        """The sum of x over the tensor-parallel ranks, in rank order; x itself on one rank."""

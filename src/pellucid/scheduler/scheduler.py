@@ -96,9 +96,7 @@ class Scheduler:
         return len(self.waiting) + len(self.running)
 
     def add(self, *requests: Request) -> None:
-        """Queue requests: all of them, or none. Raises RequestError where one could never run,
-        QueueFullError where the queue is full.
-        """
+        """Queue all or none. RequestError: one could never run. QueueFullError: no room."""
         for request in requests:
             if not request.prompt_token_ids:
                 raise RequestError("the prompt is empty; it must hold at least one token")
@@ -174,9 +172,7 @@ class Scheduler:
         return left
 
     def _num_decoding(self, first: int) -> int:
-        """How many of those that run decode, from the `first` in rank: each will want one token of
-        the budget.
-        """
+        """How many requests decode, from rank `first` on: each will want one token."""
         return sum(r.is_decoding for r in self.running[first:])
 
     def _num_drafts(self, request: Request, room: int) -> int:
@@ -212,16 +208,19 @@ class Scheduler:
         while (
             left and len(self.running) < self.max_num_seqs and len(passed_over) < _MOST_PASSED_OVER
         ):
+            # The next in the order of the policy.
             if first is not None and self.batching == "dynamic":
                 request = self.waiting.nearest(first.num_tokens, passed_over)
             else:
                 request = self.waiting.first(self._step, passed_over)
             if request is None:
                 return
+            # One whose prefix is being computed waits for it.
             hit = self.kv.lookup(request)
             if self._is_being_computed(request, hit):
                 passed_over.add(request.request_id)
                 continue
+            # Start it, with as many tokens as the budget has left.
             count = min(request.num_tokens - hit.num_tokens, left)
             if not self.kv.admit(request, hit, count):
                 return
@@ -232,9 +231,7 @@ class Scheduler:
             left -= count
 
     def _is_being_computed(self, request: Request, hit: Hit) -> bool:
-        """True where somebody computes, and will publish, the next block that this request lacks:
-        it waits for it instead.
-        """
+        """True where a running request will publish the next block that this one lacks."""
         stop = (hit.num_tokens // self.kv.layout.block_size + 1) * self.kv.layout.block_size
         if not self.kv.enable_prefix_caching or stop >= request.num_tokens:
             return False
@@ -250,19 +247,14 @@ class Scheduler:
         return False
 
     def _start(self, request: Request) -> None:
-        self._log(
-            "resume" if request.status is RequestStatus.PREEMPTED else "admit",
-            [request],
-            [request.num_computed_tokens],
-        )
-        if request.status is RequestStatus.WAITING:
+        is_new = request.status is RequestStatus.WAITING
+        self._log("admit" if is_new else "resume", [request], [request.num_computed_tokens])
+        self.waiting.remove(request)
+        if is_new:
             request.num_cached_tokens = request.num_computed_tokens
             self.num_prompt_tokens += request.num_prompt_tokens
             self.num_cached_tokens += request.num_cached_tokens
-        self.waiting.remove(request)
-        self.waiting.charge(
-            request, request.num_prompt_tokens if request.status is RequestStatus.WAITING else 0, 0
-        )
+            self.waiting.charge(request, request.num_prompt_tokens, 0)
         request.status = RequestStatus.RUNNING
         self.running.append(request)
         self.running.sort(key=self.waiting.rank)
@@ -276,9 +268,7 @@ class Scheduler:
             self._preempt(request, publish=False)
 
     def _preempt(self, request: Request, *, publish: bool = True) -> None:
-        """Send a running request back to wait. What it published stays in the tree until its
-        blocks are needed: resuming begins with a hit.
-        """
+        """Send a running request back to wait. What it published can still be hit."""
         self._log("preempt", [request], [request.num_computed_tokens])
         self.running.remove(request)
         self.kv.release(request, publish=publish)
@@ -363,9 +353,7 @@ class Scheduler:
         """Raise AssertionError where requests, blocks and budgets do not add up."""
         self.kv.check_integrity()
         if len(self.running) > self.max_num_seqs:
-            raise AssertionError(
-                f"{len(self.running)} requests run, and max_num_seqs is {self.max_num_seqs}"
-            )
+            raise AssertionError(f"{len(self.running)} run, and at most {self.max_num_seqs} may")
         if {r.request_id for r in self.running} != self.kv.holders():
             raise AssertionError("other requests hold blocks than those that run")
         if any(r.is_decoding and r.num_tokens - r.num_computed_tokens != 1 for r in self.running):

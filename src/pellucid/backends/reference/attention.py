@@ -82,9 +82,7 @@ def read_kv(
 
 
 def softmax(x: Array) -> Array:
-    """Over the last axis. The largest is subtracted first: exp never overflows, and -inf becomes an
-    exact 0.
-    """
+    """Over the last axis. The largest is subtracted: exp never overflows, -inf gives exactly 0."""
     weights: Array = np.exp(x - x.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
@@ -120,9 +118,7 @@ def attention_scores(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Array:
-    """Grouped queries [KH, G·T, D] against keys [S, KH, D] -> scores [KH, G·T, S], -inf where a
-    query does not see a key.
-    """
+    """Queries [KH, G·T, D] · keys [S, KH, D] -> [KH, G·T, S], -inf where a key is not seen."""
     # [KH, G·T, D] @ [KH, D, S] -> [KH, G·T, S]
     scores: Array = (grouped * scale) @ k.transpose(1, 2, 0)
     if softcap is not None:
@@ -149,9 +145,7 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Array:
-    """Causal attention of q [T, H, D], the last T tokens of a request, over its k [S, KH, D] and
-    v [S, KH, Dv] -> [T, H, Dv].
-    """
+    """Causal: q [T, H, D] of the last T tokens over k [S, KH, D], v [S, KH, Dv] -> [T, H, Dv]."""
     tokens, (keys, kv_heads, _) = len(q), k.shape
     scores = attention_scores(
         group_heads(q, kv_heads),

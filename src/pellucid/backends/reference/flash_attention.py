@@ -52,12 +52,14 @@ def flash_attention(
     out = np.empty((*q.shape[:2], v.shape[-1]), q.dtype)  # [T, H, Dv]
     lse = np.empty(q.shape[:2], np.float32)  # [T, H]
     for t in range(0, tokens, tile_q):
+        # A tile of queries, with nothing summed yet.
         tile = q[t : t + tile_q]
         rows, first = len(tile), start + t  # the tile's queries sit at first … first + rows - 1
         grouped = group_heads(tile, kv_heads)  # [KH, G·t, D]
         m = np.full((*grouped.shape[:2], 1), -np.inf, np.float32)  # [KH, G·t, 1]
         l = np.zeros_like(m)
         acc = np.zeros((*grouped.shape[:2], v.shape[-1]), q.dtype)  # [KH, G·t, Dv]
+        # Only the keys that some query of the tile sees.
         begin = 0 if window is None else max(0, first - window + 1)
         end = min(keys, first + rows)
         for s in range(begin, end, tile_k):
@@ -71,6 +73,7 @@ def flash_attention(
                 window=window,
                 softcap=softcap,
             )
+            # Add this tile of keys to the sums, all relative to the new largest score.
             largest = np.maximum(m, scores.max(axis=-1, keepdims=True))
             # a query that has seen no key yet: exp(-inf - 0) = 0
             shift = np.where(largest == -np.inf, 0.0, largest)
@@ -82,6 +85,7 @@ def flash_attention(
             acc *= decay
             acc += p @ v[s:stop].transpose(1, 0, 2)  # [KH, G·t, s] @ [KH, s, Dv]
             m = largest
+        # The sums are complete: normalize.
         seen = l > 0
         denominator = np.where(seen, l, 1.0)
         out[t : t + rows] = ungroup_heads(acc / denominator, rows)
@@ -92,9 +96,7 @@ def flash_attention(
 
 
 def merge_states(out_a: Array, lse_a: Array, out_b: Array, lse_b: Array) -> tuple[Array, Array]:
-    """Join attention over two disjoint sets of keys: outs [T, H, D] and lses [T, H] -> (out, lse),
-    as if it had been computed at once.
-    """
+    """Join attention over two disjoint sets of keys: outs [T, H, D], lses [T, H] -> (out, lse)."""
     largest = np.maximum(lse_a, lse_b)
     shift = np.where(largest == -np.inf, 0.0, largest)
     # [T, H]  each part's share, before it is normalized

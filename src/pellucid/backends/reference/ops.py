@@ -160,9 +160,7 @@ def _attend_in_parts(
     window: int | None,
     softcap: float | None,
 ) -> Array:
-    """`attend` over keys oldest … seq_len - 1, a part of them at a time; parts end at multiples of
-    PART_KEYS and are merged in order.
-    """
+    """`attend` over keys oldest … seq_len - 1, in parts that end at multiples of PART_KEYS."""
     tile_k = max(TILE_K, TILE_Q * TILE_K // len(q))  # few queries take more keys at a time
     borders = [oldest, *range((oldest // PART_KEYS + 1) * PART_KEYS, seq_len, PART_KEYS), seq_len]
     states = (
