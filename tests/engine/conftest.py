@@ -42,14 +42,16 @@ def write_tiny(
     ffn: int = FFN,
     add_bos: bool = False,
     breaking: int | None = None,
+    padding: int = 0,
 ) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
 
     `windows`: 0 for a layer that sees all. `ends`: where not, the logits of special tokens are 0,
     so that no greedy answer ends by itself. `breaking`: a token whose presence makes the first
-    layer's MLP infinite, in a model whose other matrices are quantized.
+    layer's MLP infinite, in a model whose other matrices are quantized. `padding`: rows of the
+    embedding that no text is cut into.
     """
-    tokens = [*_byte_tokens(), *SPECIAL, "th"]
+    tokens = [*_byte_tokens(), *SPECIAL, "th", *(f"[PAD{i}]" for i in range(padding))]
     rng = np.random.default_rng(0)
     d = head_dim
 
@@ -114,7 +116,12 @@ def write_tiny(
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [*[1] * 256, *[3] * len(SPECIAL), 1],  # 1: normal, 3: control
+        "tokenizer.ggml.token_type": [
+            *[1] * 256,
+            *[3] * len(SPECIAL),
+            1,
+            *[5] * padding,  # 5: unused
+        ],  # 1: normal, 3: control
         "tokenizer.ggml.merges": ["t h"],
         "tokenizer.ggml.bos_token_id": 256,
         "tokenizer.ggml.eos_token_id": 257,

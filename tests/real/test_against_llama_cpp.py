@@ -11,13 +11,16 @@ difference, which is sqrt(2) times as large, between the two.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pellucid import LLM, SamplingParams
-from pellucid.measure.perplexity import measure_perplexity
+from pellucid.engine_config import EngineConfig
+from pellucid.measure.evaluation import open_evaluation
+from pellucid.measure.perplexity import PROTOCOLS, Perplexity
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama_cpp"
 MODELS = ["smollm2-135m-instruct-q4_1", "gemma-3-270m-q4_k_m", "qwen2.5-coder-0.5b-q4"]
@@ -160,26 +163,32 @@ def test_greedy_generation_of_the_reference_is_too(model: tuple[str, LLM]) -> No
     check_generation(*model, prompts=3, tokens=16)
 
 
-def perplexity(llm: LLM, data_dir: Path, chunks: int) -> float:
+def perplexity(path: Path, backend: str, data_dir: Path, chunks: int) -> float:
     text = (data_dir / "wikitext-2" / "wiki.test.raw").read_text(encoding="utf-8")
-    *_, result = measure_perplexity(llm, text, max_chunks=chunks)
+    config = EngineConfig(backend=backend)
+    with open_evaluation(path, config, text, PROTOCOLS["llama.cpp"], chunks=chunks) as evaluation:
+        *_, result = evaluation.run()
+    assert isinstance(result, Perplexity)
     assert (result.num_chunks, result.num_scored_tokens) == (chunks, chunks * 255)
     return result.perplexity
 
 
+@pytest.mark.parametrize("name", MODELS)
 def test_perplexity_of_the_reference_is_llama_perplexitys_in_float32(
-    model: tuple[str, LLM], data_dir: Path
+    name: str, real_model: Callable[[str], Path], data_dir: Path
 ) -> None:
-    name, llm = model
     # the same arithmetic: the same figure
-    assert abs(perplexity(llm, data_dir, 2) / FLOAT32_PERPLEXITY[name] - 1) < 0.0001
+    assert (
+        abs(perplexity(real_model(name), "reference", data_dir, 2) / FLOAT32_PERPLEXITY[name] - 1)
+        < 0.0001
+    )
 
 
+@pytest.mark.parametrize("name", MODELS)
 def test_perplexity_of_twenty_chunks_is_the_references_and_llama_perplexitys(
-    native: tuple[str, LLM], data_dir: Path
+    name: str, real_model: Callable[[str], Path], data_dir: Path
 ) -> None:
-    name, llm = native
-    found = perplexity(llm, data_dir, 20)
+    found = perplexity(real_model(name), "native", data_dir, 20)
     print(
         f"{name}: perplexity {found:.4f}; reference {REFERENCE_PERPLEXITY[name]}; "
         f"llama-perplexity {PERPLEXITY[name]}"

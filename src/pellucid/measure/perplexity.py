@@ -1,32 +1,81 @@
-"""Perplexity by llama.cpp's protocol, so that figures are comparable with its own.
+"""Perplexity of a text, by one of two protocols whose figures must never be laid beside each other.
 
-The text is tokenized once and cut into chunks of `n_ctx` tokens. If the model has a
-beginning-of-sequence token, it begins the text and replaces the first token of each chunk. Each
-chunk is a sequence of its own. Only its second half is scored: the tokens at positions n_ctx/2 + 1
-… n_ctx - 1, so that each has at least half a window of context. The perplexity is exp of the mean
-negative log-likelihood:
+`llama.cpp`, as llama-perplexity computes it: the text is tokenized once, with the
+beginning-of-sequence token first where the model has one, and cut into chunks of n_ctx tokens (512
+unless told). Each chunk is a sequence of its own whose first token is overwritten by that token.
+Only its second half is scored, the tokens at positions n_ctx/2 + 1 … n_ctx - 1, so that each has at
+least half a window of context. Source: `tools/perplexity/perplexity.cpp` of llama.cpp.
 
-    PPL = exp(Σ nll / N)        N = (n_ctx - 1 - n_ctx/2) per chunk
+`papers`, as papers on quantization report it (GPTQ, AWQ, SmoothQuant, usually with 2,048 tokens):
+the tokens are cut into windows of n_ctx that lie one after another, and every token of a window is
+scored but the first. Nothing is overwritten. The text is taken as it is; those papers join the
+rows of WikiText-2 with two newlines first.
 
-and its standard error PPL · sqrt((E[nll²] - E[nll]²) / (N - 1)). Source:
-`tools/perplexity/perplexity.cpp` of llama.cpp. The model runs through the public API, so the whole
-engine is measured.
+    PPL = exp(Σ nll / N)        its standard error: PPL · sqrt((E[nll²] - E[nll]²) / (N - 1))
 """
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from ..engine.llm import LLM
-from ..errors import RequestError
-from ..request import SamplingParams
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Perplexity", "measure_perplexity"]
+from ..errors import RequestError
+from ..tokenizer import Tokenizer
+from .scoring import Scorer, Windows
+
+__all__ = [
+    "PROTOCOLS",
+    "Estimate",
+    "Perplexity",
+    "Protocol",
+    "cut_windows",
+    "log_probs",
+    "mean_estimate",
+    "measure_perplexity",
+    "perplexity_of",
+]
+
+MIN_N_CTX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How a text is cut, and what of it is scored."""
+
+    name: str
+    default_n_ctx: int
+    min_windows: int
+    scores_half: bool  # the second half of a window; otherwise all of it
+    overwrites_first: bool  # with the token that begins sequences, where the model has one
+
+    def first(self, n_ctx: int) -> int:
+        """The first position of a window whose prediction is scored."""
+        return n_ctx // 2 if self.scores_half else 0
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("llama.cpp", 512, min_windows=2, scores_half=True, overwrites_first=True),
+        Protocol("papers", 2048, min_windows=1, scores_half=False, overwrites_first=False),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over tokens and its standard error."""
+
+    value: float
+    error: float
 
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """The result after some chunks. llama-perplexity prints `perplexity ± error` as its
+    """The result after some chunks. `perplexity ± error` is what llama-perplexity prints as its
     estimate.
     """
 
@@ -37,48 +86,77 @@ class Perplexity:
     error: float
 
 
-def measure_perplexity(
-    llm: LLM, text: str, *, n_ctx: int = 512, max_chunks: int | None = None
-) -> Iterator[Perplexity]:
-    """Score `text`, yielding the estimate after each chunk; the last is the result. Raises
-    RequestError if the text is too short.
+def cut_windows(
+    tokenizer: Tokenizer, text: str, protocol: Protocol, n_ctx: int, max_windows: int | None = None
+) -> Windows:
+    """Tokenize `text` and cut it as the protocol says; the first `max_windows`, or all. Raises
+    RequestError where `n_ctx` or the text is too short.
     """
-    if not 8 <= n_ctx <= llm.max_model_len - 1:
+    if n_ctx < MIN_N_CTX:
+        raise RequestError(f"n_ctx is {n_ctx}; it must be at least {MIN_N_CTX}")
+    token_ids = np.array(tokenizer.encode(text.removesuffix("\n")), np.int32)
+    num_windows = len(token_ids) // n_ctx
+    if num_windows < protocol.min_windows:
         raise RequestError(
-            f"n_ctx is {n_ctx}; it must be between 8 and {llm.max_model_len - 1}, one less than "
-            "max_model_len"
+            f"the text has {len(token_ids)} tokens; the protocol {protocol.name} with n_ctx "
+            f"{n_ctx} needs at least {protocol.min_windows * n_ctx}"
         )
-    # tokenize, and cut into chunks
-    token_ids = llm.tokenizer.encode(text.removesuffix("\n"))
-    num_chunks = len(token_ids) // n_ctx
-    if num_chunks < 2:
-        raise RequestError(
-            f"the text has {len(token_ids)} tokens; perplexity over chunks of {n_ctx} needs at "
-            f"least {2 * n_ctx}"
-        )
-    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-    total = squares = 0.0
-    scored = 0
-    # score the second half of each chunk
-    for i in range(num_chunks if max_chunks is None else min(num_chunks, max_chunks)):
-        chunk = token_ids[i * n_ctx : (i + 1) * n_ctx]
-        if llm.tokenizer.add_bos and llm.tokenizer.bos_token_id is not None:
-            chunk[0] = llm.tokenizer.bos_token_id
-        rows = llm.generate([chunk], params, use_tqdm=False)[0].prompt_logprobs or []
-        for token, row in zip(chunk[n_ctx // 2 + 1 :], rows[n_ctx // 2 + 1 :], strict=True):
-            if row is None:
-                raise AssertionError("a scored token has no logprob")
-            nll = -row[token].logprob
-            total += nll
-            squares += nll * nll
-            scored += 1
-        # the estimate so far
-        mean = total / scored
-        perplexity = math.exp(mean)
-        yield Perplexity(
-            i + 1,
-            scored,
-            total,
-            perplexity,
-            perplexity * math.sqrt(max(0.0, squares / scored - mean * mean) / (scored - 1)),
-        )
+    if max_windows is not None:
+        num_windows = min(num_windows, max_windows)
+    windows = token_ids[: num_windows * n_ctx].reshape(num_windows, n_ctx)
+    if protocol.overwrites_first and tokenizer.add_bos and tokenizer.bos_token_id is not None:
+        windows[:, 0] = tokenizer.bos_token_id
+    return Windows(windows, protocol.first(n_ctx))
+
+
+def measure_perplexity(scorer: Scorer, windows: Windows) -> Iterator[Perplexity]:
+    """Score the windows, yielding the estimate each time that some are complete; the last is the
+    result. Raises RequestError where the logits are not finite.
+    """
+    nlls: list[NDArray[np.float64]] = []
+    num_windows = 0
+    with ThreadPoolExecutor() as pool:
+        for rows in scorer.run(windows):
+            parts = list(rows.parts())
+            nlls += pool.map(lambda p, r=rows: _nlls(r.logits[p], r.targets[p]), parts)
+            num_windows += rows.num_windows
+            if rows.num_windows:
+                yield perplexity_of(num_windows, np.concatenate(nlls))
+
+
+def perplexity_of(num_windows: int, nlls: NDArray[np.float64]) -> Perplexity:
+    """The result for the negative log-likelihoods [N] of all scored tokens."""
+    mean = mean_estimate(nlls)
+    perplexity = math.exp(mean.value) if mean.value < 700 else math.inf
+    return Perplexity(
+        num_windows, len(nlls), float(nlls.sum()), perplexity, perplexity * mean.error
+    )
+
+
+def mean_estimate(values: NDArray[np.float64]) -> Estimate:
+    """The mean of [N] and its standard error, from the variance of the values."""
+    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(max(1, len(values) - 1)))
+
+
+def log_probs(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """logits - ln Σ exp logits, row by row: [L, V], with seven correct digits. Raises RequestError
+    where a logit is NaN or infinite.
+    """
+    shifted: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+    sums = np.exp(shifted).sum(axis=1, keepdims=True)
+    if not np.isfinite(sums).all():
+        raise RequestError("a logit is NaN or infinite; all must be finite numbers")
+    shifted -= np.log(sums)
+    return shifted
+
+
+def _nlls(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The negative log-likelihood of each target [L]."""
+    largest = logits.max(axis=1)
+    shifted = logits - largest[:, None]
+    sums = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float32).astype(np.float64)
+    chosen = logits[np.arange(len(logits)), targets].astype(np.float64)
+    nlls: NDArray[np.float64] = np.log(sums) - (chosen - largest)
+    if not np.isfinite(nlls).all():
+        raise RequestError("a logit is NaN or infinite; all must be finite numbers")
+    return nlls
