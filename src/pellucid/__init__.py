@@ -1,8 +1,8 @@
 """Pellucid: an LLM inference engine that you can see through.
 
-The public names are below; everything else is a room of the house (docs/design.md) and may change.
-Importing this package loads no array library, touches no device and starts no thread: a name is
-imported when it is first used (PEP 562).
+The public names are below. Everything else may change; docs/design.md describes it. Importing this
+package loads no array library, uses no device and starts no thread: a name is imported when it is
+first used (PEP 562).
 """
 
 from importlib import import_module

@@ -1,5 +1,5 @@
-"""Checks by declaration: a dataclass states its fields once, and types and bounds are checked from
-that statement.
+"""Checks by declaration: a dataclass declares its fields once, and types and bounds are checked
+from the declarations.
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -8,10 +8,10 @@ that statement.
         def __post_init__(self) -> None:
             check_fields(self)
 
-`check_fields` reads annotations and bounds, converts what is equal in meaning (NumPy integers and
-floats, arrays of them, an int where a float is declared), copies lists and mappings, and refuses
-the rest in one sentence: the field, its value, what is allowed. A bool is not an integer, and NaN
-and infinity are not numbers. The command line builds its options from the same `declarations`.
+`check_fields` reads annotations and bounds. It converts values of the same meaning (NumPy integers
+and floats, arrays of them, an int for a float) and copies lists and mappings. It refuses everything
+else in one sentence: the field, its value, what is allowed. A bool is not an integer, and NaN and
+infinity are not numbers. The command line builds its options from the same `declarations`.
 
 Known types: bool, int, float, str, Literal of strings, a class (an instance is expected), object
 (anything), list, Sequence, tuple[T, ...], Mapping, unions of these, and None. `Annotated[T,
@@ -68,7 +68,7 @@ class Bounds:
     below: float | None = None  # an upper limit that is itself not allowed
 
     def hold(self, number: float) -> bool:
-        """True where the number is within all limits."""
+        """True if the number is within all limits."""
         return (
             (self.low is None or number >= self.low)
             and (self.high is None or number <= self.high)
@@ -77,20 +77,20 @@ class Bounds:
         )
 
     def words(self) -> str:
-        """The limits as they follow a noun: " between 0 and 1", " above 0", or nothing."""
+        """The limits as text after a noun: " between 0 and 1", " above 0", or nothing."""
         if self.low is not None and self.high is not None:
             return f" between {_number(self.low)} and {_number(self.high)}"
         lower, upper = self._ends("of ")
         return " " + " and ".join(filter(None, (lower, upper))) if lower or upper else ""
 
     def count(self) -> str:
-        """The limits as they stand before what is counted: "1 to 8", "at most 8"."""
+        """The limits as text before a noun: "1 to 8", "at most 8"."""
         if self.low is not None and self.high is not None:
             return f"{_number(self.low)} to {_number(self.high)}"
         return " and ".join(filter(None, self._ends("")))
 
     def _ends(self, of: str) -> tuple[str, str]:
-        """The lower and the upper limit in words, "" where there is none."""
+        """The lower and the upper limit in words; "" if there is none."""
         lower = f"above {_number(self.above)}" if self.above is not None else ""
         if self.low is not None:
             lower = f"{of}at least {_number(self.low)}"
@@ -104,7 +104,7 @@ _NO_BOUNDS = Bounds()
 
 
 class _Told(NamedTuple):
-    """What `option` keeps in a field's metadata."""
+    """The data that `option` stores in a field's metadata."""
 
     bounds: Bounds
     help: str
@@ -118,7 +118,7 @@ class Declaration:
     name: str
     type: object  # as annotated, without None
     is_optional: bool  # None is allowed
-    default: object  # dataclasses.MISSING where there is none
+    default: object  # dataclasses.MISSING if there is none
     bounds: Bounds
     choices: tuple[str, ...]  # of a Literal
     help: str
@@ -136,7 +136,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A dataclass field with its default, its help for people and its bounds (see `Bounds`).
+    """A dataclass field with its default, its help text and its bounds (see `Bounds`).
 
     `help` is one line without a full stop; it says what the value is and what None means.
     """
@@ -153,8 +153,8 @@ def check_fields(
 ) -> None:
     """Check every field of a dataclass against its declaration, and store it as declared.
 
-    Raises `error` with one sentence that begins with `prefix` and the field's name. Frozen classes
-    are written to as well: call it from `__post_init__`.
+    Raises `error` with one sentence that begins with `prefix` and the field's name. Call it from
+    `__post_init__`; it also writes to frozen classes.
     """
     for name, kind in _kinds_of(type(config)):
         value = getattr(config, name)
@@ -169,7 +169,9 @@ def check_fields(
 def check_value(
     name: str, value: object, declared: object, *, error: type[PellucidError] = ConfigError
 ) -> Any:
-    """`value` as the type `declared` takes it. Raises `error` with a sentence about `name`."""
+    """`value`, checked and converted to the type `declared`. Raises `error` with a sentence about
+    `name`.
+    """
     try:
         return _kind(declared, _NO_BOUNDS).take(value)
     except _Wrong as wrong:
@@ -177,7 +179,7 @@ def check_value(
 
 
 def declarations(config: "type[DataclassInstance]") -> tuple[Declaration, ...]:
-    """The fields of a config class that can be given, in their order."""
+    """The fields of a config class that a caller can give, in order."""
     hints = get_type_hints(config, include_extras=True)
     found = []
     for member in fields(config):
@@ -205,9 +207,9 @@ def declarations(config: "type[DataclassInstance]") -> tuple[Declaration, ...]:
 def unknown_name(
     what: str, name: object, known: Iterable[str], elsewhere: Mapping[str, str] | None = None
 ) -> str:
-    """The sentence about a name that does not exist: the nearest one that does, and all of them.
+    """The sentence about a name that does not exist: it has the nearest name and all names.
 
-    `elsewhere` maps names of other engines to what to say instead of the nearest name.
+    `elsewhere` maps names of other engines to the text that replaces the nearest name.
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(name)[:100], names, n=1)
@@ -223,7 +225,7 @@ def unknown_name(
 
 
 class _Short(reprlib.Repr):
-    """A repr that stays short and quick, whatever a stranger sent."""
+    """A repr that stays short and fast for any untrusted value."""
 
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() > 128:
@@ -241,12 +243,12 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def show(value: object) -> str:
-    """A value as a message shows it: short, on one line."""
+    """A value as messages show it: short, on one line."""
     return " ".join(_SHORT.repr(value).split())
 
 
 def _number(limit: float) -> str:
-    """A limit as people write it: 1e+06 as 1000000, but not 2⁶³ as a float."""
+    """A limit as people write it: 1000000, not 1e+06, and 2⁶³ as an integer."""
     return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
@@ -254,11 +256,11 @@ def _number(limit: float) -> str:
 
 
 class _Wrong(Exception):
-    """A value that its type refuses: the end of the sentence that begins with the field's name."""
+    """A refused value. Its text ends the sentence that begins with the field's name."""
 
     def __init__(self, sentence: str, *, is_inside: bool = False) -> None:
         super().__init__(sentence)
-        self.is_inside = is_inside  # the value had the type, and something in it was wrong
+        self.is_inside = is_inside  # the value has the type, and something in it is wrong
 
 
 class _Kind(NamedTuple):
@@ -363,7 +365,7 @@ def _integer(bounds: Bounds) -> _Kind:
     noun = f"an integer{bounds.words()}"
 
     def take(value: object) -> object:
-        # int and all that can stand for an index: NumPy's integers, but no float and no string
+        # int and everything that can be an index: NumPy's integers, but no float and no string
         try:
             number = operator.index(value)  # type: ignore[arg-type]
         except TypeError:
@@ -424,7 +426,7 @@ def _collection(build: Callable[[Iterable[object]], object], entry: _Kind, bound
     noun = f"a list of {entry.plural}"
 
     def take(value: object) -> object:
-        # anything with a length and an order; a string's or a file's bytes are no list of ids
+        # anything with a length and an order, except strings and bytes, which are no lists of ids
         refused = isinstance(
             value, str | bytes | bytearray | memoryview | Mapping | set | frozenset
         )

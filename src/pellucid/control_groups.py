@@ -1,8 +1,8 @@
-"""Linux control groups of this process: where the limits of each are found.
+"""The Linux control groups of this process: the folders that hold their limits.
 
-A limit of a group holds for all groups below it, so every level from the process's own group up to
-the root is read. `/proc/self/cgroup` names the own group; inside a container that path may not
-exist, and then only the levels that do are read.
+A limit of a group applies to all groups below it, so every level from the process's own group up to
+the root is read. `/proc/self/cgroup` names the own group. Inside a container some levels of that
+path may not exist; those are skipped.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ class GroupFolder(NamedTuple):
 
 
 def read_membership() -> str:
-    """The text of /proc/self/cgroup; empty where the system has no control groups."""
+    """The text of /proc/self/cgroup; empty if the system has no control groups."""
     try:
         return Path("/proc/self/cgroup").read_text()
     except OSError:

@@ -1,10 +1,9 @@
-"""What this CPU can do: the instruction sets that kernels are chosen by, at run time, in one wheel
-that runs on every machine.
+"""The instruction sets of this CPU, by which kernels are chosen at run time.
 
-One idea: a feature counts only if the CPU has it *and* the operating system saves its registers
-(XCR0 on x86, the auxiliary vector on Arm). The reading is done in C++ (csrc/cpu_features*.cpp),
-compiled for the baseline of the architecture. AMX's tiles must also be asked for by the process
-that uses them; this module asks for nothing and changes nothing.
+A feature counts only if the CPU has it *and* the operating system saves its registers (XCR0 on x86,
+the auxiliary vector on Arm). C++ reads both (csrc/cpu_features*.cpp), compiled for the baseline of
+the architecture. A process must also request AMX's tiles before it uses them; this module requests
+nothing.
 
 Names of features are Linux's on x86 ("avx2", "avx512_vnni", "amx_int8"), and the usual short words
 on Arm ("neon", "dotprod", "i8mm").
@@ -22,7 +21,7 @@ class CPU:
     """One kind of processor, as this process may use it."""
 
     architecture: str  # "x86_64", "aarch64", or "unknown": there only portable code runs
-    name: str  # as its maker calls it; "" where the machine does not tell
+    name: str  # by its vendor; "" if the machine does not report it
     features: tuple[str, ...]  # from the oldest to the newest
 
     def __str__(self) -> str:

@@ -24,8 +24,7 @@ MAX_REQUESTS = 1 << 16
 class EngineConfig:
     """How the engine runs a model. Where a name is vLLM's, so are its meaning and its unit.
 
-    Types and bounds are checked when it is built; ConfigError names the field. The command line
-    makes its engine options from these declarations.
+    Types and bounds are checked when it is built. ConfigError names the field.
     """
 
     max_model_len: int | None = option(

@@ -11,9 +11,9 @@
     └── EngineError        a step crashed, and its requests are lost             (a RuntimeError)
         └── EngineDeadError    the engine was closed or cannot be trusted any more
 
-The rule for a message: one sentence that names the field, the value it had and what is allowed. The
-command line prints that sentence and nothing else; a traceback is shown only with `--debug`.
-Anything that is not a `PellucidError` is a bug.
+A message is one sentence that names the field, its value and what is allowed. The command line
+prints only that sentence; `--debug` adds the traceback. An exception that is not a `PellucidError`
+is a bug.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Opening and reading the files of strangers, within bounds.
+"""Opening and reading untrusted files, within bounds.
 
-Three rules hold for every file that a user names or a model's folder holds:
+Three rules apply to every file that a user names or that lies in a model's folder:
 
 - It is a regular file. A FIFO, a socket, a device or a folder is refused and never waited for.
 - A file of a model's folder lies in that folder. A link may lead to another file of the folder. In
@@ -63,7 +63,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file that a user named, for reading. Links are followed."""
-    check_regular(path)  # before opening: to open a device or a pipe may already do something
+    check_regular(path)  # before opening, because opening a device or a pipe may have effects
     with _readable(path):
         return _checked(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
@@ -72,7 +72,7 @@ def open_within(folder: Path, name: str | Path) -> BinaryIO:
     """Open the file `name` of a model's folder, for reading. `name` may have folders in it.
 
     The links of the path are resolved first. The result is then opened from the allowed folder
-    downwards, one step at a time, following no further link: a link that is put there in between
+    downwards, one step at a time, following no further link. So a link that is created in between
     is refused too.
     """
     path = folder / name
@@ -99,7 +99,7 @@ def open_within(folder: Path, name: str | Path) -> BinaryIO:
 
 
 def is_there(path: Path) -> bool:
-    """Whether the folder has an entry of this name, of whatever kind: a broken link counts."""
+    """Whether the folder has an entry of this name, of any kind; a broken link counts."""
     try:
         return os.path.lexists(path)
     except ValueError:
@@ -114,11 +114,11 @@ def size_of(file: BinaryIO) -> int:
 def read_at(file: BinaryIO, offset: int, into: memoryview, what: str) -> None:
     """Fill the bytes of `into` from `offset` of an open file. `what` names them in an error.
 
-    The bytes are copied into memory of the caller's, not mapped: when the file is cut short or the
-    disk fails meanwhile, that is an error here and not a signal that ends the process.
+    The bytes are copied into the caller's memory, not mapped. If the file is cut short or the disk
+    fails meanwhile, that is an error and not a signal that ends the process.
 
-    Large reads are divided among a few threads: in memory that was never touched, page faults cost
-    as much as the copy.
+    Large reads are divided among a few threads, because page faults of new memory take as long as
+    the copy.
     """
     if len(into) >= _LARGE_READ:
         share = -(-len(into) // _READERS)
@@ -155,7 +155,7 @@ def read_bytes(path: Path, max_bytes: int, *, within: Path | None = None) -> byt
     opened = open_regular(path) if within is None else open_within(within, path.relative_to(within))
     with opened as file, _readable(path):
         size = size_of(file)
-        # one byte more than is allowed: a file may grow, or have no size of its own (/proc)
+        # one byte more than allowed: a file may grow, or report no size (/proc)
         data = b"" if size > max_bytes else file.read(max_bytes + 1)
     if max(size, len(data)) > max_bytes:
         raise FormatError(f"{path} has {max(size, len(data))} bytes; at most {max_bytes} are read")
@@ -173,8 +173,8 @@ def read_json(
 def publish(scratch: Path, path: Path) -> None:
     """Give the complete file `scratch` its final name `path`, on the same disk.
 
-    Its bytes reach the disk before the name does, and the name before this returns: after a crash
-    of the machine there is the old file or the new one, never a part. Raises OSError.
+    Its bytes reach the disk before the name, and the name before this returns. So after a crash of
+    the machine there is the old file or the new one, never a part. Raises OSError.
     """
     _sync(scratch)
     os.replace(scratch, path)
@@ -190,12 +190,12 @@ def _sync(path: Path) -> None:
 
 
 def parse_json(text: bytes, where: str, *, max_values: int = MAX_JSON_VALUES) -> dict[str, object]:
-    """The JSON object that `text` is. `where` opens every message.
+    """The JSON object in `text`. `where` begins every message.
 
-    Refused are keys given twice, NaN, infinity, more than `max_values` values and nesting of more
-    than MAX_JSON_DEPTH levels.
+    Raises FormatError for keys given twice, NaN, infinity, more than `max_values` values, and
+    nesting of more than MAX_JSON_DEPTH levels.
     """
-    # before anything is built: a list of empty lists takes twenty times its text in memory
+    # count before parsing: a list of empty lists takes twenty times the memory of its text
     if (count := sum(map(text.count, (b",", b"[", b"{")))) > max_values:
         raise FormatError(
             f"{where} is JSON with {count} commas and brackets; at most {max_values} are read"
@@ -223,7 +223,7 @@ def _is_allowed(root: Path, target: Path) -> bool:
     for parent in root.parents if root.name != "snapshots" else (root, *root.parents):
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             repository = parent.parent
-            # newer caches also have one store for all repositories: blobs/<2 hex>/<64 hex>
+            # newer caches also share one store among repositories: blobs/<2 hex>/<64 hex>
             shared = target.parent.parent == repository.parent / "blobs"
             return (
                 target.is_relative_to(parent)
@@ -234,14 +234,16 @@ def _is_allowed(root: Path, target: Path) -> bool:
 
 
 def _checked(path: str | os.PathLike[str], fd: int) -> BinaryIO:
-    """The file that `fd` is, if it is a regular one. `fd` is closed with it, or now."""
+    """The file of `fd`, if it is a regular file. `fd` is closed with it, or at once if it is
+    not.
+    """
     try:
         _check_mode(path, os.fstat(fd).st_mode)
         os.set_blocking(fd, True)
     except BaseException:
         os.close(fd)
         raise
-    # the file's name is the path, for messages; the opener hands over what is open already
+    # the path is the file's name in messages; the opener returns the open descriptor
     return open(path, "rb", opener=lambda *_: fd)
 
 
@@ -253,7 +255,7 @@ def _check_mode(path: str | os.PathLike[str], mode: int) -> None:
 
 @contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Around what may fail with an error of the system: it becomes one sentence."""
+    """Turn an error of the operating system into a FormatError of one sentence."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -271,7 +273,7 @@ def _refuse(path: str | os.PathLike[str], error: Exception) -> NoReturn:
 
 
 def _check_depth(value: object, where: str) -> None:
-    """Level by level: the nesting of a value is no reason to recurse."""
+    """Check the depth level by level, without recursion."""
     level, depth = [value], 0
     while level:
         depth += 1

@@ -1,5 +1,5 @@
-"""How much host memory this process may still take: the least that the machine, the limits of the
-process and its control groups leave. In bytes.
+"""How much host memory this process may still take, in bytes: the smallest of what the machine, the
+limits of the process and its control groups leave.
 """
 
 import os
@@ -13,7 +13,7 @@ __all__ = ["available_memory", "lies_in_memory"]
 
 def available_memory() -> int:
     """Bytes that this process can take without swapping and without being refused or killed, as far
-    as the system tells.
+    as the system reports it.
     """
     limits = (_machine(), *_process_limits(), *_control_groups(CGROUP_ROOT, read_membership()))
     return max(0, min(limits))
@@ -25,7 +25,7 @@ def _machine() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass  # not Linux: all physical memory is the best that can be said
+        pass  # not Linux: all physical memory is the best estimate
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -48,9 +48,10 @@ def _process_limits() -> Iterator[int]:
 
 
 def _control_groups(root: Path, membership: str) -> Iterator[int]:
-    """What each control group leaves: its limit, less what is in use and cannot be reclaimed.
+    """The bytes that each control group leaves: its limit minus what is in use and cannot be
+    reclaimed.
 
-    Beyond `memory.high` a group is not refused memory, but slowed down until it hardly runs.
+    Above `memory.high` a group still gets memory, but is slowed down until it hardly runs.
     """
     for folder, version in group_folders("memory", root, membership):
         limits, used, reclaimable = (
@@ -62,13 +63,14 @@ def _control_groups(root: Path, membership: str) -> Iterator[int]:
             limit = _number(folder / name)
             in_use = _number(folder / used)
             if limit is not None and in_use is not None:
-                # pages of files that were read, as a model's are, go before anyone is killed
+                # pages of files that were read, such as a model's, are reclaimed before anything is
+                # killed
                 cache = _statistic(folder / "memory.stat", reclaimable)
                 yield limit - max(0, in_use - cache)
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None where there is no file, or it says "max"."""
+    """The number in a file; None if there is no file or it says "max"."""
     try:
         text = file.read_text().strip()
     except OSError:
@@ -77,7 +79,7 @@ def _number(file: Path) -> int | None:
 
 
 def _statistic(file: Path, name: str) -> int:
-    """One line of a memory.stat; 0 where it is not there."""
+    """One line of a memory.stat; 0 if it is missing."""
     try:
         for line in file.read_text().splitlines():
             key, _, value = line.partition(" ")
@@ -101,7 +103,7 @@ def lies_in_memory(folder: Path, mounts: str | None = None) -> bool:
     for line in mounts.splitlines():
         place, _, source = line.partition(" - ")
         point = Path(place.split()[4].encode().decode("unicode_escape"))
-        # the last mount of a folder hides those before it
+        # the last mount of a folder hides earlier ones
         if folder.is_relative_to(point) and len(point.parts) >= longest:
             longest, kind = len(point.parts), source.split()[0]
     return kind in ("tmpfs", "ramfs")

@@ -1,5 +1,5 @@
-"""What a request gives back: its completions, their logprobs, and when it came how far. Names and
-shapes are vLLM's.
+"""The result of a request: its completions, their logprobs, and its times. Names and classes are
+vLLM's.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class Logprob:
 
     logprob: float
     rank: int  # 1 = the likeliest
-    # the token as text: a part of a character shows as U+FFFD; None with detokenize=False
+    # the token as text; part of a character shows as U+FFFD; None with detokenize=False
     decoded_token: str | None = None
-    # the same as bytes (OpenAI's `bytes`): parts of a character, put together, are the character
+    # its bytes (OpenAI's `bytes`); the parts of a character, joined, are the character
     token_bytes: bytes | None = None
 
 
@@ -47,18 +47,18 @@ class CompletionOutput:
     stop_reason: int | str | None = None
 
     def finished(self) -> bool:
-        """True where no token follows."""
+        """True if no token follows."""
         return self.finish_reason is not None
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestMetrics:
-    """When a request came how far: seconds of the engine's clock, which is monotonic, and not the
-    time of day. None: not yet. With `n` completions, the first or last of any of them.
+    """The times of a request in seconds of the engine's clock, which is monotonic and not the time
+    of day. None: not reached yet. With `n` completions, the first or last time of any of them.
     """
 
     arrival_time: float
-    first_scheduled_time: float | None = None  # the first step that computed some of it began
+    first_scheduled_time: float | None = None  # the start of its first step
     first_token_time: float | None = None
     last_token_time: float | None = None
     finished_time: float | None = None
@@ -73,7 +73,7 @@ class RequestMetrics:
 
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
-    """The answer to one prompt, whole or as far as it has come (`finished` tells)."""
+    """The answer to one prompt: whole if `finished`, else the answer so far."""
 
     request_id: str
     prompt: str | None
@@ -81,6 +81,6 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
-    # one per prompt token, the first None; None where they were not asked for
+    # one per prompt token, the first None; None if not requested
     prompt_logprobs: list[LogprobsOnePosition | None] | None = None
     num_cached_tokens: int = 0  # of the prompt: found in the cache

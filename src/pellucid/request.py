@@ -1,9 +1,9 @@
 """A request as the engine sees it: its parameters, its tokens, and its progress.
 
-One idea: a request has two counters. `num_tokens` is how many token ids are known (prompt and
-output), `num_computed_tokens` how many of them have their keys and values in the cache. A step
-computes some of the difference. Prefill, decode, chunked prefill, a prefix hit and recomputation
-after preemption are all that one subtraction; there are no phases.
+One idea: a request has two counters. `num_tokens` counts the known token ids (prompt and output),
+`num_computed_tokens` those whose keys and values are in the cache. A step computes some of the
+difference. Prefill, decode, chunked prefill, a prefix hit and recomputation after preemption are
+all this one subtraction; there are no phases.
 
 Its parameters (`sampling_params.py`) and its answer (`outputs.py`) can be imported from here too.
 """
@@ -39,7 +39,7 @@ __all__ = [
 
 
 class RequestStatus(enum.Enum):
-    """The only states. PREEMPTED is WAITING with its work thrown away or swapped out."""
+    """The states of a request. PREEMPTED is WAITING after its blocks were given back."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -49,18 +49,18 @@ class RequestStatus(enum.Enum):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
-    """One generation job as the engine sees it. Only the engine's core changes it."""
+    """One generation job. Only the engine's core changes it."""
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
-    seed: int  # resolved: the parameter's, or one drawn for it
+    seed: int  # resolved: the parameter's, or one that was drawn
     eos_token_ids: frozenset[int] = frozenset()
     banned_sequences: tuple[tuple[int, ...], ...] = ()  # bad_words, tokenized
     max_tokens: int = 16  # resolved against the context
-    priority: int = 0  # the smaller is served first, where the policy is "priority"
-    tenant: str = ""  # who asks: what the policy "fair" is fair to
-    cache_salt: str = ""  # prefixes are shared among requests of one salt
+    priority: int = 0  # smaller is served first under the policy "priority"
+    tenant: str = ""  # the policy "fair" is fair among tenants
+    cache_salt: str = ""  # prefixes are shared among requests with the same salt
     arrival: int = 0  # a count, given by the scheduler
     queued_step: int = 0  # the step at which it began to wait
     status: RequestStatus = RequestStatus.WAITING
@@ -75,18 +75,18 @@ class Request:
     num_cached_tokens: int = 0  # of the prompt: found in the cache when the request started
     # per layer group, while it runs; kept by the KV manager
     block_tables: list[list[int]] = field(default_factory=list)
-    # while it runs: the KV manager has nothing to do for it before so many tokens are computed
+    # while it runs: the number of computed tokens at which the KV manager must act again
     next_kv_event: int = 0
-    # proposed for the positions after the known tokens; they are computed with them, and those that
+    # guesses for the positions after the known tokens; they are computed with them, and those that
     # are not drawn are dropped
     draft_token_ids: list[int] = field(default_factory=list)
-    # from its first token until it is preempted: all but the last known token are computed
+    # from its first token until it is preempted: all known tokens but the last are computed
     is_decoding: bool = False
-    # one per output token, where asked for
+    # one per output token, if requested
     logprobs: list[LogprobsOnePosition] = field(default_factory=list)
     # one per prompt token, the first None
     prompt_logprobs: list[LogprobsOnePosition | None] = field(default_factory=list)
-    # an output may end with these: ends of sequence, and stop_token_ids
+    # tokens that end the output: ends of sequence, and stop_token_ids
     stopping_token_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class Request:
 
     @property
     def is_sampling(self) -> bool:
-        """True where this step reaches the last known token, so that the next one can be drawn."""
+        """True if this step computes the last known token, so that the next one can be drawn."""
         return self.num_computed_tokens + self.num_scheduled_tokens >= self.num_tokens
 
     @property
@@ -116,7 +116,7 @@ class Request:
         return self.status is RequestStatus.FINISHED
 
     def token_ids(self, start: int, stop: int) -> list[int]:
-        """Known token ids at positions start … stop - 1, across the border of prompt and output."""
+        """Known token ids at positions start … stop - 1, from prompt and output."""
         p = len(self.prompt_token_ids)
         return (
             self.prompt_token_ids[start:stop]

@@ -1,5 +1,5 @@
 """`SamplingParams`: how a request chooses its tokens, and when it stops. Names, meanings, units and
-defaults are vLLM's; `typical_p` is the one field that vLLM does not have.
+defaults are vLLM's; only `typical_p` is not in vLLM.
 """
 
 import itertools
@@ -27,7 +27,7 @@ MAX_LOGIT_BIAS = 4096  # entries
 MAX_STOP_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 1024
 MAX_STRING = 1024  # characters of one stop string or bad word
-# the largest that any vocabulary holds (ModelConfig); the engine checks against the model's own
+# the largest of any vocabulary (ModelConfig); the engine checks against the model's own
 MAX_TOKEN_ID = (1 << 24) - 1
 MAX_SCALE = 1e6  # of temperature and repetition_penalty: larger values are mistakes
 MAX_INT = (1 << 63) - 1
@@ -40,14 +40,15 @@ Text = Annotated[str, Bounds(low=1, high=MAX_STRING)]  # a stop string or a bad 
 
 @dataclass(slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen, and when to stop. Names, meanings and defaults are vLLM's.
+    """How the next token is chosen, and when the output stops.
 
-    The order in which they act on a row of logits: logit_bias, allowed and banned tokens (and the
-    mask of a constrained output), penalties, temperature, top_k, typical_p, top_p, min_p, then one
-    draw (`sampling/sampler.py`).
-    `temperature=0` is greedy: the largest logit after bias, bans and penalties. Ties go to the
-    lower token id. Types and bounds are checked when it is built, and again when a request is
-    submitted; nothing is clamped. Lists and mappings are copied.
+    They act on a row of logits in this order: logit_bias, allowed and banned tokens (and the mask
+    of a constrained output), penalties, temperature, top_k, typical_p, top_p, min_p, then one draw
+    (`sampling/sampler.py`). `temperature=0` is greedy: it takes the largest logit after bias, bans
+    and penalties. Ties go to the lower token id.
+
+    Types and bounds are checked when it is built, and again when a request is submitted. Nothing is
+    clamped. Lists and mappings are copied.
     """
 
     n: int = option(1, low=1, high=MAX_N, help="Completions per prompt")
@@ -135,11 +136,11 @@ class SamplingParams:
         self.check()
 
     def check(self) -> None:
-        """Raise ConfigError, naming the field, its value and what is allowed, where a value is
-        impossible; convert and copy the others as declared.
+        """Check, convert and copy all fields as declared. Raises ConfigError with the field, its
+        value and what is allowed.
 
-        What only the model can tell (token ids beyond its vocabulary, prompts beyond its context)
-        is checked by the engine.
+        The engine checks what depends on the model: token ids beyond its vocabulary, prompts beyond
+        its context.
         """
         if self.stop is None or isinstance(self.stop, str):
             self.stop = [] if self.stop is None else [self.stop]
@@ -163,7 +164,7 @@ class SamplingParams:
 
     def clone(self) -> "SamplingParams":
         """A checked copy that shares no list or mapping with this one. Each request runs with a
-        clone, so that later changes by the caller reach no running request.
+        clone, so later changes by the caller do not affect it.
         """
         return replace(self)
 
@@ -176,7 +177,7 @@ class SamplingParams:
         for name in fields:
             if name not in names:
                 raise ConfigError(unknown_name("sampling parameter", name, names))
-        # max_tokens has a meaning for None that is not its default.
+        # for max_tokens None has a meaning of its own
         given = {
             name: value
             for name, value in fields.items()
@@ -192,10 +193,10 @@ class SamplingParams:
 
 
 def params_for_prompts(given: object, count: int) -> list[SamplingParams]:
-    """A clone for each of `count` prompts, from None (the defaults), one for all, or one for each.
+    """A clone for each of `count` prompts. `given`: None (the defaults), one for all, or a list.
 
-    Raises ConfigError where an entry is no SamplingParams or holds an impossible value, and
-    RequestError where there are not as many as prompts.
+    Raises ConfigError if an entry is no SamplingParams or has a value that is not allowed, and
+    RequestError if their number is not that of the prompts.
     """
     if given is None or isinstance(given, SamplingParams):
         return [(given or SamplingParams()).clone() for _ in range(count)]

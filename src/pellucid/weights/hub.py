@@ -77,11 +77,10 @@ def default_cache_dir() -> Path:
 def resolve_model(
     name_or_path: str | Path, *, cache_dir: Path | None = None, progress: bool = False
 ) -> Path:
-    """The file or folder that `name_or_path` means; a named model that is missing is fetched.
-    Raises ConfigError or DownloadError.
+    """The file or folder of a model. A named model that is missing is fetched.
 
-    `cache_dir` holds the files of the catalogue; None: `default_cache_dir()`. `progress` shows bars
-    on standard error if it is a terminal.
+    `cache_dir` holds the catalogue's files; None: `default_cache_dir()`. `progress`: show bars on
+    standard error if it is a terminal. Raises ConfigError or DownloadError.
     """
     path = _existing(str(name_or_path))
     if path is not None:
