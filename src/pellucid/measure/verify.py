@@ -323,6 +323,7 @@ def _missing(setting: Setting, engine: Engine) -> str | None:
 
 def _difference(probe: Probe, found: RequestOutput, expected: RequestOutput) -> str | None:
     """The first difference, in words; None if there is none."""
+    # what is compared: the prompt, and each completion
     rows: list[tuple[str, list[int], _Rows, list[int], _Rows]] = [
         (
             "prompt",
@@ -336,6 +337,7 @@ def _difference(probe: Probe, found: RequestOutput, expected: RequestOutput) -> 
         ("output", e.token_ids, e.logprobs, f.token_ids, f.logprobs)
         for e, f in zip(expected.outputs, found.outputs, strict=True)
     ]
+    # token by token, then the lengths
     for part, tokens, logprobs, found_tokens, found_logprobs in rows:
         for i, (token, found_token) in enumerate(zip(tokens, found_tokens, strict=False)):
             if token != found_token:

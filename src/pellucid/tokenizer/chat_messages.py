@@ -88,12 +88,14 @@ class ChatCopier:
                 "and 'content'"
             )
         plain: dict[str, Any] = self._plain(message, where)
+        # the role
         role, content, calls = (plain.get(name) for name in ("role", "content", "tool_calls"))
         if not isinstance(role, str) or not role:
             raise RequestError(
                 f"{where}.role must be a string that is not empty, as 'system', 'user' or "
                 "'assistant'"
             )
+        # the content
         if isinstance(content, list):
             plain["content"] = [
                 _text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)
@@ -103,6 +105,7 @@ class ChatCopier:
                 raise RequestError(f"{where}.content must be a string or a list of text parts")
         elif not isinstance(content, str):
             raise RequestError(f"{where}.content must be a string or a list of text parts")
+        # the reasoning
         for name in REASONING:
             if not isinstance(plain.get(name), str | None):
                 raise RequestError(f"{where}.{name} must be a string")
@@ -110,6 +113,7 @@ class ChatCopier:
 
     def _plain(self, value: Any, where: str, depth: int = 0) -> Any:
         """A copy in JSON's own types, so that a template cannot reach methods of other classes."""
+        # limits of the whole chat
         if depth > MAX_DEPTH:
             raise RequestError(f"{where} is nested more than {MAX_DEPTH} deep")
         self._values += 1
@@ -118,6 +122,7 @@ class ChatCopier:
                 f"{where} is one value too many; messages, tools and variables may hold "
                 f"{MAX_VALUES} values together"
             )
+        # single values
         if isinstance(value, str):
             return self._text(value, where)
         if value is None or type(value) in (bool, float):
@@ -126,6 +131,7 @@ class ChatCopier:
             if value.bit_length() > MAX_INT_BITS:
                 raise RequestError(f"{where} is a number of more than {MAX_INT_BITS} bits")
             return value
+        # mappings and lists
         if isinstance(value, Mapping):
             return {
                 self._text(str(key), where): self._plain(

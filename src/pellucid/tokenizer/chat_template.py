@@ -122,6 +122,7 @@ class ChatTemplate:
 
     def _choose(self, chosen: str | None, *, has_tools: bool) -> str:
         """The text of the template for a request."""
+        # none was asked for
         if chosen is None:
             name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
             if name in self._templates:
@@ -139,8 +140,10 @@ class ChatTemplate:
             raise RequestError(
                 f"chat_template is of type {type(chosen).__name__}; it must be a string"
             )
+        # one of the model's, by name
         if chosen in self._templates:
             return self._templates[chosen]
+        # the text of a template
         if "{{" not in chosen and "{%" not in chosen:
             names = ", ".join(map(repr, self.names)) or "none"
             raise RequestError(

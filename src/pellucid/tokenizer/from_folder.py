@@ -118,13 +118,16 @@ def _add_tokens(rust: "tokenizers.Tokenizer", listed: object, file: Path) -> set
 
 def _read_decoder(rust: "tokenizers.Tokenizer", file: Path) -> tuple[bool, bool]:
     """(the vocabulary writes bytes GPT-2's way, decoding removes a leading space)."""
+    # the steps of the decoder
     steps: list[dict[str, Any]] = []
     if rust.decoder is not None:
         state: dict[str, Any] = json.loads(rust.decoder.__getstate__())
         steps = state["decoders"] if state["type"] == "Sequence" else [state]
     kinds = {step["type"] for step in steps}
+    # GPT-2's way
     if kinds == {"ByteLevel"}:
         return True, False
+    # SentencePiece's way
     if (
         kinds
         and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}

@@ -47,6 +47,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
             f"tokenizer.ggml.model is {model[:80]!r}; known are 'gpt2' (byte-level BPE) and "
             "'llama' (SentencePiece)"
         )
+    # the encoder, by the kind of vocabulary
     vocabulary = _read_vocabulary(metadata, byte_level=model == "gpt2")
     if model == "gpt2":
         pre = get_pretokenizer(_string(metadata, "pre", "default"))
@@ -56,6 +57,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
         rust, add_bos = _sentencepiece(metadata, vocabulary, space_prefix), True
     _add_fixed_tokens(rust, vocabulary, swallow_space=_is_phi3(metadata, model))
 
+    # special tokens: those around a text, those that end an answer, their names
     bos, eos = (_token_id(metadata, vocabulary, name, model) for name in ("bos", "eos"))
     ends = [eos, *(_token_id(metadata, vocabulary, name, model) for name in ("eot", "eom"))]
     prefix = (bos,) if bos is not None and _flag(metadata, "add_bos_token", add_bos) else ()
@@ -81,6 +83,7 @@ def from_gguf(metadata: Mapping[str, object]) -> Tokenizer:
 
 
 def _read_vocabulary(metadata: Mapping[str, object], *, byte_level: bool) -> Vocabulary:
+    # distinct texts
     tokens: list[str] = list(_list(metadata, "tokens", str))
     for i, text in enumerate(tokens):
         if not text:
@@ -88,6 +91,7 @@ def _read_vocabulary(metadata: Mapping[str, object], *, byte_level: bool) -> Voc
     if len(set(tokens)) != len(tokens):
         twice = next(text for text, count in Counter(tokens).items() if count > 1)
         raise FormatError(f"tokenizer.ggml.tokens holds {twice[:80]!r} twice; tokens must differ")
+    # a kind for each
     kinds = (
         _list(metadata, "token_type", int)
         if _key("token_type") in metadata
@@ -187,6 +191,7 @@ def _sentencepiece(
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers import models, normalizers
 
+    # merges from scores
     scores = np.array(_list(metadata, "scores", float, int), np.float64)
     if len(scores) != len(vocabulary.tokens) or not np.isfinite(scores).all():
         raise FormatError(
@@ -197,6 +202,7 @@ def _sentencepiece(
         TokenKind.NORMAL, TokenKind.USER_DEFINED, TokenKind.UNUSED, TokenKind.UNDEFINED
     )
     merges = derive_merges([vocabulary.tokens[i] for i in pieces], scores[pieces])
+    # the token for unknown text, which byte tokens make unnecessary
     ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     unknown = _token_id(metadata, vocabulary, "unknown", "llama")
     if unknown is None and not all(f"<0x{byte:02X}>" in ids for byte in range(256)):
@@ -204,6 +210,7 @@ def _sentencepiece(
             "tokenizer.ggml.tokens has neither a token for each byte nor one for what is unknown; "
             "some text has no tokens"
         )
+    # the encoder
     unk = None if unknown is None else vocabulary.tokens[unknown]
     with library_errors(FormatError, "tokenizer.ggml.tokens is not a vocabulary"):
         rust = RustTokenizer(

@@ -157,6 +157,7 @@ def traced_format(
 ) -> Callable[[str, Sequence[Any], Mapping[str, Any]], str]:
     """`text.format(…)` with marks, by a class of formatters."""
 
+    # a formatter that collects literals and values with their marks
     class Traced(formatter):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:
             super().__init__(*options)
@@ -180,6 +181,7 @@ def traced_format(
             )
             return text
 
+    # the result is made of these parts
     def traced(text: str, args: Sequence[Any], named: Mapping[str, Any]) -> str:
         formatting = Traced()
         formatting.vformat(text, args, named)

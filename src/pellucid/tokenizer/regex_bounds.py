@@ -135,13 +135,14 @@ class _Parser:
             if not bounded and (item.may_fail or item.least):
                 sound = False  # after reading a run, this may fail
             if item.most is None:
-                # the part before the run, of bounded length
+                # a run; `most` counts only the bounded parts
                 bounded = False
             else:
                 most += item.most
             least += item.least
             may_fail |= item.may_fail
             ways *= item.ways
+            # what backtracking may try, and a match, are bounded
             if ways > MAX_WAYS:
                 raise _Unbounded(f"an alternative may be matched in more than {MAX_WAYS} ways")
             if max(least, most) > MAX_LENGTH:
@@ -154,6 +155,7 @@ class _Parser:
         """Read an atom and how often it is repeated."""
         start = self.at
         atom = self._atom(depth)
+        # the repetition
         match = _REPEAT.match(self.pattern, self.at)
         if match is None:
             return atom
@@ -166,12 +168,14 @@ class _Parser:
         low, high = _bounds(sign, match)
         if low > MAX_REPEAT or (high or 0) > MAX_REPEAT:
             raise _Unbounded(f"a repetition of more than {MAX_REPEAT} at character {start}")
+        # an optional atom
         if high == 1:
             if atom.most is None and low == 0:
                 raise _Unbounded(f"an optional part without an upper bound at character {start}")
             return _Size(
                 atom.least * low, atom.most, atom.may_fail and low > 0, atom.ways + 1 - low
             )
+        # any other repetition: only of one character
         if atom.least != 1 or atom.most != 1:
             raise _Unbounded(f"a repetition of what is not one character at character {start}")
         return _Size(low, high, low > 0, 1 if high is None else high - low + 1)
@@ -199,6 +203,7 @@ class _Parser:
 
     def _group(self, depth: int) -> _Size:
         pattern, start = self.pattern, self.at
+        # the kind of the group
         looks = next(
             (sign for sign in ("(?=", "(?!", "(?<=", "(?<!") if pattern.startswith(sign, start)),
             None,
@@ -211,6 +216,7 @@ class _Parser:
             raise _Unbounded(f"a group at character {start} is none of those that are read")
         else:
             self.at += 1
+        # what is in it; a look around matches no characters
         size = self._alternatives(depth + 1)
         if self._peek() != ")":
             raise _Unbounded(f"the group at character {start} has no end")
@@ -230,6 +236,7 @@ class _Parser:
         if self._peek() == "^":
             self.at += 1
         first = True
+        # members, up to the closing bracket; "]" in first place is a member
         while (char := self._peek()) != "]" or first:
             first = False
             if not char:

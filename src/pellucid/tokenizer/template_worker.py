@@ -88,6 +88,7 @@ def _answer(job: dict[str, Any]) -> bytes:
 
     from .template_sandbox import LimitError, RefusedError
 
+    # compile the template
     source = job.pop("source")
     try:
         _compiled(source)
@@ -97,6 +98,7 @@ def _answer(job: dict[str, Any]) -> bytes:
         return _answer_bytes(Status.LIMITED, "it needs too much memory")
     except Exception as error:
         return _answer_bytes(Status.NOT_A_TEMPLATE, _shown(error))
+    # render it
     try:
         return _render(source, job)
     except RequestError as error:

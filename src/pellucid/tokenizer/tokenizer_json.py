@@ -169,6 +169,7 @@ def _check_unigram(model: Json, where: str) -> dict[int, str]:
     if not isinstance(vocab, list) or not vocab:
         raise FormatError(f"{where}.vocab must be a list of tokens, each with its score")
     _check_count(len(vocab), MAX_TOKENS, f"{where}.vocab")
+    # tokens and scores
     for entry in vocab:
         if (
             not isinstance(entry, list)
@@ -182,6 +183,7 @@ def _check_unigram(model: Json, where: str) -> dict[int, str]:
             )
     texts = [entry[0] for entry in vocab]
     _check_texts(texts, f"{where}.vocab")
+    # the token for unknown text, and the options
     if unknown is not None and _id(unknown, f"{where}.unk_id") >= len(vocab):
         raise FormatError(f"{where}.unk_id is {unknown}; there are {len(vocab)} tokens")
     _check_flags(model, ("byte_fallback",), where)

@@ -140,6 +140,7 @@ def _elements(key: str, values: list[object], value_type: ValueType) -> Iterator
 
 def _infer_type(key: str, value: object) -> ValueType:
     elements = value if isinstance(value, list) else [value]
+    # one type for all elements
     kinds = {type(element) for element in elements}
     if kinds == {bool}:
         return ValueType.BOOL
@@ -147,6 +148,7 @@ def _infer_type(key: str, value: object) -> ValueType:
         return ValueType.STRING
     if kinds == {float}:
         return ValueType.FLOAT32
+    # the first integer type that holds them all
     if kinds == {int}:
         ranges = (
             sorted(_INTEGER_RANGES, key=lambda entry: entry[0] is not ValueType.INT32)

@@ -65,6 +65,7 @@ def fetch_model(
     `verify`: read an existing file and fetch it again if its checksum is wrong. `progress`: show a
     bar on standard error if that is a terminal. Raises DownloadError.
     """
+    # use the file in the cache, or fetch it while other processes wait
     target = cache_dir / model.file
     try:
         if is_here(model, cache_dir) and not (verify and _sha256(target) != model.sha256):
@@ -77,6 +78,7 @@ def fetch_model(
             with tempfile.TemporaryDirectory(prefix=_prefix(model), dir=cache_dir) as folder:
                 joined = _join_parts(model, Path(folder), report)
                 publish(joined, target)
+    # errors of the disk become one sentence
     except DownloadError:
         raise
     except OSError as error:
