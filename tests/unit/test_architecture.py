@@ -1,5 +1,5 @@
-"""The plan of the house (docs/design.md), enforced: who may import whom, how long a file may be,
-what a module shows, what it may not do.
+"""The plan of the house (`house.py`), enforced: who may import whom, how long a file may be, what a
+module shows, what it may not do.
 
 It reads the source with `ast` and runs nothing of it, but for the last tests, which import the
 package in a fresh interpreter. Function-level and TYPE_CHECKING imports count like all others.
@@ -17,129 +17,19 @@ from pathlib import Path
 
 import pytest
 
+from .house import (
+    CORE_PATH,
+    LIBRARY_IS_USED_BY,
+    MAX_CORE_LINES,
+    MAX_FILE_LINES,
+    MAX_IMPORT_SECONDS,
+    MAY_IMPORT,
+    MAY_NOT_USE,
+    READS_THE_ENVIRONMENT,
+)
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "pellucid"
-
-# Whom each room may import, beside itself. A room that is not here may not exist: give it a row,
-# and docs/design.md a line. "kv.manager" means that module alone. The rows run from the top of the
-# house to its ground.
-REQUEST = ("request", "sampling_params", "outputs")
-PLAIN = ("config", "engine_config", "checks", "kv_spec", *REQUEST, "batch", "errors")
-BELOW_ENGINE = (
-    "scheduler",
-    "speculative",
-    "sampling",
-    "parallel",
-    "quant",
-    "models",
-    "weights",
-    "tokenizer",
-    "kv",
-    "backends",
-    "ops",
-    "formats",
-)
-MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "__main__": ("cli",),
-    "cli": (
-        "pellucid",
-        "lab",
-        "server",
-        "measure",
-        "engine",
-        *BELOW_ENGINE,
-        *PLAIN,
-        "files",
-        "cpu",
-        "units",
-    ),
-    "lab": ("pellucid", "measure", *PLAIN),
-    "server": ("engine", "tokenizer", *PLAIN),
-    "measure": ("engine", *BELOW_ENGINE, *PLAIN, "files", "cpu", "_native"),
-    "engine": (*BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "units"),
-    "scheduler": ("kv.manager", *PLAIN),
-    "speculative": ("sampling", "ops", *PLAIN),
-    "sampling": PLAIN,
-    "parallel": ("models.params", "ops", *PLAIN),
-    "quant": ("models", "weights", "tokenizer", "backends", "ops", "formats", *PLAIN),
-    "models": ("ops.protocol", "config", "batch", "errors"),
-    "weights": ("models.params", "models.registry", "formats", "config", "files", "errors"),
-    "tokenizer": ("config", "files", "errors"),
-    "kv": ("config", "kv_spec", "request", "batch", "errors"),
-    "kv.storage": ("ops", "config", "kv_spec", "batch", "errors", "host_memory"),
-    "backends": (
-        *("ops", "sampling", "formats", "cpu", "host_memory", "control_groups", "_native"),
-        *PLAIN,
-    ),
-    "ops": ("sampling.row", "formats", "config", "kv_spec", "batch", "errors"),
-    "formats": ("errors",),
-    "cpu": ("_native", "errors"),
-    "host_memory": ("control_groups",),
-    "control_groups": (),
-    "units": (),
-    "kv_spec": ("config",),
-    "config": ("checks", "errors"),
-    "engine_config": ("checks", "config"),
-    "request": (*REQUEST, "errors"),
-    "sampling_params": ("checks", "errors"),
-    "outputs": (),
-    "checks": ("errors",),
-    "batch": (),
-    "files": ("errors",),
-    "errors": (),
-    "pellucid": ("engine", *PLAIN),  # the package's own __init__: public names only
-}
-
-MAY_NOT_USE: dict[str, frozenset[str]] = {
-    "models": frozenset({"numpy", "torch"}),
-    "scheduler": frozenset({"numpy", "torch", "time", "asyncio", "threading"}),
-    "kv": frozenset({"numpy", "torch", "time", "asyncio", "threading"}),
-    "server": frozenset({"numpy", "torch"}),
-}
-# every library has its rooms; the oracles of tests have none
-LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
-    "click": ("cli",),
-    "prompt_toolkit": ("cli",),
-    "tqdm": ("cli", "engine", "weights"),  # progress bars, where they are asked for
-    "huggingface_hub": ("weights",),
-    "safetensors": (),
-    "tokenizers": ("tokenizer",),
-    "jinja2": ("tokenizer",),
-    "torch": ("backends", "parallel"),
-    "multiprocessing": ("parallel",),
-    "gguf": (),
-    "transformers": (),
-    "pickle": (),
-    "marshal": (),
-    "shelve": (),
-}
-
-# the hub: XDG_CACHE_HOME, where the platform keeps caches
-READS_THE_ENVIRONMENT = ("cli", "weights.hub")
-
-MAX_FILE_LINES = 500
-MAX_CORE_LINES = 3300
-CORE_PATH = (  # what a reader finishes in a morning
-    "config.py",
-    "request.py",
-    "batch.py",
-    "ops/protocol.py",
-    "backends/reference/ops.py",
-    "backends/reference/attention.py",
-    "backends/reference/flash_attention.py",
-    "models/blocks.py",
-    "models/llama.py",
-    "kv/layout.py",
-    "kv/block_pool.py",
-    "kv/node.py",
-    "kv/radix_tree.py",  # the order of eviction and the second tier are read apart
-    "kv/manager.py",
-    "kv/storage.py",
-    "scheduler/scheduler.py",  # its policies and its log are read apart
-    "engine/core.py",
-    "engine/model_runner.py",
-)
-MAX_IMPORT_SECONDS = 0.5
 
 
 @functools.cache
@@ -218,37 +108,20 @@ def bound_names(tree: ast.Module) -> tuple[set[str], set[str]]:
             bound |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            bound |= {
-                name.id
-                for target in targets
-                for name in ast.walk(target)
-                if isinstance(name, ast.Name)
-            }
+            names = [name for target in targets for name in ast.walk(target)]
+            bound |= {name.id for name in names if isinstance(name, ast.Name)}
         elif isinstance(node, ast.If | ast.Try):
-            pending += [
-                child
-                for child in ast.walk(node)
-                if isinstance(child, ast.stmt) and child is not node
-            ]
+            inside = [child for child in ast.walk(node) if child is not node]
+            pending += [child for child in inside if isinstance(child, ast.stmt)]
     return bound, public
 
 
 def declared_all(tree: ast.Module) -> list[str] | None:
     for node in tree.body:
-        target = (
-            node.targets[0]
-            if isinstance(node, ast.Assign)
-            else node.target
-            if isinstance(node, ast.AnnAssign)
-            else None
-        )
-        if (
-            isinstance(node, ast.Assign | ast.AnnAssign)
-            and isinstance(target, ast.Name)
-            and target.id == "__all__"
-            and node.value
-        ):
-            return list(ast.literal_eval(node.value))
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if isinstance(target, ast.Name) and target.id == "__all__":
+                return list(ast.literal_eval(node.value))
     return None
 
 
@@ -271,11 +144,8 @@ def num_lines(path: Path) -> int:
 
 def test_every_room_has_a_row_in_the_table_and_is_a_package() -> None:
     assert {room(module) for module in modules()} <= set(MAY_IMPORT)
-    assert {
-        str(path.parent)
-        for path in PACKAGE.rglob("*.py")
-        if not (path.parent / "__init__.py").is_file()
-    } == set()
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
 def test_import_arrows_follow_the_table() -> None:
@@ -292,17 +162,13 @@ def test_import_arrows_follow_the_table() -> None:
 
 def test_nobody_imports_a_private_name_of_another_module() -> None:
     wrong = []
+    allowed = ("_native", "__version__")
     for module, tree in modules().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (
-                node.level or (node.module or "").startswith("pellucid")
-            ):
-                private = [
-                    a.name
-                    for a in node.names
-                    if a.name.startswith("_") and a.name not in ("_native", "__version__")
-                ]
-                wrong += [f"{module}:{node.lineno} imports {name}" for name in private]
+        imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for node in imported:
+            if node.level or (node.module or "").startswith("pellucid"):
+                names = [a.name for a in node.names if a.name.startswith("_")]
+                wrong += [f"{module}:{node.lineno} imports {n}" for n in names if n not in allowed]
     assert not wrong, "\n".join(wrong)
 
 
@@ -311,14 +177,9 @@ def test_libraries_are_used_only_in_their_rooms() -> None:
     for module in modules():
         for name, line in imports(module):
             library = room(name)
-            banned = (
-                MAY_NOT_USE.get(room(module), frozenset())
-                if module != "kv.storage"
-                else frozenset()
-            )
-            if library in banned or room(module) not in LIBRARY_IS_USED_BY.get(
-                library, (room(module),)
-            ):
+            rooms = LIBRARY_IS_USED_BY.get(library, (room(module),))
+            banned = library in MAY_NOT_USE.get(room(module), ()) and module != "kv.storage"
+            if banned or room(module) not in rooms:
                 wrong.append(f"{module}:{line} imports {library}")
     assert not wrong, "\n".join(wrong)
 
@@ -327,11 +188,8 @@ def test_libraries_are_used_only_in_their_rooms() -> None:
 
 
 def test_no_file_is_longer_than_the_budget() -> None:
-    assert {
-        str(path.relative_to(ROOT)): n
-        for path in source_files()
-        if (n := num_lines(path)) > MAX_FILE_LINES
-    } == {}
+    lines = {str(path.relative_to(ROOT)): num_lines(path) for path in source_files()}
+    assert {file: n for file, n in lines.items() if n > MAX_FILE_LINES} == {}
 
 
 def test_the_core_path_can_be_read_in_a_morning() -> None:
