@@ -2,7 +2,10 @@
 vocabulary and a chat template.
 """
 
-from collections.abc import Sequence
+import gc
+import logging
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +166,23 @@ def tiny(tiny_path: Path, backend: str) -> LLM:
     llm = LLM(tiny_path, backend=backend)
     llm.stats()  # its thread begins here, so that no test seems to have left it behind
     return llm
+
+
+@pytest.fixture
+def no_thread_is_left(
+    caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """No thread is left behind, and asyncio has nothing to say."""
+    if "tiny" in request.fixturenames:
+        request.getfixturevalue("tiny").stats()  # its thread begins here, and lives on
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert [
+        t.name for t in threading.enumerate() if t not in before and t.name != "tqdm_monitor"
+    ] == []
+    assert [
+        r.getMessage()
+        for r in caplog.get_records("call")
+        if r.name == "asyncio" and r.levelno >= logging.WARNING
+    ] == []

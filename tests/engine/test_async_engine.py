@@ -1,126 +1,23 @@
-"""`AsyncEngine` on the tiny model: what it streams, what leaving costs, and what a crash does.
-Every loop runs in asyncio's debug mode.
+"""`AsyncEngine` on the tiny model: what it streams, what leaving costs, what it refuses. Every loop
+runs in asyncio's debug mode.
 """
 
 import asyncio
-import gc
 import itertools
-import logging
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 import pellucid.engine.core_thread as core_thread
 from pellucid import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
-from pellucid.engine.core import EngineCore
-from pellucid.engine.loader import build_engine
-from pellucid.errors import ConfigError, EngineDeadError, EngineError, QueueFullError, RequestError
+from pellucid.errors import ConfigError, QueueFullError, RequestError
 
-T = TypeVar("T")
+from .async_harness import LONG, SHORT, Gate, Served, last, run
 
-LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
-SHORT = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
-PATIENCE = 30.0  # seconds until a test gives up
-
-
-class Served:
-    """An engine, and the core inside it for tests to look at."""
-
-    def __init__(self, path: Path, **config: Any) -> None:
-        engine = build_engine(path, EngineConfig(**config))
-        self.core: EngineCore = engine.core
-        self.engine = AsyncEngine(engine)
-
-    async def settled(self) -> None:
-        """Wait until the core has nothing to do; then nothing may be held."""
-        deadline = time.monotonic() + PATIENCE
-        while self.core.has_unfinished or self.engine._thread._boxes:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.001)
-        kv = self.core.scheduler.kv
-        kv.check_integrity()
-        assert kv.num_available_blocks == kv.num_blocks
-        assert self.core._groups == {} and self.core._group_of == {}
-
-
-class Gate:
-    """Stands before `core.step`: a step waits until it is let through. `held` has what the core
-    held at each.
-    """
-
-    def __init__(self, core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._core = core
-        self._step = core.step
-        self._changed = threading.Condition()
-        self._allowed = 0
-        self.held: list[set[str]] = []
-        monkeypatch.setattr(core, "step", self._pass)
-
-    def _pass(self) -> list[RequestOutput]:
-        with self._changed:
-            self.held.append(set(self._core._groups))
-            self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self._allowed >= len(self.held), PATIENCE)
-        return self._step()
-
-    def let(self, steps: int) -> None:
-        with self._changed:
-            self._allowed += steps
-            self._changed.notify_all()
-
-    async def stands_before(self, step: int) -> None:
-        """Wait until step number `step`, from 1, is asked for."""
-
-        def wait() -> bool:
-            with self._changed:
-                return self._changed.wait_for(lambda: len(self.held) >= step, PATIENCE)
-
-        assert await asyncio.to_thread(wait)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run in debug mode, which checks what is called from which thread. How slow a callback
-    may be is not the test's to say.
-    """
-
-    async def patiently() -> T:
-        asyncio.get_running_loop().slow_callback_duration = PATIENCE
-        return await asyncio.wait_for(main, 4 * PATIENCE)
-
-    return asyncio.run(patiently(), debug=True)
-
-
-async def last(
-    engine: AsyncEngine, prompt: Any, params: SamplingParams, request_id: str | None = None
-) -> RequestOutput:
-    outputs = [output async for output in engine.generate(prompt, params, request_id)]
-    assert outputs[-1].finished
-    return outputs[-1]
-
-
-@pytest.fixture(autouse=True)
-def _clean(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> Iterator[None]:
-    """No thread is left behind, and asyncio has nothing to say."""
-    if "tiny" in request.fixturenames:
-        request.getfixturevalue("tiny").stats()  # its thread begins here, and lives on
-    before = set(threading.enumerate())
-    yield
-    gc.collect()
-    assert [
-        t.name for t in threading.enumerate() if t not in before and t.name != "tqdm_monitor"
-    ] == []
-    assert [
-        r.getMessage()
-        for r in caplog.get_records("call")
-        if r.name == "asyncio" and r.levelno >= logging.WARNING
-    ] == []
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 
 def test_32_streams_at_once_give_what_each_gives_alone(tiny_path: Path) -> None:
@@ -372,135 +269,6 @@ def test_the_inbox_is_bounded(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) 
         await served.engine.close()
 
     run(main())
-
-
-def test_a_poisoned_request_fails_alone(tiny_path: Path) -> None:
-    async def main() -> None:
-        served = Served(tiny_path)
-        nothing_left = SamplingParams(
-            temperature=0, allowed_token_ids=[65], bad_words=["A"], max_tokens=4
-        )
-        bad, good = await asyncio.gather(
-            last(served.engine, "x", nothing_left), last(served.engine, "x", SHORT)
-        )
-        assert (bad.outputs[0].finish_reason, good.outputs[0].finish_reason) == ("error", "length")
-        await served.settled()
-        await served.engine.close()
-
-    run(main())
-
-
-def _crashing(core: EngineCore, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Let the model's forward pass raise, the `at`-th time that it runs."""
-    forward: Callable[[Any], Any] = core.runner.forward
-    calls = itertools.count(1)
-
-    def crash(batch: Any) -> Any:
-        if next(calls) == at:
-            raise ArithmeticError("the machine is on fire")
-        return forward(batch)
-
-    monkeypatch.setattr(core.runner, "forward", crash)
-
-
-def test_a_crash_fails_what_the_core_held_and_the_engine_goes_on(
-    tiny_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        served = Served(tiny_path)
-        expected = await last(served.engine, "x", SHORT)
-        gate = Gate(served.core, monkeypatch)
-        _crashing(served.core, monkeypatch, at=2)
-        held = [asyncio.create_task(last(served.engine, "x", LONG))]
-        await gate.stands_before(1)
-        held += [asyncio.create_task(last(served.engine, "x", LONG)) for _ in range(2)]
-        await asyncio.sleep(0.01)
-        gate.let(1)
-        await gate.stands_before(2)
-        # in the inbox while the step crashes
-        late = asyncio.create_task(last(served.engine, "x", SHORT))
-        await asyncio.sleep(0.01)
-        gate.let(1000)
-        for error in await asyncio.gather(*held, return_exceptions=True):
-            assert type(error) is EngineError and isinstance(error.__cause__, ArithmeticError)
-            assert "the machine is on fire" in str(error)
-        assert (await late).outputs == expected.outputs
-        assert (await last(served.engine, "x", SHORT)).outputs == expected.outputs
-        await served.settled()
-        await served.engine.close()
-
-    run(main())
-    assert "a step of the engine crashed; 3 requests are lost" in caplog.text
-
-
-def test_a_crash_that_leaves_the_books_wrong_ends_the_engine(
-    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def main() -> None:
-        served = Served(tiny_path)
-        served.core.scheduler.kv._pool.take()  # which nobody will free
-        _crashing(served.core, monkeypatch, at=1)
-        with pytest.raises(EngineDeadError) as dead:
-            await last(served.engine, "x", LONG)
-        assert isinstance(dead.value.__cause__, ArithmeticError)
-        with pytest.raises(EngineDeadError, match=r"on fire.*counts other holders"):
-            await anext(served.engine.generate("x", SHORT))
-        await served.engine.close()
-
-    run(main())
-
-
-def test_closing_ends_the_streams_that_are_open(long_path: Path) -> None:
-    endless = replace(LONG, max_tokens=90_000)
-
-    async def main() -> None:
-        engine = AsyncEngine.load(long_path)
-        streams = [engine.generate("x", endless) for _ in range(3)]
-        await anext(streams[0])
-        tasks = [asyncio.create_task(anext(s)) for s in streams[1:]]
-        await asyncio.sleep(0)
-        await asyncio.gather(engine.close(), engine.close())
-        with pytest.raises(EngineDeadError, match="closed"):
-            async for _ in streams[0]:
-                pass
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(outcome, EngineDeadError | RequestOutput)
-        with pytest.raises(EngineDeadError, match="closed"):
-            await anext(engine.generate("x", SHORT))
-        engine.abort("0")
-        await engine.close()
-        for stream in streams:
-            await stream.aclose()
-
-    run(main())
-
-
-def test_a_dropped_engine_ends_its_thread(tiny_path: Path) -> None:
-    # that no thread is left is what every test of this file asserts
-    run(last(AsyncEngine.load(tiny_path), "x", SHORT))
-
-
-def test_an_interpreter_that_ends_with_work_in_flight_ends(tiny_path: Path) -> None:
-    script = f"""
-import asyncio
-from pellucid import AsyncEngine, SamplingParams
-engine = AsyncEngine.load({str(tiny_path)!r})
-streams = [engine.generate("x", SamplingParams(max_tokens=90, ignore_eos=True)) for _ in range(4)]
-async def main():
-    for stream in streams:
-        await anext(stream)
-loop = asyncio.new_event_loop()
-loop.run_until_complete(main())
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "Fatal" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_long_text_and_a_slow_template_do_not_hold_up_the_loop(long_path: Path) -> None:

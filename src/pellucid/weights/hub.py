@@ -67,9 +67,7 @@ _MAX_INDEX_BYTES = 64 << 20
 
 
 def default_cache_dir() -> Path:
-    """The folder of the catalogue's models: $XDG_CACHE_HOME/pellucid/models, by default
-    ~/.cache/pellucid/models.
-    """
+    """The catalogue's folder: $XDG_CACHE_HOME/pellucid/models, or ~/.cache/pellucid/models."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pellucid" / "models"
 
