@@ -186,8 +186,8 @@ MUTATIONS = [
     (
         "drafts that do not stand count as computed",
         SCHEDULER,
-        "draft_token_ids = request.num_tokens - 1, []",
-        "draft_token_ids = request.num_computed_tokens + request.num_scheduled_tokens, []",
+        "request.num_computed_tokens = request.num_tokens - 1",
+        "pass",
     ),
     (
         "drafts overrun the budget",
@@ -210,7 +210,7 @@ MUTATIONS = [
     (
         "tokens after the end are taken",
         SCHEDULER,
-        "                if reason is not None:\n                    break\n",
+        "                    if reason is not None:\n                        break\n",
         "",
     ),
     (

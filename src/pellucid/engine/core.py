@@ -43,9 +43,9 @@ class EngineCore:
         clock: Callable[[], float] = time.monotonic,
         proposer: Proposer | None = None,
     ) -> None:
-        """`seed`: of the seeds that requests without one draw; None: another at every start.
-        `clock` gives seconds; tests bring one of their own. `proposer` drafts, before each step,
-        tokens for requests that decode: they change no answer, only the number of steps.
+        """`seed` seeds the requests that bring no seed; None: differently at every start. `clock`
+        gives seconds; tests bring their own. `proposer` drafts tokens before each step for requests
+        that decode; drafts change no answer, only the number of steps.
         """
         self.scheduler = scheduler
         self._vocab_size = model.vocab_size
@@ -104,11 +104,9 @@ class EngineCore:
         return self._output(group)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; the outputs of the requests that it brought forward, as far as they have
-        come.
+        """Run one step and return the outputs so far of the requests that it computed.
 
-        Raises EngineError where it crashed: the requests that it computed are then gone, and the
-        others can go on.
+        Raises EngineError where it crashed: those requests are lost, the others can go on.
         """
         start = self._clock()
         if self._propose is not None:

@@ -230,8 +230,8 @@ class KVCacheManager:
         for table, target in zip(held.tables, targets, strict=True):
             table.append(target)
 
-    # ---- running: below its `next_kv_event` a request needs neither of the next two, so in decode
-    # it asks once per block
+    # ---- running: a request calls allocate_slots and publish only at its `next_kv_event`, which in
+    # decode comes once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
         """Make room for a running request's next tokens: for all and True, or nothing and False."""

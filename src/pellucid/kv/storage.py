@@ -108,13 +108,11 @@ class KVStorage:
         self._has_failed = True
 
     def saving_works(self) -> bool:
-        """False once the file could not be had, written or read."""
+        """False once the file could not be made, written or read."""
         return not self._has_failed
 
     def seconds_per_block(self) -> float:
-        """What saving a block and loading it again costs here, measured once; infinite where the
-        file cannot be had or would take memory, and that is logged.
-        """
+        """To save and load a block, measured once; infinite, and logged, without a file on disk."""
         if self._file is None and not self._has_failed:
             try:
                 if lies_in_memory(Path(gettempdir())):
@@ -126,7 +124,7 @@ class KVStorage:
         return math.inf if self._has_failed else self._seconds_per_block
 
     def open_tier(self) -> SwapFile:
-        """The second memory. Raises CapacityError where its file cannot be had."""
+        """The second memory. Raises CapacityError where its file cannot be made."""
         if self._file is None:
             self._file = SwapFile(self._num_slots, len(self._moved))
             self._measure(self._file)

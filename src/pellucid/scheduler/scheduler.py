@@ -45,11 +45,10 @@ _MOST_PASSED_OVER = 64
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """The plan of one step: what the model runner executes. First the ops on blocks, in order, then
-    all requests as one batch.
+    """What the model runner executes: the ops on blocks, in order, then the requests as one batch.
 
-    What each computes is its `num_scheduled_tokens`, and where its keys and values lie its
-    `block_tables`, until the next step is planned.
+    A request's `num_scheduled_tokens` says how much it computes, and its `block_tables` where its
+    keys and values lie. Both hold until the next step is planned.
     """
 
     requests: list[Request]
@@ -181,8 +180,8 @@ class Scheduler:
         return max(0, min(len(request.draft_token_ids), room, left))
 
     def _admit_urgent(self, place: int, left: int) -> Request | None:
-        """Admit the first that waits before those that run from `place` on, whose priority is
-        lower. The last of them in rank gives up its sequence and its blocks to it, then the next.
+        """Admit the first waiting request ahead of the running ones from `place` on, whose priority
+        is lower; None where it cannot start. The last in rank is preempted until it fits.
         """
         urgent = self.waiting.requests()[0]
         while True:
@@ -260,8 +259,8 @@ class Scheduler:
         self.running.sort(key=self.waiting.rank)
 
     def retry(self, step: ScheduledStep) -> None:
-        """Take back a step that computed nothing, because its blocks could not be loaded. Nobody
-        knows what they hold: its requests begin again, and nothing published before is hit.
+        """Take back a step that computed nothing, because its blocks could not be loaded. They may
+        hold anything, so its requests begin again, and all published prefixes are dropped.
         """
         self.kv.forget()
         for request in reversed(step.requests):
