@@ -1,16 +1,16 @@
-"""How far a model's distributions lie from those of a base, over the tokens of a text.
+"""Compares a model's distributions with those of a base model, over the tokens of a text.
 
-It is for a quantized model beside the original: far fewer tokens show a difference here than in the
-perplexity, since each token is compared with itself. Definitions are those of `llama-perplexity
---kl-divergence`, for each scored token, with natural logarithms:
+Use it to compare a quantized model with the original. It needs far fewer tokens than perplexity to
+show a difference, because each token is compared with itself. Definitions are those of
+`llama-perplexity --kl-divergence`, for each scored token, with natural logarithms:
 
     KL = Σ_v base(v) · (ln base(v) - ln model(v))      over the whole vocabulary
     Δp = model(t) - base(t)                            t: the token that follows in the text
     agreement: the likeliest token is the same
     ln(PPL(model) / PPL(base)) = mean of nll(model) - nll(base)
 
-All errors are standard errors of means over the tokens. The last is paired: it comes from the
-variance of the differences, not from those of the two perplexities, which are far larger.
+All errors are standard errors of means over the tokens. The last one is paired: it comes from the
+variance of the differences, which is far smaller than those of the two perplexities.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,9 +29,9 @@ __all__ = ["Base", "BaseRows", "Divergence", "LiveBase", "ReadPart", "measure_di
 
 
 class BaseRows(NamedTuple):
-    """What the base predicts for some rows."""
+    """The base model's predictions for some rows."""
 
-    log_probs: NDArray[np.float32]  # [L, V]; they may be rounded, and are normalized when used
+    log_probs: NDArray[np.float32]  # [L, V]; may be rounded, and are normalized when used
     top: NDArray[np.int64]  # [L]  the likeliest token
     targets: NDArray[np.float64]  # [L]  log-probability of the token that follows
 
@@ -40,14 +40,14 @@ ReadPart: TypeAlias = Callable[[slice], BaseRows]  # rows of a step; may be call
 
 
 class Base(Protocol):
-    """Where the predictions of the base come from: a model that runs beside, or a file."""
+    """A source of the base's predictions: a model that runs too, or a file."""
 
     def take(self, count: int) -> ReadPart:
         """The next `count` rows."""
 
 
 class LiveBase:
-    """A model that runs beside the one that is measured."""
+    """A base model that runs together with the measured one."""
 
     def __init__(self, scorer: Scorer, windows: Windows) -> None:
         self._steps = scorer.run(windows)
@@ -75,7 +75,7 @@ class Divergence:
     ratio: Estimate  # PPL(model) / PPL(base)
     kl: Estimate  # nats
     kl_median: float
-    kl_99: float  # of 100 tokens, 99 have no more
+    kl_99: float  # 99 of 100 tokens have at most this
     kl_999: float
     kl_max: float
     same_top: Estimate
@@ -84,7 +84,7 @@ class Divergence:
 
 
 class _Tokens(NamedTuple):
-    """What is known of each scored token [N]."""
+    """The figures of each scored token [N]."""
 
     kl: NDArray[np.float64]
     nll: NDArray[np.float64]
@@ -93,8 +93,8 @@ class _Tokens(NamedTuple):
 
 
 def measure_divergence(scorer: Scorer, windows: Windows, base: Base) -> Iterator[Divergence]:
-    """Score the windows beside the base, yielding the result so far each time that some are
-    complete. Raises RequestError where a logit is not finite.
+    """Score the windows and compare with the base. Yields the result so far whenever windows are
+    complete. Raises RequestError for a logit that is not finite.
     """
     parts: list[_Tokens] = []
     num_windows = 0
@@ -112,10 +112,10 @@ def measure_divergence(scorer: Scorer, windows: Windows, base: Base) -> Iterator
 
 
 def _compare(logits: NDArray[np.float32], targets: NDArray[np.int64], base: BaseRows) -> _Tokens:
-    """KL and the rest for some rows of logits [L, V]."""
+    """The figures for some rows of logits [L, V]."""
     values = log_probs(logits)
     weights = np.exp(base.log_probs)
-    total = weights.sum(axis=1)  # 1, but for rounding
+    total = weights.sum(axis=1)  # 1, apart from rounding
     weights *= base.log_probs - values
     kl = weights.sum(axis=1).astype(np.float64) / total - np.log(total)
     nll = -values[np.arange(len(values)), targets].astype(np.float64)
@@ -130,7 +130,7 @@ def _divergence(num_windows: int, tokens: _Tokens) -> Divergence:
     ratio = float(np.exp(change.value))
     same_top = mean_estimate(tokens.same_top.astype(np.float64))
     delta_p = np.exp(-tokens.nll) - np.exp(-tokens.base_nll)
-    # RMS is the root of a mean, whose error is halved by the root: d sqrt(x) = dx / (2 sqrt(x)).
+    # RMS is the root of a mean; the error follows from d sqrt(x) = dx / (2 sqrt(x))
     squares = mean_estimate(delta_p * delta_p)
     rms = float(np.sqrt(squares.value))
     median, p99, p999 = map(float, np.quantile(tokens.kl, (0.5, 0.99, 0.999)))

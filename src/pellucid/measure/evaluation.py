@@ -1,9 +1,9 @@
-"""A model, a text, and perhaps a base: all that one run of `pellucid perplexity` needs, opened and
-checked against each other before the first step.
+"""The inputs of one run of `pellucid perplexity`: a model, a text, and possibly a base. They are
+opened and checked against each other before the first step.
 
-The base is a second model that runs beside the first, chunk by chunk, or a file that an earlier run
-has saved. Both models must cut the text into the same tokens and have vocabularies of one size;
-otherwise there is nothing to compare token by token.
+The base is a second model that runs together with the first, chunk by chunk, or a file that an
+earlier run saved. For a comparison token by token, both models must cut the text into the same
+tokens and have vocabularies of the same size.
 """
 
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ __all__ = ["Evaluation", "open_evaluation"]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What will be run."""
+    """A run that is ready to start."""
 
     windows: Windows
     scorer: Scorer
     base: Base | None
     base_name: str | None
-    new_file_bytes: int | None  # the size that the logits file will have, where one is written
+    new_file_bytes: int | None  # the size of the logits file that will be written, if any
 
     def run(self) -> Iterator[Perplexity | Divergence]:
-        """The result so far each time that some chunks are complete; the last is the result."""
+        """Yields the result so far whenever chunks are complete; the last is the result."""
         if self.base is None:
             return measure_perplexity(self.scorer, self.windows)
         return measure_divergence(self.scorer, self.windows, self.base)
@@ -54,12 +54,13 @@ def open_evaluation(
     logits_file: Path | None = None,
     logits_dtype: LogitsDtype = "float16",
 ) -> Iterator[Evaluation]:
-    """Open the model at `path`, and the base: the model at `base_path`, whose predictions are saved
-    where `logits_file` names a new file; or, without `base_path`, what that file holds.
+    """Open the model at `path`, and the base, if any. The base is the model at `base_path`, whose
+    predictions are saved to `logits_file` if that is given; or, without `base_path`, the contents
+    of that file.
 
-    `chunks`: score the first so many; None: all. `n_ctx` None: that of the file, or else the
-    protocol's own. Raises a PellucidError with one sentence where something does not fit. The new
-    file gets its name when the block ends, if the run came to its end.
+    `chunks`: score only so many first chunks; None: all. `n_ctx` None: that of the file, else the
+    protocol's. Raises a PellucidError with one sentence if the inputs do not match. A new file gets
+    its name when the context ends, if the run is complete.
     """
     with ExitStack() as stack:
         saved = None
@@ -71,7 +72,7 @@ def open_evaluation(
                 "another name"
             )
         n_ctx = n_ctx or (saved.n_ctx if saved else protocol.default_n_ctx)
-        # Cut the text.
+        # cut the text
         model = stack.enter_context(open_model(path))
         vocab_size = model.model_config.vocab_size
         if saved is None:
@@ -84,7 +85,7 @@ def open_evaluation(
                     f"{logits_file} holds {len(windows)} chunks; {chunks} are asked for"
                 )
             windows = windows.begin(chunks)
-        # Load the base, and then the model: what is wrong with the base is known soon.
+        # load the base first, so that its errors come early; then the model
         base: Base | None = saved
         base_name = saved.name if saved else None
         new_file_bytes = None

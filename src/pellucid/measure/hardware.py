@@ -1,5 +1,5 @@
-"""What a processor can do at most: how fast it reads memory and how fast it multiplies, measured
-(`measure/machine.py`) or taken from a data sheet (`DATA_SHEETS`).
+"""The ceilings of a processor: how fast it reads memory and how fast it multiplies, measured
+(`measure/machine.py`) or from a data sheet (`DATA_SHEETS`).
 
 The roofline of Williams et al. (CACM 2009) follows: an op takes at least as long as its FLOPs, or
 its bytes, take at the ceilings. A quantized product has a lower roof than the plain peak. Each
@@ -24,7 +24,7 @@ MEASURED = "measured"
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Repeated readings of one figure: the least, the median and the most of them."""
+    """The smallest, median and largest of repeated readings of one figure."""
 
     least: float
     median: float
@@ -33,27 +33,27 @@ class Range:
 
     @classmethod
     def of(cls, readings: Sequence[float]) -> Self:
-        """Of at least one reading."""
+        """The range of these readings; at least one."""
         return cls(min(readings), median(readings), max(readings), len(readings))
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """What one device reaches at most. For a CPU: what `threads` threads reach together with the
-    kernels of `isa`.
+    """The ceilings of one device. Of a CPU: what `threads` threads reach together with the kernels
+    of `isa`.
     """
 
     name: str
-    source: str  # "measured", or where the data sheet stands
+    source: str  # "measured", or the name of the data sheet
     read_bandwidth: Mapping[int, Range]  # working set in bytes, rising -> bytes/s
     peaks: Mapping[str, float]  # dtype ("int8", "float32", "bfloat16"…) -> operations/s
-    float_dtype: str = "float32"  # of `peaks`: what products of floating point are computed in
-    memory_bytes: int = 0  # 0: not told
-    link_bandwidth: float = 0.0  # to another device, one direction; 0: not told
+    float_dtype: str = "float32"  # the key of `peaks` for floating-point products
+    memory_bytes: int = 0  # 0: unknown
+    link_bandwidth: float = 0.0  # to another device, one direction; 0: unknown
     isa: str = ""  # of the native backend's kernels
     threads: int = 0
-    barrier_seconds: float = 0.0  # until all threads have met; 0: not told
-    disk_bandwidth: float = 0.0  # of reading a model's file; 0: not told
+    barrier_seconds: float = 0.0  # until all threads have met; 0: unknown
+    disk_bandwidth: float = 0.0  # of reading a model's file; 0: unknown
 
     @property
     def is_measured(self) -> bool:
@@ -65,25 +65,23 @@ class Ceilings:
 
     @property
     def float_peak(self) -> float:
-        """In `float_dtype`."""
+        """The peak of `float_dtype`."""
         return self.peaks[self.float_dtype]
 
     def bandwidth_range(self, working_set: int) -> Range:
-        """Of the nearest measured working set that is not smaller, or of the largest."""
+        """The range at the nearest measured working set that is not smaller, or at the largest."""
         return next(
             (rate for size, rate in self.read_bandwidth.items() if size >= working_set),
             [*self.read_bandwidth.values()][-1],
         )
 
     def bandwidth_at(self, working_set: int) -> float:
-        """The most that was read: the ceiling. A prediction takes the median of
-        `bandwidth_range`.
-        """
+        """The largest reading: the ceiling. A prediction uses the median of `bandwidth_range`."""
         return self.bandwidth_range(working_set).most
 
     def arithmetic_seconds(self, cost: OpCost, *, scales: bool = True) -> float:
-        """What its FLOPs take at the peaks. Products of bytes and of floating point share the
-        multipliers, so their times add up; only the tiles of AMX are a unit of their own. Without
+        """The time that its FLOPs take at the peaks. Products of bytes and of floating point share
+        the multipliers, so their times add up; only AMX's tiles are a separate unit. Without
         `scales`, multiplications by the scales of quantized weights are left out: this is the plain
         peak.
         """
@@ -95,8 +93,8 @@ class Ceilings:
         return of_bytes + of_scales + of_floats
 
     def least_seconds(self, cost: OpCost, working_set: int, *, scales: bool = True) -> float:
-        """What an op must take, were it as fast as the device: `working_set` is what is read again
-        and again, such as all weights.
+        """The shortest time that the device allows for an op. `working_set` is the memory that is
+        read again and again, such as all weights.
         """
         return max(
             self.arithmetic_seconds(cost, scales=scales),
@@ -135,8 +133,8 @@ def _sheet(
 _AMPERE = "NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A"
 _ADA = "NVIDIA Ada GPU Architecture whitepaper, appendix A"
 
-# By the name that a user types. Peaks are dense and sum in float32 where the sheet tells both.
-# CPUs: bandwidth of all memory channels; peaks are cores × clock × what a core starts per cycle.
+# By the name that a user types. Peaks are dense, with sums in float32 if the sheet has both. CPUs:
+# bandwidth of all memory channels; peaks are cores × clock × what a core starts per cycle.
 DATA_SHEETS: Mapping[str, Ceilings] = {
     "t4": _sheet(
         "NVIDIA T4",

@@ -1,5 +1,5 @@
-"""A file of a base model's log-probabilities, so that many models can be measured beside a base
-that ran once.
+"""A file of a base model's log-probabilities, so that many models can be compared with a base that
+ran once.
 
     header   8 bytes  b"PLCDLOGP"
              uint32   version 1, bits of a number (16 or 32), V, n_ctx, first position that is
@@ -11,10 +11,10 @@ that ran once.
              uint32   the likeliest token
              V times  float16 or float32: the log-probabilities of the vocabulary
 
-All little-endian. float16 keeps 11 bits: the rows are normalized again when they are used, so a
-rounded row is still a distribution. The file of a stranger is safe to read: its size must be what
-its header says, nothing is mapped, and every number is checked. It is written under another name
-and gets its own when it is complete. llama.cpp's file is another one, and is not read.
+Everything is little-endian. float16 keeps 11 bits; rows are normalized again when they are used, so
+a rounded row is still a distribution. An untrusted file is safe to read: its size must match its
+header, nothing is mapped, and every number is checked. The file is written under another name and
+renamed when it is complete. llama.cpp's file has another format and is not read.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ _LIMIT = 1 << 24  # of V, n_ctx and the number of windows
 
 
 def file_bytes(windows: Windows, vocab_size: int, dtype: LogitsDtype) -> int:
-    """How large the file of these windows is."""
+    """The size of the file for these windows."""
     rows = len(windows) * windows.rows_per_window
     return _HEADER.size + rows * _row(vocab_size, dtype).itemsize
 
@@ -61,7 +61,7 @@ def _digest(token_ids: NDArray[np.int32]) -> bytes:
 
 
 class SavingBase:
-    """Hands on the rows of a base, rounded as the file keeps them, and writes them to the file."""
+    """Passes on the rows of a base, rounded as in the file, and writes them to the file."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class SavingBase:
         name: str,
         dtype: LogitsDtype,
     ) -> None:
-        """Raises CapacityError where the disk has no room, OSError where no file can be made."""
+        """Raises CapacityError if the disk has no room, OSError if the file cannot be created."""
         size = file_bytes(windows, vocab_size, dtype)
         free = shutil.disk_usage(path.parent).free
         if size > free:
@@ -111,7 +111,7 @@ class SavingBase:
             rows = inner(part)
             saved = np.empty(len(rows.top), self._row)
             saved["target"], saved["top"] = rows.targets, rows.top
-            # float16 ends at -65504; what is less likely than that has no weight either
+            # float16 ends at -65504; less likely tokens have no weight either
             saved["log_probs"] = np.maximum(rows.log_probs, -65504)
             offset = _HEADER.size + (start + part.start) * self._row.itemsize
             self._write(offset, saved.view(np.uint8).data)
@@ -148,10 +148,10 @@ class SavingBase:
 
 
 class SavedBase:
-    """The rows of a file."""
+    """A base whose rows are read from a file."""
 
     def __init__(self, path: Path) -> None:
-        """Open a file. Raises FormatError where it is none of ours, or damaged."""
+        """Open a file. Raises FormatError if it is of another format or damaged."""
         self._path = path
         self._file = open_regular(path)
         try:
@@ -193,7 +193,7 @@ class SavedBase:
         self._file.close()
 
     def check(self, windows: Windows, vocab_size: int) -> None:
-        """Raise RequestError unless the file is about these very windows."""
+        """Raise RequestError unless the file holds the rows of these windows."""
         if self._vocab_size != vocab_size:
             raise RequestError(
                 f"{self._path} is of a model with {self._vocab_size} tokens; the model that is "

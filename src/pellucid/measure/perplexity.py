@@ -1,15 +1,15 @@
-"""Perplexity of a text, by one of two protocols whose figures must never be laid beside each other.
+"""Perplexity of a text, by one of two protocols. Figures of different protocols are not comparable.
 
-`llama.cpp`, as llama-perplexity computes it: the text is tokenized once, with the
-beginning-of-sequence token first where the model has one, and cut into chunks of n_ctx tokens (512
-unless told). Each chunk is a sequence of its own whose first token is overwritten by that token.
-Only its second half is scored, the tokens at positions n_ctx/2 + 1 … n_ctx - 1, so that each has at
-least half a window of context. Source: `tools/perplexity/perplexity.cpp` of llama.cpp.
+`llama.cpp`, as llama-perplexity computes it: the text is tokenized once and cut into chunks of
+n_ctx tokens (512 by default). If the model has a beginning-of-sequence token, it begins the text
+and replaces the first token of each chunk. Each chunk is a sequence of its own. Only its second
+half is scored, the tokens at positions n_ctx/2 + 1 … n_ctx - 1, so that each has at least half a
+window of context. Source: `tools/perplexity/perplexity.cpp` of llama.cpp.
 
 `papers`, as papers on quantization report it (GPTQ, AWQ, SmoothQuant, usually with 2,048 tokens):
-the tokens are cut into windows of n_ctx that lie one after another, and every token of a window is
-scored but the first. Nothing is overwritten. The text is taken as it is; those papers join the
-rows of WikiText-2 with two newlines first.
+the tokens are cut into consecutive windows of n_ctx tokens, and every token of a window but the
+first is scored. No token is replaced. The text is used unchanged; those papers first join the rows
+of WikiText-2 with two newlines.
 
     PPL = exp(Σ nll / N)        its standard error: PPL · sqrt((E[nll²] - E[nll]²) / (N - 1))
 """
@@ -43,13 +43,13 @@ MIN_N_CTX = 8
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How a text is cut, and what of it is scored."""
+    """How a text is cut, and which tokens are scored."""
 
     name: str
     default_n_ctx: int
     min_windows: int
-    scores_half: bool  # the second half of a window; otherwise all of it
-    overwrites_first: bool  # with the token that begins sequences, where the model has one
+    scores_half: bool  # the second half of a window; else all of it
+    overwrites_first: bool  # with the beginning-of-sequence token, if the model has one
 
     def first(self, n_ctx: int) -> int:
         """The first position of a window whose prediction is scored."""
@@ -89,8 +89,8 @@ class Perplexity:
 def cut_windows(
     tokenizer: Tokenizer, text: str, protocol: Protocol, n_ctx: int, max_windows: int | None = None
 ) -> Windows:
-    """Tokenize `text` and cut it as the protocol says; the first `max_windows`, or all. Raises
-    RequestError where `n_ctx` or the text is too short.
+    """Tokenize `text` and cut it by the protocol into at most `max_windows` windows. Raises
+    RequestError if `n_ctx` or the text is too short.
     """
     if n_ctx < MIN_N_CTX:
         raise RequestError(f"n_ctx is {n_ctx}; it must be at least {MIN_N_CTX}")
@@ -110,8 +110,8 @@ def cut_windows(
 
 
 def measure_perplexity(scorer: Scorer, windows: Windows) -> Iterator[Perplexity]:
-    """Score the windows, yielding the estimate each time that some are complete; the last is the
-    result. Raises RequestError where the logits are not finite.
+    """Score the windows. Yields the estimate whenever windows are complete; the last is the result.
+    Raises RequestError if the logits are not finite.
     """
     nlls: list[NDArray[np.float64]] = []
     num_windows = 0
@@ -140,7 +140,7 @@ def mean_estimate(values: NDArray[np.float64]) -> Estimate:
 
 def log_probs(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """logits - ln Σ exp logits, row by row: [L, V], with seven correct digits. Raises RequestError
-    where a logit is NaN or infinite.
+    for a logit that is NaN or infinite.
     """
     shifted: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
     sums = np.exp(shifted).sum(axis=1, keepdims=True)

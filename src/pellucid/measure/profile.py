@@ -1,12 +1,13 @@
-"""Where the time of a step goes: prefill beside decode, op by op, each under its roof.
+"""Where the time of prefill and decode goes, op by op, compared with the roof of each op.
 
-The model runs through the engine's own core, as for any user, with the program's ledger on
+The model runs through the engine's own core, with the program's ledger on
 (`CapturedForward.ledger`). The time of a phase is the sum of its parts:
 
     wall = ops of the program + Python (schedule, batch, sampling, text) + unaccounted
 
-`unaccounted` is what no clock saw: waking threads, memory for the logits, the call itself. The
-ceilings are read in turns with the work, because a shared machine's bandwidth moves within seconds.
+`unaccounted` is the time that no clock measured: waking threads, memory for the logits, the call
+itself. Ceilings and work are measured alternately, because the bandwidth of a shared machine
+changes within seconds.
 """
 
 import time
@@ -45,17 +46,17 @@ class Line:
     entries: int  # of one step
     seconds: float
     cost: OpCost
-    least_seconds: float  # at the ceilings, each entry for itself
-    memory_seconds: float  # of them where moving bytes takes longer than arithmetic
+    least_seconds: float  # at the ceilings, entry by entry
+    memory_seconds: float  # the part of it in which moving bytes takes longer than arithmetic
 
     @property
     def roof_share(self) -> float:
-        """Of the ceiling: 1 is as fast as the machine."""
+        """The share of the ceiling: 1 is as fast as the machine."""
         return self.least_seconds / self.seconds if self.seconds else 0.0
 
     @property
     def bound(self) -> str:
-        """What most of its least time is spent on; "overhead" where calls and barriers take the
+        """What most of its least time is spent on; "overhead" if calls and barriers take the
         time.
         """
         if self.roof_share < OVERHEAD_SHARE:
@@ -81,7 +82,7 @@ class Phase:
     num_tokens: int
     num_steps: int
     wall_seconds: float
-    python: Mapping[str, float]  # seconds by what it does
+    python: Mapping[str, float]  # seconds by activity
     ops: tuple[Line, ...]  # the longest first
     groups: tuple[Line, ...]  # in order of the layers
     cost: OpCost
@@ -124,7 +125,7 @@ class Profile:
     program: ModelProgram
     ceilings: Ceilings
     working_set: int  # bytes that a step of decoding reads
-    bandwidths: tuple[float, ...]  # bytes/s read from it, in turns with the work
+    bandwidths: tuple[float, ...]  # bytes/s read from it, measured alternately with the work
     phases: tuple[Phase, ...]
 
 
@@ -133,10 +134,10 @@ def profile_model(
 ) -> Profile:
     """Run `batch` prompts of `prompt` tokens and decode `output` tokens after each, three times.
 
-    `options` are the engine's and the backend's, as `LLM` takes them. Raises a PellucidError where
-    the model does not fit or cannot run.
+    `options` are the engine's and the backend's, as `LLM` takes them. Raises a PellucidError if the
+    model does not fit or cannot run.
     """
-    # Load the model, with a cache for all prompts at once and nothing shared between them.
+    # load the model, with a cache for all prompts and no shared prefixes
     config = build_engine_config(
         {
             "max_num_batched_tokens": 512,
@@ -156,8 +157,7 @@ def profile_model(
     dtypes = choose_kv_dtypes(config.kv_cache_dtype, backend.kv_dtypes)
     with open_checkpoint(path) as checkpoint:
         program = build_model_program(engine.model_config, checkpoint.specs(), backend, dtypes)
-    # Run it once for the memory that is touched for the first time, then in turns with the
-    # measuring of bandwidth.
+    # run once to touch all memory, then alternately with measuring the bandwidth
     working_set = program.weight_bytes + batch * program.kv_bytes(prompt)
     _run(engine.core, program.config.vocab_size, prompt, 2, batch)
     readings = [_measure(backend, working_set, 0.1)]
@@ -188,7 +188,7 @@ def _measure(backend: NativeBackend, working_set: int, seconds: float) -> Ceilin
 def _run(
     core: EngineCore, vocab_size: int, prompt: int, output: int, batch: int
 ) -> tuple[list[ProfiledStep], list[ProfiledStep]]:
-    """(steps that computed prompts, steps of decoding)."""
+    """(steps of prefill, steps of decode)."""
     params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
     forward = core.runner.forward
     assert isinstance(forward, CapturedForward)
@@ -227,7 +227,7 @@ def _phase(
     ceilings: Ceilings,
     bandwidth: float,
 ) -> Phase:
-    """Add up the steps of a phase. `bandwidth` is what was read from the whole working set."""
+    """Add up the steps of a phase. `bandwidth` is that of reading the whole working set."""
     seconds = [0.0] * len(program.items)
     costs = [OpCost(0, 0, 0)] * len(program.items)
     least = [0.0] * len(program.items)

@@ -15,8 +15,8 @@ from .profile import Phase, Profile, ProfiledStep
 
 __all__ = ["plot_roofline", "write_trace"]
 
-COLOURS = {"prefill": "#0072b2", "decode": "#d55e00"}  # told apart by colour-blind people too
-NAMED_SHARE = 0.02  # dots of less time have no name beside them
+COLOURS = {"prefill": "#0072b2", "decode": "#d55e00"}  # distinct for colour-blind people too
+NAMED_SHARE = 0.02  # dots with a smaller share of the time have no name
 
 
 def plot_roofline(profile: Profile, path: Path) -> None:
@@ -91,8 +91,8 @@ def _draw_dots(axes: Any, phase: Phase) -> None:
 
 
 def write_trace(profile: Profile, path: Path) -> None:
-    """Write all steps to `path`. Ops of a step lie one after another from the beginning of its
-    forward pass.
+    """Write all steps to `path`. The ops of a step are placed one after another from the beginning
+    of its forward pass.
     """
     labels = [item.label for item in profile.program.items]
     steps = sorted(

@@ -1,9 +1,10 @@
-"""A model's step as a list of priced ops: what each entry of its program is for, and its FLOPs and
-bytes at given lengths. `plan` and `profile` add them up under the roofs of a device.
+"""A model's step as a list of ops with costs: the purpose of each entry of its program, and its
+FLOPs and bytes for given lengths. `plan` and `profile` add them up and compare them with the roofs
+of a device.
 
 No weight is read. The forward pass is captured from declarations (`backends/native/capture.py`),
-and the cost of an entry follows from its shapes (`backends/native/costs.py`). Two ratios say how
-near a step is to its roofs (Chowdhery et al., arXiv:2204.02311, for the first):
+and the cost of an entry follows from its shapes (`backends/native/costs.py`). Two ratios compare a
+step with its roofs (Chowdhery et al., arXiv:2204.02311, for the first):
 
     MFU = FLOPs / (seconds · peak)          MBU = bytes / (seconds · bandwidth)
 """
@@ -33,18 +34,18 @@ BLOCK_SIZE = 16  # tokens of a KV block: EngineConfig's default
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One entry of the program, and what it is for."""
+    """One entry of the program, and its purpose."""
 
     entry: Entry
-    barrier: bool  # the threads wait for each other before it
+    barrier: bool  # threads wait for each other before it
     names: tuple[str, ...]  # of its parameters
-    label: str  # what figures are added up under: "q_proj", "attention", "add"
+    label: str  # figures are added up by label: "q_proj", "attention", "add"
     group: str  # "embedding", "layers", "layers, window 512", "head"
 
     @property
     def is_streamed(self) -> bool:
-        """Whether it reads what lies in memory: weights or the KV cache. All else was just
-        written, and lies in a cache of the CPU.
+        """Whether it reads from memory: weights or the KV cache. Other inputs were just written and
+        lie in a cache of the CPU.
         """
         return self.entry.kv is not None or self.entry.weight is not None
 
@@ -63,30 +64,33 @@ class ModelProgram:
 
     @cached_property
     def num_barriers(self) -> int:
-        """Times that the threads wait for each other in a step, its end included."""
+        """How often threads wait for each other in a step, its end included."""
         return sum(item.barrier for item in self.items) + 1
 
     def costs(self, step: StepShape) -> list[OpCost]:
-        """Of each item, in a step of these lengths."""
+        """The cost of each item in a step of these lengths."""
         return [entry_cost(item.entry, step) for item in self.items]
 
     def kv_bytes(self, num_tokens: int) -> int:
-        """Of one request: a layer with a window keeps no more than its window."""
+        """Bytes of one request's keys and values; a layer with a window keeps at most its
+        window.
+        """
         return sum(
             size * (num_tokens if spec.window is None else min(num_tokens, spec.window))
             for spec, size in zip(self.layout.specs, self.layout.token_bytes, strict=True)
         )
 
     def working_set(self, item: Item, cost: OpCost, step: StepShape) -> int:
-        """Bytes that are read again and again between two runs of the item, which decides from
-        where it reads: all weights and the KV cache of a step, or what the item itself touches.
+        """Bytes that are read between two runs of the item: all weights and the KV cache of a step,
+        or only the item's own data. They decide in which level of the memory hierarchy it finds its
+        data.
         """
         if item.is_streamed:
             return self.weight_bytes + sum(map(self.kv_bytes, step.seq_lens))
         return cost.bytes
 
     def forward(self) -> Forward:
-        """The forward pass over declarations, as `Backend.step_bytes` takes it."""
+        """The forward pass over declarations, for `Backend.step_bytes`."""
         return _forward(self.config, self.specs, self.layout)
 
 
@@ -96,7 +100,7 @@ def build_model_program(
     backend: NativeBackend,
     kv_dtypes: tuple[str, str],
 ) -> ModelProgram:
-    """Capture the model's forward pass. Raises UnsupportedError or ConfigError where the native
+    """Capture the model's forward pass. Raises UnsupportedError or ConfigError if the native
     backend cannot run it.
     """
     backend.check_model(config)
@@ -116,14 +120,14 @@ def build_model_program(
 
 
 def total(costs: Sequence[OpCost]) -> OpCost:
-    """All of them together."""
+    """The sum of the costs."""
     return sum(costs, OpCost(0, 0, 0))
 
 
 def _forward(config: ModelConfig, specs: Mapping[str, TensorSpec], layout: KVLayout) -> Forward:
     graph = get_graph(config.graph)
     group_of = {layer: g for g, group in enumerate(layout.groups) for layer in group.layers}
-    # a KVSpec in place of each store: nothing is written
+    # a KVSpec in place of each store, because nothing is written
     caches = [KVLayer(replace(spec), group_of[i]) for i, spec in enumerate(layout.specs)]
     return lambda ops, batch: graph.forward(ops, config, specs, batch, caches)
 

@@ -1,12 +1,12 @@
-"""Runs windows of tokens through a model and hands on the logits that score them.
+"""Runs windows of tokens through a model and yields the logits that score them.
 
-A window is a sequence of its own: it begins at position 0, and sees nothing of other windows. Short
-windows share a step, and a long one takes several. What comes out is cut into small parts, in the
-order of the text, so that memory is bounded however wide the vocabulary is: the logits of a step
-take at most STEP_BYTES, or those of MIN_STEP tokens.
+A window is a sequence of its own: it begins at position 0, and does not see other windows. Short
+windows share a step, and a long one takes several. Rows come in the order of the text, in small
+parts, so memory is bounded for any vocabulary: the logits of a step take at most STEP_BYTES, or
+those of MIN_STEP tokens.
 
-The engine loads the model and runs the steps. Its scheduler is not asked: no window is a request,
-nothing is sampled, and the rows that nobody reads skip the lm_head.
+The engine loads the model and runs the steps, without its scheduler: no window is a request,
+nothing is sampled, and rows that are not scored skip the lm_head.
 
 Letters: T tokens in the step, L rows with logits, V vocabulary, G layer groups, R windows in the
 step, M blocks per window.
@@ -27,16 +27,16 @@ __all__ = ["ScoredRows", "Scorer", "Windows"]
 
 MAX_STEP = 512  # tokens of a step: more are not faster
 MIN_STEP = 64
-STEP_BYTES = 256 << 20  # of logits
-PART_NUMBERS = 1 << 18  # logits that are looked at together: they stay in the CPU's cache
+STEP_BYTES = 256 << 20  # of a step's logits
+PART_NUMBERS = 1 << 18  # logits that are processed together, so that they stay in the CPU's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """What is scored: the tokens at positions `first + 1` … n_ctx - 1 of each window."""
+    """Windows of tokens. The tokens at positions `first + 1` … n_ctx - 1 of each are scored."""
 
     token_ids: NDArray[np.int32]  # [windows, n_ctx]
-    first: int  # the first position whose prediction is read
+    first: int  # the first position whose prediction is scored
 
     @property
     def n_ctx(self) -> int:
@@ -44,7 +44,7 @@ class Windows:
 
     @property
     def rows_per_window(self) -> int:
-        """Tokens that are scored in each."""
+        """Scored tokens of each window."""
         return self.n_ctx - 1 - self.first
 
     def begin(self, count: int | None) -> "Windows":
@@ -57,14 +57,14 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """Logits of one step, and what each of them predicts."""
+    """Logits of one step, and the token that each row predicts."""
 
     logits: NDArray[np.float32]  # [L, V], to be read only
     targets: NDArray[np.int64]  # [L]  the token that follows in the text
-    num_windows: int  # that are complete with this step
+    num_windows: int  # windows that are complete after this step
 
     def parts(self) -> Iterator[slice]:
-        """Rows that are best looked at together."""
+        """Slices of rows that are best processed together."""
         size = max(1, PART_NUMBERS // self.logits.shape[1])
         for start in range(0, len(self.targets), size):
             yield slice(start, min(start + size, len(self.targets)))
@@ -83,8 +83,8 @@ class Scorer:
     """A model with a KV cache for the windows of one step."""
 
     def __init__(self, model: OpenModel, config: EngineConfig, n_ctx: int) -> None:
-        """Load the model. Raises ConfigError where `n_ctx` is beyond its context, CapacityError
-        where it does not fit in memory.
+        """Load the model. Raises ConfigError if `n_ctx` is beyond its context, CapacityError if it
+        does not fit in memory.
         """
         context = model.model_config.max_position_embeddings
         if n_ctx > min(context, config.max_model_len or context):
@@ -95,7 +95,7 @@ class Scorer:
         self._n_ctx = n_ctx
         self.vocab_size = model.model_config.vocab_size
         self._step = max(MIN_STEP, min(MAX_STEP, STEP_BYTES // (4 * self.vocab_size)))
-        self._windows = max(1, self._step // n_ctx)  # that share a step
+        self._windows = max(1, self._step // n_ctx)  # windows that share a step
         layout = model.layout(config)
         self._block_size = layout.block_size
         self._columns = layout.columns_for(n_ctx)
@@ -133,15 +133,15 @@ class Scorer:
     def _build_batch(
         self, windows: Windows, pieces: Sequence[_Piece]
     ) -> tuple[ForwardBatch, NDArray[np.int64]]:
-        """The tokens of all pieces end to end, and the targets of the rows that are read."""
+        """The tokens of all pieces end to end, and the targets of the scored rows."""
         start, stop = pieces[0].start, pieces[0].stop  # the same in all pieces of a step
         count, length = len(pieces), stop - start
         tokens = windows.token_ids[[piece.window for piece in pieces]]  # [R, n_ctx]
         positions = np.arange(start, stop, dtype=np.int32)
-        # The rows that predict a scored token.
+        # the rows that predict a scored token
         read = np.arange(max(start, windows.first), min(stop, self._n_ctx - 1))
         rows = (np.arange(count)[:, None] * length + (read - start)).ravel()
-        # Window r has the r-th share of each group's blocks.
+        # window r has the r-th share of each group's blocks
         shape = (self._groups, self._windows, self._columns)
         tables = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)[:, :count]
         slots = tables[:, :, positions // self._block_size] * self._block_size
