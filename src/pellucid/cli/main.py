@@ -22,6 +22,7 @@ from .chat import chat
 from .inspect import inspect
 from .options import DEBUG, debug_option
 from .perplexity import perplexity
+from .plan import plan
 from .profile import profile
 from .run import run
 from .signals import Stopped, fill_closed_streams, unwind
@@ -181,5 +182,17 @@ def main() -> None:
     """
 
 
-for _command in (run, chat, batch, list_models, pull, rm, inspect, perplexity, profile, verify):
+for _command in (
+    run,
+    chat,
+    batch,
+    list_models,
+    pull,
+    rm,
+    inspect,
+    perplexity,
+    plan,
+    profile,
+    verify,
+):
     main.add_command(_command)

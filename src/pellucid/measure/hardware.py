@@ -11,6 +11,7 @@ Bandwidth is in bytes/s, peaks are in operations/s (a multiply-add is two).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from statistics import median
 from typing import Self
 
@@ -222,6 +223,8 @@ def data_sheet(name: str) -> Ceilings:
     try:
         return DATA_SHEETS[plain]
     except KeyError:
+        near = get_close_matches(plain, DATA_SHEETS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise PellucidError(
-            f"hardware {name!r} is unknown: it can be {', '.join(DATA_SHEETS)}"
+            f"hardware {name!r} is unknown: it can be {', '.join(DATA_SHEETS)}{hint}"
         ) from None

@@ -29,7 +29,8 @@ from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..request import SamplingParams
 from ..weights.checkpoint import open_checkpoint
-from .machine import Ceilings, measure_ceilings
+from .hardware import Ceilings
+from .machine import measure_ceilings
 from .roofline import ModelProgram, build_model_program, total
 
 __all__ = ["Line", "Phase", "Profile", "ProfiledStep", "profile_model"]

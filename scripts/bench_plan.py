@@ -1,0 +1,110 @@
+"""How well `pellucid plan` predicts this machine: prefill and decode of one sequence and several,
+predicted from headers and then measured through the whole engine, with the error of each.
+
+    scripts/bench plan MODEL… [--prompt 512] [--output 64] [--batch 1,8] [--runs 3]
+
+A run predicts, then measures, so that both see the same machine: its bandwidth moves within
+seconds. Medians of the runs are shown, and the last line is JSON. The error is predicted over
+measured, less 1. Decode is predicted at the middle of the output.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from pellucid import LLM, SamplingParams
+from pellucid.backends.native.backend import NativeBackend
+from pellucid.measure.headers import Headers, read_headers
+from pellucid.measure.plan import Speed, build_memory_plan, predict, this_machine
+from pellucid.weights.hub import resolve_model
+
+
+def predicted(headers: Headers, ctx: int, batch: int) -> dict[str, Speed]:
+    """The plan's two speeds at this length."""
+    backend = NativeBackend()
+    plan = build_memory_plan(headers, backend, ctx=ctx, batch=batch)
+    return predict(plan, this_machine(plan, backend), backend)
+
+
+def measured(llm: LLM, prompt: int, output: int, batch: int) -> tuple[float, float]:
+    """(prefill, decode) tokens per second of all requests together."""
+    vocab = llm.model_config.vocab_size
+    prompts = [
+        [(7919 * (i + b * prompt) + 13) % vocab for i in range(prompt)] for b in range(batch)
+    ]
+    params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
+    done = [r.metrics for r in llm.generate(prompts, params, use_tqdm=False)]
+    start = min(m.arrival_time for m in done)
+    first = max(m.first_token_time or 0.0 for m in done)
+    end = max(m.finished_time or 0.0 for m in done)
+    # requests whose prompts were computed first have decoded meanwhile
+    early = sum(
+        (output - 1)
+        * max(0.0, first - (m.first_token_time or 0.0))
+        / ((m.finished_time or 0.0) - (m.first_token_time or 0.0))
+        for m in done
+    )
+    return batch * prompt / (first - start), (batch * (output - 1) - early) / (end - first)
+
+
+def bench(path: Path, prompt: int, output: int, batch: int, runs: int) -> list[dict[str, object]]:
+    """One row each for prefill and decode."""
+    headers = read_headers(path)
+    llm = LLM(path, max_model_len=prompt + output, enable_prefix_caching=False, max_num_seqs=batch)
+    measured(llm, prompt, 2, batch)  # the first run pays for memory that is touched first
+    pairs: dict[str, list[tuple[float, float]]] = {"prefill": [], "decode": []}
+    for _ in range(runs):
+        at_prompt = predicted(headers, prompt, batch)
+        at_middle = predicted(headers, prompt + output // 2, batch)
+        prefill, decode = measured(llm, prompt, output, batch)
+        pairs["prefill"].append((at_prompt["prefill"].tokens_per_second, prefill))
+        pairs["decode"].append((at_middle["decode"].tokens_per_second, decode))
+    bounds = {"prefill": at_prompt["prefill"].bound, "decode": at_middle["decode"].bound}
+    llm.close()
+    return [
+        {
+            "model": path.name,
+            "phase": phase,
+            "batch": batch,
+            "predicted": statistics.median(p for p, _ in found),
+            "measured": statistics.median(m for _, m in found),
+            "error": statistics.median(p / m - 1 for p, m in found),
+            "worst_error": max((p / m - 1 for p, m in found), key=abs),
+            "bound": bounds[phase],
+        }
+        for phase, found in pairs.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--batch", default="1,8", help="numbers of sequences")
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+
+    rows: list[dict[str, object]] = []
+    print(
+        f"{'model':<34} {'phase':<8} {'batch':>5} {'predicted':>10} {'measured':>10} {'error':>7} "
+        f"{'worst':>7}  bound by"
+    )
+    for model in args.models:
+        path = resolve_model(model, progress=True)
+        for batch in map(int, args.batch.split(",")):
+            for row in bench(path, args.prompt, args.output, batch, args.runs):
+                rows.append(row)
+                print(
+                    f"{row['model']:<34} {row['phase']:<8} {row['batch']:>5} "
+                    f"{row['predicted']:>10.1f} {row['measured']:>10.1f} {row['error']:>+7.0%} "
+                    f"{row['worst_error']:>+7.0%}  {row['bound']}"
+                )
+    print(json.dumps({"prompt": args.prompt, "output": args.output, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What a plan needs of a model, from headers alone: its config and the format and shape of each
+parameter. No weight is read, and of a model of the hub only `config.json` is fetched.
+
+A `config.json` alone says the shapes; the format is then its `torch_dtype`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import ModelConfig
+from ..errors import FormatError
+from ..files import read_json
+from ..formats.tensor import TensorSpec
+from ..models.registry import get_graph
+from ..weights.catalogue import CATALOGUE
+from ..weights.checkpoint import open_checkpoint
+from ..weights.hf_config import build_hf_config
+from ..weights.hub import list_cached, resolve_model
+from ..weights.hub_config import fetch_config
+
+__all__ = ["Headers", "find_headers", "read_config_json", "read_headers"]
+
+MAX_CONFIG_BYTES = 1 << 20
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """A model that was not loaded."""
+
+    path: Path
+    config: ModelConfig
+    specs: Mapping[str, TensorSpec]
+    assumed_format: str | None  # where no file says what the weights are kept in
+
+
+def find_headers(name: str) -> Path:
+    """The .gguf file, folder or config.json that `name` means. Of a hub model that is not here,
+    `config.json` is fetched and nothing else.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
+        return resolve_model(name) if has_weights else path / "config.json"
+    if (
+        name.lower() in CATALOGUE
+        or name.count("/") != 1
+        or ":" in name
+        or name.startswith((".", "~"))
+    ):
+        return resolve_model(name, progress=True)
+    for cached in list_cached():
+        if cached.name.lower() == name.lower():
+            return cached.path
+    return fetch_config(name)
+
+
+def read_headers(path: Path) -> Headers:
+    """Config and parameters of what `find_headers` found."""
+    if path.name != "config.json":
+        with open_checkpoint(path) as checkpoint:
+            return Headers(path, checkpoint.config, checkpoint.specs(), None)
+    values = read_config_json(path)
+    config = build_hf_config(values, str(path))
+    dtype = values.get("torch_dtype") or values.get("dtype") or "bfloat16"
+    if dtype not in DTYPES:
+        raise FormatError(
+            f"{path}: torch_dtype is {str(dtype)[:40]!r}; it must be one of: {', '.join(DTYPES)}"
+        )
+    format = DTYPES[str(dtype)]
+    declared = get_graph(config.graph).parameters(config)
+    return Headers(path, config, {p.name: TensorSpec(format, p.shape) for p in declared}, format)
+
+
+def read_config_json(path: Path) -> Mapping[str, object]:
+    """The JSON object of a config.json."""
+    return read_json(path, MAX_CONFIG_BYTES, within=path.parent)
