@@ -70,6 +70,20 @@ class RequestMetrics:
             return None
         return self.first_scheduled_time - self.arrival_time
 
+    @property
+    def time_in_prefill(self) -> float | None:
+        """Seconds from the first step to the first token."""
+        if self.first_scheduled_time is None or self.first_token_time is None:
+            return None
+        return self.first_token_time - self.first_scheduled_time
+
+    @property
+    def time_in_decode(self) -> float | None:
+        """Seconds from the first token to the last so far; 0 where there is one."""
+        if self.first_token_time is None or self.last_token_time is None:
+            return None
+        return self.last_token_time - self.first_token_time
+
 
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
