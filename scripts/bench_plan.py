@@ -5,7 +5,8 @@ predicted from headers and then measured through the whole engine, with the erro
 
 A run predicts, then measures, so that both see the same machine: its bandwidth moves within
 seconds. Medians of the runs are shown, and the last line is JSON. The error is predicted over
-measured, less 1. Decode is predicted at the middle of the output.
+measured, less 1. Prefill is of a chunk of 512 tokens, decode is predicted at the middle of the
+output.
 """
 
 import argparse
@@ -13,10 +14,10 @@ import json
 import statistics
 from pathlib import Path
 
-from pellucid import LLM, SamplingParams
 from pellucid.backends.native.backend import NativeBackend
 from pellucid.measure.headers import Headers, read_headers
 from pellucid.measure.plan import Speed, build_memory_plan, predict, this_machine
+from pellucid.measure.profile import profile_model
 from pellucid.weights.hub import resolve_model
 
 
@@ -27,41 +28,29 @@ def predicted(headers: Headers, ctx: int, batch: int) -> dict[str, Speed]:
     return predict(plan, this_machine(plan, backend), backend)
 
 
-def measured(llm: LLM, prompt: int, output: int, batch: int) -> tuple[float, float]:
-    """(prefill, decode) tokens per second of all requests together."""
-    vocab = llm.model_config.vocab_size
-    prompts = [
-        [(7919 * (i + b * prompt) + 13) % vocab for i in range(prompt)] for b in range(batch)
-    ]
-    params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
-    done = [r.metrics for r in llm.generate(prompts, params, use_tqdm=False)]
-    start = min(m.arrival_time for m in done)
-    first = max(m.first_token_time or 0.0 for m in done)
-    end = max(m.finished_time or 0.0 for m in done)
-    # requests whose prompts were computed first have decoded meanwhile
-    early = sum(
-        (output - 1)
-        * max(0.0, first - (m.first_token_time or 0.0))
-        / ((m.finished_time or 0.0) - (m.first_token_time or 0.0))
-        for m in done
+def measured(path: Path, prompt: int, output: int, batch: int) -> tuple[float, float]:
+    """(prefill, decode) tokens per second of all requests together, by the median step: steps that
+    another program interrupted do not count.
+    """
+    found = profile_model(path, prompt=prompt, output=output, batch=batch, options={})
+    prefill, decode = (
+        statistics.median(step.timed.shape.num_tokens / (step.end - step.start) for step in steps)
+        for steps in (phase.steps for phase in found.phases)
     )
-    return batch * prompt / (first - start), (batch * (output - 1) - early) / (end - first)
+    return prefill, decode
 
 
 def bench(path: Path, prompt: int, output: int, batch: int, runs: int) -> list[dict[str, object]]:
     """One row each for prefill and decode."""
     headers = read_headers(path)
-    llm = LLM(path, max_model_len=prompt + output, enable_prefix_caching=False, max_num_seqs=batch)
-    measured(llm, prompt, 2, batch)  # the first run pays for memory that is touched first
     pairs: dict[str, list[tuple[float, float]]] = {"prefill": [], "decode": []}
     for _ in range(runs):
         at_prompt = predicted(headers, prompt, batch)
         at_middle = predicted(headers, prompt + output // 2, batch)
-        prefill, decode = measured(llm, prompt, output, batch)
+        prefill, decode = measured(path, prompt, output, batch)
         pairs["prefill"].append((at_prompt["prefill"].tokens_per_second, prefill))
         pairs["decode"].append((at_middle["decode"].tokens_per_second, decode))
     bounds = {"prefill": at_prompt["prefill"].bound, "decode": at_middle["decode"].bound}
-    llm.close()
     return [
         {
             "model": path.name,

@@ -7,6 +7,7 @@ bandwidth and peaks; each op is a dot, as large as its share of the phase's time
 
 import json
 from collections.abc import Iterator
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .profile import Phase, Profile, ProfiledStep
 __all__ = ["plot_roofline", "write_trace"]
 
 COLOURS = {"prefill": "#0072b2", "decode": "#d55e00"}  # distinct for colour-blind people too
+CACHE = 1 << 18  # bytes: small ops read what was just written
 NAMED_SHARE = 0.02  # dots with a smaller share of the time have no name
 
 
@@ -65,6 +67,15 @@ def _draw_roofs(axes: Any, profile: Profile) -> None:
             fontsize=8,
             color="0.3",
         )
+    cache = profile.ceilings.bandwidth_at(CACHE)
+    axes.plot(
+        [0.01, profile.ceilings.float_peak / cache],
+        [0.01 * cache, profile.ceilings.float_peak],
+        ":",
+        color="0.3",
+        linewidth=1,
+        label=f"cache: {cache / 1e9:.0f} GB/s",
+    )
     axes.annotate(
         f"memory: {bandwidth / 1e9:.1f} GB/s",
         (0.012, 0.012 * bandwidth),
@@ -84,10 +95,22 @@ def _draw_dots(axes: Any, phase: Phase) -> None:
         alpha=0.7,
         label=f"{phase.name}, {phase.tokens_per_second:,.0f} tokens/s",
     )
+    # Names of dots that lie close together stand in a column.
+    named: list[tuple[float, float]] = []
     for line in lines:
-        if line.seconds > NAMED_SHARE * phase.wall_seconds:
-            at = (line.cost.arithmetic_intensity, line.cost.flops / line.seconds)
-            axes.annotate(line.name, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        if line.seconds < NAMED_SHARE * phase.wall_seconds:
+            continue
+        x, y = line.cost.arithmetic_intensity, line.cost.flops / line.seconds
+        above = sum(abs(log10(x / a)) < 0.4 and abs(log10(y / b)) < 0.2 for a, b in named)
+        named.append((x, y))
+        axes.annotate(
+            line.name,
+            (x, y),
+            xytext=(10, 4 - 9 * above),
+            textcoords="offset points",
+            fontsize=7,
+            color=COLOURS[phase.name],
+        )
 
 
 def write_trace(profile: Profile, path: Path) -> None:
