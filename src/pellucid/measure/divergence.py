@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from .perplexity import Estimate, Perplexity, log_probs, mean_estimate, perplexity_of
-from .scoring import Scorer, Windows
+from .scoring import ScoredRows, Scorer, Windows
 
 __all__ = ["Base", "BaseRows", "Divergence", "LiveBase", "ReadPart", "measure_divergence"]
 
@@ -96,19 +96,25 @@ def measure_divergence(scorer: Scorer, windows: Windows, base: Base) -> Iterator
     """Score the windows and compare with the base. Yields the result so far whenever windows are
     complete. Raises RequestError for a logit that is not finite.
     """
-    parts: list[_Tokens] = []
+    tokens: list[_Tokens] = []
     num_windows = 0
     with ThreadPoolExecutor() as pool:
-        for rows in scorer.run(windows):
+
+        def compare(rows: ScoredRows) -> tuple[int, list[_Tokens]]:
             read = base.take(len(rows.targets))
-            parts += pool.map(
-                lambda part, r=rows, b=read: _compare(r.logits[part], r.targets[part], b(part)),
-                list(rows.parts()),
-            )
-            num_windows += rows.num_windows
-            if rows.num_windows:
-                parts = [_Tokens(*map(np.concatenate, zip(*parts, strict=True)))]
-                yield _divergence(num_windows, parts[0])
+
+            def compare_part(part: slice) -> _Tokens:
+                return _compare(rows.logits[part], rows.targets[part], read(part))
+
+            return rows.num_windows, list(pool.map(compare_part, rows.parts()))
+
+        # map: the logits of a step are forgotten before the next one runs
+        for complete, found in map(compare, scorer.run(windows)):
+            tokens += found
+            num_windows += complete
+            if complete:
+                tokens = [_Tokens(*map(np.concatenate, zip(*tokens, strict=True)))]
+                yield _divergence(num_windows, tokens[0])
 
 
 def _compare(logits: NDArray[np.float32], targets: NDArray[np.int64], base: BaseRows) -> _Tokens:
@@ -116,7 +122,8 @@ def _compare(logits: NDArray[np.float32], targets: NDArray[np.int64], base: Base
     values = log_probs(logits)
     weights = np.exp(base.log_probs)
     total = weights.sum(axis=1)  # 1, apart from rounding
-    weights *= base.log_probs - values
+    with np.errstate(invalid="ignore"):  # 0 · infinity
+        weights *= base.log_probs - values
     kl = weights.sum(axis=1).astype(np.float64) / total - np.log(total)
     nll = -values[np.arange(len(values)), targets].astype(np.float64)
     if not (np.isfinite(kl).all() and np.isfinite(nll).all()):

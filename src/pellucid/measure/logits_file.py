@@ -219,12 +219,14 @@ class SavedBase:
             read_at(self._file, offset, saved.view(np.uint8).data, "log-probabilities")
             rows = _base_rows(saved)
             largest = rows.log_probs.max(axis=1)
+            # A vocabulary would have to hold 1e17 tokens for the likeliest to have -40.
             if not (
                 np.isfinite(rows.log_probs).all()
                 and np.isfinite(rows.targets).all()
                 and (largest > -40).all()
                 and (largest < 0.01).all()
                 and (rows.targets < 0.01).all()
+                and (rows.top < self._vocab_size).all()
             ):
                 raise FormatError(f"{self._path} holds numbers that are no log-probabilities")
             return rows

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from ..tokenizer import Tokenizer
-from .scoring import Scorer, Windows
+from .scoring import ScoredRows, Scorer, Windows
 
 __all__ = [
     "PROTOCOLS",
@@ -113,15 +113,22 @@ def measure_perplexity(scorer: Scorer, windows: Windows) -> Iterator[Perplexity]
     """Score the windows. Yields the estimate whenever windows are complete; the last is the result.
     Raises RequestError if the logits are not finite.
     """
-    nlls: list[NDArray[np.float64]] = []
+    nlls = np.empty(0)
     num_windows = 0
     with ThreadPoolExecutor() as pool:
-        for rows in scorer.run(windows):
-            parts = list(rows.parts())
-            nlls += pool.map(lambda p, r=rows: _nlls(r.logits[p], r.targets[p]), parts)
-            num_windows += rows.num_windows
-            if rows.num_windows:
-                yield perplexity_of(num_windows, np.concatenate(nlls))
+
+        def score(rows: ScoredRows) -> tuple[int, list[NDArray[np.float64]]]:
+            def score_part(part: slice) -> NDArray[np.float64]:
+                return _nlls(rows.logits[part], rows.targets[part])
+
+            return rows.num_windows, list(pool.map(score_part, rows.parts()))
+
+        # map: the logits of a step are forgotten before the next one runs
+        for complete, found in map(score, scorer.run(windows)):
+            nlls = np.concatenate([nlls, *found])
+            num_windows += complete
+            if complete:
+                yield perplexity_of(num_windows, nlls)
 
 
 def perplexity_of(num_windows: int, nlls: NDArray[np.float64]) -> Perplexity:
@@ -142,7 +149,8 @@ def log_probs(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """logits - ln Σ exp logits, row by row: [L, V], with seven correct digits. Raises RequestError
     for a logit that is NaN or infinite.
     """
-    shifted: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinity - infinity
+        shifted: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
     sums = np.exp(shifted).sum(axis=1, keepdims=True)
     if not np.isfinite(sums).all():
         raise RequestError("a logit is NaN or infinite; all must be finite numbers")
@@ -153,10 +161,11 @@ def log_probs(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 def _nlls(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """The negative log-likelihood of each target [L]."""
     largest = logits.max(axis=1)
-    shifted = logits - largest[:, None]
-    sums = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float32).astype(np.float64)
-    chosen = logits[np.arange(len(logits)), targets].astype(np.float64)
-    nlls: NDArray[np.float64] = np.log(sums) - (chosen - largest)
+    with np.errstate(invalid="ignore"):  # infinity - infinity
+        shifted = logits - largest[:, None]
+        chosen = logits[np.arange(len(logits)), targets].astype(np.float64) - largest
+    sums = np.exp(shifted, out=shifted).sum(axis=1).astype(np.float64)
+    nlls: NDArray[np.float64] = np.log(sums) - chosen
     if not np.isfinite(nlls).all():
         raise RequestError("a logit is NaN or infinite; all must be finite numbers")
     return nlls

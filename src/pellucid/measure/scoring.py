@@ -118,9 +118,8 @@ class Scorer:
         """The logits of all windows, in order."""
         for pieces in self._plan(windows):
             batch, targets = self._build_batch(windows, pieces)
-            logits = self._forward(batch).to_host()
             done = sum(piece.stop == self._n_ctx for piece in pieces)
-            yield ScoredRows(logits, targets, done)
+            yield ScoredRows(self._forward(batch).to_host(), targets, done)
 
     def _plan(self, windows: Windows) -> Iterator[Sequence[_Piece]]:
         """The steps: several windows each, or a part of one."""
