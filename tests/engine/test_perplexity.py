@@ -335,7 +335,9 @@ def test_the_command_names_the_protocol_and_gives_json(folder: Path, tmp_path: P
     assert done.exit_code == 0 and f"{tmp_path / 'base'} will have" in done.stderr
     found = json.loads(done.stdout)
     assert (found["protocol"], found["n_ctx"], found["complete"]) == ("papers", 64, True)
-    assert found["base"]["name"] == "other.gguf" and found["base"]["kl"]["value"] > 0
+    compared = found["divergence"]
+    assert compared["base_name"] == "other.gguf" and compared["kl"]["value"] > 0
+    assert compared["base"]["num_scored_tokens"] == found["num_scored_tokens"]
     done = CliRunner().invoke(
         main, [*arguments, *more[:2], "--logits-file", str(tmp_path / "base")]
     )

@@ -137,9 +137,9 @@ def perplexity(
             "complete": not interrupted,
         }
         if divergence is not None:
-            compared = {"name": evaluation.base_name, **asdict(divergence)}
-            del compared["model"]
-            record["base"] = compared
+            compared = {"base_name": evaluation.base_name, **asdict(divergence)}
+            del compared["model"]  # it is the record itself
+            record["divergence"] = compared
         click.echo(json.dumps(record))
     else:
         scored = (
@@ -176,7 +176,7 @@ def _print_divergence(result: "Divergence", base: str) -> None:
 
     tail = (
         f"median {result.kl_median:.6f}, 99 % {result.kl_99:.6f}, 99.9 % {result.kl_999:.6f}, "
-        f"most {result.kl_max:.6f}"
+        f"max {result.kl_max:.6f}"
     )
     rows = [
         ("beside the base", one_line(base)),
