@@ -17,7 +17,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -121,6 +120,8 @@ def read_at(file: BinaryIO, offset: int, into: memoryview, what: str) -> None:
     the copy.
     """
     if len(into) >= _LARGE_READ:
+        from concurrent.futures import ThreadPoolExecutor
+
         share = -(-len(into) // _READERS)
         starts = range(0, len(into), share)
         with ThreadPoolExecutor(_READERS) as pool:

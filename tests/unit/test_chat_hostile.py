@@ -180,7 +180,8 @@ SETUP = """
 from pellucid.tokenizer import chat_template
 template = chat_template.ChatTemplate("<{{ messages[0].content }}>", {})
 def render(text): return template.render([{"role": "user", "content": text}]).plain
-def pid(): return chat_template._PROCESSES._idle[0]._process.pid
+def idle(): return [p.process for p in chat_template._shared_processes()._places if p.process]
+def pid(): return idle()[0]._process.pid
 """
 
 
@@ -223,4 +224,4 @@ else:
 
 
 def test_no_process_is_started_before_the_first_chat() -> None:
-    assert run(SETUP + "print(chat_template._PROCESSES._idle)") == "[]\n"
+    assert run(SETUP + "print(idle())") == "[]\n"

@@ -26,7 +26,6 @@ from ..sampling_params import SamplingParams, params_for_prompts
 from .admission import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
-from .mailbox import TaskMailbox
 from .prompts import (
     Message,
     Prompt,
@@ -37,6 +36,7 @@ from .prompts import (
     with_priorities,
 )
 from .stats import EngineStats
+from .task_mailbox import TaskMailbox
 
 __all__ = ["AsyncEngine"]
 

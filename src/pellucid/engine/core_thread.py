@@ -18,8 +18,6 @@ with the finish_reason "error".
 Methods may be called from any thread. The thread begins with the first request.
 """
 
-import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -31,7 +29,7 @@ from typing import Any, TypeAlias, TypeVar
 from ..errors import EngineDeadError, EngineError, QueueFullError, RequestError
 from ..request import RequestOutput
 from .core import EngineCore
-from .mailbox import Mailbox, TaskMailbox, ThreadMailbox
+from .mailbox import Mailbox, ThreadMailbox
 
 __all__ = ["CoreThread"]
 
@@ -89,7 +87,7 @@ class CoreThread:
                 )
             self._submitted[box] = None
             self._boxes.update(dict.fromkeys(box.open, box))
-            if isinstance(box, TaskMailbox):
+            if box.is_always_wanted:
                 self._wanted[box] = None
             self._wake.put(None)
 
@@ -249,7 +247,7 @@ class CoreThread:
                 box = self._boxes.get(output.request_id)
                 if box is None:
                     self._left[output.request_id] = None  # nobody reads it
-                elif isinstance(box, TaskMailbox) and box.loop.is_closed():
+                elif box.is_abandoned:
                     self.leave(box)
                 else:
                     if not box.has_news:
@@ -271,17 +269,14 @@ class CoreThread:
             self._ring(boxes)
 
     def _ring(self, boxes: Iterable[Mailbox]) -> None:
-        """Tell the readers of mailboxes that there is news, each event loop once."""
-        told: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        """Tell the readers of mailboxes that there is news."""
+        kinds: dict[type[Mailbox], list[Mailbox]] = {}
         for box in boxes:
-            if isinstance(box, TaskMailbox):
-                told.setdefault(box.loop, []).append(box.event)
-            elif isinstance(box, ThreadMailbox):
+            kinds.setdefault(type(box), []).append(box)
+            if not box.is_always_wanted:
                 self._wanted.pop(box, None)
-                box.bell.put(None)
-        for loop, events in told.items():
-            with contextlib.suppress(RuntimeError):  # closed since
-                loop.call_soon_threadsafe(_set_all, events)
+        for kind, members in kinds.items():
+            kind.ring(members)
 
     def _crashed(self, error: BaseException) -> None:
         """Fail what the step computed, or all that the core holds where the core could not say; go
@@ -325,11 +320,6 @@ class CoreThread:
 
     def _dead(self) -> EngineDeadError:
         return _caused(EngineDeadError(self._end or ""), self._cause)
-
-
-def _set_all(events: list[asyncio.Event]) -> None:
-    for event in events:
-        event.set()
 
 
 def _caused(error: _E, cause: BaseException | None) -> _E:

@@ -1,24 +1,28 @@
 """A mailbox: what one reader has not yet seen of its requests.
 
 The core's thread puts outputs in, one reader takes them out: a thread (`LLM`) or an asyncio task
-(`AsyncEngine`). An output shows the whole answer so far, so the newest replaces the one before. A
-slow reader sees fewer outputs and always the last; a mailbox holds at most one output per request.
+(`AsyncEngine`, whose mailboxes are in `task_mailbox.py`). An output shows the whole answer so far,
+so the newest replaces the one before. A slow reader sees fewer outputs and always the last; a
+mailbox holds at most one output per request.
 """
 
-import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from queue import SimpleQueue
+from typing import Any
 
 from ..request import RequestOutput
 from .admission import Submission
 
-__all__ = ["Mailbox", "TaskMailbox", "ThreadMailbox"]
+__all__ = ["Mailbox", "ThreadMailbox"]
 
 
-class Mailbox:
+class Mailbox(ABC):
     """The newest output of each request of one reader, or the error that ends them. Only the lock
     of the core's thread guards it.
     """
+
+    is_always_wanted = False  # True: its reader wants news from submission to the last output
 
     def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
         """`only_whole`: the reader wants finished outputs and no others."""
@@ -27,6 +31,16 @@ class Mailbox:
         self._only_whole = only_whole
         self._news: dict[str, RequestOutput] = {}
         self._error: BaseException | None = None
+
+    @staticmethod
+    @abstractmethod
+    def ring(boxes: "Sequence[Any]") -> None:
+        """Tell the readers of mailboxes of this kind that there is news."""
+
+    @property
+    def is_abandoned(self) -> bool:
+        """True where nobody can read it any more."""
+        return False
 
     @property
     def has_news(self) -> bool:
@@ -61,20 +75,12 @@ class ThreadMailbox(Mailbox):
         # holds an entry when there is news; no threading.Event, see CoreThread's `_wake`
         self.bell: SimpleQueue[None] = SimpleQueue()
 
+    @staticmethod
+    def ring(boxes: "Sequence[ThreadMailbox]") -> None:
+        for box in boxes:
+            box.bell.put(None)
+
     def take(self) -> list[RequestOutput]:
         while not self.bell.empty():
             self.bell.get()
-        return super().take()
-
-
-class TaskMailbox(Mailbox):
-    """The mailbox of a task of an event loop, in which alone its event is touched."""
-
-    def __init__(self, submissions: Sequence[Submission], loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(submissions)
-        self.loop = loop
-        self.event = asyncio.Event()  # set while there is news
-
-    def take(self) -> list[RequestOutput]:
-        self.event.clear()
         return super().take()

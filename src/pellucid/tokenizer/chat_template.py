@@ -10,15 +10,18 @@ caller names, else "tool_use" if there are tools, else "default". A caller may a
 a template. Reference: transformers' `apply_chat_template`.
 """
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, PellucidError, RequestError, UnsupportedError
 from .chat_messages import ChatCopier
-from .template_process import TemplateProcesses
 from .template_worker import Status
 from .traced_text import TracedText
+
+if TYPE_CHECKING:
+    from .template_process import TemplateProcesses
 
 __all__ = ["ChatTemplate"]
 
@@ -28,9 +31,18 @@ MAX_TEMPLATES = 64
 _PARAMETERS = "messages tools add_generation_prompt continue_final_message chat_template"
 _FUNCTIONS = "raise_exception strftime_now range dict namespace cycler joiner"
 _RESERVED = frozenset(f"{_PARAMETERS} {_FUNCTIONS}".split())
-_PROCESSES = TemplateProcesses()  # shared by all models; the first chat starts the first process
 
 _log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _shared_processes() -> "TemplateProcesses":
+    """The processes of all models. Their module is imported at the first chat, so that a start
+    without one does not pay for it.
+    """
+    from .template_process import TemplateProcesses
+
+    return TemplateProcesses()
 
 
 class ChatTemplate:
@@ -41,11 +53,11 @@ class ChatTemplate:
         templates: str | Mapping[str, str],
         special_tokens: Mapping[str, str],
         *,
-        processes: TemplateProcesses = _PROCESSES,
+        processes: "TemplateProcesses | None" = None,
     ) -> None:
         """`templates`: the text of the template "default", or several templates by name.
         `special_tokens`: variables that hold the texts of tokens, such as bos_token. `processes`:
-        where templates run; by default those that all models share.
+        where templates run; None: those that all models share.
 
         Raises FormatError for a template that is too long, or for too many templates.
         """
@@ -114,7 +126,7 @@ class ChatTemplate:
             "variables": variables,
             "continue_final": continue_final_message,
         }
-        answer = self._processes.ask(job)
+        answer = (self._processes or _shared_processes()).ask(job)
         if answer.status is not Status.RENDERED:
             is_callers = source not in self._templates.values()
             raise _error(answer.status, answer.text, is_callers=is_callers)

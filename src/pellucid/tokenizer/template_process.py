@@ -13,7 +13,6 @@ fork of the engine's process starts its own. They end when the engine's process 
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -86,7 +85,8 @@ class TemplateProcesses:
         data = encode(json.dumps(job, ensure_ascii=False))
         # take the first free place; if all are busy, wait for any
         free = (place for place in self._places if not place.lock.locked())
-        place = next(free, None) or random.choice(self._places)
+        any_place = self._places[threading.get_ident() % len(self._places)]
+        place = next(free, any_place)
         # render; keep the process if it can serve another job
         with place.lock:
             process, place.process = place.process, None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from .capture import OPS, Entry, Symbol
 
-__all__ = ["Placement", "Plan", "build_plan", "bytes_per_row"]
+__all__ = ["Placement", "Plan", "build_plan", "bytes_per_row", "place_symbols"]
 
 # For so many entries a place that has become free is left alone: to write where others have just
 # read would need a barrier of its own.
@@ -47,7 +47,18 @@ class Plan:
 
 
 def build_plan(entries: list[Entry], result: Symbol) -> Plan:
-    """Place every symbol but the result, which lies in the caller's memory."""
+    """Place every symbol, and put barriers where threads must wait."""
+    buffers, index, end = place_symbols(entries, result)
+    barriers = _barriers(entries, buffers, index)
+    return Plan(buffers, index, barriers, end, index[result.storage])
+
+
+def place_symbols(
+    entries: list[Entry], result: Symbol
+) -> tuple[list[Placement], dict[Symbol, int], int]:
+    """Place every symbol but the result, which lies in the caller's memory: the buffers, which of
+    them holds each storage, and the bytes per token of them all.
+    """
     last_use = {symbol.storage: i for i, entry in enumerate(entries) for symbol in _symbols(entry)}
     output = result.storage
     buffers: list[Placement] = []
@@ -68,7 +79,7 @@ def build_plan(entries: list[Entry], result: Symbol) -> Plan:
         for storage in {s.storage for s in _symbols(entry)}:
             if last_use[storage] == i and storage is not output:
                 resting.append((i, buffers[index[storage]]))
-    return Plan(buffers, index, _barriers(entries, buffers, index), end, index[output])
+    return buffers, index, end
 
 
 def _symbols(entry: Entry) -> list[Symbol]:

@@ -8,7 +8,7 @@ from ... import _native
 from ...formats import FORMATS
 from ...ops.backend import Forward
 from .capture import Entry, capture, kv_spec_of, spec_of
-from .plan import build_plan
+from .plan import place_symbols
 
 __all__ = ["step_bytes"]
 
@@ -20,14 +20,14 @@ def step_bytes(
     `context` tokens.
     """
     entries, result = capture(forward)
-    plan = build_plan(entries, result)
+    _, _, bytes_per_token = place_symbols(entries, result)
     capacity = -(-num_tokens // 16) * 16  # csrc/program.cpp, make_room
     scratch = max((_scratch_bytes(entry, isa) for entry in entries), default=0)
     partials = max(
         (_partial_bytes(e, isa, threads, num_tokens, context) for e in entries), default=0
     )
     return {
-        "activations": plan.bytes_per_token * capacity,
+        "activations": bytes_per_token * capacity,
         "logits": num_logits * result.width * 4,
         f"scratch of {threads} threads": threads * scratch,
         "partial results of attention": partials,
