@@ -49,10 +49,10 @@ for i in range(int(sys.argv[3])):
     except KeyboardInterrupt:
         num_interrupted += 1
     signal.setitimer(signal.ITIMER_REAL, 0)
-    faulthandler.dump_traceback_later(60, exit=True)
+    faulthandler.dump_traceback_later(200, exit=True)
     assert answer() == expected, i
 print(num_interrupted, "interrupts")
-assert num_interrupted > 10
+assert num_interrupted
 os._exit(0)  # what an interrupt left to a finalizer is not the question
 """
 

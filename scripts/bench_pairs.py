@@ -1,0 +1,99 @@
+"""This checkout beside another one of Pellucid, in fine pairs: two processes take turns at one
+measurement each, so that both meet the same state of the machine.
+
+    scripts/bench pairs OTHER_CHECKOUT MODEL.gguf [--pairs 40] [--threads 2]
+
+OTHER_CHECKOUT is a folder with its own built `_native` beside src/pellucid. Each shape of
+`scripts/bench peers` is measured in short pieces; each pair gives a ratio, this over other, and the
+median stands with the quartiles. Runs that are minutes apart differ by a tenth on a shared machine;
+pairs tell one or two percent. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+# name, call of bench_peers.Ours (requests, tokens before, tokens), share of --pairs
+SHAPES = [
+    ("decode, 1 sequence", "decode 1 0 24", 1.0),
+    ("decode at 2048", "decode 1 2048 8", 0.4),
+    ("prefill 512", "prefill 1 512", 0.5),
+    ("decode, 8 sequences", "decode 8 64 8", 0.5),
+    ("decode, 32 sequences", "decode 32 64 4", 0.5),
+]
+WORKER = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1] + "/scripts", sys.argv[1] + "/src"]
+import bench_peers
+ours = bench_peers.Ours(Path(sys.argv[2]), int(sys.argv[3]), None)
+ours.prefill(1, 512)  # touches the memory
+print("ready", flush=True)
+for line in sys.stdin:
+    kind, *numbers = line.split()
+    print(getattr(ours, kind)(*map(int, numbers)), flush=True)
+"""
+
+
+class Worker:
+    """A process that measures one checkout when it is asked."""
+
+    def __init__(self, checkout: Path, model: Path, threads: int) -> None:
+        command = [sys.executable, "-c", WORKER, str(checkout), str(model), str(threads)]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(checkout / "src")},
+        )
+        if self._read() != "ready":
+            sys.exit(f"scripts/bench pairs: {checkout} cannot be measured")
+
+    def measure(self, call: str) -> float:
+        """Tokens per second."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(call + "\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT")
+    parser.add_argument("model", type=Path, metavar="MODEL.gguf")
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    this, other = (Worker(c.resolve(), args.model, args.threads) for c in (HERE, args.other))
+    print(f"{'tokens/s':<22} {'other':>9} {'this':>9} {'ratio':>7}  quartiles")
+    results = []
+    for name, call, share in SHAPES:
+        ratios, speeds = [], []
+        for i in range(max(4, round(args.pairs * share))):
+            first, second = (this, other) if i % 2 else (other, this)
+            a, b = first.measure(call), second.measure(call)
+            mine, theirs = (a, b) if i % 2 else (b, a)
+            ratios.append(mine / theirs)
+            speeds.append((theirs, mine))
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        theirs, mine = (statistics.median(column) for column in zip(*speeds, strict=True))
+        print(f"{name:<22} {theirs:>9.1f} {mine:>9.1f} {middle:>7.3f}  {low:.3f} – {high:.3f}")
+        results.append({"shape": name, "other": theirs, "this": mine, "ratios": ratios})
+    print(json.dumps({"bench": "pairs", "model": args.model.name, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
