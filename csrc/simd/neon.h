@@ -18,6 +18,7 @@ constexpr bool kSignedDot = true;  // dot4 of codes of 8 bits takes them as code
 constexpr int kRowsAtOnce = 4;     // 8 registers of accumulators + 16 of codes + 2 of dot products
                                    // leave 6 for scales and the activation
 constexpr int kSumsAtOnce = 1;
+constexpr int kDotSums = 8, kFmaSums = 8;  // 16 registers of sums, 4 of operands
 
 // Plain structs: gcc 12 moves arm_neon.h's own pairs (float32x4x2_t) through memory.
 struct F32 {

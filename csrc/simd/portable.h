@@ -17,6 +17,7 @@ constexpr int kLanes = 16;
 constexpr bool kSignedDot = false;  // dot4 of codes of 8 bits takes them as code - 128
 constexpr int kRowsAtOnce = 4;
 constexpr int kSumsAtOnce = 1;
+constexpr int kDotSums = 2, kFmaSums = 2;
 
 struct F32 {
     float v[kLanes];
