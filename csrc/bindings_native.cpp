@@ -245,14 +245,30 @@ void bind_native(nb::module_ &m) {
     m.def("load_weight", &load_weight);
     m.def("new_kv_store", &new_kv_store);
     m.def("new_program", &new_program);
+    nb::class_<ReadBuffer>(m, "ReadBuffer")
+        .def(
+            "__init__",
+            [](ReadBuffer *self, ThreadPool &pool, size_t bytes) {
+                require(bytes > 0 && bytes <= kMostBytes, "a working set has no size, or too much");
+                new (self) ReadBuffer(pool, bytes);
+            },
+            nb::arg("pool"), nb::arg("bytes"), nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "read",
+            [](const ReadBuffer &self, const std::string &isa, ThreadPool &pool, size_t bytes,
+               double seconds) {
+                require(seconds > 0 && seconds <= 60, "measuring takes more than 0 and at most 60 s");
+                return self.read(*kernels_by_name(isa), pool, bytes, seconds);
+            },
+            nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("seconds"),
+            nb::call_guard<nb::gil_scoped_release>());
     m.def(
-        "measure_read_bandwidth",
-        [](const std::string &isa, ThreadPool &pool, size_t bytes, double seconds) {
-            require(seconds > 0 && seconds <= 60, "measuring takes more than 0 and at most 60 s");
-            return measure_read_bandwidth(*kernels_by_name(isa), pool, bytes, seconds);
+        "measure_barrier",
+        [](ThreadPool &pool, size_t stages) {
+            require(stages > 0 && stages <= 1000000, "barriers are 1 to 1,000,000");
+            return measure_barrier(pool, stages);
         },
-        nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("seconds"),
-        nb::call_guard<nb::gil_scoped_release>());
+        nb::arg("pool"), nb::arg("stages"), nb::call_guard<nb::gil_scoped_release>());
     m.def(
         "measure_int8_peak",
         [](const std::string &isa, ThreadPool &pool, double seconds) {

@@ -1,8 +1,7 @@
 // Times the loops of kernels/ceilings.inc on all threads of a pool.
 //
-// The best of several tries is taken: the others were disturbed by other programs. A try takes some
-// milliseconds, so that starting the threads does not count. All threads run the whole try, so they
-// share caches and bandwidth as they do in a step.
+// The best of several tries is taken: the others were disturbed by other programs. All threads run
+// the whole try, so they share caches and bandwidth as they do in a step.
 #include "machine.h"
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 #include <iterator>
+#include <stdexcept>
 
 #include "program.h"
 
@@ -19,21 +19,21 @@ namespace {
 constexpr int kTries = 5;
 constexpr size_t kGranule = 1024;  // a thread's part is a multiple of it: 8 vectors of any width
 
-// Units per second of `work(share, repeats)`, run so often that a try takes `seconds / kTries`.
+// Units per second of `work(share, repeats)`, the best try in about `seconds`. Tries grow until
+// one takes its part of the time, so that starting the threads does not count.
 template <class F>
 double best_rate(ThreadPool &pool, double seconds, double units, F work) {
     using Clock = std::chrono::steady_clock;
-    const auto time = [&](size_t repeats) {
+    double best = 0, all = 0;
+    for (size_t repeats = 1; all < seconds;) {
         const auto start = Clock::now();
         pool.run([] { return size_t{1}; }, [&](size_t, size_t share) { work(share, repeats); });
-        return std::chrono::duration<double>(Clock::now() - start).count();
-    };
-    size_t repeats = 1;
-    for (double once = time(1); once < seconds / kTries / 4; once = time(repeats)) repeats *= 2;
-    repeats *= 2;
-    double best = time(repeats);
-    for (int i = 1; i < kTries; i++) best = std::min(best, time(repeats));
-    return units * static_cast<double>(repeats) / best;
+        const double taken = std::chrono::duration<double>(Clock::now() - start).count();
+        best = std::max(best, units * static_cast<double>(repeats) / taken);
+        all += taken;
+        if (taken < seconds / kTries) repeats *= 2;
+    }
+    return best;
 }
 
 constexpr size_t kOperandBytes = 1024, kRounds = 1000;
@@ -57,12 +57,23 @@ double best_product_rate(ThreadPool &pool, double seconds, F multiply) {
 
 }  // namespace
 
-double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t bytes,
-                              double seconds) {
-    const size_t part = std::max(bytes / pool.size() / kGranule, size_t{1}) * kGranule;
-    const Memory memory = allocate(part * pool.size());
+ReadBuffer::ReadBuffer(ThreadPool &pool, size_t bytes)
+    : bytes_(std::max((bytes + kGranule - 1) / kGranule, pool.size()) * kGranule),
+      memory_(allocate(bytes_)) {
     // untouched pages would all be one page of zeros, which lies in the cache
-    std::memset(memory.get(), 1, part * pool.size());
+    pool.run([] { return size_t{1}; },
+             [&](size_t, size_t share) {
+                 const size_t first = bytes_ * share / pool.size(),
+                              last = bytes_ * (share + 1) / pool.size();
+                 std::memset(memory_.get() + first, 1, last - first);
+             });
+}
+
+double ReadBuffer::read(const Kernels &kernels, ThreadPool &pool, size_t bytes,
+                        double seconds) const {
+    const size_t granules = std::min(bytes, bytes_) / kGranule,
+                 part = std::max(granules / pool.size(), size_t{1}) * kGranule;
+    if (part * pool.size() > bytes_) throw std::invalid_argument("more threads than memory");
     std::atomic<uint32_t> sink{0};
     double best = 0;
     for (const size_t ahead : {size_t{0}, size_t{1024}, size_t{8192}}) {
@@ -71,12 +82,19 @@ double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t b
                       [&](size_t share, size_t repeats) {
                           uint32_t all = 0;
                           for (size_t i = 0; i < repeats; i++)
-                              all |= kernels.read_bytes(memory.get() + share * part, part, ahead);
+                              all |= kernels.read_bytes(memory_.get() + share * part, part, ahead);
                           sink.fetch_or(all, std::memory_order_relaxed);
                       });
         best = std::max(best, rate);
     }
     return best;
+}
+
+double measure_barrier(ThreadPool &pool, size_t stages) {
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&] { return stages; }, [](size_t, size_t) {});
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
+           static_cast<double>(stages);
 }
 
 double measure_int8_peak(const Kernels &kernels, ThreadPool &pool, double seconds) {

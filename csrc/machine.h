@@ -4,15 +4,28 @@
 #include <cstddef>
 
 #include "kernels.h"
+#include "memory.h"
 #include "thread_pool.h"
 
 namespace pellucid {
 
-// Bytes per second that the pool's threads read together, each its part of a working set of
-// `bytes`, over and over for about `seconds`: the best of several tries, with and without
-// prefetching.
-double measure_read_bandwidth(const Kernels &kernels, ThreadPool &pool, size_t bytes,
-                              double seconds);
+// Memory that is read again and again, to measure how fast.
+class ReadBuffer {
+  public:
+    // At least `bytes`; the pool's threads touch it, each its part.
+    ReadBuffer(ThreadPool &pool, size_t bytes);
+
+    // Bytes per second that the pool's threads read together, each its part of the first `bytes`,
+    // over and over for about `seconds`: the best of several tries, with and without prefetching.
+    double read(const Kernels &kernels, ThreadPool &pool, size_t bytes, double seconds) const;
+
+  private:
+    size_t bytes_;
+    Memory memory_;
+};
+
+// Seconds of one barrier of the pool: the mean of so many stages without work.
+double measure_barrier(ThreadPool &pool, size_t stages);
 
 // Operations per second (a multiply-add is two) on bytes, summed in 32 bits, from registers and L1:
 // the best of several tries.

@@ -13,10 +13,11 @@ decoding of many sequences is that of llama-batched-bench: prompts of 64 tokens,
 drives the backend with such batches directly. A peer that is not named is left out; with none, ours
 is measured alone. `--only` takes shapes by parts of their names.
 
-"of roof" is the time that the machine allows over the time that was taken: the step's bytes at the
-read bandwidth measured just before, or its FLOPs at the peaks of multiplying bytes and float32,
-whichever is longer (pellucid/measure/machine.py). "most" is the ratio that a backend at that roof
-would have had.
+"of roof" is the time that the machine allows over the time that was taken, the least and the most
+of the rounds: the step's bytes at the read bandwidth measured just before each round, or its FLOPs
+at the peaks of multiplying bytes and float32 with the multiplications by scales, whichever is
+longer (pellucid/measure/hardware.py). "most" is the ratio that a backend at that roof would have
+had.
 
 vLLM and OpenVINO GenAI run after that, by `peers_python.py` in the environments of the interpreters
 named: OpenVINO on the same file, vLLM on a model of the same shape with random weights in bfloat16.
@@ -34,7 +35,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ from pellucid.config import ModelConfig
 from pellucid.kv.layout import build_layout
 from pellucid.kv.storage import KVStorage
 from pellucid.kv_spec import build_kv_specs
-from pellucid.measure.hardware import Ceilings
-from pellucid.measure.machine import measure_ceilings
+from pellucid.measure.hardware import Ceilings, Range
+from pellucid.measure.machine import ReadMeter, measure_ceilings
 from pellucid.models.registry import get_graph
 from pellucid.ops.cost import OpCost
 from pellucid.ops.kv_dtypes import choose_kv_dtypes
@@ -87,17 +88,16 @@ class Ours:
         self._run = backend.build_forward(
             lambda ops, batch: forward(ops, self.config, weights, batch, storage.layers)
         )
-        self._measure = partial(
-            measure_ceilings,
-            backend.isa,
-            backend.threads,
-            working_sets=[self._weight_bytes],
-            seconds=0.2,
+        # the peaks stay; the bandwidth of all weights is read before each round
+        self._peaks = measure_ceilings(
+            backend.isa, backend.threads, working_sets=[1 << 20], seconds=0.2
         )
+        self._meter = ReadMeter(backend.isa, backend.threads, self._weight_bytes)
 
     def ceilings(self) -> Ceilings:
         """What the machine reaches now, with all weights as the working set."""
-        return self._measure()
+        reading = Range.of([self._meter.take()])
+        return replace(self._peaks, read_bandwidth={self._weight_bytes: reading})
 
     def roof(self, requests: int, start: int, end: int, chunk: int, ceilings: Ceilings) -> float:
         """Tokens per second at most, of positions start … end - 1 of each request in steps of
@@ -374,14 +374,15 @@ def measure(ours: Ours, shape: Shape, runs: int) -> dict[str, Any]:
 
 
 HEADER = (
-    f"{'':<22} {'pellucid':>9} {'of roof':>8} {'llama.cpp':>10} {'-fa':>4} {'most':>6}   "
+    f"{'':<22} {'pellucid':>9} {'of roof':>10} {'llama.cpp':>10} {'-fa':>4} {'most':>6}   "
     "ratio (least – largest)"
 )
 
 
 def line(row: dict[str, Any]) -> str:
-    share = statistics.median(a / b for a, b in zip(row["pellucid"], row["roof"], strict=True))
-    mine = f"{row['shape']:<22} {statistics.median(row['pellucid']):>9.1f} {share:>8.0%}"
+    shares = [a / b for a, b in zip(row["pellucid"], row["roof"], strict=True)]
+    share = f"{min(shares):.0%}–{max(shares):.0%}"
+    mine = f"{row['shape']:<22} {statistics.median(row['pellucid']):>9.1f} {share:>10}"
     if not row["ratios"]:
         return mine
     peer, ratio = statistics.median(row["llama.cpp"]), statistics.median(row["ratios"])

@@ -20,6 +20,7 @@ from ..errors import PellucidError
 from .batch import batch
 from .chat import chat
 from .inspect import inspect
+from .machine import machine
 from .options import DEBUG, debug_option
 from .perplexity import perplexity
 from .plan import plan
@@ -194,5 +195,6 @@ for _command in (
     plan,
     profile,
     verify,
+    machine,
 ):
     main.add_command(_command)

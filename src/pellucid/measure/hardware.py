@@ -18,9 +18,11 @@ from typing import Self
 from ..errors import PellucidError
 from ..ops.cost import OpCost
 
-__all__ = ["DATA_SHEETS", "MEASURED", "Ceilings", "Range", "data_sheet"]
+__all__ = ["DATA_SHEETS", "MEASURED", "SCALE_SHARES", "Ceilings", "Range", "data_sheet"]
 
 MEASURED = "measured"
+# multiplications by scales for each output and 32 inputs
+SCALE_SHARES = {"Q4_0, Q5_0, Q8_0": 2, "Q4_1, Q4_K, Q6_K": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,13 @@ class Ceilings:
         if self.isa == "amx":
             return max(of_bytes, of_scales) + of_floats
         return of_bytes + of_scales + of_floats
+
+    def int8_share(self, scale_products: int) -> float:
+        """The share of the int8 peak that a product of quantized weights can reach, with so many
+        multiplications by scales for each output and 32 inputs (on Zen 4 8/10 or 8/11).
+        """
+        block = OpCost(64, 0, 0, int8_flops=64, scale_flops=2 * scale_products)
+        return self.arithmetic_seconds(block, scales=False) / self.arithmetic_seconds(block)
 
     def least_seconds(self, cost: OpCost, working_set: int, *, scales: bool = True) -> float:
         """The shortest time that the device allows for an op. `working_set` is the memory that is
