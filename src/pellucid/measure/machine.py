@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -227,7 +228,7 @@ def _disk_bandwidth(folder: Path) -> Range | None:
     """How fast a file in `folder` is read that the system has dropped from its cache. Writes a
     file of its own and deletes it. The host of a virtual machine may have it cached still.
     """
-    if not hasattr(os, "posix_fadvise"):
+    if sys.platform != "linux":  # elsewhere the cache cannot be dropped
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
