@@ -13,14 +13,14 @@ import pytest
 from pellucid import _native
 
 # Per instruction set: what a loop must multiply with, how often at least, and what else it may do.
-# `count` is of the sums in simd/*.h.
+# `count` is of the sums in simd/*.h. The portable kernels are left out: their vectors are arrays,
+# and which of them lie in registers is the compiler's choice. Arm's have other instructions.
 LOOPS = {
     "avx512 int8": ("vpdpbusd", "zmm", 12, {"vpbroadcastd"}),
     "avx512 float32": (r"vfmadd\d+ps", "zmm", 12, {"vbroadcastss"}),
     "avx2 int8": ("vpmaddubsw", "ymm", 6, {"vpmaddwd", "vpaddd", "vpbroadcastd"}),
     "avx2 float32": (r"vfmadd\d+ps", "ymm", 10, {"vbroadcastss"}),
     "amx int8": ("tdpbsud", "tmm", 4, set()),
-    "portable float32": ("mulps", "xmm", 8, {"addps", "movss", "shufps"}),
 }
 COUNTING = {"add", "sub", "inc", "dec", "cmp", "test", "jne", "jb", "ja", "lea", "mov"}
 MOVES = {"movaps", "vmovaps", "vmovdqa", "vmovdqa32", "vmovdqa64", "movdqa"}  # between registers
@@ -66,16 +66,18 @@ def test_a_loop_that_measures_a_peak_keeps_its_sums_in_registers(name: str) -> N
         pytest.skip("this build has no such kernels")
 
     def is_pure(body: list[tuple[str, str]]) -> bool:
-        """Products of registers, numbers read from L1, and the count of rounds; no stack."""
+        """Products of registers, numbers read from L1, and the count of rounds. No store: a sum that
+        is spilled is stored, a number that is multiplied may be loaded again.
+        """
         products = 0
         for operation, operands in body:
             if re.fullmatch(multiply, operation) and register in operands:
                 products += 1
             elif operation not in COUNTING | beside and not (
-                operation in MOVES and "(" not in operands
+                operation in MOVES and not operands.endswith(")")
             ):
                 return False
-            if "%rsp" in operands or "%rbp" in operands:
+            if ("%rsp" in operands or "%rbp" in operands) and operation not in MOVES:
                 return False
         return products >= count
 
