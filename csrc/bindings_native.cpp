@@ -257,7 +257,8 @@ void bind_native(nb::module_ &m) {
             "read",
             [](const ReadBuffer &self, const std::string &isa, ThreadPool &pool, size_t bytes,
                double seconds) {
-                require(seconds > 0 && seconds <= 60, "measuring takes more than 0 and at most 60 s");
+                require(seconds > 0 && seconds <= 60,
+                        "measuring takes more than 0 and at most 60 s");
                 return self.read(*kernels_by_name(isa), pool, bytes, seconds);
             },
             nb::arg("isa"), nb::arg("pool"), nb::arg("bytes"), nb::arg("seconds"),

@@ -15,7 +15,9 @@ constexpr bool kSignedDot = true;  // dot4 of codes of 8 bits takes them as code
 constexpr int kRowsAtOnce =
     4;  // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
 constexpr int kSumsAtOnce = 1;
-constexpr int kDotSums = 6, kFmaSums = 10;  // 6 of dot4, which wait for an addition only and need registers for products
+constexpr int kDotSums = 6,
+              kFmaSums =
+                  10;  // 6 of dot4, which wait for an addition only and need registers for products
 
 using F32 = __m256;
 using I32 = __m256i;

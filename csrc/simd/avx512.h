@@ -19,7 +19,8 @@ constexpr bool kSignedDot = false;  // dot4 of codes of 8 bits takes them as cod
 constexpr int kRowsAtOnce =
     8;  // 8 accumulators, 8 code vectors, 4 sums, scales and temporaries of the 32 registers
 constexpr int kSumsAtOnce = 4;  // one takes 4 or 5 cycles: so that each waits for none
-constexpr int kDotSums = 12, kFmaSums = 12;  // sums of the loops that measure peaks (kernels/ceilings.inc)
+constexpr int kDotSums = 12,
+              kFmaSums = 12;  // sums of the loops that measure peaks (kernels/ceilings.inc)
 
 using F32 = __m512;
 using I32 = __m512i;

@@ -66,7 +66,7 @@ def test_a_loop_that_measures_a_peak_keeps_its_sums_in_registers(name: str) -> N
         pytest.skip("this build has no such kernels")
 
     def is_pure(body: list[tuple[str, str]]) -> bool:
-        """Products of registers, numbers read from L1, and the count of rounds. No store: a sum that
+        """Products of registers, numbers from L1, and the count of rounds. No store: a sum that
         is spilled is stored, a number that is multiplied may be loaded again.
         """
         products = 0
