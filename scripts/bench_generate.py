@@ -15,7 +15,7 @@ import statistics
 import subprocess
 
 from pellucid import LLM, SamplingParams
-from pellucid.request import RequestOutput
+from pellucid.outputs import RequestOutput
 
 
 def ours(llm: LLM, prompt: list[int], output: int) -> tuple[float, float]:

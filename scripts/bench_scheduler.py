@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pellucid.kv.layout import build_layout
 from pellucid.kv.manager import KVCacheManager
 from pellucid.kv_spec import KVSpec
-from pellucid.request import Request, SamplingParams
+from pellucid.request import Request
+from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import Scheduler
 
 PROMPT, STEPS, BLOCK = 32, 64, 16

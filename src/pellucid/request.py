@@ -5,37 +5,16 @@ One idea: a request has two counters. `num_tokens` counts the known token ids (p
 difference. Prefill, decode, chunked prefill, a prefix hit and recomputation after preemption are
 all this one subtraction; there are no phases.
 
-Its parameters (`sampling_params.py`) and its answer (`outputs.py`) can be imported from here too.
+Its parameters are in `sampling_params.py`, and what its caller sees is in `outputs.py`.
 """
 
 import enum
 from dataclasses import dataclass, field
 
-from .outputs import (
-    CompletionOutput,
-    FinishReason,
-    Logprob,
-    LogprobsOnePosition,
-    RequestMetrics,
-    RequestOutput,
-)
-from .sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, SamplingParams, TokenId
+from .outputs import FinishReason, LogprobsOnePosition
+from .sampling_params import SamplingParams
 
-__all__ = [
-    "MAX_LOGPROBS",
-    "MAX_N",
-    "MAX_STOP_STRINGS",
-    "CompletionOutput",
-    "FinishReason",
-    "Logprob",
-    "LogprobsOnePosition",
-    "Request",
-    "RequestMetrics",
-    "RequestOutput",
-    "RequestStatus",
-    "SamplingParams",
-    "TokenId",
-]
+__all__ = ["Request", "RequestStatus"]
 
 
 class RequestStatus(enum.Enum):

@@ -16,7 +16,8 @@ from pellucid.kv.manager import KVCacheManager
 from pellucid.kv.storage import KVStorage
 from pellucid.kv_spec import KVSpec
 from pellucid.ops.protocol import Ops, Tensor
-from pellucid.request import Request, SamplingParams
+from pellucid.request import Request
+from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import Scheduler
 
 VOCAB, HIDDEN, HEADS, BLOCK, CHUNK = 13, 24, 4, 4, 6

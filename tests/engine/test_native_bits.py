@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pellucid import LLM, SamplingParams
-from pellucid.request import RequestOutput
+from pellucid.outputs import RequestOutput
 
 PROMPTS = ["The capital", "A", "of France is a town that one cannot see from here"]
 PARAMS = SamplingParams(

@@ -17,7 +17,7 @@ from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.measure.profile import Profile, profile_model
 from pellucid.measure.report import plot_roofline, write_trace
 from pellucid.measure.roofline import total
-from pellucid.request import SamplingParams
+from pellucid.sampling_params import SamplingParams
 
 
 @pytest.fixture(scope="module")

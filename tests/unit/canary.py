@@ -16,7 +16,8 @@ from typing import Any
 from pellucid.kv.layout import KVLayout, LayerGroup
 from pellucid.kv.manager import KVCacheManager
 from pellucid.kv_spec import KVSpec
-from pellucid.request import Request, SamplingParams
+from pellucid.request import Request
+from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import ScheduledStep, Scheduler
 
 ALPHABET = 3  # tokens: few, so that prefixes meet

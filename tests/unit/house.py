@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kv_spec": ("config",),
     "config": ("checks", "errors"),
     "engine_config": ("checks", "config"),
-    "request": (*REQUEST, "errors"),
+    "request": ("sampling_params", "outputs", "errors"),
     "sampling_params": ("checks", "errors"),
     "outputs": (),
     "checks": ("errors",),

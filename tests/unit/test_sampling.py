@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pellucid.errors import RequestError
-from pellucid.request import SamplingParams
 from pellucid.sampling import SamplingRow, sample
 from pellucid.sampling.noise import gumbel, noise_state
 from pellucid.sampling.processors import keep_top_p
 from pellucid.sampling.sampler import survivors
+from pellucid.sampling_params import SamplingParams
 
 # how far rounding may move the place where a sum of probabilities reaches its share: that of top_p
 # is good to seven digits

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.errors import RequestError
-from pellucid.request import Logprob
+from pellucid.outputs import Logprob
 from pellucid.sampling import top_logprobs
 
 

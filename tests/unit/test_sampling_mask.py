@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pellucid.errors import RequestError
-from pellucid.request import SamplingParams
 from pellucid.sampling import SamplingRow, sample, top_logprobs
+from pellucid.sampling_params import SamplingParams
 
 V = 1000
 MIX: list[dict[str, Any]] = [

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.errors import ConfigError
-from pellucid.request import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, SamplingParams
 from pellucid.sampling import check_token_ids
+from pellucid.sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, SamplingParams
 
 INTEGERS = {  # name: (lowest, highest allowed)
     "n": (1, MAX_N),

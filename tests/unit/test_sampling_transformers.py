@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pellucid.request import SamplingParams
 from pellucid.sampling import SamplingRow
 from pellucid.sampling.processors import adjust
 from pellucid.sampling.sampler import survivors
+from pellucid.sampling_params import SamplingParams
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -4,7 +4,8 @@ import pytest
 
 from pellucid.errors import RequestError
 from pellucid.kv.manager import KVCacheManager
-from pellucid.request import Request, RequestStatus, SamplingParams
+from pellucid.request import Request, RequestStatus
+from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import Scheduler
 
 from .canary import build_layout

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pellucid.engine_config import Batching, SchedulingPolicy
 from pellucid.kv.manager import KVCacheManager
-from pellucid.request import Request, SamplingParams
+from pellucid.request import Request
+from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import Scheduler
 from pellucid.scheduler.waiting import _LONGEST_LPM_QUEUE, _OUTPUT_WEIGHT, _PATIENCE, _PROMPT_WEIGHT
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..request import LogprobsOnePosition, RequestOutput
+from ..outputs import LogprobsOnePosition, RequestOutput
 from .options import ModelOptions
 
 if TYPE_CHECKING:

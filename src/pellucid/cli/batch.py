@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import click
 
 from ..errors import EngineDeadError, PellucidError, QueueFullError, RequestError
-from ..request import RequestOutput
+from ..outputs import RequestOutput
 from .answer import Timing, render_chat
 from .answers_file import AnswersFile
 from .batch_lines import (

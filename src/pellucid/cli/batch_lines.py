@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 
 from ..errors import PellucidError, RequestError
 from ..files import parse_json
-from ..request import CompletionOutput, RequestOutput, SamplingParams
+from ..outputs import CompletionOutput, RequestOutput
+from ..sampling_params import SamplingParams
 from .answer import report_logprobs
 
 __all__ = [

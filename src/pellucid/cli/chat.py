@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, RequestError
-from ..request import RequestOutput, SamplingParams
+from ..outputs import RequestOutput
+from ..sampling_params import SamplingParams
 from .answer import Timing, load_llm, render_chat
 from .messages import is_interactive, read_messages
 from .options import (

@@ -17,7 +17,8 @@ from itertools import accumulate
 from typing import Any
 
 from ..errors import RequestError
-from ..request import CompletionOutput, LogprobsOnePosition, RequestOutput, SamplingParams
+from ..outputs import CompletionOutput, LogprobsOnePosition, RequestOutput
+from ..sampling_params import SamplingParams
 from .batch_lines import CHAT, Asked, Line
 
 __all__ = ["openai_answer", "openai_error", "parse_openai"]

@@ -18,7 +18,7 @@ from ..checks import Declaration, declarations
 from ..engine_config import EngineConfig
 from ..errors import FormatError
 from ..files import parse_json, read_bytes
-from ..request import SamplingParams
+from ..sampling_params import SamplingParams
 from ..weights.catalogue import DEFAULT_MODEL
 
 __all__ = [

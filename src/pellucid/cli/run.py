@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, RequestError
-from ..request import Logprob, RequestOutput
+from ..outputs import Logprob, RequestOutput
 from .answer import Timing, load_llm, render_chat, report_logprobs
 from .options import (
     ModelOptions,

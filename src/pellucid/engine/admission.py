@@ -6,8 +6,9 @@ import random
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..request import Request, SamplingParams
+from ..request import Request
 from ..sampling import check_token_ids
+from ..sampling_params import SamplingParams
 from ..tokenizer import Tokenizer
 from .prompts import TokenizedPrompt, check_prompt_ids, truncate_prompt
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine_config import EngineConfig
-from ..request import RequestOutput
+from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams, params_for_prompts
 from .admission import Submission
 from .core_thread import CoreThread

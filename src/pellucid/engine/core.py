@@ -15,7 +15,8 @@ from typing import TypeAlias
 from ..config import ModelConfig
 from ..errors import EngineError, PellucidError, RequestError
 from ..kv.storage import LostBlocksError
-from ..request import FinishReason, Request, RequestOutput
+from ..outputs import FinishReason, RequestOutput
+from ..request import Request
 from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
 from .admission import Submission, build_requests

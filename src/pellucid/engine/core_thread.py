@@ -27,7 +27,7 @@ from queue import SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from ..errors import EngineDeadError, EngineError, QueueFullError, RequestError
-from ..request import RequestOutput
+from ..outputs import RequestOutput
 from .core import EngineCore
 from .mailbox import Mailbox, ThreadMailbox
 

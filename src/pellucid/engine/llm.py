@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..config import ModelConfig
-from ..request import RequestOutput
+from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams, params_for_prompts
 from ..tokenizer import Tokenizer
 from .admission import Submission

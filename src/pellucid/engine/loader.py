@@ -24,7 +24,7 @@ from ..models.registry import get_graph
 from ..ops.backend import Backend
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import KVLayer, Tensor
-from ..request import SamplingParams
+from ..sampling_params import SamplingParams
 from ..scheduler import Scheduler
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..units import format_bytes

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
-from ..request import RequestOutput
+from ..outputs import RequestOutput
 from .admission import Submission
 
 __all__ = ["Mailbox", "ThreadMailbox"]

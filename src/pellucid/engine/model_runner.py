@@ -26,7 +26,8 @@ from ..errors import PellucidError
 from ..kv.node import HOLE
 from ..kv.storage import KVStorage
 from ..ops.backend import Logits
-from ..request import LogprobsOnePosition, Request
+from ..outputs import LogprobsOnePosition
+from ..request import Request
 from ..sampling import SamplingRow, top_logprobs
 from ..scheduler import ScheduledStep
 

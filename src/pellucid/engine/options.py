@@ -9,7 +9,7 @@ from ..backends.registry import BACKENDS, backend_kind
 from ..checks import declarations, unknown_name
 from ..engine_config import EngineConfig
 from ..errors import ConfigError
-from ..request import MAX_LOGPROBS
+from ..sampling_params import MAX_LOGPROBS
 
 __all__ = ["build_engine_config"]
 

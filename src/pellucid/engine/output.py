@@ -7,15 +7,15 @@ vLLM's `RequestOutput` does. A caller that streams prints the part that is new.
 
 from dataclasses import replace
 
-from ..request import (
+from ..outputs import (
     CompletionOutput,
     FinishReason,
     Logprob,
     LogprobsOnePosition,
-    Request,
     RequestMetrics,
     RequestOutput,
 )
+from ..request import Request
 from ..tokenizer import Detokenizer, Tokenizer
 
 __all__ = ["OutputGroup"]

@@ -24,7 +24,7 @@ import numpy as np
 
 from ..checks import Bounds, check_fields, check_value, option, show, unknown_name
 from ..errors import PellucidError, RequestError
-from ..request import SamplingParams, TokenId
+from ..sampling_params import SamplingParams, TokenId
 from ..tokenizer import Tokenizer
 
 __all__ = [

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from ..request import RequestOutput
+from ..outputs import RequestOutput
 from .admission import Submission
 from .mailbox import Mailbox
 

@@ -27,7 +27,7 @@ from ..engine.stats import StepTimes
 from ..errors import ConfigError
 from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
-from ..request import SamplingParams
+from ..sampling_params import SamplingParams
 from ..weights.checkpoint import open_checkpoint
 from .hardware import Ceilings
 from .machine import measure_ceilings

@@ -23,7 +23,8 @@ from ..engine.prompts import TokenizedPrompt
 from ..engine_config import EngineConfig
 from ..errors import ConfigError
 from ..ops.kv_dtypes import KV_GROUP
-from ..request import LogprobsOnePosition, RequestOutput, SamplingParams
+from ..outputs import LogprobsOnePosition, RequestOutput
+from ..sampling_params import SamplingParams
 
 __all__ = ["PLAIN", "SETTINGS", "Outcome", "Probe", "Setting", "Verification", "build_probes"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..request import Logprob, LogprobsOnePosition
+from ..outputs import Logprob, LogprobsOnePosition
 from .processors import keep_largest, total_weight
 
 __all__ = ["top_logprobs"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..request import SamplingParams
+from ..sampling_params import SamplingParams
 
 __all__ = ["SamplingRow", "TokenIds", "check_token_ids"]
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..request import SamplingParams
+from ..sampling_params import SamplingParams
 from .noise import (
     LARGEST_GUMBEL,
     SMALLEST_GUMBEL,

@@ -33,7 +33,8 @@ from ..batch import BlockOp
 from ..engine_config import Batching, SchedulingPolicy
 from ..errors import RequestError
 from ..kv.manager import Hit, KVCacheManager
-from ..request import FinishReason, Request, RequestStatus
+from ..outputs import FinishReason
+from ..request import Request, RequestStatus
 from .events import MAX_EVENTS, Event, EventKind
 from .waiting import WaitingQueue
 
