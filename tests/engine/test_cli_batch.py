@@ -276,6 +276,7 @@ def test_lines_of_openai_are_answered_in_its_form(tiny_path: Path, tmp_path: Pat
     assert found["ids"]["response"]["body"]["usage"]["prompt_tokens"] == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_whole_lines_and_is_continued(
     long_path: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ call = {
     "stream": lambda: list(llm.stream("ab", params))[-1:],
     "chat": lambda: llm.chat([{"role": "user", "content": "ab"}], params, use_tqdm=False),
     "stats": lambda: [llm.stats() for _ in range(20)] and [],
-    "long": lambda: llm.generate("ab" * 9000, params, use_tqdm=False),
+    "long": lambda: llm.generate("ab" * 3000, params, use_tqdm=False),
 }[sys.argv[2]]
 
 def interrupt(*_):
@@ -59,7 +59,13 @@ os._exit(0)  # what an interrupt left to a finalizer is not the question
 
 @pytest.mark.parametrize(
     ("call", "times"),
-    [("generate", 300), ("stream", 300), ("chat", 150), ("stats", 300), ("long", 20)],
+    [
+        ("generate", 300),
+        ("stream", 300),
+        ("stats", 300),
+        ("long", 20),
+        pytest.param("chat", 150, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupt_at_any_moment_leaves_the_model_usable(
     call: str, times: int, long_path: Path

@@ -89,6 +89,7 @@ def test_the_plot_shows_both_phases(profile: Profile, tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "roofline.svg").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_one_line_of_json(tiny_path: Path) -> None:
     command = ["profile", str(tiny_path), "--prompt", "32", "--output", "4"]
     shown = CliRunner().invoke(main, command)

@@ -135,6 +135,7 @@ def test_integers_of_every_kind_are_token_ids(tokenizer: Tokenizer, ids: Any) ->
     assert taken == [97, 98] and all(type(token_id) is int for token_id in taken)
 
 
+@pytest.mark.slow  # the import of torch
 def test_a_torch_tensor_of_integers_is_token_ids(tokenizer: Tokenizer) -> None:
     torch = pytest.importorskip("torch")
     assert ids_of(tokenizer, torch.tensor([97, 98])) == [97, 98]

@@ -38,6 +38,12 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     )
 
 
+@pytest.fixture(scope="module")
+def llama_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "llama.gguf"
+    return write_tiny(path, context=256, head_dim=HEAD_DIM)
+
+
 def _run(path: Path, names: Sequence[str]) -> list[Outcome]:
     with open_model(path) as model:
         return list(
@@ -45,6 +51,7 @@ def _run(path: Path, names: Sequence[str]) -> list[Outcome]:
         )
 
 
+@pytest.mark.slow
 def test_the_whole_matrix_is_exact(model_path: Path) -> None:
     with open_model(model_path) as model:
         outcomes = list(Verification(model).run())
@@ -59,8 +66,9 @@ def test_the_whole_matrix_is_exact(model_path: Path) -> None:
         assert (outcome.num_cached_tokens > 0) == outcome.setting.cache
 
 
-def test_a_command_prints_the_table_and_ends_well(model_path: Path) -> None:
-    result = CliRunner().invoke(main, ["verify", str(model_path)])
+@pytest.mark.slow
+def test_a_command_prints_the_table_and_ends_well(llama_path: Path) -> None:
+    result = CliRunner().invoke(main, ["verify", str(llama_path)])
     assert result.exit_code == 0, result.output
     assert (
         result.stdout.count("identical") == len(SETTINGS)
@@ -68,8 +76,9 @@ def test_a_command_prints_the_table_and_ends_well(model_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_number_that_depends_on_the_batch_is_found(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact: Callable[[CapturedForward, ForwardBatch], HostLogits] = CapturedForward.__call__
 
@@ -81,7 +90,7 @@ def test_a_number_that_depends_on_the_batch_is_found(
         return logits
 
     monkeypatch.setattr(CapturedForward, "__call__", noisy)
-    result = CliRunner().invoke(main, ["verify", str(model_path), "--json"])
+    result = CliRunner().invoke(main, ["verify", str(llama_path), "--json"])
     assert result.exit_code == 1
     found: dict[str, Any] = json.loads(result.stdout)
     assert not found["exact"]

@@ -43,6 +43,7 @@ def test_there_is_a_hostile_template_for_each_kind() -> None:
     assert len(HOSTILE) >= 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_harms_nothing(name: str, told: dict[str, dict[str, Any]]) -> None:
     line = told[name]

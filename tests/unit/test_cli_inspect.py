@@ -243,6 +243,7 @@ def test_a_folder_of_gguf_files_asks_for_one_of_them(tiny: Path) -> None:
     assert result.exit_code == 1 and f"one of them: other.gguf, {tiny.name}" in result.stderr
 
 
+@pytest.mark.slow
 def test_real_models_are_inspected_in_a_moment(models_dir: Path) -> None:
     for path in sorted(models_dir.glob("*.gguf")):
         found = report(path)

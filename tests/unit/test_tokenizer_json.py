@@ -91,6 +91,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PUBLISHED)
 def test_published_patterns_pass_and_take_linear_time(pattern: str) -> None:
     check_regex(pattern, "here")
@@ -362,7 +363,13 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+LARGE = ("a million tokens and more", "seven million values")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in HOSTILE],
+)
 def test_what_cannot_be_used_is_refused_in_one_sentence(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
