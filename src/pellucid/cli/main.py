@@ -18,6 +18,7 @@ import click
 from .. import __version__
 from ..errors import PellucidError
 from .batch import batch
+from .bench import bench
 from .chat import chat
 from .inspect import inspect
 from .machine import machine
@@ -194,6 +195,7 @@ for _command in (
     perplexity,
     plan,
     profile,
+    bench,
     verify,
     machine,
 ):
