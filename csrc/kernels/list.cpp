@@ -25,7 +25,8 @@ std::span<const Kernels *const> kernel_tables() {
 }
 
 bool can_run(const Kernels &kernels) {
-    const std::vector<CpuFeature> features = detect_cpu_features();
+    // Asked once: where the machine is virtual, each CPUID is a call of the hypervisor.
+    static const std::vector<CpuFeature> features = detect_cpu_features();
     std::istringstream needs(kernels.needs);
     for (std::string need; needs >> need;)
         if (std::none_of(features.begin(), features.end(),

@@ -18,7 +18,6 @@ Known types: bool, int, float, str, Literal of strings, a class (an instance is 
 Bounds(…)]` bounds an entry of a list or mapping.
 """
 
-import difflib
 import functools
 import math
 import numbers
@@ -211,6 +210,8 @@ def unknown_name(
 
     `elsewhere` maps names of other engines to the text that replaces the nearest name.
     """
+    import difflib  # only this error needs it
+
     names = sorted(known)
     near = difflib.get_close_matches(str(name)[:100], names, n=1)
     if elsewhere is not None and isinstance(name, str) and name in elsewhere:

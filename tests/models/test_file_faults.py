@@ -16,7 +16,7 @@ import pytest
 
 import pellucid
 from pellucid.errors import FormatError
-from pellucid.tokenizer import from_folder
+from pellucid.tokenizer.from_folder import from_folder
 from pellucid.weights.checkpoint import open_checkpoint
 
 from .convert import convert

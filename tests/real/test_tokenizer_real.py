@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pellucid.errors import RequestError
-from pellucid.tokenizer import Detokenizer, Tokenizer, from_gguf
+from pellucid.tokenizer import Detokenizer, Tokenizer
+from pellucid.tokenizer.from_gguf import from_gguf
 from pellucid.weights.gguf import GGUFFile
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer"

@@ -79,7 +79,7 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
 }
 
 # the hub: XDG_CACHE_HOME, where the platform keeps caches
-READS_THE_ENVIRONMENT = ("cli", "weights.hub")
+READS_THE_ENVIRONMENT = ("cli", "weights.catalogue")
 
 MAX_FILE_LINES = 500
 MAX_CORE_LINES = 3300

@@ -15,9 +15,11 @@ from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as RustTokenizer
 
 from pellucid.errors import RequestError
-from pellucid.tokenizer import Tokenizer, from_folder, from_gguf
+from pellucid.tokenizer import Tokenizer
 from pellucid.tokenizer import template_sandbox as sandbox
 from pellucid.tokenizer.chat_template import ChatTemplate
+from pellucid.tokenizer.from_folder import from_folder
+from pellucid.tokenizer.from_gguf import from_gguf
 from pellucid.tokenizer.traced_text import TracedText
 
 from .test_tokenizer_folder import sentencepiece as llama_folder

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pellucid.errors import RequestError
-from pellucid.tokenizer import from_gguf
 from pellucid.tokenizer.chat_messages import ChatCopier
 from pellucid.tokenizer.chat_template import ChatTemplate
+from pellucid.tokenizer.from_gguf import from_gguf
 
 from .tokenizer_vocabularies import byte_level
 

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pellucid.errors import RequestError
-from pellucid.tokenizer import Detokenizer, Tokenizer, from_gguf
+from pellucid.tokenizer import Detokenizer, Tokenizer
+from pellucid.tokenizer.from_gguf import from_gguf
 
 from .tokenizer_vocabularies import byte_level, sentencepiece
 

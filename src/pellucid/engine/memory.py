@@ -10,7 +10,6 @@ gets a part of what is left. Sizes are in bytes.
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import gettempdir
 
 from ..config import ModelConfig
 from ..engine_config import EngineConfig
@@ -44,8 +43,11 @@ def engine_bytes(
         **step_bytes,
         "sampling": rows * model.vocab_size * SAMPLING_BYTES,
     }
-    if config.preemption == "swap" and lies_in_memory(Path(gettempdir())):
-        items["swap_space, whose folder lies in memory,"] = config.swap_bytes
+    if config.preemption == "swap":
+        from tempfile import gettempdir  # most engines save nothing, and start faster without it
+
+        if lies_in_memory(Path(gettempdir())):
+            items["swap_space, whose folder lies in memory,"] = config.swap_bytes
     return items
 
 

@@ -15,8 +15,7 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from tempfile import gettempdir
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +25,9 @@ from ..host_memory import lies_in_memory
 from ..ops.backend import Backend
 from ..ops.protocol import KVLayer
 from .layout import KVLayout
-from .swap_file import SwapFile
+
+if TYPE_CHECKING:
+    from .swap_file import SwapFile
 
 __all__ = ["KVStorage", "LostBlocksError"]
 
@@ -114,6 +115,10 @@ class KVStorage:
     def seconds_per_block(self) -> float:
         """To save and load a block, measured once; infinite, and logged, without a file on disk."""
         if self._file is None and not self._has_failed:
+            from tempfile import (
+                gettempdir,  # most engines save nothing, and start faster without it
+            )
+
             try:
                 if lies_in_memory(Path(gettempdir())):
                     raise CapacityError(f"{gettempdir()}, where they would be saved, is memory too")
@@ -123,15 +128,17 @@ class KVStorage:
                 _log.warning("blocks that are evicted will be computed again: %s", error)
         return math.inf if self._has_failed else self._seconds_per_block
 
-    def open_tier(self) -> SwapFile:
+    def open_tier(self) -> "SwapFile":
         """The second memory. Raises CapacityError where its file cannot be made."""
         if self._file is None:
+            from .swap_file import SwapFile
+
             self._file = SwapFile(self._num_slots, len(self._moved))
             self._measure(self._file)
             _log.info(
                 "blocks that are evicted may be saved in a file of %d bytes in %s",
                 self.swap_file_bytes,
-                gettempdir(),
+                self._file.folder,
             )
         return self._file
 
@@ -140,7 +147,7 @@ class KVStorage:
         """The size of the second memory's file; 0 while there is none."""
         return 0 if self._file is None else self._num_slots * self._file.slot_bytes
 
-    def _measure(self, file: SwapFile) -> None:
+    def _measure(self, file: "SwapFile") -> None:
         """Time a round trip through a slot that was never written: what it costs at most."""
         start = time.perf_counter()
         try:

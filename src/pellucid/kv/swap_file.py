@@ -20,6 +20,7 @@ class SwapFile:
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
         """Raises CapacityError where the disk has no room for the file."""
         self.slot_bytes = slot_bytes
+        self.folder = tempfile.gettempdir()
         try:
             with tempfile.TemporaryFile(prefix="pellucid-kv-") as file:
                 os.posix_fallocate(file.fileno(), 0, num_slots * slot_bytes)
@@ -27,7 +28,7 @@ class SwapFile:
         except OSError as error:
             raise CapacityError(
                 f"swap_space of {num_slots * slot_bytes} bytes cannot be had in "
-                f"{tempfile.gettempdir()}: {error}"
+                f"{self.folder}: {error}"
             ) from error
         weakref.finalize(self, os.close, self._file)
 

@@ -33,7 +33,7 @@ from ..cpu import detect_cpu
 from ..errors import FormatError, PellucidError
 from ..files import publish, read_json
 from ..host_memory import available_memory
-from ..weights.hub import default_cache_dir
+from ..weights.catalogue import default_cache_dir
 from .hardware import MEASURED, Ceilings, Range
 
 __all__ = [

@@ -25,8 +25,7 @@ from .chat_template import ChatTemplate
 from .pretokenizers import get_pretokenizer
 from .sentencepiece import derive_merges
 from .tokenizer import Tokenizer, library_errors
-from .tokenizer_json import check_fixed_tokens
-from .vocabulary import MAX_MERGES, MAX_TOKENS, TokenKind, Vocabulary
+from .vocabulary import MAX_MERGES, MAX_TOKENS, TokenKind, Vocabulary, check_fixed_tokens
 
 if TYPE_CHECKING:
     import tokenizers

@@ -19,12 +19,18 @@ from typing import Any
 from ..errors import FormatError, UnsupportedError
 from ..files import parse_json, read_bytes
 from .regex_bounds import check_regex
-from .vocabulary import MAX_MERGES, MAX_TOKEN_CHARS, MAX_TOKENS, MAX_VOCABULARY_CHARS
+from .vocabulary import (
+    MAX_FIXED_TOKENS,
+    MAX_MERGES,
+    MAX_TOKEN_CHARS,
+    MAX_TOKENS,
+    MAX_VOCABULARY_CHARS,
+    check_fixed_tokens,
+)
 
 __all__ = [
     "TOKEN_FLAGS",
     "check_added_tokens_decoder",
-    "check_fixed_tokens",
     "check_tokenizer_json",
     "read_tokenizer_json",
 ]
@@ -32,8 +38,6 @@ __all__ = [
 # commas and brackets of the whole file: a merge may be a list of two
 MAX_JSON_VALUES = 3 * MAX_MERGES + 2 * MAX_TOKENS
 MAX_FILE_BYTES = 1 << 27
-MAX_FIXED_TOKENS = 1 << 16  # found in text as a whole: ten times the most known
-MAX_FIXED_CHARS = 1 << 21  # of all these tokens together
 MAX_STEPS = 64  # of one pipeline
 MAX_GROWTH = 128  # how many times longer normalizers may make a text, in bytes
 MAX_ADDED_BYTES = 4096  # that normalizers may put before or after it
@@ -95,17 +99,6 @@ def check_tokenizer_json(data: Json, where: str) -> None:
         },
         f"{where}: post_processor",
     )
-
-
-def check_fixed_tokens(texts: list[str], where: str) -> None:
-    """Raise FormatError for too many tokens that are found in text as a whole: the library builds
-    one automaton of all of them.
-    """
-    if len(texts) > MAX_FIXED_TOKENS or sum(map(len, texts)) > MAX_FIXED_CHARS:
-        raise FormatError(
-            f"{where} has {len(texts)} tokens of fixed text with {sum(map(len, texts))} "
-            f"characters; there may be {MAX_FIXED_TOKENS} with {MAX_FIXED_CHARS}"
-        )
 
 
 # ---- the model and its tokens

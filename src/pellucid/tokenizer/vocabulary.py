@@ -18,12 +18,22 @@ import numpy as np
 
 from ..errors import FormatError, RequestError
 
-__all__ = ["MAX_MERGES", "MAX_TOKENS", "TokenKind", "Vocabulary", "byte_letters"]
+__all__ = [
+    "MAX_FIXED_TOKENS",
+    "MAX_MERGES",
+    "MAX_TOKENS",
+    "TokenKind",
+    "Vocabulary",
+    "byte_letters",
+    "check_fixed_tokens",
+]
 
 MAX_TOKENS = 1 << 20  # four times the largest vocabulary there is
 MAX_MERGES = 1 << 20  # twice the longest list
 MAX_TOKEN_CHARS = 1024  # of one token
 MAX_VOCABULARY_CHARS = 1 << 23  # of all tokens together: four times the largest
+MAX_FIXED_TOKENS = 1 << 16  # found in text as a whole: ten times the most known
+MAX_FIXED_CHARS = 1 << 21  # of all these tokens together
 
 # Names of tokens that end an answer, because files often name only one of several. The lists are
 # llama.cpp's. The second has the tokens with which a code model begins the next file.
@@ -141,3 +151,14 @@ class Vocabulary:
         # letters outside the alphabet: a token that was added with its plain text
         except UnicodeEncodeError:
             return text.encode()
+
+
+def check_fixed_tokens(texts: list[str], where: str) -> None:
+    """Raise FormatError for too many tokens that are found in text as a whole: the library builds
+    one automaton of all of them.
+    """
+    if len(texts) > MAX_FIXED_TOKENS or sum(map(len, texts)) > MAX_FIXED_CHARS:
+        raise FormatError(
+            f"{where} has {len(texts)} tokens of fixed text with {sum(map(len, texts))} "
+            f"characters; there may be {MAX_FIXED_TOKENS} with {MAX_FIXED_CHARS}"
+        )

