@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 LONG = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
 SHORT = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
-PATIENCE = 30.0  # seconds until a test gives up
+PATIENCE = 300.0  # seconds until a test gives up
 
 
 class Served:
@@ -29,6 +29,13 @@ class Served:
         engine = build_engine(path, EngineConfig(**config))
         self.core: EngineCore = engine.core
         self.engine = AsyncEngine(engine)
+
+    async def holds(self, count: int) -> None:
+        """Wait until so many requests were submitted and have not ended."""
+        deadline = time.monotonic() + PATIENCE
+        while len(self.engine._thread._boxes) < count:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)
 
     async def settled(self) -> None:
         """Wait until the core has nothing to do; then nothing may be held."""

@@ -59,7 +59,7 @@ class Terminal:
     def type(self, text: bytes) -> None:
         os.write(self.master, text)
 
-    def wait_for(self, pattern: bytes, seconds: float = 60) -> re.Match[bytes]:
+    def wait_for(self, pattern: bytes, seconds: float = 600) -> re.Match[bytes]:
         """Read until `pattern` has come since the last match; what was read is then done with."""
         match = self._find(pattern, seconds)
         assert match is not None, f"{pattern!r} did not come; this did: {self.seen!r}"
@@ -74,7 +74,7 @@ class Terminal:
                 return
         raise AssertionError(f"{pattern!r} did not come; this did: {self.seen!r}")
 
-    def wait_for_end(self, seconds: float = 60) -> tuple[int, bytes]:
+    def wait_for_end(self, seconds: float = 600) -> tuple[int, bytes]:
         """(exit code, all that was written and not yet waited for)."""
         deadline = time.monotonic() + seconds
         while self._read(deadline - time.monotonic()):

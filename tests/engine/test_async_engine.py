@@ -135,7 +135,7 @@ def test_who_leaves_holds_nothing_at_the_next_step(
             bystander = asyncio.create_task(last(served.engine, "by", SHORT, "bystander"))
             await gate.stands_before(1)
         victim = asyncio.create_task(last(served.engine, [65] * 40, LONG, "victim"))
-        await asyncio.sleep(0.01)
+        await served.holds(2 if bystander else 1)
         steps = {"submitted": 0, "waiting": 1, "prefill": 3, "decode": 12}[phase]
         gate.let(steps)
         await gate.stands_before(steps + 1)
@@ -206,7 +206,8 @@ def test_a_blocked_loop_is_told_once(tiny_path: Path) -> None:
         served = Served(tiny_path)
         stream = served.engine.generate("x", LONG)
         await anext(stream)
-        time.sleep(0.5)  # the loop runs nothing, the engine dozens of steps
+        while served.core._counts.num_steps < 40:  # the loop runs nothing meanwhile
+            time.sleep(0.001)
         ready = len(asyncio.get_running_loop()._ready)  # type: ignore[attr-defined]
         assert ready <= 1
         assert len([output async for output in stream]) < 30
@@ -259,7 +260,7 @@ def test_the_inbox_is_bounded(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) 
         first = asyncio.create_task(last(served.engine, "x", SHORT))
         await gate.stands_before(1)
         more = [asyncio.create_task(last(served.engine, "x", SHORT)) for _ in range(3)]
-        await asyncio.sleep(0.01)
+        await served.holds(4)
         with pytest.raises(QueueFullError, match="3 requests wait"):
             await anext(served.engine.generate("x", SHORT))
         gate.let(1000)

@@ -62,12 +62,12 @@ def test_a_crash_fails_what_the_core_held_and_the_engine_goes_on(
         held = [asyncio.create_task(last(served.engine, "x", LONG))]
         await gate.stands_before(1)
         held += [asyncio.create_task(last(served.engine, "x", LONG)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        await served.holds(3)
         gate.let(1)
         await gate.stands_before(2)
         # in the inbox while the step crashes
         late = asyncio.create_task(last(served.engine, "x", SHORT))
-        await asyncio.sleep(0.01)
+        await served.holds(4)
         gate.let(1000)
         for error in await asyncio.gather(*held, return_exceptions=True):
             assert type(error) is EngineError and isinstance(error.__cause__, ArithmeticError)

@@ -24,13 +24,13 @@ def num_prompt_tokens(llm: LLM, message: str) -> bytes:
 
 def test_pasted_lines_are_one_message(tiny: LLM, tiny_path: Path) -> None:
     with terminal("chat", "-m", tiny_path, "-n", "2", term="xterm") as screen:
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.type(PASTED)
-        screen.wait_for(rb"three", 20)
+        screen.wait_for(rb"three")
         screen.type(b"\r")
         tokens = screen.wait_for(rb"\[prompt (\d+) tokens")
         assert tokens[1] == num_prompt_tokens(tiny, "one\ntwo\nthree")
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.type(b"\x04")
         status, rest = screen.wait_for_end()
         assert status == 0 and b"Traceback" not in rest
@@ -40,16 +40,16 @@ def test_the_editor_joins_lines_in_quotation_marks_and_has_a_history(
     tiny: LLM, tiny_path: Path
 ) -> None:
     with terminal("chat", "-m", tiny_path, "-n", "2", term="xterm") as screen:
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.type(b'"""one\r')
-        screen.wait_for(rb"\.\.\.", 20)
+        screen.wait_for(rb"\.\.\.")
         screen.type(b'two"""\r')
         tokens = screen.wait_for(rb"\[prompt (\d+) tokens")
         assert tokens[1] == num_prompt_tokens(tiny, "one\ntwo")
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.type(b"/clear\r")
         screen.wait_for(rb"a new conversation")
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.type(b"\x1b[A\x1b[A\r")  # up twice: the message before /clear
         again = screen.wait_for(rb"\[prompt (\d+) tokens")
         assert again[1] == tokens[1]
@@ -57,15 +57,15 @@ def test_the_editor_joins_lines_in_quotation_marks_and_has_a_history(
 
 def test_ctrl_c_stops_an_answer_under_the_editor_and_sigterm_ends_it(long_path: Path) -> None:
     with terminal("chat", "-m", long_path, term="xterm") as screen:
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.type(b"hello\r")
         screen.wait_for(rb"\r\n.{40}")
         screen.type(b"\x03")
         screen.wait_for(rb"stopped\]")
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.type(b"\x03")
         screen.wait_for(rb"Ctrl-D or /exit leaves")
-        screen.wait_for(rb">>>", 20)
+        screen.wait_for(rb">>>")
         screen.process.terminate()
         status, rest = screen.wait_for_end()
         assert status == 143 and b"Traceback" not in rest

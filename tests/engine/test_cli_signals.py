@@ -49,7 +49,7 @@ def test_a_signal_in_the_first_second_ends_the_program_without_a_traceback(
             wait_until_signals_are_handled(process)
             time.sleep(moment)
             process.send_signal(number)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=600)
         assert (process.returncode, errors.strip()) == (128 + number, b""), moment
 
 
@@ -76,7 +76,7 @@ def test_broken_standard_streams_are_told_in_one_sentence(
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
@@ -95,7 +95,7 @@ def test_too_many_open_files_are_told_with_the_limit(tiny_path: Path) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 1

@@ -20,7 +20,7 @@ from pellucid.engine.prompts import Prompt, tokenize_prompt
 from pellucid.errors import ConfigError, EngineDeadError, EngineError, PellucidError
 
 PROMPTS = ["The capital", "A", "of France is a town that one cannot see from here", "th"]
-PATIENCE = 60  # seconds until a test that waits for ever fails
+PATIENCE = 600  # seconds until a test that waits for ever fails
 ENDLESS = SamplingParams(temperature=0, max_tokens=90_000, ignore_eos=True)
 
 
@@ -263,12 +263,12 @@ def in_a_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[obje
 
 @contextmanager
 def interrupted(seconds: float) -> Iterator[None]:
-    """Send this process a real SIGINT after so long, and expect it."""
-    timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+    """Send this process a real SIGINT after so much CPU time, and expect it."""
+    before = signal.signal(signal.SIGPROF, lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         yield
-    timer.join()
+    signal.signal(signal.SIGPROF, before)
 
 
 def test_an_interrupt_ends_one_reader_and_no_other(long_path: Path) -> None:

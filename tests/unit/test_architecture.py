@@ -343,7 +343,7 @@ HEAVY = {
 def probe(name: str) -> dict[str, object]:
     """Import `name` in a fresh interpreter where a warning is an error, and tell what happened."""
     command = [sys.executable, "-W", "error", "-c", PROBE.format(name=name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, object] = json.loads(done.stdout)
     return report

@@ -39,7 +39,7 @@ def pellucid_command(
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 
@@ -145,7 +145,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.stderr == ""
@@ -196,7 +196,7 @@ def test_help_is_there_for_every_command_and_loads_no_array_library() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     assert done.stdout == "set()\n"
@@ -207,7 +207,7 @@ def test_the_package_run_as_a_module_is_the_command_line() -> None:
         [sys.executable, "-m", "pellucid", "--help"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     assert result.stdout.startswith("Usage: pellucid ") and "verify" in result.stdout

@@ -75,7 +75,7 @@ def ask(home: Path, *questions: tuple[str, str], **environment: str) -> list[tup
         env=kept | own | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def plan(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[st
     }
     command = [sys.executable, "-m", "pellucid", "plan", name, "--hardware", "h100"]
     return subprocess.run(
-        command, env=kept | own, capture_output=True, text=True, timeout=60, check=False
+        command, env=kept | own, capture_output=True, text=True, timeout=600, check=False
     )
 
 
