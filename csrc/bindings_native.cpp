@@ -19,6 +19,7 @@
 #include "bindings.h"
 #include "machine.h"
 #include "program.h"
+#include "stored_weights.h"
 
 namespace nb = nanobind;
 
@@ -40,19 +41,10 @@ void require(bool condition, const char *what) {
 std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int ggml_type,
                                     size_t inputs, Rows rows) {
     const Format format = static_cast<Format>(ggml_type);
-    const TileFormat tiles = tile_format(format);
-    const int element = dense_bytes(format);
-    require(element || tiles.bits, "no kernel knows this block format");
-    const size_t block = element ? 1 : static_cast<size_t>(tiles.file_inputs);
-    require(inputs > 0 && inputs % block == 0, "a row is not a whole number of blocks");
-    require(inputs <= 8 * rows.shape(1),
-            "a row has the wrong number of bytes");  // and what follows does not overflow
-    const size_t row_bytes = element ? inputs * static_cast<size_t>(element)
-                                     : inputs / block * static_cast<size_t>(tiles.file_bytes);
-    require(rows.shape(1) == row_bytes, "a row has the wrong number of bytes");
+    const RowLayout row = row_layout(format, inputs);
+    require(rows.shape(1) == row.file_bytes, "a row has the wrong number of bytes");
     const size_t outputs = rows.shape(0), row_tiles = (outputs + kTileRows - 1) / kTileRows;
-    const size_t bytes = row_tiles * (element ? inputs * kTileRows * static_cast<size_t>(element)
-                                              : tiles.row_tile_bytes(inputs));
+    const size_t bytes = row_tiles * row.tile_bytes;
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
     const uint8_t *file = rows.data();
     std::atomic<bool> finite{true};
@@ -64,12 +56,40 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
     pool.run(prepare, [&](size_t, size_t share) {  // each thread writes what it will read
         const size_t first = row_tiles * share / pool.size(),
                      last = row_tiles * (share + 1) / pool.size();
-        const auto put_in_tiles = element ? repack_dense : repack;
+        const auto put_in_tiles = dense_bytes(format) ? repack_dense : repack;
         if (!put_in_tiles(format, file, outputs, inputs, weight->tiles.get(), first, last))
             finite.store(false, std::memory_order_relaxed);
     });
     weight->finite = finite.load(std::memory_order_relaxed);
     return weight;
+}
+
+// A matrix as Python describes it: ggml's number of the format, outputs, inputs, file descriptor,
+// offset, interleaved heads.
+using PythonMatrix = std::tuple<int, size_t, size_t, int, size_t, size_t>;
+// Of which matrix, where in the file, and the system's error.
+using PythonUnread = std::tuple<size_t, size_t, int>;
+
+std::tuple<std::vector<std::shared_ptr<Weight>>, std::optional<PythonUnread>> load_stored_weights(
+    ThreadPool &pool, WeightMemory &memory, const std::vector<PythonMatrix> &from) {
+    std::vector<StoredMatrix> matrices;
+    for (const auto &[ggml_type, outputs, inputs, file, offset, heads] : from) {
+        const StoredMatrix m{static_cast<Format>(ggml_type), outputs, inputs, file, offset, heads};
+        const size_t row_bytes = row_layout(m.format, inputs).file_bytes;
+        require(outputs > 0 && outputs <= kMostBytes / row_bytes && offset <= kMostBytes,
+                "a matrix has no rows, or too many");
+        require(heads == 0 || outputs % (2 * heads) == 0, "rows are not pairs of each head");
+        matrices.push_back(m);
+    }
+    std::optional<Unread> unread;
+    std::vector<std::shared_ptr<Weight>> weights;
+    {
+        nb::gil_scoped_release release;
+        weights = load_stored(pool, memory, matrices, unread);
+    }
+    if (!unread) return {std::move(weights), std::nullopt};
+    return {std::vector<std::shared_ptr<Weight>>{},
+            PythonUnread{unread->matrix, unread->offset, unread->error}};
 }
 
 size_t kv_block_bytes(const KVStore &kv, KvType type) {
@@ -243,6 +263,7 @@ void bind_native(nb::module_ &m) {
              nb::arg("seconds").noconvert() = nb::none())
         .def_prop_ro("size", &Program::size);
     m.def("load_weight", &load_weight);
+    m.def("load_stored_weights", &load_stored_weights);
     m.def("new_kv_store", &new_kv_store);
     m.def("new_program", &new_program);
     nb::class_<ReadBuffer>(m, "ReadBuffer")

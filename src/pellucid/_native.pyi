@@ -84,6 +84,12 @@ class Program:
 def load_weight(
     pool: ThreadPool, memory: WeightMemory, ggml_type: int, inputs: int, rows: NDArray[np.uint8]
 ) -> Weight: ...
+
+# a matrix: ggml's number of its format, outputs, inputs, file descriptor, offset, interleaved heads
+# the second result: which matrix could not be read, at which offset, and errno (0: the file ends)
+def load_stored_weights(
+    pool: ThreadPool, memory: WeightMemory, matrices: Sequence[tuple[int, int, int, int, int, int]]
+) -> tuple[list[Weight], tuple[int, int, int] | None]: ...
 def new_kv_store(
     num_blocks: int, kv_heads: int, head_dim: int, chunks_per_block: int, k_type: str, v_type: str
 ) -> KVStore: ...

@@ -34,6 +34,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "size_of",
+    "unread",
 ]
 
 MAX_JSON_DEPTH = 64  # real files have about ten levels
@@ -138,17 +139,26 @@ def read_at(file: BinaryIO, offset: int, into: memoryview, what: str) -> None:
 def _read_part(file: BinaryIO, offset: int, into: memoryview, what: str) -> None:
     done = 0
     while done < len(into):
-        where = f"{file.name}: {what}, at offset {offset + done},"
         try:
             count = os.preadv(file.fileno(), [into[done : done + _MAX_READ]], offset + done)
         except OSError as error:
-            raise FormatError(f"{where} cannot be read: {error.strerror}") from error
+            raise unread(file, offset + done, what, error) from error
         if count == 0:
-            raise FormatError(
-                f"{where} is missing: the file ends after {size_of(file)} bytes; it was cut short "
-                "while it was read, or its copy is incomplete"
-            )
+            raise unread(file, offset + done, what)
         done += count
+
+
+def unread(file: BinaryIO, offset: int, what: str, error: OSError | None = None) -> FormatError:
+    """The error for bytes that could not be read: for `error`, or because the file ends before
+    them.
+    """
+    where = f"{file.name}: {what}, at offset {offset},"
+    if error is not None:
+        return FormatError(f"{where} cannot be read: {error.strerror}")
+    return FormatError(
+        f"{where} is missing: the file ends after {size_of(file)} bytes; it was cut short while it "
+        "was read, or its copy is incomplete"
+    )
 
 
 def read_bytes(path: Path, max_bytes: int, *, within: Path | None = None) -> bytes:

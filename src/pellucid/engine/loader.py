@@ -5,9 +5,11 @@ Everything that can be refused is refused before the weights are loaded, with th
 are in bytes.
 """
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +34,7 @@ from ..weights.checkpoint import Checkpoint, open_checkpoint
 from ..weights.fields import config_from_file
 from ..weights.generation_config import read_generation_config
 from ..weights.hub import resolve_model
+from .background import Background
 from .core import EngineCore
 from .memory import check_fits, engine_bytes, plan_kv_cache
 from .model_runner import ModelRunner
@@ -39,6 +42,8 @@ from .model_runner import ModelRunner
 __all__ = ["Engine", "OpenModel", "build_engine", "load_engine", "open_model"]
 
 _T = TypeVar("_T")
+
+GROUP_BYTES = 128 << 20  # of weights that are read in one call: a tenth of a second, from memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +83,7 @@ def build_engine(path: Path, config: EngineConfig) -> Engine:
 def open_model(path: Path) -> Iterator["OpenModel"]:
     """Open the model at `path`, to build any number of engines from it. Engines outlive it."""
     with open_checkpoint(path) as checkpoint:
-        tokenizer = load_tokenizer(checkpoint.tokenizer_source)
-        # special tokens without a row in the embedding are refused when a request uses them
-        if tokenizer.text_vocab_size > checkpoint.config.vocab_size:
-            raise ConfigError(
-                f"{path}: the tokenizer cuts text into {tokenizer.text_vocab_size} tokens, and the "
-                f"model has only {checkpoint.config.vocab_size}"
-            )
-        yield OpenModel(path, checkpoint, tokenizer)
+        yield OpenModel(path, checkpoint)
 
 
 class _WeightsKey(NamedTuple):
@@ -97,20 +95,31 @@ class _WeightsKey(NamedTuple):
 
 
 class OpenModel:
-    """A checkpoint and its tokenizer. Its weights are loaded for the first engine, and shared by
-    all.
+    """A checkpoint and its tokenizer, which is built when it is first used. Its weights are loaded
+    for the first engine, and shared by all.
     """
 
-    def __init__(self, path: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    def __init__(self, path: Path, checkpoint: Checkpoint) -> None:
         self.path = path
         self.model_config = checkpoint.config
-        self.tokenizer = tokenizer
         self._checkpoint = checkpoint
         self._specs = checkpoint.specs()
         self._recommended = read_generation_config(checkpoint.tokenizer_source)
         with config_from_file(str(path)):
             SamplingParams(**self._recommended)  # type: ignore[arg-type]
         self._weights: dict[_WeightsKey, dict[str, Tensor]] = {}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises a PellucidError where the file has none that fits the model."""
+        tokenizer = load_tokenizer(self._checkpoint.tokenizer_source)
+        # special tokens without a row in the embedding are refused when a request uses them
+        if tokenizer.text_vocab_size > self.model_config.vocab_size:
+            raise ConfigError(
+                f"{self.path}: the tokenizer cuts text into {tokenizer.text_vocab_size} tokens, "
+                f"and the model has only {self.model_config.vocab_size}"
+            )
+        return tokenizer
 
     def layout(self, config: EngineConfig) -> KVLayout:
         """The shape of the KV cache of an engine."""
@@ -157,13 +166,13 @@ class OpenModel:
                 f"swap_space is {format_bytes(config.swap_bytes)}; one block takes "
                 f"{format_bytes(layout.bytes_per_block)}"
             )
-        # Load the weights for the first engine; build the parts of this one.
+        # Load the weights for the first engine, in another thread while the tokenizer is built
+        # here; then build the parts of this engine.
         try:
             if key not in self._weights:
-                self._weights[key] = {
-                    name: backend.load_weight(tensor, name)
-                    for name, tensor in self._checkpoint.parameters()
-                }
+                with Background(lambda: self._load_weights(backend)) as loading:
+                    _ = self.tokenizer
+                    self._weights[key] = dict(ChainMap(*loading.result()))
             core = _build_core(
                 self.model_config,
                 self.tokenizer,
@@ -183,6 +192,17 @@ class OpenModel:
                 f"{format_bytes(backend.available_memory())} are said to be available"
             ) from error
         return Engine(self.path, self.model_config, self.tokenizer, core, self._recommended)
+
+    def _load_weights(self, backend: Backend) -> Iterator[dict[str, Tensor]]:
+        """The weights, in groups."""
+        matrices = self._checkpoint.stored_matrices()
+        loaded: set[str] = set()
+        for names in _groups({n: packed_bytes(m.spec) for n, m in matrices.items()}):
+            group = backend.load_stored({name: matrices[name] for name in names})
+            loaded |= group.keys()
+            yield group
+        for name, tensor in self._checkpoint.parameters(without=loaded):
+            yield {name: backend.load_weight(tensor, name)}
 
     def _plan_memory(
         self,
@@ -261,6 +281,18 @@ def _build_core(
         max_waiting_tokens=config.max_waiting_tokens,
     )
     return EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed)
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """The names, in order, in groups of about GROUP_BYTES."""
+    group: list[str] = []
+    for name in sizes:
+        group.append(name)
+        if sum(sizes[n] for n in group) >= GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _backend(config: EngineConfig) -> Backend:

@@ -1,13 +1,14 @@
-"""A tensor as it lies on disk: the name of a format, a shape, and bytes. `weights` passes such
-tensors to a backend, which chooses its own layout.
+"""A tensor as it lies on disk: the name of a format, a shape, and bytes, or where these are.
+`weights` passes such tensors to a backend, which chooses its own layout.
 """
 
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HostTensor", "TensorSpec"]
+__all__ = ["HostTensor", "StoredMatrix", "TensorSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,18 @@ class HostTensor:
     @property
     def spec(self) -> TensorSpec:
         return TensorSpec(self.format, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """A matrix [out, in] whose bytes have not been read: its rows lie one after another from
+    `offset` in an open file.
+    """
+
+    spec: TensorSpec
+    file: BinaryIO
+    offset: int
+    what: str  # names it in an error of reading
+    # Of q and k in the interleaved RoPE layout: so many heads, whose rows 2i and 2i + 1 are to
+    # become rows i and i + D/2. 0: the rows stay where they are.
+    interleaved_heads: int = 0

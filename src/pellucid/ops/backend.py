@@ -5,7 +5,7 @@ Models never see a `Backend`; they call `Ops` (`ops/protocol.py`). Device arrays
 backend. Only block ids, saved blocks, sampled tokens and requested logits cross this interface.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..batch import ForwardBatch
 from ..config import ModelConfig
 from ..errors import PellucidError
-from ..formats.tensor import HostTensor, TensorSpec
+from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ..kv_spec import KVSpec
 from ..sampling.row import SamplingRow
 from .protocol import Ops, Tensor
@@ -112,6 +112,12 @@ class Backend(Protocol):
         """Copy one parameter to the device, in the layout of the kernels. The host bytes are not
         used afterwards. Raises FormatError, with its name, if a number or a block's scale is NaN or
         infinite.
+        """
+
+    def load_stored(self, matrices: Mapping[str, StoredMatrix]) -> dict[str, Tensor]:
+        """Load those of the matrices that the backend can read from their files by itself, piece by
+        piece; by name. The others are to be read and given to `load_weight`. The errors are those
+        of `load_weight`, and FormatError where a file cannot be read.
         """
 
     def check_model(self, config: ModelConfig) -> None:

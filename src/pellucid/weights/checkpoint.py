@@ -6,14 +6,14 @@ file's table of contents and reads no weights. So a missing, unknown or misshape
 at once, by its name. Tensors are read one at a time, and the checkpoint keeps none of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from ..config import ModelConfig
 from ..errors import ConfigError, UnsupportedError
-from ..formats.tensor import HostTensor, TensorSpec
+from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from .gguf_checkpoint import GGUFCheckpoint
 
 __all__ = ["Checkpoint", "open_checkpoint"]
@@ -39,8 +39,16 @@ class Checkpoint(Protocol):
         """
         ...
 
-    def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        """Every declared parameter once, as canonical name and tensor. May be called again."""
+    def stored_matrices(self) -> dict[str, StoredMatrix]:
+        """The parameters that are one matrix of a file, at most with the rows of heads in another
+        order: where each lies, by canonical name, in the order of `parameters`.
+        """
+        ...
+
+    def parameters(self, without: Collection[str] = ()) -> Iterator[tuple[str, HostTensor]]:
+        """Every declared parameter once but those `without`, as canonical name and tensor. May be
+        called again.
+        """
         ...
 
     def close(self) -> None: ...

@@ -108,6 +108,10 @@ class GGUFFile:
         data.flags.writeable = False
         return host_tensor(info.format, info.shape, data)
 
+    def place(self, name: str) -> tuple[BinaryIO, int, str]:
+        """Where a tensor lies: the file, the offset of its first byte, its name in errors."""
+        return self._file, self.tensors[name].offset, f"tensor {quote(name)}"
+
     def close(self) -> None:
         """Close the file. No more tensors can be read; earlier ones and the metadata stay
         readable.

@@ -2,7 +2,7 @@
 the family (`families/`) says where each parameter lies.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +11,11 @@ from typing import Self
 from ..config import MAX_HEAD_DIM, ModelConfig
 from ..errors import FormatError
 from ..formats import dequantize
-from ..formats.tensor import HostTensor, TensorSpec
+from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from .families.gguf import ROPE_FACTORS
 from .gguf import GGUFFile
 from .gguf_config import build_gguf_config, gguf_reader
-from .plan import Plan, build_plan, read_plan
+from .plan import Plan, build_plan, read_plan, stored_matrices
 
 __all__ = ["GGUFCheckpoint"]
 
@@ -57,8 +57,11 @@ class GGUFCheckpoint:
     def specs(self) -> dict[str, TensorSpec]:
         return {planned.name: planned.spec for planned in self._plan}
 
-    def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        return read_plan(self._plan, self.gguf.tensor)
+    def stored_matrices(self) -> dict[str, StoredMatrix]:
+        return stored_matrices(self._plan, self.gguf.place)
+
+    def parameters(self, without: Collection[str] = ()) -> Iterator[tuple[str, HostTensor]]:
+        return read_plan([p for p in self._plan if p.name not in without], self.gguf.tensor)
 
     def close(self) -> None:
         self.gguf.close()

@@ -10,17 +10,26 @@ weights, and the plan has the format and shape of every parameter.
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
 from ..formats import FORMATS
-from ..formats.tensor import HostTensor, TensorSpec
+from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ..models.params import Param
 from ..models.registry import get_graph
-from .folds import Fold
+from .folds import Fold, InterleavedToHalfSplit
 from .scratch import Scratch
 
-__all__ = ["ParamSource", "Plan", "PlannedParam", "build_plan", "is_ignored", "read_plan"]
+__all__ = [
+    "ParamSource",
+    "Plan",
+    "PlannedParam",
+    "build_plan",
+    "is_ignored",
+    "read_plan",
+    "stored_matrices",
+]
 
 Shape = tuple[int, ...]
 
@@ -113,6 +122,20 @@ def read_plan(
         parameter, kept = _read_parameter(planned.source, tensor, scratch, kept, wanted)
         yield planned.name, parameter
         del parameter
+
+
+def stored_matrices(
+    plan: Plan, place: Callable[[str], tuple[BinaryIO, int, str]]
+) -> dict[str, StoredMatrix]:
+    """The parameters of the plan that a backend can read from their files by itself."""
+    found = {}
+    for planned in plan:
+        fold, spec = planned.source.fold, planned.spec
+        if len(spec.shape) == 2 and (fold is None or isinstance(fold, InterleavedToHalfSplit)):
+            heads = 0 if fold is None else fold.num_heads
+            (name,) = planned.source.tensors
+            found[planned.name] = StoredMatrix(spec, *place(name), heads)
+    return found
 
 
 def _read_parameter(

@@ -5,7 +5,7 @@ A sharded model is read as one table of tensors. The index says which file holds
 checked against the files. It may only name files in the folder, without a path.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,11 @@ from typing import Self
 from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
 from ..files import is_there, read_json
-from ..formats.tensor import HostTensor, TensorSpec
+from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ..models.params import Param
 from .families import SourceOf
 from .hf_config import build_hf_config, hf_reader
-from .plan import ParamSource, Plan, build_plan, read_plan
+from .plan import ParamSource, Plan, build_plan, read_plan, stored_matrices
 from .safetensors_file import DTYPES, SafetensorsFile
 
 __all__ = ["SafetensorsCheckpoint"]
@@ -73,8 +73,12 @@ class SafetensorsCheckpoint:
     def specs(self) -> dict[str, TensorSpec]:
         return {planned.name: planned.spec for planned in self._plan}
 
-    def parameters(self) -> Iterator[tuple[str, HostTensor]]:
-        return read_plan(self._plan, lambda name, scratch: self._files[name].tensor(name, scratch))
+    def stored_matrices(self) -> dict[str, StoredMatrix]:
+        return stored_matrices(self._plan, lambda name: self._files[name].place(name))
+
+    def parameters(self, without: Collection[str] = ()) -> Iterator[tuple[str, HostTensor]]:
+        plan = [p for p in self._plan if p.name not in without]
+        return read_plan(plan, lambda name, scratch: self._files[name].tensor(name, scratch))
 
     def close(self) -> None:
         """Close the files. Tensors that were read stay readable."""

@@ -93,6 +93,10 @@ class SafetensorsFile:
         data.flags.writeable = False
         return host_tensor(entry.dtype, entry.shape, data)
 
+    def place(self, name: str) -> tuple[BinaryIO, int, str]:
+        """Where a tensor lies: the file, the offset of its first byte, its name in errors."""
+        return self._file, self._entries[name].start, f"tensor {name!r}"
+
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of one tensor, in pieces."""
         entry = self._entries[name]

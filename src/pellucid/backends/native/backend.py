@@ -7,7 +7,7 @@ and cannot be had is an error.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from ...config import ModelConfig
 from ...control_groups import CGROUP_ROOT, group_folders, read_membership
 from ...cpu import detect_cpu
 from ...errors import ConfigError, UnsupportedError
+from ...files import unread
 from ...formats import dequantize, get_format, packed_bytes
 from ...formats.finite import check_finite
-from ...formats.tensor import HostTensor, TensorSpec
+from ...formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.backend import Forward
 from ...ops.kv_dtypes import check_kv_dtype
@@ -116,6 +117,27 @@ class NativeBackend:
         )
         check_finite(name, weight.finite)
         return weight
+
+    def load_stored(self, matrices: Mapping[str, StoredMatrix]) -> dict[str, _native.Weight]:
+        places = [
+            (
+                get_format(m.spec.format).ggml_type,
+                *m.spec.shape,
+                m.file.fileno(),
+                m.offset,
+                m.interleaved_heads,
+            )
+            for m in matrices.values()
+        ]
+        weights, failure = _native.load_stored_weights(self._pool, self._memory, places)
+        if failure is not None:
+            index, offset, errno = failure
+            matrix = list(matrices.values())[index]
+            error = OSError(errno, os.strerror(errno)) if errno else None
+            raise unread(matrix.file, offset, matrix.what, error) from error
+        for name, weight in zip(matrices, weights, strict=True):
+            check_finite(name, weight.finite)
+        return dict(zip(matrices, weights, strict=True))
 
     def kv_token_bytes(self, spec: KVSpec) -> int:
         if spec.k_dim != spec.v_dim:

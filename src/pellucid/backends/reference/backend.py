@@ -4,7 +4,7 @@ Weights are decoded once, when they are loaded: memory is 4 bytes per parameter 
 format, and each step is plain BLAS.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -15,7 +15,7 @@ from ...batch import ForwardBatch
 from ...config import ModelConfig
 from ...formats import dequantize
 from ...formats.finite import check_finite
-from ...formats.tensor import HostTensor, TensorSpec
+from ...formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.backend import Forward
 from ...ops.kv_dtypes import check_kv_dtype
@@ -66,6 +66,9 @@ class ReferenceBackend:
         check_finite(name, bool(np.isfinite([weight.min(), weight.max()]).all()))
         weight.flags.writeable = False  # no op changes what it is given
         return weight
+
+    def load_stored(self, matrices: Mapping[str, StoredMatrix]) -> dict[str, Array]:
+        return {}  # weights are decoded whole
 
     def kv_token_bytes(self, spec: KVSpec) -> int:
         check_kv_dtype(spec.k_dtype, KV_DTYPES, spec.k_dim)

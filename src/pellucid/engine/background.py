@@ -1,0 +1,50 @@
+"""Work that another thread does while this one is busy with something else.
+
+The work is an iterator, so that it can be stopped between two of its items: when this thread fails,
+or Ctrl-C interrupts it, nobody waits for all of the work.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Generic, Self, TypeVar
+
+__all__ = ["Background"]
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """Collects the items of `work()` in a thread. Use it as a context manager: leaving it stops the
+    thread after the item that it is at.
+    """
+
+    def __init__(self, work: Callable[[], Iterable[T]]) -> None:
+        self._work = work
+        self._items: list[T] = []
+        self._error: BaseException | None = None
+        self._wanted = True
+        self._thread = threading.Thread(target=self._collect, name="pellucid-load")
+
+    def _collect(self) -> None:
+        try:
+            for item in self._work():
+                self._items.append(item)
+                if not self._wanted:
+                    break
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> list[T]:
+        """All items, when they are there; or the exception that ended the work."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._items
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wanted = False
+        self._thread.join()
