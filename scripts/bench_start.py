@@ -1,7 +1,7 @@
 """Cold start: from the shell to the first token, and where the time goes; how long loading takes,
 and how much memory at its peak.
 
-    scripts/bench start MODEL.gguf … [--runs 5] [--threads 2]
+    scripts/bench start MODEL.gguf … [--runs 5] [--threads 2] [--against CHECKOUT]
 
 "first token" is the wall time from starting the process `pellucid run -m MODEL "Hi" --max-tokens 1`
 to the first byte that it prints. The stages are timed in other fresh processes, by the functions
@@ -9,11 +9,17 @@ that loading calls. What the first token takes beyond their sum is the interpret
 capture and the first step. "peak" is the largest resident set of such a process when the weights
 are loaded, pages of the file included, over the size of the file. Files lie in the page cache: a
 first run, which is not counted, has read them. Medians. The last line is JSON.
+
+With `--against`, whole processes of another checkout, with its module built in place, and of this
+one take turns: `LLM(MODEL)`, and `pellucid run -m MODEL "Hi" --max-tokens 1` to its end. The table
+has the least time of each, the median of the ratios of pairs with its quartiles, and the largest
+resident set.
 """
 
 import argparse
 import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -79,12 +85,16 @@ def time_stages(path: Path, threads: int) -> dict[str, float]:
     backend = get_backend("native", {"threads": threads})
     with timed("open", lambda: open_checkpoint(path)) as checkpoint:
         timed("tokenizer", lambda: load_tokenizer(checkpoint.tokenizer_source))
-        timed(
-            "weights",
-            lambda: [backend.load_weight(tensor) for _, tensor in checkpoint.parameters()],
-        )
+        timed("weights", lambda: load_weights(backend, checkpoint))
     found["peak"] = _peak()
     return found
+
+
+def load_weights(backend: Any, checkpoint: Any) -> None:
+    """All weights, as the engine loads them."""
+    loaded = backend.load_stored(checkpoint.stored_matrices())
+    for _, tensor in checkpoint.parameters(without=loaded):
+        backend.load_weight(tensor)
 
 
 def _peak() -> int:
@@ -97,6 +107,66 @@ def _peak() -> int:
     return int(line.split()[1]) * 1024
 
 
+LOAD = "import sys; from pellucid import LLM; LLM(sys.argv[1], max_model_len=2048)"
+
+
+def run_whole(checkout: Path, arguments: list[str]) -> tuple[float, int]:
+    """Seconds and peak bytes of a process of Python that imports pellucid from `checkout`."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    start = time.perf_counter()
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, *arguments], env=environment, cwd="/", stdout=null, stderr=null
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"bench start: {checkout} failed: python {' '.join(arguments)}")
+    return seconds, usage.ru_maxrss * 1024
+
+
+def compare(path: Path, before: Path, runs: int) -> list[dict[str, Any]]:
+    """Pairs of whole processes: a row of figures for `LLM` and one for `pellucid run`."""
+    after = Path(__file__).resolve().parents[1]
+    run = ["-m", "pellucid", "run", "-m", str(path), "Hi", "--max-tokens", "1"]
+    rows = []
+    for what, arguments in {"LLM": ["-c", LOAD, str(path)], "run": run}.items():
+        run_whole(before, arguments), run_whole(after, arguments)
+        pairs = [(run_whole(before, arguments), run_whole(after, arguments)) for _ in range(runs)]
+        ratios = [b[0] / a[0] for a, b in pairs]
+        rows.append(
+            {
+                "model": path.name,
+                "what": what,
+                "before": min(a[0] for a, _ in pairs),
+                "after": min(b[0] for _, b in pairs),
+                "ratios": statistics.quantiles(ratios, n=4),
+                "peak_before": max(a[1] for a, _ in pairs),
+                "peak_after": max(b[1] for _, b in pairs),
+            }
+        )
+    return rows
+
+
+def print_pairs(models: list[Path], before: Path, runs: int) -> None:
+    """The table of `compare`, and its JSON."""
+    print(f"{'pairs: ' + str(runs):<40}{'before':>8}{'after':>8}  {'ratio':<18}{'peak':>14}")
+    results = []
+    for path in models:
+        for row in compare(path, before, runs):
+            low, middle, high = row["ratios"]
+            peaks = f"{row['peak_before'] / 1e6:.0f} → {row['peak_after'] / 1e6:.0f} MB"
+            print(
+                f"{row['what'] + ' ' + row['model']:<40}{row['before']:>8.3f}{row['after']:>8.3f}"
+                f"  {middle:.2f} ({low:.2f}–{high:.2f}){peaks:>20}",
+                flush=True,
+            )
+            results.append(row)
+    print(json.dumps({"bench": "start", "pairs": runs, "results": results}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,7 +177,12 @@ def main() -> None:
     parser.add_argument(
         "--stages", action="store_true", help="print the stages of this very process, once"
     )
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with this tree")
     args = parser.parse_args()
+    if args.against is not None:
+        models = [path.resolve() for path in args.models]
+        print_pairs(models, args.against.resolve(), args.runs)
+        return
     if args.stages:
         print(json.dumps(time_stages(args.models[0], args.threads)))
         return
