@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kv": ("config", "kv_spec", "request", "batch", "errors"),
     "kv.storage": ("ops", "config", "kv_spec", "batch", "errors", "host_memory"),
     "backends": (
-        *("ops", "sampling", "formats", "cpu", "host_memory", "control_groups", "_native"),
+        *("ops", "sampling", "formats", "cpu", "host_memory", "files", "control_groups", "_native"),
         *PLAIN,
     ),
     "ops": ("sampling.row", "formats", "config", "kv_spec", "batch", "errors"),
