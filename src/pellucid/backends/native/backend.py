@@ -119,16 +119,13 @@ class NativeBackend:
         return weight
 
     def load_stored(self, matrices: Mapping[str, StoredMatrix]) -> dict[str, _native.Weight]:
-        places = [
-            (
-                get_format(m.spec.format).ggml_type,
-                *m.spec.shape,
-                m.file.fileno(),
-                m.offset,
-                m.interleaved_heads,
+        places = []
+        for m in matrices.values():
+            outputs, inputs = m.spec.shape
+            ggml_type = get_format(m.spec.format).ggml_type
+            places.append(
+                (ggml_type, outputs, inputs, m.file.fileno(), m.offset, m.interleaved_heads)
             )
-            for m in matrices.values()
-        ]
         weights, failure = _native.load_stored_weights(self._pool, self._memory, places)
         if failure is not None:
             index, offset, errno = failure
