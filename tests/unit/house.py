@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "lab": ("pellucid", "measure", *PLAIN),
     "server": ("engine", "tokenizer", *PLAIN),
-    "measure": ("engine", *BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "_native"),
+    "measure": ("engine", *BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "units", "_native"),
     "engine": (*BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "units"),
     "scheduler": ("kv.manager", *PLAIN),
     "speculative": ("sampling", "ops", *PLAIN),

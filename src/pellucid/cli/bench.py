@@ -1,4 +1,4 @@
-"""`pellucid bench`: the group of benchmarks. A subcommand's module is imported when it is asked for."""
+"""`pellucid bench`: the group of benchmarks. A subcommand is imported when it is asked for."""
 
 from importlib import import_module
 
@@ -7,7 +7,7 @@ import click
 __all__ = ["bench"]
 
 # Subcommand -> module of this package, which has a command of the subcommand's name.
-_MODULES: dict[str, str] = {}
+_MODULES = {"latency": "bench_latency"}
 
 
 class _Benchmarks(click.Group):
