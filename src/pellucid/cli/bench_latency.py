@@ -211,7 +211,7 @@ class _Columns:
         ]
         if self._sizes:
             cells += [str(setup.batch), str(setup.ubatch)]
-        cells += [test.name, plus_minus(samples.speeds)]
+        cells += [test.name, _plus_minus(samples.speeds)]
         if self._roof:
             share = samples.roof_share
             cells.append("–" if share is None else f"{share[0]:.0%}–{share[1]:.0%}")
@@ -219,12 +219,12 @@ class _Columns:
         if self._peer:
             ratio = samples.ratio
             assert ratio is not None
-            cells.append(plus_minus(samples.peer_speeds))
+            cells.append(_plus_minus(samples.peer_speeds))
             cells.append(f"{ratio.median:.2f} ({ratio.lower:.2f} – {ratio.upper:.2f})")
         return cells
 
 
-def plus_minus(speeds: list[float]) -> str:
+def _plus_minus(speeds: list[float]) -> str:
     """Mean and standard deviation, as llama-bench shows them."""
     from ..measure.bench_tests import mean_and_deviation
 
