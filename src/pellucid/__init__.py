@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import PellucidError
     from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from .sampling_params import SamplingParams
+    from .structured_params import StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -27,6 +28,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "__version__",
@@ -44,6 +46,7 @@ _HOME = {
     "RequestMetrics": ".outputs",
     "RequestOutput": ".outputs",
     "SamplingParams": ".sampling_params",
+    "StructuredOutputsParams": ".structured_params",
     "TextPrompt": ".engine.prompts",
     "TokensPrompt": ".engine.prompts",
 }

@@ -11,6 +11,7 @@ Its parameters are in `sampling_params.py`, and what its caller sees is in `outp
 import enum
 from dataclasses import dataclass, field
 
+from .constraint import Constraint
 from .outputs import FinishReason, LogprobsOnePosition
 from .sampling_params import SamplingParams
 
@@ -36,6 +37,7 @@ class Request:
     seed: int  # resolved: the parameter's, or one that was drawn
     eos_token_ids: frozenset[int] = frozenset()
     banned_sequences: tuple[tuple[int, ...], ...] = ()  # bad_words, tokenized
+    constraint: Constraint | None = None  # of its output
     max_tokens: int = 16  # resolved against the context
     priority: int = 0  # smaller is served first under the policy "priority"
     tenant: str = ""  # the policy "fair" is fair among tenants

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from .checks import Bounds, check_fields, check_value, option, show, unknown_name
 from .errors import ConfigError, RequestError
+from .structured_params import StructuredOutputsParams
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -123,6 +124,9 @@ class SamplingParams:
     prompt_logprobs: int | None = option(
         None, low=-1, high=MAX_LOGPROBS, help="The same for each position of the prompt"
     )
+    structured_outputs: StructuredOutputsParams | None = option(
+        None, help="What the text of the answer must be: JSON, a regex, a choice or a grammar"
+    )
     truncate_prompt_tokens: int | None = option(
         None,
         low=-1,
@@ -189,6 +193,9 @@ class SamplingParams:
                 int(key) if isinstance(key, str) and _DIGITS.fullmatch(key) else key: value
                 for key, value in bias.items()
             }
+        structured = given.get("structured_outputs")
+        if isinstance(structured, Mapping):
+            given["structured_outputs"] = StructuredOutputsParams.from_optional(**structured)
         return cls(**given)  # type: ignore[arg-type]
 
 

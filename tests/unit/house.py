@@ -5,11 +5,11 @@ import whom, which libraries have which rooms, and how much may be written.
 # Whom each room may import, beside itself. A room that is not here may not exist: give it a row,
 # and docs/design.md a line. "kv.manager" means that module alone. The rows run from the top of the
 # house to its ground.
-REQUEST = ("request", "sampling_params", "outputs")
+REQUEST = ("request", "sampling_params", "structured_params", "outputs", "constraint")
 PLAIN = ("config", "engine_config", "checks", "kv_spec", *REQUEST, "batch", "errors")
 BELOW_ENGINE = (
     *("scheduler", "speculative", "sampling", "parallel", "quant", "models", "weights"),
-    *("tokenizer", "kv", "backends", "ops", "formats"),
+    *("structured", "tokenizer", "kv", "backends", "ops", "formats"),
 )
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__main__": ("cli",),
@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": ("ops.protocol", "config", "batch", "errors"),
     "weights": ("models.params", "models.registry", "formats", "config", "files", "errors"),
     "tokenizer": ("config", "files", "errors"),
+    "structured": ("tokenizer", *PLAIN),
     "kv": ("config", "kv_spec", "request", "batch", "errors"),
     "kv.storage": ("ops", "config", "kv_spec", "batch", "errors", "host_memory"),
     "backends": (
@@ -44,8 +45,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kv_spec": ("config",),
     "config": ("checks", "errors"),
     "engine_config": ("checks", "config"),
-    "request": ("sampling_params", "outputs", "errors"),
-    "sampling_params": ("checks", "errors"),
+    "request": ("sampling_params", "outputs", "constraint", "errors"),
+    "sampling_params": ("structured_params", "checks", "errors"),
+    "structured_params": ("checks", "errors"),
+    "constraint": (),
     "outputs": (),
     "checks": ("errors",),
     "batch": (),
@@ -69,6 +72,7 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
     "safetensors": (),
     "tokenizers": ("tokenizer",),
     "jinja2": ("tokenizer",),
+    "llguidance": ("structured",),
     "torch": ("backends", "parallel"),
     "multiprocessing": ("parallel",),
     "gguf": (),

@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import RequestError
 from ..outputs import CompletionOutput, LogprobsOnePosition, RequestOutput
 from ..sampling_params import SamplingParams
+from ..structured_params import StructuredOutputsParams
 from .batch_lines import CHAT, Asked, Line
 
 __all__ = ["openai_answer", "openai_error", "parse_openai"]
@@ -34,7 +35,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "best_of": (1,),
-    "response_format": ({"type": "text"},),
     "tool_choice": ("auto", "none"),
 }
 
@@ -80,6 +80,9 @@ def _parse_body(body: dict[str, Any], is_chat: bool) -> Asked:
         body["max_tokens"] = body.pop("max_completion_tokens")
     if is_chat:
         _read_chat_logprobs(body)
+    if "response_format" in body:
+        wanted = StructuredOutputsParams.from_response_format(body.pop("response_format"))
+        body.setdefault("structured_outputs", wanted)
     unknown = sorted(body.keys() - SamplingParams.__dataclass_fields__.keys())
     if unknown:
         raise RequestError(f"{unknown[0]!r} in the body is not a field that can be obeyed")

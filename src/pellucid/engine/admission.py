@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..constraint import Constraint
 from ..request import Request
 from ..sampling import check_token_ids
 from ..sampling_params import SamplingParams
@@ -21,6 +22,7 @@ class Submission(NamedTuple):
     request_id: str
     prompt: TokenizedPrompt
     params: SamplingParams
+    constraint: Constraint | None = None  # params.structured_outputs, compiled
 
 
 def build_requests(
@@ -35,7 +37,7 @@ def build_requests(
 
     Raises RequestError or ConfigError for token ids that the model does not have.
     """
-    request_id, prompt, params = submission
+    request_id, prompt, params, constraint = submission
     check_prompt_ids(prompt.token_ids, vocab_size)
     tokens = truncate_prompt(prompt.token_ids, params, max_model_len)
     check_token_ids(params, vocab_size)
@@ -51,6 +53,7 @@ def build_requests(
             seed=(seed + i) & 0xFFFFFFFFFFFFFFFF,
             eos_token_ids=tokenizer.eos_token_ids,
             banned_sequences=banned,
+            constraint=None if constraint is None else constraint.copy(),
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             priority=prompt.priority,
             tenant=prompt.tenant,

@@ -7,8 +7,8 @@ own.
             print(output.outputs[0].text)
 
 A request is an async iterator. Each of its operations (begin, wait for the next output, leave) is
-passed on to `core_thread`, where the core runs. Prompts are tokenized and chats are rendered in
-threads of asyncio's pool. So nothing holds up the event loop.
+passed on to `core_thread`, where the core runs. Prompts are tokenized, chats are rendered and
+grammars are compiled in threads of asyncio's pool. So nothing holds up the event loop.
 
 The thread ends when the engine is closed or dropped, so the thread holds no reference to it.
 """
@@ -23,6 +23,7 @@ from typing import Any
 from ..engine_config import EngineConfig
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams, params_for_prompts
+from ..structured import GrammarCompiler
 from .admission import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
@@ -54,6 +55,7 @@ class AsyncEngine:
         self.generation_config = engine.generation_config
         # the longest prompt and output together, in tokens
         self.max_model_len = engine.core.scheduler.max_model_len
+        self._grammars = GrammarCompiler(engine.tokenizer)
         self._thread = CoreThread(engine.core)
         weakref.finalize(self, self._thread.stop)  # also when the interpreter ends
 
@@ -168,9 +170,10 @@ class AsyncEngine:
     async def _outputs(
         self, tokenize: Callable[[], TokenizedPrompt], params: SamplingParams, request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
-        prompt = await asyncio.to_thread(tokenize)
-        submission = Submission(request_id, prompt, params)
-        box = TaskMailbox([submission], asyncio.get_running_loop())
+        def submission() -> Submission:
+            return Submission(request_id, tokenize(), params, self._grammars.constraint(params))
+
+        box = TaskMailbox([await asyncio.to_thread(submission)], asyncio.get_running_loop())
         try:
             self._thread.submit(box)
             finished = False

@@ -181,10 +181,14 @@ class EngineCore:
             self.scheduler.finish(request, "error")
 
     def _read(self, request: Request, token_id: int, reason: FinishReason | None) -> bool:
-        """Add a token to its text. True where that holds a stop string."""
+        """Add a token to its text. True where that ends it: it holds a stop string, or is whole."""
         self._counts.num_output_tokens += 1
         group = self._group_of[request.request_id]
-        return group.advance(request, token_id, reason, self._now)
+        is_stopped = group.advance(request, token_id, reason, self._now)
+        # A token that ends the request by its id is not part of what the constraint reads.
+        if request.constraint is not None and reason != "stop":
+            is_stopped |= request.constraint.advance(token_id)
+        return is_stopped
 
     @staticmethod
     def _name_logprobs(group: OutputGroup, request: Request, result: StepResult) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Self
 from ..config import ModelConfig
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams, params_for_prompts
+from ..structured import GrammarCompiler
 from ..tokenizer import Tokenizer
 from .admission import Submission
 from .core_thread import CoreThread
@@ -69,6 +70,7 @@ class LLM:
         self.generation_config = engine.generation_config
         # the longest prompt and output together, in tokens
         self.max_model_len = engine.core.scheduler.max_model_len
+        self._grammars = GrammarCompiler(engine.tokenizer)
         self._thread = CoreThread(engine.core)
         weakref.finalize(self, self._thread.stop)  # also when the interpreter ends
 
@@ -239,7 +241,7 @@ class LLM:
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
         pairs = zip(prompts, params_for_prompts(sampling_params, len(prompts)), strict=True)
-        submissions = [Submission(self._thread.new_id(), *pair) for pair in pairs]
+        submissions = [self._submission(*pair) for pair in pairs]
         return self._as_completed(submissions, use_tqdm)
 
     def _as_completed(
@@ -265,7 +267,11 @@ class LLM:
         self, prompt: TokenizedPrompt, sampling_params: SamplingParams | None
     ) -> Generator[RequestOutput, None, None]:
         (params,) = params_for_prompts(sampling_params or self.get_default_sampling_params(), 1)
-        return self._outputs(Submission(self._thread.new_id(), prompt, params))
+        return self._outputs(self._submission(prompt, params))
+
+    def _submission(self, prompt: TokenizedPrompt, params: SamplingParams) -> Submission:
+        constraint = self._grammars.constraint(params)
+        return Submission(self._thread.new_id(), prompt, params, constraint)
 
     def _outputs(self, submission: Submission) -> Generator[RequestOutput, None, None]:
         box = ThreadMailbox([submission])

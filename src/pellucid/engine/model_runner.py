@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch
-from ..errors import PellucidError
+from ..errors import PellucidError, RequestError
 from ..kv.node import HOLE
 from ..kv.storage import KVStorage
 from ..ops.backend import Logits
@@ -170,11 +170,19 @@ class ModelRunner:
     @staticmethod
     def _sample(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
         """Draw at each last known token and its drafts in one pass; then take what stands."""
-        drawing = [r for r in rows if r.num_sampled and r.request.request_id not in result.errors]
+        drawing: list[_Rows] = []
+        sampling: list[SamplingRow] = []
+        for r in rows:
+            if r.num_sampled and r.request.request_id not in result.errors:
+                try:
+                    sampling += _sampling_rows(r.request, r.num_sampled)
+                except RequestError as error:  # its constraint cannot be computed
+                    result.errors[r.request.request_id] = error
+                else:
+                    drawing.append(r)
         if not drawing:
             return
         # Draw.
-        sampling = [row for r in drawing for row in _sampling_rows(r.request, r.num_sampled)]
         drawn = iter(logits.sample([i for r in drawing for i in r.sampled], sampling))
         # Take the drafts that stand and the token after them, up to the first error.
         wanted: list[tuple[str, int, int, int | None]] = []  # name, row, token, number of logprobs
@@ -242,6 +250,8 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
 def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
     """How to draw at the last known token and `count - 1` drafts; each sees those before it."""
     output, drafts = request.output_token_ids, request.draft_token_ids
+    constraint = request.constraint
+    masks = constraint.masks(drafts[: count - 1]) if constraint is not None else [None] * count
     return [
         SamplingRow(
             params=request.params,
@@ -251,6 +261,7 @@ def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
             output_token_ids=[*output, *drafts[:i]] if i else output,
             banned_sequences=request.banned_sequences,
             eos_token_ids=request.eos_token_ids,
+            allowed_mask=masks[i],
         )
         for i in range(count)
     ]

@@ -1,0 +1,35 @@
+"""`Constraint`: what one request's output must obey, as the engine sees it.
+
+The engine asks for the tokens that may follow, and tells which token was taken. It does not know
+how a constraint decides: `structured/` builds them from JSON Schemas, regexes and grammars.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Constraint"]
+
+
+class Constraint(Protocol):
+    """The state of one output. Not thread-safe: one caller at a time."""
+
+    def masks(self, draft_token_ids: Sequence[int]) -> "list[NDArray[np.bool_] | None]":
+        """The tokens that may come next, as bool [V] or shorter, and those that may follow each
+        draft: 1 + len(draft_token_ids) masks. None behind a draft that may not be drawn. The state
+        does not change.
+
+        Raises RequestError where the constraint cannot be computed within its limits.
+        """
+        ...
+
+    def advance(self, token_id: int) -> bool:
+        """Take a token that was drawn. True where the output is complete: nothing may follow."""
+        ...
+
+    def copy(self) -> "Constraint":
+        """A constraint in the same state that shares nothing which changes."""
+        ...
