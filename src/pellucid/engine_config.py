@@ -29,7 +29,7 @@ class EngineConfig:
 
     max_model_len: int | None = option(
         None,
-        low=1,
+        low=2,  # one of a prompt, and one of its answer
         high=MAX_TOKENS,
         unit="tokens",
         help="Longest prompt and output of a request together; None: the model's own, or what "

@@ -5,6 +5,7 @@ ones, and right ones up to a point. Runs draw requests, engines and drafts from 
 """
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,55 @@ def plain(model: OpenModel) -> EngineCore:
         kv_cache_memory=1 << 18,
     )
     return model.build_engine(config).core
+
+
+def raise_error(_: Sequence[Request]) -> Any:
+    raise ZeroDivisionError("no draft")
+
+
+@pytest.mark.parametrize(
+    ("proposer", "sentence"),
+    [
+        (raise_error, r"it raised ZeroDivisionError\('no draft'\)"),
+        (lambda _: None, "it gave None and no mapping"),
+        (lambda _: [1, 2], r"it gave \[1, 2\] and no mapping"),
+        (lambda rs: {r.request_id: None for r in rs}, "for 'a' it gave None and no list"),
+        (lambda rs: {r.request_id: "1" for r in rs}, "for 'a' it gave '1' and no list"),
+        (lambda rs: {r.request_id: [0, VOCABULARY] for r in rs}, "for 'a' it drafted 261; "),
+        (lambda rs: {r.request_id: [-1] for r in rs}, "for 'a' it drafted -1; "),
+        (lambda rs: {r.request_id: [1.0] for r in rs}, r"for 'a' it drafted 1\.0; "),
+        (lambda rs: {r.request_id: [True] for r in rs}, "for 'a' it drafted True; "),
+        (lambda rs: {rs[-1].request_id: [1, "2"]} if rs else {}, "it drafted '2'; a token id is"),
+    ],
+)
+def test_a_proposer_that_is_wrong_costs_no_answer_and_is_told_once(
+    model: OpenModel,
+    plain: EngineCore,
+    proposer: Proposer,
+    sentence: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    asked = [Submission(name, TokenizedPrompt([*b"abc"], None), params) for name in "ab"]
+    expected = run(plain, asked, random.Random(0))
+    core = drafting(model, EngineConfig(max_model_len=MAX_MODEL_LEN), proposer)
+    found = run(core, asked, random.Random(0))
+    assert {name: o.outputs for name, o in found.items()} == {
+        name: o.outputs for name, o in expected.items()
+    }
+    (told,) = caplog.messages
+    assert re.fullmatch(
+        f"no more tokens are drafted, because the proposer is wrong: .*{sentence}.*", told
+    )
+
+
+def test_any_number_of_drafts_may_be_proposed(model: OpenModel, plain: EngineCore) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    asked = [Submission("a", TokenizedPrompt([*b"abc"], None), params)]
+    many = dict.fromkeys("ab", [7] * 1_000_000)  # nobody asked for b
+    core = drafting(model, EngineConfig(max_model_len=MAX_MODEL_LEN), lambda _: many)
+    found, expected = (run(c, asked, random.Random(0)) for c in (core, plain))
+    assert found["a"].outputs == expected["a"].outputs
 
 
 @pytest.mark.parametrize(

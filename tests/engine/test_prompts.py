@@ -319,6 +319,14 @@ def test_a_text_far_beyond_the_context_is_refused_before_it_is_cut_into_tokens(l
         llm.generate(["x", text], GREEDY, use_tqdm=False)
     with pytest.raises(RequestError, match=r"^the text has 16777216 characters"):
         next(llm.stream(text, GREEDY))
+    # a chat prompt too, after it was rendered
+    chat = [{"role": "user", "content": "x" * 1_000_000}]
+    with pytest.raises(
+        RequestError, match=r"^the text has 10000\d\d characters; 96 tokens of this"
+    ):
+        llm.chat(chat, GREEDY, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"^the text has 10000\d\d characters"):
+        next(llm.chat_stream(chat, GREEDY))
     cut = SamplingParams(temperature=0, max_tokens=2, truncate_prompt_tokens=5)
     output = llm.generate("x" * 100_000, cut, use_tqdm=False)[0]
     assert output.prompt_token_ids == [120] * 5

@@ -1,6 +1,7 @@
 """From names to paths: the catalogue's data, and what a name means."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -195,6 +196,14 @@ def test_an_existing_path_is_there_to_pull(tmp_path: Path) -> None:
         assert pull(str(path)) == path
     with pytest.raises(ConfigError, match="there is no file or folder"):
         pull(str(tmp_path / "absent.gguf"))
+
+
+def test_a_path_that_is_neither_a_file_nor_a_folder_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/null")):
+        for find in (pull, resolve_model):
+            with pytest.raises(ConfigError, match=f"^{path} is neither a file nor a folder, so no"):
+                find(str(path))
 
 
 def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:

@@ -40,12 +40,17 @@ def report_logprobs(row: LogprobsOnePosition) -> dict[str, Any]:
 
 
 def render_chat(
-    tokenizer: "Tokenizer", messages: Sequence[Mapping[str, Any]], template: Mapping[str, Any]
+    tokenizer: "Tokenizer",
+    messages: Sequence[Mapping[str, Any]],
+    template: Mapping[str, Any],
+    max_tokens: int | None,
 ) -> dict[str, Any]:
-    """A conversation as a prompt. `template`: keywords of `tokenize_chat`."""
+    """A conversation as a prompt. `template`: keywords of `tokenize_chat`. `max_tokens`: a longer
+    prompt is refused.
+    """
     from ..engine.prompts import tokenize_chat
 
-    rendered = tokenize_chat(tokenizer, messages, **template)
+    rendered = tokenize_chat(tokenizer, messages, max_tokens=max_tokens, **template)
     return {"prompt": rendered.text, "prompt_token_ids": rendered.token_ids}
 
 

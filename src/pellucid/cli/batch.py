@@ -24,6 +24,7 @@ import click
 
 from ..errors import EngineDeadError, PellucidError, QueueFullError, RequestError
 from ..outputs import RequestOutput
+from ..sampling_params import SamplingParams
 from .answer import Timing, render_chat
 from .answers_file import AnswersFile
 from .batch_lines import (
@@ -249,7 +250,7 @@ class _Run:
             raise RequestError(line.error or "the line is no request")
         asked = parse_openai(line.value) if line.is_openai else parse_own(line.value)
         params = make_params(self.defaults, asked.sampling, line.number)
-        prompt = self._tokenize(asked)
+        prompt = self._tokenize(asked, params)
         while True:
             try:
                 async for output in self.engine.generate(prompt, params):
@@ -258,11 +259,15 @@ class _Run:
             except QueueFullError:  # --max-waiting-requests: its turn comes later
                 await asyncio.sleep(0.05)
 
-    def _tokenize(self, asked: Asked) -> Mapping[str, Any]:
+    def _tokenize(self, asked: Asked, params: SamplingParams) -> Mapping[str, Any]:
         if asked.messages is None:
             return asked.prompt
         template = {**self.template, **asked.chat}
-        return {**asked.prompt, **render_chat(self.engine.tokenizer, asked.messages, template)}
+        from ..engine.prompts import longest_prompt
+
+        longest = longest_prompt(self.engine.max_model_len, params)
+        rendered = render_chat(self.engine.tokenizer, asked.messages, template, longest)
+        return {**asked.prompt, **rendered}
 
     def _fail(self, line: Line, message: str) -> None:
         self.num_errors += 1

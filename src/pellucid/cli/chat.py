@@ -155,7 +155,7 @@ class _Conversation:
         """(the answer as far as it came, whether Ctrl-C stopped it)."""
         printer = StreamPrinter()
         output: RequestOutput | None = None
-        asked = render_chat(self._llm.tokenizer, messages, self._template)
+        asked = render_chat(self._llm.tokenizer, messages, self._template, self._llm.max_model_len)
         stream = self._llm.stream(asked, self._params)
         try:
             with _ctrl_c() as pressed:

@@ -95,7 +95,7 @@ def run(
     else:
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": text})
-        asked = render_chat(llm.tokenizer, messages, template)
+        asked = render_chat(llm.tokenizer, messages, template, llm.max_model_len)
     # Write the answer as it grows
     printer = None if as_json else StreamPrinter()
     for output in llm.stream(asked, chosen.params()):

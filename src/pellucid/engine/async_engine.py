@@ -128,6 +128,7 @@ class AsyncEngine:
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
+            max_tokens=longest_prompt(self.max_model_len, sampling_params),
         )
         return self._stream(tokenize, sampling_params, request_id)
 

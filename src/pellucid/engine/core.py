@@ -5,6 +5,7 @@ The core owns every request from `add_requests` to its last output, and is drive
 through the detokenizer, because a stop string ends a request.
 """
 
+import logging
 import random
 import time
 from bisect import bisect_left
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import add
 from typing import TypeAlias
 
+from ..checks import show
 from ..config import ModelConfig
 from ..errors import EngineError, PellucidError, RequestError
 from ..kv.storage import LostBlocksError
@@ -26,7 +28,12 @@ from .stats import STEP_SECONDS, Counts, EngineStats, build_stats
 
 __all__ = ["EngineCore", "Proposer"]
 
-# requests that decode -> draft tokens, by request_id
+_log = logging.getLogger(__name__)
+
+# Requests that decode -> draft tokens, by request_id; those that it leaves out get none. Drafts
+# only save steps, so a proposer that raises, or gives anything but lists of the model's token ids,
+# costs no request its answer: one warning is logged, and it is not asked again. More drafts than a
+# step has room for are cut off.
 Proposer: TypeAlias = Callable[[Sequence[Request]], Mapping[str, list[int]]]
 
 
@@ -145,9 +152,33 @@ class EngineCore:
     def _take_drafts(self, propose: Proposer) -> None:
         """Let the proposer draft for each request that decodes."""
         decoding = [request for request in self.scheduler.running if request.is_decoding]
-        drafts = propose(decoding)
+        try:
+            drafts = self._checked_drafts(propose(decoding), decoding)
+        except Exception as error:
+            what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
+            _log.warning("no more tokens are drafted, because the proposer is wrong: %s", what)
+            self._propose, drafts = None, {}
         for request in decoding:
             request.draft_token_ids = drafts.get(request.request_id, [])
+
+    def _checked_drafts(self, proposed: object, decoding: list[Request]) -> dict[str, list[int]]:
+        """The drafts of the requests that decode, as many as a step takes. Raises EngineError."""
+        if not isinstance(proposed, Mapping):
+            raise EngineError(f"it gave {show(proposed)} and no mapping of request ids to drafts")
+        drafts: dict[str, list[int]] = {}
+        for request in decoding:
+            ids = proposed.get(request.request_id, [])
+            if not isinstance(ids, list):
+                raise EngineError(f"for {request.request_id!r} it gave {show(ids)} and no list")
+            # A step has no room for more, so no more are looked at.
+            drafts[request.request_id] = ids = ids[: self.scheduler.max_num_batched_tokens]
+            for token_id in ids:
+                if type(token_id) is not int or not 0 <= token_id < self._vocab_size:
+                    raise EngineError(
+                        f"for {request.request_id!r} it drafted {show(token_id)}; a token id is an "
+                        f"integer between 0 and {self._vocab_size - 1}"
+                    )
+        return drafts
 
     def stats(self) -> EngineStats:
         """What the engine is doing, and what it did since its start."""

@@ -158,6 +158,7 @@ class LLM:
         conversations: Sequence[Any] = (
             [messages] if messages and isinstance(messages[0], Mapping) else messages
         )
+        longest = longest_prompt(self.max_model_len, sampling_params)
         tokenized = [
             tokenize_chat(
                 self.tokenizer,
@@ -167,6 +168,7 @@ class LLM:
                 chat_template=chat_template,
                 chat_template_kwargs=chat_template_kwargs,
                 continue_final_message=continue_final_message,
+                max_tokens=longest,
             )
             for conversation in conversations
         ]
@@ -213,6 +215,7 @@ class LLM:
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
+            max_tokens=longest_prompt(self.max_model_len, sampling_params),
         )
         return self._stream(tokenized, sampling_params)
 

@@ -205,10 +205,11 @@ def tokenize_chat(
     chat_template: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     continue_final_message: bool = False,
+    max_tokens: int | None = None,
 ) -> TokenizedPrompt:
     """A conversation, rendered with the model's own chat template or with `chat_template`; the
-    keywords are those of `Tokenizer.apply_chat_template`. Raises RequestError where there is no
-    template, or it refuses the messages.
+    keywords are those of `Tokenizer.apply_chat_template`. `max_tokens`: as for `tokenize_prompt`.
+    Raises RequestError where there is no template, or it refuses the messages.
     """
     text = tokenizer.apply_chat_template(
         messages,
@@ -218,6 +219,8 @@ def tokenize_chat(
         chat_template_kwargs=chat_template_kwargs,
         continue_final_message=continue_final_message,
     )
+    if max_tokens is not None:
+        tokenizer.check_length(text.plain, max_tokens)
     return TokenizedPrompt(
         tokenizer.encode(text, add_special=False, parse_special=True), text.plain
     )

@@ -255,11 +255,16 @@ class _HubName:
 
 
 def _existing(text: str) -> Path | None:
+    """The file or folder of this path, or None. Raises ConfigError for pipes and devices."""
     try:
         path = Path(text).expanduser()
-        return path if text and path.exists() else None
+        if not text or not path.exists():
+            return None
     except (OSError, RuntimeError):  # a name too long for a file, or the home of an unknown user
         return None
+    if not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{text} is neither a file nor a folder, so no model can be read from it")
+    return path
 
 
 def _model_in(folder: Path) -> Path:
