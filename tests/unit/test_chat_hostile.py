@@ -92,6 +92,25 @@ def test_a_process_serves_many_renderings(processes: TemplateProcesses) -> None:
     assert pid_of(processes) == first
 
 
+def test_a_process_that_was_started_early_serves_the_first_chat(
+    processes: TemplateProcesses,
+) -> None:
+    processes.start()
+    first = pid_of(processes)
+    processes.start()
+    assert render(ECHO, processes) == "<Hello>"
+    assert pid_of(processes) == first
+
+
+def test_an_early_start_that_fails_is_told_at_the_first_chat(
+    processes: TemplateProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    processes.start()
+    with pytest.raises(CapacityError, match="no process could be started"):
+        render(ECHO, processes)
+
+
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_is_told_and_the_next_chat_is_served(
     number: signal.Signals, processes: TemplateProcesses

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Timing", "load_llm", "render_chat", "report_logprobs"]
 
 
-def load_llm(options: ModelOptions) -> "LLM":
-    """Load a model, fetching it first where it is a name and not here."""
+def load_llm(options: ModelOptions, *, for_chat: bool) -> "LLM":
+    """Load a model, fetching it first where it is a name and not here. `for_chat`: the process that
+    renders chat templates starts meanwhile.
+    """
+    if for_chat:
+        from ..tokenizer.chat_template import start_rendering
+
+        start_rendering()
     from ..engine.llm import LLM
 
     return LLM(options.name, progress=True, **options.fields())

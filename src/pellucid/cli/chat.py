@@ -71,7 +71,7 @@ def chat(
     Where standard input is no terminal, each line of it is one message.
     """
     sampling.check()
-    llm = load_llm(model)
+    llm = load_llm(model, for_chat=True)
     chosen = sampling.choose(llm.generation_config)
     if llm.tokenizer.chat_template is None and "chat_template" not in template:
         raise ConfigError(

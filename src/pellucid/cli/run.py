@@ -86,7 +86,7 @@ def run(
     sampling.check()
     _check_options(prompt, file, system, raw, no_special, template)
     text = _read_prompt(prompt, file)
-    llm = load_llm(model)
+    llm = load_llm(model, for_chat=not raw)
     chosen = sampling.choose(llm.generation_config)
     if raw or (llm.tokenizer.chat_template is None and "chat_template" not in template):
         if system is not None:

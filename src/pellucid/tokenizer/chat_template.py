@@ -23,7 +23,7 @@ from .traced_text import TracedText
 if TYPE_CHECKING:
     from .template_process import TemplateProcesses
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "start_rendering"]
 
 MAX_SOURCE = 1 << 18  # characters; the longest template known has 40,000
 MAX_TEMPLATES = 64
@@ -43,6 +43,11 @@ def _shared_processes() -> "TemplateProcesses":
     from .template_process import TemplateProcesses
 
     return TemplateProcesses()
+
+
+def start_rendering() -> None:
+    """Start the process that will render the first chat, while other things are done."""
+    _shared_processes().start()
 
 
 class ChatTemplate:

@@ -5,9 +5,10 @@ values) can take minutes, gigabytes or the whole C stack, and no check in Python
 So templates run in processes of their own (`template_worker.py`), with limits on CPU time, memory
 and wall-clock time. The caller waits at a socket, so other threads run and signals are handled.
 
-The first chat starts a process, which then serves one rendering after another. It is replaced after
-a crash, an exceeded limit or an interrupted wait. Up to MAX_PROCESSES render at the same time. A
-fork of the engine's process starts its own. They end when the engine's process ends.
+The first chat starts a process, unless `start` has done so. It then serves one rendering after
+another. It is replaced after a crash, an exceeded limit or an interrupted wait. Up to MAX_PROCESSES
+render at the same time. A fork of the engine's process starts its own. They end when the engine's
+process ends.
 """
 
 import contextlib
@@ -78,6 +79,14 @@ class TemplateProcesses:
         self._owner = os.getpid()
         self._places = [_Place(threading.Lock()) for _ in range(self._max_processes)]
 
+    def start(self) -> None:
+        """Start a process for the first job, and wait for nothing."""
+        place = self._places[0]
+        # a failure is told to the first job, which tries again; there may be none
+        with place.lock, contextlib.suppress(CapacityError):
+            if place.process is None:
+                place.process = _Process(*self._limits)
+
     def ask(self, job: dict[str, Any]) -> Answer:
         """Render a job (`template_worker.py`). Raises CapacityError if no process starts."""
         if self._owner != os.getpid():  # after a fork: the sockets belong to the parent
@@ -93,6 +102,7 @@ class TemplateProcesses:
             if process is None or not process.is_running:
                 process = _Process(*self._limits)
             try:
+                process.wait_until_ready()
                 answer = process.ask(data, self._wall_seconds)
             except BaseException:
                 process.kill()
@@ -145,19 +155,23 @@ class _Process:
                         f"no process could be started to render the chat template: {error.strerror}"
                     ) from None
             undo.pop_all()
-        # wait until it is ready
         self._process, self._socket = process, ours
+        self._is_ready = False
         self.kill = weakref.finalize(self, _kill, process, ours, os.getpid())
+
+    def wait_until_ready(self) -> None:
+        """Wait for the end of its start. Raises CapacityError where it fails."""
+        if self._is_ready:
+            return
         try:
             self._wait(time.monotonic() + START_SECONDS)
-        except BaseException as error:
+        except (OSError, EOFError):
             self.kill()
-            if isinstance(error, OSError | EOFError):
-                raise CapacityError(
-                    "the process that renders chat templates did not start: it ended with code "
-                    f"{process.returncode}"
-                ) from None
-            raise
+            raise CapacityError(
+                "the process that renders chat templates did not start: it ended with code "
+                f"{self._process.returncode}"
+            ) from None
+        self._is_ready = True
 
     @property
     def is_running(self) -> bool:
