@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -32,9 +33,11 @@ def recommending_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def options_of(command: str) -> set[str]:
+    found = main.get_command(click.Context(main), command)
+    assert found is not None
     return {
         name.removeprefix("--").replace("-", "_")
-        for parameter in main.commands[command].params
+        for parameter in found.params
         for name in parameter.opts
     }
 

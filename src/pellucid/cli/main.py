@@ -17,20 +17,10 @@ import click
 
 from .. import __version__
 from ..errors import PellucidError
-from .batch import batch
-from .bench import bench
-from .chat import chat
-from .inspect import inspect
-from .machine import machine
+from .lazy_group import LazyGroup
 from .options import DEBUG, debug_option
-from .perplexity import perplexity
-from .plan import plan
-from .profile import profile
-from .run import run
 from .signals import Stopped, fill_closed_streams, unwind
-from .stored import list_models, pull, rm
 from .terminal import one_line
-from .verify import verify
 
 __all__ = ["main"]
 
@@ -44,7 +34,7 @@ class _Failure(click.ClickException):
         click.echo(f"pellucid: error: {one_line(self.message)}", err=True)
 
 
-class _Pellucid(click.Group):
+class _Pellucid(LazyGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command and leave with its exit code, whatever happens."""
         code: Any = 0
@@ -158,8 +148,27 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     ctx.exit()
 
 
+# Command -> module and name there, in alphabetical order.
+PLACES = {
+    "batch": "batch:batch",
+    "bench": "bench:bench",
+    "chat": "chat:chat",
+    "inspect": "inspect:inspect",
+    "list": "stored:list_models",
+    "machine": "machine:machine",
+    "perplexity": "perplexity:perplexity",
+    "plan": "plan:plan",
+    "profile": "profile:profile",
+    "pull": "stored:pull",
+    "rm": "stored:rm",
+    "run": "run:run",
+    "verify": "verify:verify",
+}
+
+
 @click.group(
     cls=_Pellucid,
+    places=PLACES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.option(
@@ -182,21 +191,3 @@ def main() -> None:
     To complete words with TAB in bash (zsh and fish likewise):
     eval "$(_PELLUCID_COMPLETE=bash_source pellucid)"
     """
-
-
-for _command in (
-    run,
-    chat,
-    batch,
-    list_models,
-    pull,
-    rm,
-    inspect,
-    perplexity,
-    plan,
-    profile,
-    bench,
-    verify,
-    machine,
-):
-    main.add_command(_command)
