@@ -1,5 +1,5 @@
-"""From what a reader asks to requests that the scheduler takes: ids and parameters are checked
-against the model, and the seed and the length of the answer are resolved.
+"""Turns a submission into requests for the scheduler: checks ids and parameters against the model,
+and resolves the seed and the length of the answer.
 """
 
 import random
@@ -17,7 +17,7 @@ __all__ = ["Submission", "build_requests"]
 
 
 class Submission(NamedTuple):
-    """What a reader asks: `params.n` completions of a prompt, under an id of its own."""
+    """What a reader asks for: `params.n` completions of a prompt, under one id."""
 
     request_id: str
     prompt: TokenizedPrompt
@@ -33,7 +33,7 @@ def build_requests(
     max_model_len: int,
     seeds: random.Random,
 ) -> list[Request]:
-    """A request for each completion. `seeds` gives one to a request that brings none.
+    """One request for each completion. `seeds` provides a seed where the parameters have none.
 
     Raises RequestError or ConfigError for token ids that the model does not have.
     """

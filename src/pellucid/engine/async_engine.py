@@ -8,9 +8,10 @@ own.
 
 A request is an async iterator. Each of its operations (begin, wait for the next output, leave) is
 passed on to `core_thread`, where the core runs. Prompts are tokenized, chats are rendered and
-grammars are compiled in threads of asyncio's pool. So nothing holds up the event loop.
+grammars are compiled in threads of asyncio's pool. So none of this blocks the event loop.
 
-The thread ends when the engine is closed or dropped, so the thread holds no reference to it.
+The thread ends when the engine is closed or garbage-collected. So it holds no reference to the
+engine.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ class AsyncEngine:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Takes over the engine: nobody else may call its core."""
+        """Take over the engine: no other code may call its core."""
         self.path = engine.path
         self.model_config = engine.model_config
         self.tokenizer = engine.tokenizer
@@ -68,8 +69,8 @@ class AsyncEngine:
         cache_dir: Path | None = None,
         progress: bool = False,
     ) -> "AsyncEngine":
-        """Load a model as `LLM` does. It takes its time: call it before the event loop runs, or in
-        a thread.
+        """Load a model as `LLM` does. It blocks for seconds: call it before the event loop runs, or
+        in a thread.
         """
         return cls(
             load_engine(model, config or EngineConfig(), cache_dir=cache_dir, progress=progress)
@@ -85,12 +86,11 @@ class AsyncEngine:
         parse_special: bool = True,
         truncate_prompt_tokens: int | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Complete a prompt, yielding the answer as far as it has come. The last output is
-        `finished`.
+        """Complete a prompt, yielding the answer so far. The last output is `finished`.
 
-        Nothing is asked of the engine before the first `anext`, which raises RequestError,
-        ConfigError or QueueFullError where the request is refused. Leaving the iterator, or
-        cancelling the task, aborts the request before the next step.
+        The request is submitted at the first `anext`, which raises RequestError, ConfigError or
+        QueueFullError if it is refused. Leaving the iterator, or cancelling the task, aborts the
+        request before the next step.
         """
 
         def tokenize() -> TokenizedPrompt:
@@ -118,7 +118,7 @@ class AsyncEngine:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Answer one conversation, rendered as by `LLM.chat`, as `generate` does."""
+        """Answer one conversation: rendered as in `LLM.chat`, yielded as in `generate`."""
         tokenize = functools.partial(
             tokenize_chat,
             self.tokenizer,
@@ -133,22 +133,22 @@ class AsyncEngine:
         return self._stream(tokenize, sampling_params, request_id)
 
     def abort(self, request_id: str) -> None:
-        """End a request before the next step: its stream yields what it has, with the finish_reason
-        "abort". Unknown ids are left alone.
+        """End a request before the next step: its stream yields the answer so far, with the
+        finish_reason "abort". Unknown ids are ignored.
         """
         self._thread.abort(request_id)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's authors recommend, or else the defaults, as `LLM`'s."""
+        """What the model's authors recommend, or else the defaults, as in `LLM`."""
         return SamplingParams(**self.generation_config)  # type: ignore[arg-type]
 
     def stats(self) -> EngineStats:
-        """What the engine is doing, and what it did since it was loaded, as of its last step."""
+        """The state of the engine after its last step, and its counts since it was loaded."""
         return self._thread.stats
 
     async def close(self) -> None:
-        """Stop after the step that runs. Streams that are open raise EngineDeadError, as does all
-        that is asked later.
+        """Stop after the current step. Open streams raise EngineDeadError, and so does every later
+        call.
         """
         await asyncio.to_thread(self._thread.stop)
 

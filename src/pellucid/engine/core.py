@@ -1,8 +1,8 @@
-"""The only loop: a step is schedule → execute → update, and its outputs are returned.
+"""The engine's one loop: a step is schedule → execute → update, and returns outputs.
 
-The core owns every request from `add_requests` to its last output, and is driven by calls to
-`step()`; its caller (`core_thread`) decides about threads and waiting. The core knows text only
-through the detokenizer, because a stop string ends a request.
+The core owns every request from `add_requests` to its last output. Its caller (`core_thread`) calls
+`step()` and handles threads and waiting. The core sees text only through the detokenizer, which
+finds stop strings.
 """
 
 import logging
@@ -51,22 +51,22 @@ class EngineCore:
         clock: Callable[[], float] = time.monotonic,
         proposer: Proposer | None = None,
     ) -> None:
-        """`seed` seeds the requests that bring no seed; None: differently at every start. `clock`
-        gives seconds; tests bring their own. `proposer` drafts tokens before each step for requests
-        that decode; drafts change no answer, only the number of steps.
+        """`seed` determines the seeds of requests that have none; None: different at every start.
+        `clock` returns seconds; tests pass their own. `proposer` drafts tokens before each step for
+        requests that decode; drafts change no answer, only the number of steps.
         """
         self.scheduler = scheduler
         self._vocab_size = model.vocab_size
         self._tokenizer = tokenizer
         self.runner = runner
         self._clock = clock
-        self._now = 0.0  # when the step that is booked was computed
+        self._now = 0.0  # when the step in `_update` was computed
         self._propose = proposer
         self._counts = Counts()
-        self._seeds = random.Random(seed)  # for requests that bring none
-        # what was asked, by its id: one group has n requests
+        self._seeds = random.Random(seed)  # for requests that have none
+        # by the submission's id: one group has n requests
         self._groups: dict[str, OutputGroup] = {}
-        self._group_of: dict[str, OutputGroup] = {}  # the same, by the id of each of its requests
+        self._group_of: dict[str, OutputGroup] = {}  # the same groups, by the id of each request
 
     @property
     def has_unfinished(self) -> bool:
@@ -76,7 +76,7 @@ class EngineCore:
         """Queue all or nothing. Raises RequestError, ConfigError or QueueFullError."""
         groups: dict[str, OutputGroup] = {}
         group_of: dict[str, OutputGroup] = {}
-        # Build all before any is queued.
+        # Build all requests before any is queued.
         for submission in submissions:
             requests = build_requests(
                 submission,
@@ -114,7 +114,7 @@ class EngineCore:
     def step(self) -> list[RequestOutput]:
         """Run one step and return the outputs so far of the requests that it computed.
 
-        Raises EngineError where it crashed: those requests are lost, the others can go on.
+        Raises EngineError if the step crashed: its requests are lost, the others can go on.
         """
         start = self._clock()
         if self._propose is not None:
@@ -133,14 +133,14 @@ class EngineCore:
         except Exception as error:
             raise self._fail(step, error) from error
         self._now = now = self._clock()
-        # Count what it did, before the counters of its requests move on.
+        # Count the step's work before `update` moves the requests' counters.
         counts = self._counts
         counts.num_computed_tokens += sum([r.num_scheduled_tokens for r in step.requests])
         if self._propose is not None:
             counts.num_draft_tokens += sum(r.num_scheduled_drafts for r in step.requests)
             counts.num_accepted_tokens += sum(len(t) - 1 for t in result.sampled.values())
         outputs = self._update(step, result, now)
-        # Count what it cost.
+        # Count the step's time.
         end = self._clock()
         times = (planned - start, now - planned, result.forward_seconds, end - now)
         counts.num_steps += 1
@@ -150,7 +150,7 @@ class EngineCore:
         return outputs
 
     def _take_drafts(self, propose: Proposer) -> None:
-        """Let the proposer draft for each request that decodes."""
+        """Give each request that decodes the proposer's draft tokens."""
         decoding = [request for request in self.scheduler.running if request.is_decoding]
         try:
             drafts = self._checked_drafts(propose(decoding), decoding)
@@ -181,20 +181,20 @@ class EngineCore:
         return drafts
 
     def stats(self) -> EngineStats:
-        """What the engine is doing, and what it did since its start."""
+        """The state of the engine, and its counts since its start."""
         return build_stats(self.scheduler, self.runner, self._counts)
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
-        """Book the tokens of a step; an output for each group of requests that it touched."""
-        # A request that could not be sampled ends before anything of this step is published.
+        """Record a step's tokens. Returns an output for each group of requests in the step."""
+        # End each request that got no token, before this step's blocks are published.
         for request_id, refusal in result.errors.items():
             if request_id not in result.sampled:
                 self._refuse(request_id, refusal)
         self.scheduler.update(step, result.sampled, self._read)
-        # One that could not be sampled at a draft ends after the tokens before it.
+        # A request whose sampling failed at a draft keeps the tokens before it, and ends here.
         for request_id, refusal in result.errors.items():
             self._refuse(request_id, refusal)
-        # Show what is new.
+        # Build the outputs.
         touched: dict[str, OutputGroup] = {}
         for request in step.requests:
             group = self._group_of[request.request_id]
@@ -205,14 +205,16 @@ class EngineCore:
         return [self._output(group) for group in touched.values()]
 
     def _refuse(self, request_id: str, refusal: PellucidError) -> None:
-        """End a request with what went wrong, if nothing else has ended it."""
+        """End a request with an error message, unless it has ended already."""
         request = self._group_of[request_id].request(request_id)
         if not request.is_finished:
             request.stop_reason = str(refusal)
             self.scheduler.finish(request, "error")
 
     def _read(self, request: Request, token_id: int, reason: FinishReason | None) -> bool:
-        """Add a token to its text. True where that ends it: it holds a stop string, or is whole."""
+        """Add a token to its text. True if the text is then complete: by a stop string or its
+        constraint.
+        """
         self._counts.num_output_tokens += 1
         group = self._group_of[request.request_id]
         is_stopped = group.advance(request, token_id, reason, self._now)
@@ -223,7 +225,7 @@ class EngineCore:
 
     @staticmethod
     def _name_logprobs(group: OutputGroup, request: Request, result: StepResult) -> None:
-        """Keep the logprobs of a step, of the tokens that were taken, with the tokens' texts."""
+        """Store a step's logprobs, with the tokens' texts, for the tokens that were taken."""
         scored = result.prompt_logprobs.get(request.request_id)
         if scored is not None:
             request.prompt_logprobs += map(group.named, scored)
@@ -233,7 +235,7 @@ class EngineCore:
             request.logprobs += map(group.named, rows[:num_new])
 
     def _fail(self, step: ScheduledStep, error: Exception) -> EngineError:
-        """End a crashed step's requests and drop all prefixes: nobody knows how far it came."""
+        """End a crashed step's requests and drop all prefixes: the cache may be half written."""
         failed = list(dict.fromkeys(self._group_of[r.request_id].request_id for r in step.requests))
         for request_id in failed:
             for request in self._groups[request_id].requests:

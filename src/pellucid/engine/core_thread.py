@@ -1,21 +1,21 @@
 """The thread in which a core runs, its inbox, and the mailboxes that it fills. `LLM` and
-`AsyncEngine` are its faces.
+`AsyncEngine` are its two interfaces.
 
 The core has one caller, this thread. Readers leave submissions and aborts in an inbox, which the
 thread empties before each step; the thread leaves outputs in mailboxes. So any number of streams,
 threads and tasks share one core, and an exception in a reader, Ctrl-C among them, never
 interrupts a step.
 
-A step runs while some reader wants news: a thread only while it waits, a task from its submission
-to its last output. So a stream of `LLM` that nobody reads computes nothing by itself. With nothing
-to do the thread sleeps.
+Steps run while some reader wants outputs. A reader in a thread wants outputs only while it waits
+for one, an asyncio task from its submission to its last output. So a stream of `LLM` that is not
+read causes no steps. With no steps to run the thread sleeps.
 
-A step that crashes takes with it the requests that it computed: each raises EngineError, what they
-held is freed, and the books are checked. If they add up, the next request is served; otherwise the
-engine is dead, and says so at once. A request that cannot be sampled is no crash: it ends alone,
-with the finish_reason "error".
+If a step crashes, the requests that it computed are lost: each raises EngineError, and its blocks
+are freed. Then the core's state is checked. If it is consistent, other requests are served; if not,
+the engine is dead and every call raises EngineDeadError. A request that cannot be sampled is not a
+crash: it ends alone, with the finish_reason "error".
 
-Methods may be called from any thread. The thread begins with the first request.
+Methods may be called from any thread. The core's thread starts with the first request.
 """
 
 import itertools
@@ -43,29 +43,29 @@ _log = logging.getLogger(__name__)
 
 
 class CoreThread:
-    """Runs a core. Whoever makes one calls `stop`."""
+    """Runs a core. The code that creates one must call `stop`."""
 
     def __init__(self, core: EngineCore) -> None:
-        self._core = core  # the thread's alone
+        self._core = core  # only the core's thread uses it
         self._owner = os.getpid()
         self.stats = core.stats()  # as of the last step
-        # The main thread may be interrupted by Ctrl-C between any two instructions of Python. So
-        # it waits and wakes with what is written in C: a Condition or an Event, interrupted in its
-        # own code, would leave its lock taken or lose a call.
-        self._wake: SimpleQueue[None] = SimpleQueue()  # an entry: look for work
-        self._lock = threading.RLock()  # guards all that follows
+        # Ctrl-C may interrupt the main thread between any two Python instructions. So it waits and
+        # wakes by primitives written in C. A Condition or an Event is written in Python:
+        # interrupted inside, it would keep its lock or lose a wake-up.
+        self._wake: SimpleQueue[None] = SimpleQueue()  # an entry means: look for work
+        self._lock = threading.RLock()  # guards all fields below
         self._thread: threading.Thread | None = None
         self._ids = itertools.count()
-        self._boxes: dict[str, Mailbox] = {}  # by request, of all that have not ended
-        self._wanted: dict[Mailbox, None] = {}  # those whose reader waits for news
-        self._submitted: dict[Mailbox, None] = {}  # inbox: for the core to take in
-        self._left: dict[str, None] = {}  # inbox: requests for the core to drop without a word
+        self._boxes: dict[str, Mailbox] = {}  # by request_id, of all requests that have not ended
+        self._wanted: dict[Mailbox, None] = {}  # mailboxes whose reader waits for outputs
+        self._submitted: dict[Mailbox, None] = {}  # inbox: requests for the core to queue
+        self._left: dict[str, None] = {}  # inbox: requests for the core to drop without an output
         self._aborted: dict[str, Mailbox] = {}  # inbox: requests for the core to end
         self._calls: list[tuple[_Answer, Callable[[EngineCore], Any]]] = []  # inbox
-        self._end: str | None = None  # why nothing is served any more
+        self._end: str | None = None  # why the thread ended
         self._cause: BaseException | None = None  # the crash that ended it
 
-    # ---- called from anywhere
+    # ---- called from any thread
 
     def new_id(self) -> str:
         """A request_id that is not in use."""
@@ -74,7 +74,7 @@ class CoreThread:
             return next(i for i in map(str, self._ids) if i not in self._boxes)
 
     def submit(self, box: Mailbox) -> None:
-        """Let the core take in the requests of a mailbox: all of them, or none."""
+        """Submit the requests of a mailbox to the core: all of them, or none."""
         self._check_owner()
         with self._lock:
             self._begin()
@@ -92,7 +92,7 @@ class CoreThread:
             self._wake.put(None)
 
     def wait(self, box: ThreadMailbox) -> list[RequestOutput]:
-        """Run steps until something is new in a thread's mailbox, and take it."""
+        """Let steps run until a thread's mailbox has new outputs, and take them."""
         with self._lock:
             is_empty = not box.has_news
             if is_empty:
@@ -107,12 +107,12 @@ class CoreThread:
         return self.take(box)
 
     def take(self, box: Mailbox) -> list[RequestOutput]:
-        """All that is new in a mailbox; an error is raised."""
+        """All new outputs of a mailbox; raises its error if it has one."""
         with self._lock:
             return box.take()
 
     def leave(self, box: Mailbox) -> None:
-        """The reader has gone; what has not ended is aborted."""
+        """The reader has left: abort its requests that have not ended."""
         if self._owner != os.getpid():
             return
         with self._lock:
@@ -128,15 +128,15 @@ class CoreThread:
                 self._wake.put(None)
 
     def abort(self, request_id: str) -> None:
-        """End a request before the next step; its reader gets what it has."""
+        """End a request before the next step; its reader gets the answer so far."""
         with self._lock:
             if request_id in self._boxes:
                 self._aborted[request_id] = self._boxes[request_id]
                 self._wake.put(None)
 
     def call(self, function: Callable[[EngineCore], _T]) -> _T:
-        """Run a function of the core between two steps, after all that is in the inbox; wait for
-        what it gives.
+        """Run a function of the core between two steps, after the inbox is emptied; wait for its
+        result.
         """
         self._check_owner()
         answer: _Answer = SimpleQueue()
@@ -151,7 +151,7 @@ class CoreThread:
         return result
 
     def stop(self) -> None:
-        """End the thread, wait until it has ended, and let go of the core."""
+        """End the thread, wait until it has ended, and release the core."""
         if self._owner != os.getpid():
             return
         with self._lock:
@@ -164,8 +164,8 @@ class CoreThread:
             thread.join()
 
     def _check_owner(self) -> None:
-        """Raise in a fork of the process that loaded the model. The lock may be taken there for
-        ever, so this comes before it.
+        """Raise EngineError in a fork of the process that loaded the model. There the lock may stay
+        locked forever, so this check comes before it.
         """
         if self._owner != os.getpid():
             raise EngineError(
@@ -174,11 +174,11 @@ class CoreThread:
             )
 
     def _begin(self) -> None:
-        """Start the thread, or raise where it has ended."""
+        """Start the thread; raise if it has ended."""
         if self._end is not None:
             raise self._dead()
-        if self._thread is None or self._thread.ident is None:  # or Ctrl-C came before its start
-            # one that is no daemon would hold up the exit
+        if self._thread is None or self._thread.ident is None:  # else Ctrl-C came before its start
+            # a non-daemon thread would delay the exit
             self._thread = threading.Thread(target=self._run, name="pellucid-engine", daemon=True)
             self._thread.start()
 
@@ -198,14 +198,14 @@ class CoreThread:
                 if self._wanted:
                     self._deliver(self._core.step())
                 self.stats = self._core.stats()
-            except BaseException as error:  # whatever it is, somebody waits for an answer
+            except BaseException as error:  # of any type: a reader waits for an answer
                 self._crashed(error)
         self._fail_all()
         self._forget_core()
 
     def _wait_for_work(self) -> None:
         while True:
-            while not self._wake.empty():  # what they announce is seen now
+            while not self._wake.empty():  # the inbox is read below, so older wake-ups are done
                 self._wake.get()
             with self._lock:
                 inbox = self._submitted or self._left or self._aborted or self._calls
@@ -216,12 +216,12 @@ class CoreThread:
     def _empty_inbox(
         self, left: Iterable[str], submitted: Iterable[Mailbox], aborted: Mapping[str, Mailbox]
     ) -> None:
-        """Give the core all that readers left for it since the last step."""
+        """Give the core all submissions, aborts and calls since the last step."""
         for request_id in left:
             self._core.abort(request_id)
         for box in submitted:
             self._take_in(box)
-        # an id may have been given anew since it was aborted
+        # a new request may have the id of an aborted one
         same = [name for name, box in aborted.items() if self._boxes.get(name) is box]
         self._deliver(filter(None, map(self._core.abort, same)))
         while self._calls:
@@ -232,7 +232,7 @@ class CoreThread:
                 answer.put((None, error))
 
     def _take_in(self, box: Mailbox) -> None:
-        """Give the core what a reader asks. A refusal is the reader's to handle, whatever it is."""
+        """Give the core a submission. If the core refuses it, its reader gets the exception."""
         try:
             self._core.add_requests(box.submissions)
         except Exception as error:
@@ -240,13 +240,13 @@ class CoreThread:
             self._fail([box], lambda: refusal)
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
-        """Leave outputs in their mailboxes, and tell each reader once."""
+        """Put outputs into their mailboxes, and notify each reader once."""
         with self._lock:
-            fresh: dict[Mailbox, None] = {}  # those that had no news, so nobody was told
+            fresh: dict[Mailbox, None] = {}  # empty before: their readers must be notified
             for output in outputs:
                 box = self._boxes.get(output.request_id)
                 if box is None:
-                    self._left[output.request_id] = None  # nobody reads it
+                    self._left[output.request_id] = None  # its reader has left
                 elif box.is_abandoned:
                     self.leave(box)
                 else:
@@ -260,7 +260,7 @@ class CoreThread:
             self._ring(box for box in fresh if box.has_news)
 
     def _fail(self, boxes: Iterable[Mailbox], error: Callable[[], BaseException]) -> None:
-        """End all requests of mailboxes with an error, one of its own for each."""
+        """End all requests of mailboxes with an error; each gets its own exception object."""
         with self._lock:
             boxes = list(boxes)
             for box in boxes:
@@ -269,7 +269,7 @@ class CoreThread:
             self._ring(boxes)
 
     def _ring(self, boxes: Iterable[Mailbox]) -> None:
-        """Tell the readers of mailboxes that there is news."""
+        """Notify the readers of mailboxes of new outputs."""
         kinds: dict[type[Mailbox], list[Mailbox]] = {}
         for box in boxes:
             kinds.setdefault(type(box), []).append(box)
@@ -279,8 +279,8 @@ class CoreThread:
             kind.ring(members)
 
     def _crashed(self, error: BaseException) -> None:
-        """Fail what the step computed, or all that the core holds where the core could not say; go
-        on if that leaves it whole.
+        """Fail the crashed step's requests, or all requests if the error does not name them. Go on
+        if the core's state is consistent after that.
         """
         with self._lock:
             names = error.request_ids if isinstance(error, EngineError) else list(self._boxes)
@@ -308,14 +308,16 @@ class CoreThread:
             self._fail(lost, lambda: _caused(EngineError(message), cause))
 
     def _fail_all(self) -> None:
-        """Tell all who wait that the engine has ended."""
+        """Tell all waiting readers that the engine has ended."""
         with self._lock:
             self._fail(dict.fromkeys(self._boxes.values()), self._dead)
             for answer, _ in self._calls:
                 answer.put((None, self._dead()))
 
     def _forget_core(self) -> None:
-        """Free weights and cache, as far as nobody else holds them."""
+        """Drop the references to weights and cache; they are freed unless another engine shares
+        them.
+        """
         vars(self).pop("_core", None)
 
     def _dead(self) -> EngineDeadError:

@@ -6,7 +6,7 @@
 
 `generate` and `chat` return whole answers in the order of their prompts; `stream` and `chat_stream`
 yield one answer as it grows. All of them may be used at once and from several threads: the core
-runs in a thread of its own (`core_thread`), and each call reads from a mailbox of its own.
+runs in its own thread (`core_thread`), and each call reads from its own mailbox.
 """
 
 import time
@@ -56,11 +56,10 @@ class LLM:
         """Load `model`: a .gguf file, a folder with config.json and *.safetensors, a known name or
         a Hugging Face ORG/NAME.
 
-        A known name (`pellucid list` lists them) that is not here yet is fetched into
-        `cache_dir`, with a bar on standard error where `progress` is set. The options are the
-        fields of `EngineConfig` (`max_model_len`, `max_num_seqs`, `kv_cache_memory`, …) and the
-        options of the backend (`threads`, `isa`).
-        Raises a PellucidError that says what is wrong.
+        A known name (see `pellucid list`) is fetched into `cache_dir` if it is not there yet, with
+        a progress bar on standard error if `progress` is set. The options are the fields of
+        `EngineConfig` (`max_model_len`, `max_num_seqs`, `kv_cache_memory`, …) and the options of
+        the backend (`threads`, `isa`). Raises a PellucidError that says what is wrong.
         """
         self.config = build_engine_config(options)
         engine = load_engine(model, self.config, cache_dir=cache_dir, progress=progress)
@@ -75,7 +74,7 @@ class LLM:
         weakref.finalize(self, self._thread.stop)  # also when the interpreter ends
 
     def close(self) -> None:
-        """Stop after the step that runs and free the memory. Open streams raise EngineDeadError, as
+        """Stop after the current step and free the memory. Open streams raise EngineDeadError, as
         does every later call.
         """
         self._thread.stop()
@@ -87,16 +86,16 @@ class LLM:
         self.close()
 
     def stats(self) -> EngineStats:
-        """What the engine is doing, and what it did since it was loaded."""
+        """The state of the engine, and its counts since it was loaded."""
         return self._thread.call(lambda core: core.stats())
 
     def reset_prefix_cache(self) -> bool:
-        """Forget all cached prefixes, under vLLM's name; requests that run keep what they have."""
+        """Forget all cached prefixes, under vLLM's name; running requests keep theirs."""
         self._thread.call(lambda core: core.scheduler.kv.forget())
         return True
 
     def summary(self) -> str:
-        """How the cache served all requests so far, in words."""
+        """One sentence about the prefix cache's hits so far."""
         stats = self.stats()
         hit = stats.num_cached_tokens / max(1, stats.num_prompt_tokens)
         return f"{hit:.1%} of prompt tokens from the cache · {stats.num_preemptions} preemptions"
@@ -121,14 +120,14 @@ class LLM:
         parse_special: bool = True,
         truncate_prompt_tokens: int | None = None,
     ) -> list[RequestOutput]:
-        """Complete each prompt; the answers come in the order of the prompts. One SamplingParams
-        and one priority are used for all, or there is one for each. Without SamplingParams, those
-        of `get_default_sampling_params` are used.
+        """Complete each prompt; the answers come in the order of the prompts. SamplingParams and
+        priority are one value for all prompts, or a list with one for each. Without SamplingParams,
+        those of `get_default_sampling_params` are used.
 
-        `parse_special=False`: special tokens in the text of a prompt are letters.
-        `truncate_prompt_tokens`: use so many last tokens of each prompt. A bar on standard error
-        shows the progress where that is a terminal. Raises RequestError, having run nothing, if a
-        prompt cannot be served.
+        `parse_special=False`: special tokens that a prompt spells are read as plain text.
+        `truncate_prompt_tokens`: use only that many last tokens of each prompt. A progress bar is
+        shown if standard error is a terminal. If one prompt cannot be served, RequestError is
+        raised and none is run.
         """
         tokenized = tokenize_prompts(
             self.tokenizer,
@@ -182,7 +181,7 @@ class LLM:
         parse_special: bool = True,
         truncate_prompt_tokens: int | None = None,
     ) -> Generator[RequestOutput, None, None]:
-        """Complete one prompt, yielding the answer as far as it has come after each step.
+        """Complete one prompt, yielding the answer so far after each step.
 
         Nothing runs before the first `next`; closing the iterator aborts the request.
         """
@@ -235,11 +234,11 @@ class LLM:
         *,
         use_tqdm: bool = True,
     ) -> Generator[tuple[int, RequestOutput], None, None]:
-        """Complete tokenized prompts together; yields each answer when it is whole, with the place
-        of its prompt.
+        """Complete tokenized prompts together; yields each answer when it is complete, with the
+        index of its prompt.
 
-        All is queued, or refused, at the first `next`; closing the iterator aborts what has not
-        ended.
+        All prompts are queued, or all refused, at the first `next`. Closing the iterator aborts the
+        requests that have not ended.
         """
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
@@ -263,7 +262,7 @@ class LLM:
                         bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
                         bar.update()
                         yield places.pop(output.request_id), output
-        finally:  # after an error or Ctrl-C nothing of this call stays queued
+        finally:  # also after an error or Ctrl-C: abort what has not ended
             self._thread.leave(box)
 
     def _stream(

@@ -1,8 +1,7 @@
-"""From a file to something that computes: checkpoint, tokenizer, weights in the backend's layout,
-KV cache, scheduler and core.
+"""Builds an engine from a file: checkpoint, tokenizer, weights in the backend's layout, KV cache,
+scheduler and core.
 
-Everything that can be refused is refused before the weights are loaded, with the arithmetic. Sizes
-are in bytes.
+All checks, those of memory too, are made before the weights are loaded. Sizes are in bytes.
 """
 
 from collections import ChainMap
@@ -65,15 +64,15 @@ def load_engine(
     cache_dir: Path | None = None,
     progress: bool = False,
 ) -> Engine:
-    """Find the model, which may mean to fetch it into `cache_dir` with a bar on standard error, and
-    load it.
+    """Find the model, or fetch it into `cache_dir` with a progress bar on standard error, and load
+    it.
     """
     return build_engine(resolve_model(str(model), cache_dir=cache_dir, progress=progress), config)
 
 
 def build_engine(path: Path, config: EngineConfig) -> Engine:
-    """Load the model at `path`. Raises a PellucidError that says what is wrong, before memory is
-    taken where that can be known.
+    """Load the model at `path`. Raises a PellucidError that says what is wrong, if possible before
+    memory is taken.
     """
     with open_model(path) as model:
         return model.build_engine(config)
@@ -81,7 +80,9 @@ def build_engine(path: Path, config: EngineConfig) -> Engine:
 
 @contextmanager
 def open_model(path: Path) -> Iterator["OpenModel"]:
-    """Open the model at `path`, to build any number of engines from it. Engines outlive it."""
+    """Open the model at `path`, to build any number of engines from it. Engines stay usable after
+    it is closed.
+    """
     with open_checkpoint(path) as checkpoint:
         yield OpenModel(path, checkpoint)
 
@@ -95,8 +96,8 @@ class _WeightsKey(NamedTuple):
 
 
 class OpenModel:
-    """A checkpoint and its tokenizer, which is built when it is first used. Its weights are loaded
-    for the first engine, and shared by all.
+    """A checkpoint and its tokenizer, which is built when first used. The first engine loads the
+    weights, and all engines share them.
     """
 
     def __init__(self, path: Path, checkpoint: Checkpoint) -> None:
@@ -138,7 +139,7 @@ class OpenModel:
     def _step_bytes(
         self, backend: Backend, config: EngineConfig, layout: KVLayout
     ) -> dict[str, int]:
-        """What the largest step takes, from declarations alone."""
+        """The memory that the largest step takes, from the parameters' declarations alone."""
         graph, model = get_graph(self.model_config.graph), self.model_config
         layers = [KVLayer(spec) for spec in layout.specs]
         return backend.step_bytes(
@@ -149,7 +150,7 @@ class OpenModel:
         )
 
     def build_engine(self, config: EngineConfig) -> Engine:
-        """An engine of its own, with its own cache. What cannot be had is refused before weights
+        """A new engine with its own KV cache. Raises ConfigError or CapacityError before weights
         are loaded.
         """
         # Does the backend have kernels for the model, and is there memory?
@@ -213,8 +214,8 @@ class OpenModel:
         *,
         is_loaded: bool,
     ) -> tuple[int, int]:
-        """(max_model_len, num_blocks); CapacityError where the engine does not fit. Weights that
-        are loaded already take nothing more.
+        """(max_model_len, num_blocks); raises CapacityError if the engine does not fit. Weights
+        that are loaded already count 0.
         """
         available = backend.available_memory()
         weight_bytes = 0
@@ -254,7 +255,7 @@ def _build_core(
     )
     storage = KVStorage(backend, layout, num_blocks, num_slots)
     if config.preemption == "swap":
-        storage.open_tier()  # what was asked for is had, or refused now
+        storage.open_tier()  # a requested swap_space is opened now, so that it fails now
     forward = get_graph(model_config.graph).forward
     runner = ModelRunner(
         backend.build_forward(

@@ -2,7 +2,7 @@
 
 The core's thread puts outputs in, one reader takes them out: a thread (`LLM`) or an asyncio task
 (`AsyncEngine`, whose mailboxes are in `task_mailbox.py`). An output shows the whole answer so far,
-so the newest replaces the one before. A slow reader sees fewer outputs and always the last; a
+so a new one replaces the one before it. A slow reader sees fewer outputs and always the last; a
 mailbox holds at most one output per request.
 """
 
@@ -18,14 +18,14 @@ __all__ = ["Mailbox", "ThreadMailbox"]
 
 
 class Mailbox(ABC):
-    """The newest output of each request of one reader, or the error that ends them. Only the lock
-    of the core's thread guards it.
+    """The newest output of each request of one reader, or the error that ends them. The lock of the
+    core's thread guards it.
     """
 
-    is_always_wanted = False  # True: its reader wants news from submission to the last output
+    is_always_wanted = False  # True: its reader wants outputs from submission to the last one
 
     def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
-        """`only_whole`: the reader wants finished outputs and no others."""
+        """`only_whole`: the reader wants only finished outputs."""
         self.submissions = submissions
         self.open = {s.request_id for s in submissions}  # requests that have not ended
         self._only_whole = only_whole
@@ -35,11 +35,11 @@ class Mailbox(ABC):
     @staticmethod
     @abstractmethod
     def ring(boxes: "Sequence[Any]") -> None:
-        """Tell the readers of mailboxes of this kind that there is news."""
+        """Notify the readers of mailboxes of this class of new outputs."""
 
     @property
     def is_abandoned(self) -> bool:
-        """True where nobody can read it any more."""
+        """True if its reader can no longer read it."""
         return False
 
     @property
@@ -47,7 +47,7 @@ class Mailbox(ABC):
         return bool(self._news) or self._error is not None
 
     def put(self, output: RequestOutput) -> None:
-        """Leave an output, in the place of an older one of the same request."""
+        """Store an output; it replaces an older one of the same request."""
         if output.finished:
             self.open.discard(output.request_id)
         elif self._only_whole:
@@ -55,12 +55,12 @@ class Mailbox(ABC):
         self._news[output.request_id] = output
 
     def fail(self, error: BaseException) -> None:
-        """Leave the error that ends every request of this reader."""
+        """Store the error that ends every request of this reader."""
         self.open.clear()
         self._error = error
 
     def take(self) -> list[RequestOutput]:
-        """All that is new. An error is raised."""
+        """All new outputs; raises the error if there is one."""
         news, self._news = self._news, {}
         if self._error is not None:
             raise self._error

@@ -1,10 +1,10 @@
-"""The memory plan: what an engine will take, decided before anything is loaded.
+"""The memory plan: how much an engine will take, computed before anything is loaded.
 
     available >= weights + a step's activations, logits and scratch + sampling + KV cache
 
 A step is planned at its largest: `max_num_batched_tokens` tokens, each with its row of logits,
 since prompt_logprobs may score them all. Weights that are in memory already count 0. The KV cache
-gets a part of what is left. Sizes are in bytes.
+gets a part of the rest. Sizes are in bytes.
 """
 
 import logging
@@ -36,7 +36,7 @@ def engine_bytes(
     weight_bytes: int,
     step_bytes: Mapping[str, int],
 ) -> dict[str, int]:
-    """What an engine takes beside its KV cache, by what it is for."""
+    """Bytes that an engine takes beside its KV cache, by purpose."""
     rows = min(max_num_seqs, SAMPLED_TOGETHER)
     items = {
         "weights": weight_bytes,
@@ -52,7 +52,7 @@ def engine_bytes(
 
 
 def check_fits(config: EngineConfig, items: Mapping[str, int], available: int) -> None:
-    """Raise CapacityError, with the largest items, where they do not fit."""
+    """Raise CapacityError, naming the largest items, if they do not fit."""
     needed = sum(items.values())
     if needed <= available:
         return
@@ -76,8 +76,8 @@ def plan_kv_cache(
     """How long a request may be and how many blocks there are: (max_model_len, num_blocks). `free`
     is what the rest of the engine leaves.
 
-    A context that was asked for is had or refused (CapacityError). One that was not is the model's
-    own, or, with one logged sentence, what fits.
+    A context length that the user asked for is granted or refused (CapacityError). Otherwise it is
+    the model's own, or as much of it as fits, which one log message says.
     """
     wanted = config.max_model_len or model.max_position_embeddings
     if wanted > model.max_position_embeddings:

@@ -1,13 +1,13 @@
-"""From a plan to tokens: builds the flat batch, runs the model, samples. Nothing here is of one
-model or of one backend.
+"""Executes a step's plan: builds the flat batch, runs the model, samples. It works for every model
+and every backend.
 
 The scheduler's integers become arrays here and nowhere else. For each scheduled request the tokens
 `num_computed_tokens … + num_scheduled_tokens - 1` go in. Logits come out for prompt tokens whose
 logprobs are asked for, for the last known token, to draw the next, and for each draft behind it, to
-draw the token that follows if the draft stands.
+draw the token that follows if the draft is accepted.
 
-A draft stands where it is the very token that is drawn at its position. Noise is keyed by (seed,
-position), so the tokens are those that the request would get without drafts, whatever was proposed.
+A draft is accepted if it equals the token that is drawn at its position. Noise is keyed by (seed,
+position), so the request gets the same tokens as without drafts.
 
 Letters: G layer groups, T tokens, R requests, L rows with logits, V vocabulary.
 """
@@ -39,15 +39,15 @@ _MANY_TOKENS = 16  # in a step: its speed is that of prefill
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step gave, by request_id."""
+    """The results of a step, by request_id."""
 
-    # the new tokens of each request that sampled: the drafts that stand, and one more
+    # the new tokens of each request that sampled: the accepted drafts and one more
     sampled: dict[str, list[int]] = field(default_factory=dict)
-    # of those tokens, where asked for
+    # of those tokens, if requested
     logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)
     # of this step's prompt positions, in order
     prompt_logprobs: dict[str, list[LogprobsOnePosition]] = field(default_factory=dict)
-    # requests that could not be sampled, after what `sampled` has; the others are not disturbed
+    # why a request could not be sampled; it keeps the tokens in `sampled`
     errors: dict[str, PellucidError] = field(default_factory=dict)
     forward_seconds: float = 0.0  # in the model
 
@@ -88,11 +88,13 @@ class ModelRunner:
         self._storage = storage
         self._block_size = block_size
         self._clock = clock
-        # of the last step that was bound by arithmetic, as recomputing is; infinite until then
+        # in the last compute-bound step, as recomputing is one; infinite until then
         self._seconds_per_token = math.inf
 
     def execute(self, step: ScheduledStep) -> StepResult:
-        """Compute a step's tokens and draw the next of each request that reached its end."""
+        """Compute a step's tokens, and draw for each request whose known tokens are then all
+        computed.
+        """
         if step.block_ops:
             self._storage.run(step.block_ops)
         rows = _plan_rows(step.requests)
@@ -169,7 +171,7 @@ class ModelRunner:
 
     @staticmethod
     def _sample(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
-        """Draw at each last known token and its drafts in one pass; then take what stands."""
+        """Draw at each last known token and its drafts in one pass; take the accepted tokens."""
         drawing: list[_Rows] = []
         sampling: list[SamplingRow] = []
         for r in rows:
@@ -184,7 +186,7 @@ class ModelRunner:
             return
         # Draw.
         drawn = iter(logits.sample([i for r in drawing for i in r.sampled], sampling))
-        # Take the drafts that stand and the token after them, up to the first error.
+        # Take the accepted drafts and the token after them, up to the first error.
         wanted: list[tuple[str, int, int, int | None]] = []  # name, row, token, number of logprobs
         for r in drawing:
             request, tokens = r.request, [next(drawn) for _ in r.sampled]
@@ -202,7 +204,7 @@ class ModelRunner:
                 taken = zip(r.sampled, standing, strict=False)
                 name, n = request.request_id, request.params.logprobs
                 wanted += [(name, row, token, n) for row, token in taken]
-        # Score what was taken, where logprobs are asked for.
+        # Score the tokens that were taken, if logprobs are requested.
         if wanted:
             found = top_logprobs(
                 logits.to_host([row for _, row, _, _ in wanted]),
@@ -217,7 +219,7 @@ class ModelRunner:
 
 
 def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[np.int32]:
-    """Block tables [G, R, M]; the scratch block pads them and stands for HOLEs."""
+    """Block tables [G, R, M]; the scratch block pads them and replaces HOLEs."""
     groups = len(tables[0])
     # the tables of a request are of one length
     width = max(len(of_request[0]) for of_request in tables)
@@ -237,7 +239,7 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
         stop = start + request.num_scheduled_tokens
         positions: list[int] = []
         if request.params.prompt_logprobs is not None:
-            # it may be computed again, after a preemption, and is scored once
+            # a preempted request computes them again, but scores them only once
             scored = max(start, len(request.prompt_logprobs) - 1)
             positions += range(scored, min(stop, request.num_prompt_tokens - 1))
         num_sampled = max(0, stop - request.num_tokens + 1)
@@ -248,7 +250,9 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
 
 
 def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
-    """How to draw at the last known token and `count - 1` drafts; each sees those before it."""
+    """How to draw at the last known token and at `count - 1` drafts; each row's history includes
+    the drafts before it.
+    """
     output, drafts = request.output_token_ids, request.draft_token_ids
     constraint = request.constraint
     masks = constraint.masks(drafts[: count - 1]) if constraint is not None else [None] * count

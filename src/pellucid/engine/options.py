@@ -1,5 +1,5 @@
-"""From the keywords of `LLM(...)` to an EngineConfig: options of the engine and of its backend, and
-what is said about a name that is neither.
+"""Builds an EngineConfig from the keywords of `LLM(...)`: options of the engine and of its backend.
+A name that is neither raises an error that suggests another.
 """
 
 from collections.abc import Mapping
@@ -45,13 +45,14 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
 
 def build_engine_config(options: Mapping[str, object]) -> EngineConfig:
     """EngineConfig of keywords: its own fields, and options of the backend, which go to
-    `backend_options`. Raises ConfigError for any other name, with the nearest and all of them.
+    `backend_options`. Raises ConfigError for any other name; the message has the nearest name and
+    all names.
     """
     own = {told.name: told for told in declarations(EngineConfig)}
     loose = {name: value for name, value in options.items() if name not in own}
     given = {name: value for name, value in options.items() if name in own}
     if loose:
-        # Check what is known first: its `backend` says which other names exist.
+        # Check the engine's own fields first: `backend` decides which other names exist.
         backend = EngineConfig(**given).backend  # type: ignore[arg-type]
         known = backend_kind(backend).option_names
         for name in loose:

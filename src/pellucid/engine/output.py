@@ -1,7 +1,7 @@
-"""From token ids to what the caller sees: text, logprobs, reasons and times, of the n completions
-of one prompt.
+"""Turns token ids into what the caller sees: text, logprobs, finish reasons and times of the n
+completions of one prompt.
 
-Outputs are cumulative: each call of `output()` shows the whole answer as far as it has come, as
+Outputs are cumulative: each call of `output()` returns the whole answer so far, as
 vLLM's `RequestOutput` does. A caller that streams prints the part that is new.
 """
 
@@ -32,11 +32,11 @@ class OutputGroup:
         tokenizer: Tokenizer,
         now: float,
     ) -> None:
-        """`now` is when the prompt came, in seconds of the engine's clock."""
+        """`now` is the arrival time in seconds of the engine's clock."""
         self.request_id = request_id
         self.requests = requests
         self._prompt = prompt
-        # a copy: what a reader does to its output reaches no request
+        # a copy: a reader that changes its output changes no request
         self._prompt_token_ids = list(requests[0].prompt_token_ids)
         self._tokenizer = tokenizer
         self._metrics = RequestMetrics(arrival_time=now)
@@ -47,19 +47,19 @@ class OutputGroup:
         }
 
     def request(self, request_id: str) -> Request:
-        """The member with this id."""
+        """The request with this id."""
         return next(request for request in self.requests if request.request_id == request_id)
 
     def schedule(self, now: float) -> None:
-        """Note that a step begins to compute some of it; the first call counts."""
+        """Record when a step first computes some of it; later calls change nothing."""
         if self._metrics.first_scheduled_time is None:
             self._metrics.first_scheduled_time = now
 
     def advance(
         self, request: Request, token_id: int, reason: FinishReason | None, now: float
     ) -> bool:
-        """Take in a new token, and why the request ends with it, if it does. True where the text
-        now holds a stop string, which is then the request's stop_reason.
+        """Add a new token, with the finish reason if the request ends with it. Returns True if the
+        text now holds a stop string, which becomes the request's stop_reason.
         """
         if self._metrics.first_token_time is None:
             self._metrics.first_token_time = now
@@ -67,7 +67,7 @@ class OutputGroup:
         text = self._texts.get(request.request_id)
         if text is None:
             return False
-        # A token that ended the request by its id is left out of the text, unless it is wanted.
+        # A token that ended the request by its id is left out of the text, unless requested.
         if reason != "stop" or request.params.include_stop_str_in_output:
             text.push([token_id])
         if text.stopped_by is not None:
@@ -75,14 +75,14 @@ class OutputGroup:
         return text.stopped_by is not None
 
     def finish(self, request: Request, now: float) -> None:
-        """Let out the text that was held back, now that nothing follows."""
+        """Release the text that was held back, because no token follows."""
         if request.request_id in self._texts:
             self._texts[request.request_id].finish()
         if all(r.is_finished for r in self.requests):
             self._metrics.finished_time = now
 
     def output(self) -> RequestOutput:
-        """The answer as far as it has come."""
+        """The answer so far."""
         first = self.requests[0]
         return RequestOutput(
             request_id=self.request_id,
@@ -113,7 +113,7 @@ class OutputGroup:
         )
 
     def named(self, row: LogprobsOnePosition) -> LogprobsOnePosition:
-        """The same candidates with their tokens' text and bytes, where tokens become text."""
+        """The same candidates with their tokens' text and bytes, if the request wants text."""
         if not self._texts:
             return row
         return {

@@ -1,16 +1,16 @@
-"""Prompts and conversations as callers pass them, and the token ids that they become. `LLM` and
-`AsyncEngine` share it.
+"""Turns prompts and conversations, as callers pass them, into token ids. `LLM` and `AsyncEngine`
+share it.
 
-A prompt is text, token ids, or a mapping with one of the two and how its request is treated
-(`TextPrompt`, `TokensPrompt`). Special tokens that a text prompt spells ("<|fim_prefix|>") are
-parsed as such, as in vLLM and llama.cpp; `parse_special=False` reads them as letters. A text that
-begins with the token that begins sequences gets no second one. vLLM and llama.cpp add a second one
-there (llama.cpp with a warning), which models were not trained on.
+A prompt is text, token ids, or a mapping (`TextPrompt`, `TokensPrompt`) that has one of the two,
+and may have a priority, a tenant and a cache salt. Special tokens that a text prompt spells
+("<|fim_prefix|>") are parsed as such, as in vLLM and llama.cpp; `parse_special=False` reads them as
+plain text. A text that begins with bos gets no second bos. vLLM and llama.cpp add a second one
+(llama.cpp with a warning), which no model was trained on.
 
 In a conversation only the model's own template writes special tokens: a message that spells one is
 plain text.
 
-Everything here comes from strangers. It is copied, and bounded in length, before it is used.
+All of this is untrusted input. It is copied, and bounded in length, before it is used.
 """
 
 import functools
@@ -53,7 +53,7 @@ _Priority = Annotated[int, Bounds(low=-MAX_PRIORITY, high=MAX_PRIORITY)]
 
 
 class _Standing(TypedDict):
-    """How the request of a prompt is treated among others."""
+    """How a prompt's request is scheduled and cached among others."""
 
     priority: NotRequired[int]  # the smaller is served first, where the policy is "priority"
     tenant: NotRequired[str]  # who asks: what the policy "fair" is fair to
@@ -64,7 +64,7 @@ class TextPrompt(_Standing):
     """A prompt as text."""
 
     prompt: str
-    parse_special: NotRequired[bool]  # False: special tokens in the text are letters
+    parse_special: NotRequired[bool]  # False: special tokens are read as plain text
 
 
 class TokensPrompt(_Standing):
@@ -112,17 +112,18 @@ def tokenize_prompt(
     truncate_prompt_tokens: int | None = None,
     max_tokens: int | None = None,
 ) -> TokenizedPrompt:
-    """The token ids of a prompt in any form. `parse_special`: special tokens that a text spells are
-    parsed, unless its mapping says otherwise. `truncate_prompt_tokens`: keep so many last tokens.
-    `max_tokens`: a text that cannot be so few tokens is refused before it is cut into them.
+    """The token ids of a prompt in any form. `parse_special`: parse special tokens that a text
+    spells, unless its mapping says otherwise. `truncate_prompt_tokens`: keep that many last tokens.
+    `max_tokens`: refuse a text before tokenizing it, if its length alone shows that it has more
+    tokens.
 
-    Raises RequestError, naming the key or the index, where the prompt is not one.
+    Raises RequestError, naming the key or the index, if the prompt is invalid.
     """
     fields = _fields(prompt, parse_special)
     if fields.prompt_token_ids is not None:
         token_ids = list(fields.prompt_token_ids)
     else:
-        assert fields.prompt is not None  # _fields has seen to it
+        assert fields.prompt is not None  # checked by _fields
         if max_tokens is not None and truncate_prompt_tokens is None:
             tokenizer.check_length(fields.prompt, max_tokens)
         token_ids = _encode(tokenizer, fields.prompt, fields.parse_special)
@@ -168,10 +169,10 @@ def tokenize_prompts(
 
 
 def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """The prompts of a call in order, whatever iterable holds them; a single prompt alone.
+    """The prompts of a call in order, from any iterable; a single prompt becomes a list of one.
 
     A list that begins with an integer is one prompt of token ids. Raises RequestError, naming the
-    index, where an entry is no prompt.
+    index, if an entry is no prompt.
     """
     if isinstance(prompts, str | Mapping):
         return [prompts]
@@ -209,7 +210,7 @@ def tokenize_chat(
 ) -> TokenizedPrompt:
     """A conversation, rendered with the model's own chat template or with `chat_template`; the
     keywords are those of `Tokenizer.apply_chat_template`. `max_tokens`: as for `tokenize_prompt`.
-    Raises RequestError where there is no template, or it refuses the messages.
+    Raises RequestError if there is no template, or if it refuses the messages.
     """
     text = tokenizer.apply_chat_template(
         messages,
@@ -229,8 +230,8 @@ def tokenize_chat(
 def with_priorities(
     prompts: Sequence[TokenizedPrompt], priority: int | Sequence[int] | None
 ) -> list[TokenizedPrompt]:
-    """The prompts with the priorities of a call: one for all, or one for each. None leaves each its
-    own. Raises RequestError where there are not as many as prompts.
+    """The prompts with the priorities of a call: one for all, or one for each. None: each prompt
+    keeps its own. Raises RequestError if their number differs from that of the prompts.
     """
     if priority is None:
         return list(prompts)
@@ -251,7 +252,7 @@ def with_priorities(
 def longest_prompt(
     max_model_len: int, params: SamplingParams | Sequence[SamplingParams] | None
 ) -> int | None:
-    """How many tokens a prompt may have; None where `params` cut it to its last tokens anyway."""
+    """How many tokens a prompt may have; None if `params` truncate it anyway."""
     each = params if isinstance(params, Sequence) else [params]
     cut = any(isinstance(p, SamplingParams) and p.truncate_prompt_tokens is not None for p in each)
     return None if cut else max_model_len
@@ -281,7 +282,7 @@ def check_prompt_ids(token_ids: Sequence[int], vocab_size: int) -> None:
 
 
 def _fields(prompt: Prompt, parse_special: bool) -> _Fields:
-    """The checked fields of a prompt in any form: it has text, token ids or both."""
+    """The checked fields of a prompt in any form. They have text, token ids or both."""
     _check_form(prompt, "a prompt")
     if isinstance(prompt, str):
         return _Fields(prompt=prompt, parse_special=parse_special)
@@ -304,7 +305,7 @@ def _fields(prompt: Prompt, parse_special: bool) -> _Fields:
 
 
 def _check_form(prompt: object, name: str) -> None:
-    """Raise RequestError where a value is neither text nor a list nor a mapping."""
+    """Raise RequestError if a value is neither text nor a list nor a mapping."""
     if not isinstance(prompt, str | Mapping) and not _is_listed(prompt):
         raise RequestError(
             f"{name} is {show(prompt)}; it must be text, token ids, or a mapping with 'prompt' or "
@@ -313,7 +314,7 @@ def _check_form(prompt: object, name: str) -> None:
 
 
 def _is_listed(value: object) -> bool:
-    """True for what gives entries in an order: no set, no bytes, no array without an axis."""
+    """True for an iterable with an order: not a set, not bytes, not a zero-dimensional array."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0
     unordered = isinstance(value, bytes | bytearray | memoryview | set | frozenset)
@@ -329,7 +330,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _encode(tokenizer: Tokenizer, text: str, parse_special: bool) -> list[int]:
-    """The ids of a text prompt, with one token that begins the sequence and no second one."""
+    """The ids of a text prompt, with one bos and no second one."""
     token_ids = tokenizer.encode(text, parse_special=parse_special)
     bos = tokenizer.bos_token_id
     is_doubled = tokenizer.add_bos and parse_special and token_ids[:2] == [bos, bos]

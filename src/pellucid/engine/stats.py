@@ -1,4 +1,4 @@
-"""What an engine is doing and how long its steps took, as plain data.
+"""The state of an engine and its step times, as plain data.
 
 Times are seconds of the core's clock. `EngineStats` counts from the engine's start, so a rate is
 the difference of two of them.
@@ -11,7 +11,7 @@ from .model_runner import ModelRunner
 
 __all__ = ["STEP_SECONDS", "Counts", "EngineStats", "StepTimes", "build_stats"]
 
-# Upper bounds of the histogram's buckets; a last bucket takes what is longer.
+# Upper bounds of the histogram's buckets; the last bucket has all longer steps.
 STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -20,9 +20,9 @@ class StepTimes:
     """Seconds of one step, or the sums over many."""
 
     schedule: float = 0.0  # to plan
-    execute: float = 0.0  # to compute and to sample: `forward` is a part of it
+    execute: float = 0.0  # to compute and to sample; includes `forward`
     forward: float = 0.0  # in the model
-    update: float = 0.0  # to book tokens, to detokenize, to build outputs
+    update: float = 0.0  # to record tokens, to detokenize, to build outputs
 
     @property
     def total(self) -> float:
@@ -35,22 +35,22 @@ class EngineStats:
 
     # requests
     num_running: int
-    num_waiting: int  # those that were preempted among them
+    num_waiting: int  # how many of them were preempted
     num_preempted: int
     # KV blocks by state: total = free + cached + held
     num_kv_blocks: int
     num_free_blocks: int
-    num_cached_blocks: int  # held by the prefix tree alone: evicted where room is needed
-    num_held_blocks: int  # held by requests that run
+    num_cached_blocks: int  # held by the prefix tree alone: evicted when memory is needed
+    num_held_blocks: int  # held by running requests
     num_saved_blocks: int  # evicted, and saved in the file of the second memory
     swap_file_bytes: int  # the size of that file; 0 while there is none
     # counts since the start
     num_prompt_tokens: int  # of requests that were admitted
-    num_cached_tokens: int  # those of them that the prefix cache had
+    num_cached_tokens: int  # how many of them hit the prefix cache
     num_computed_tokens: int  # positions that went through the model
     num_output_tokens: int  # tokens given to requests
-    num_draft_tokens: int  # proposed tokens that went through the model
-    num_accepted_tokens: int  # those of them that were drawn
+    num_draft_tokens: int  # draft tokens that went through the model
+    num_accepted_tokens: int  # how many of them were accepted
     num_preemptions: int
     num_loaded_blocks: int  # brought back from the second memory
     # steps
@@ -62,7 +62,7 @@ class EngineStats:
 
 @dataclass(slots=True)
 class Counts:
-    """What the core adds up with each step; the names are those of EngineStats."""
+    """Sums that the core updates with each step; the names are those of EngineStats."""
 
     num_steps: int = 0
     num_computed_tokens: int = 0

@@ -1,5 +1,5 @@
-"""The mailbox of an asyncio task. It stands apart from `mailbox.py` so that `LLM` does not import
-asyncio, which takes a tenth of the time of a start.
+"""The mailbox of an asyncio task. It is not in `mailbox.py`, so that `LLM` does not import asyncio,
+which would take a tenth of the start time.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ __all__ = ["TaskMailbox"]
 
 
 class TaskMailbox(Mailbox):
-    """The mailbox of a task of an event loop, in which alone its event is touched."""
+    """The mailbox of a task of an event loop. Its event is used only in that loop."""
 
     is_always_wanted = True
 
     def __init__(self, submissions: Sequence[Submission], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(submissions)
         self.loop = loop
-        self.event = asyncio.Event()  # set while there is news
+        self.event = asyncio.Event()  # set while there are new outputs
 
     @property
     def is_abandoned(self) -> bool:
@@ -29,12 +29,12 @@ class TaskMailbox(Mailbox):
 
     @staticmethod
     def ring(boxes: "Sequence[TaskMailbox]") -> None:
-        """Tell each event loop once."""
+        """Wake each event loop once."""
         told: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
         for box in boxes:
             told.setdefault(box.loop, []).append(box.event)
         for loop, events in told.items():
-            with contextlib.suppress(RuntimeError):  # closed since
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(_set_all, events)
 
     def take(self) -> list[RequestOutput]:

@@ -1,4 +1,4 @@
-"""The key/value cache: what it costs (`layout`), which block is held by whom (`block_pool`,
+"""The key/value cache: what it costs (`layout`), which requests hold which blocks (`block_pool`,
 `radix_tree`, `manager`), and where the bytes lie (`storage`).
 """
 

@@ -1,23 +1,24 @@
-"""Fixed-size blocks of KV memory, as integers: which are free, and how many hold each of the
-others.
+"""Fixed-size blocks of KV memory, as integers: which are free, and how many holders each of the
+others has.
 
-A block is an index into every layer's storage. Its reference count says how many use it: requests
-whose tables name it, and the prefix tree, which counts once. A count of 0 is a free block. A block
-that only the tree holds is `idle`: requests may hit it, and it is evicted when memory is needed.
-All operations take O(1). The pool knows no requests, and never touches the memory itself.
+A block is an index into every layer's storage. Its reference count is the number of its holders:
+requests whose tables contain it, and the prefix tree, which counts as one. A block with count 0 is
+free. A block that only the tree holds is `idle`: requests may hit it, and it is evicted when memory
+is needed. All operations take O(1). The pool stores only integers: no requests, and no memory of
+the blocks.
 """
 
 __all__ = ["BlockPool"]
 
 
 class BlockPool:
-    """A block is in the free list once, or held by as many as its count says."""
+    """Each block is either in the free list once, or has as many holders as its count says."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.ref_count = [0] * num_blocks
         self.num_idle = 0  # blocks that only the tree holds
-        self._cached = bytearray(num_blocks)  # those that the tree holds
+        self._cached = bytearray(num_blocks)  # blocks that the tree holds
         # a stack: the block freed last is given out next, while its memory is warm
         self._free = list(range(num_blocks - 1, -1, -1))
 
@@ -27,7 +28,7 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be had: free, or held by the tree and nobody else."""
+        """Blocks that can be allocated: free, or held by the tree alone."""
         return len(self._free) + self.num_idle
 
     def is_cached(self, block: int) -> bool:
@@ -35,17 +36,17 @@ class BlockPool:
         return bool(self._cached[block])
 
     def is_idle(self, block: int) -> bool:
-        """True where the tree holds the block and nobody else does."""
+        """True where only the tree holds the block."""
         return self.ref_count[block] == 1 and bool(self._cached[block])
 
     def take(self) -> int:
-        """A free block, now held once. The caller has seen that there is one."""
+        """Allocate a free block, with one holder. The caller has checked that there is one."""
         block = self._free.pop()
         self.ref_count[block] = 1
         return block
 
     def share(self, block: int) -> None:
-        """One more request holds the block."""
+        """Add a request to the block's holders."""
         if self.ref_count[block] == 0:
             raise AssertionError(f"block {block} is shared, but nobody holds it")
         if self.is_idle(block):
@@ -53,7 +54,7 @@ class BlockPool:
         self.ref_count[block] += 1
 
     def release(self, block: int) -> None:
-        """One request less holds the block."""
+        """Remove a request from the block's holders."""
         if self.ref_count[block] <= self._cached[block]:
             raise AssertionError(f"block {block} is released, but no request holds it")
         self._drop(block)
@@ -61,14 +62,14 @@ class BlockPool:
             self.num_idle += 1
 
     def cache(self, block: int) -> None:
-        """The tree holds the block too."""
+        """Add the tree to the block's holders."""
         if self._cached[block] or self.ref_count[block] == 0:
             raise AssertionError(f"block {block} is published twice, or after it was freed")
         self._cached[block] = 1
         self.ref_count[block] += 1
 
     def uncache(self, block: int) -> None:
-        """The tree holds the block no longer."""
+        """Remove the tree from the block's holders."""
         if not self._cached[block]:
             raise AssertionError(f"block {block} is evicted, but the tree does not hold it")
         if self.is_idle(block):

@@ -1,8 +1,8 @@
 """Which cached blocks are evicted next: the least recently used first.
 
-Entries are pushed whenever something may be evicted from now on, and are never searched for: an
-entry that no longer says the truth is stale, and is skipped when it comes up. So each operation
-takes O(log n).
+An entry is pushed when a leaf or a block becomes evictable. Entries are never searched for or
+updated: one that has become wrong is stale, and is skipped when it reaches the top of the heap. So
+each operation takes O(log n).
 """
 
 import heapq
@@ -15,19 +15,19 @@ from .node import Node
 
 __all__ = ["EvictionOrder", "Leaf", "LeafOrder", "PassedBlock"]
 
-_FEW = 1024  # entries that are kept without asking whether they are stale
+_FEW = 1024  # entries up to which the heap is not cleared of stale ones
 
 
 class Leaf(NamedTuple):
     """An edge that may be evicted from its end, unless a request holds it."""
 
     stamp: int  # of the node when it was offered: a later use makes the entry stale
-    order: int  # among equals, the one that was offered first is next
+    order: int  # among equal stamps, the entry that was offered first is evicted first
     node: Node
 
 
 class PassedBlock(NamedTuple):
-    """A block behind a window: it may go before the rest of its edge."""
+    """A block behind a window: it may be evicted before the rest of its edge."""
 
     stamp: int
     order: int
@@ -38,7 +38,7 @@ _Entry = TypeVar("_Entry", Leaf, PassedBlock)
 
 
 class _LazyHeap(Generic[_Entry]):
-    """Entries by stamp. `is_current` tells those that are not stale."""
+    """Entries by stamp. `is_current` is False for stale ones."""
 
     def __init__(self, is_current: Callable[[_Entry], bool]) -> None:
         self._is_current: Callable[[_Entry], bool] = is_current
@@ -51,13 +51,13 @@ class _LazyHeap(Generic[_Entry]):
     def push(self, entry: _Entry) -> None:
         heapq.heappush(self._entries, entry)
         if len(self._entries) > self._most:
-            # the heap grows with what it describes, not with time
+            # drop stale entries, so that the heap's size is bounded by the cache, not by time
             self._entries = [entry for entry in self._entries if self._is_current(entry)]
             heapq.heapify(self._entries)
             self._most = 2 * len(self._entries) + _FEW
 
     def first(self) -> _Entry | None:
-        """The entry that is next; stale ones before it are thrown away."""
+        """The next entry; stale ones before it are dropped."""
         while self._entries and not self._is_current(self._entries[0]):
             heapq.heappop(self._entries)
         return self._entries[0] if self._entries else None
@@ -100,7 +100,7 @@ class LeafOrder:
 
 
 class EvictionOrder:
-    """What may go from the cache: leaves, and blocks behind windows."""
+    """What may be evicted from the cache: leaves, and blocks behind windows."""
 
     def __init__(self, pool: BlockPool) -> None:
         self.leaves = LeafOrder(is_saved=False)
@@ -111,11 +111,11 @@ class EvictionOrder:
         return len(self.leaves) + len(self._passed)
 
     def offer_block(self, block: int, stamp: int) -> None:
-        """A block behind a window may go from now on."""
+        """A block behind a window may be evicted from now on."""
         self._passed.push(PassedBlock(stamp, next(self._order), block))
 
     def pop(self) -> Leaf | PassedBlock | None:
-        """What goes next; of a leaf and a block of one time, the leaf."""
+        """What is evicted next; a leaf comes before a block with the same stamp."""
         leaf, passed = self.leaves.first(), self._passed.first()
         if passed is None or (leaf is not None and leaf.stamp <= passed.stamp):
             return self.leaves.pop()

@@ -8,8 +8,8 @@ Each layer keeps one key and one value for each of its KV heads and each token (
 so grouped-query attention (Ainslie et al., arXiv:2305.13245) saves the factor num_heads /
 num_kv_heads. Memory is handed out in blocks of `block_size` tokens (Kwon et al., arXiv:2309.06180).
 
-A layer with a sliding window forgets what lies behind it, so its blocks can be given back while
-those of other layers stay. Layers are put in groups, one block table per group, and every group has
+A layer with a sliding window never reads what lies behind it, so its blocks there can be given back
+while those of other layers stay. Layers form groups with one block table each, and every group has
 the same number of layers. Then a block is the same number of bytes in every group, and one pool
 serves all. Layer j of each group lies in store j, and a block belongs to one group at a time.
 
@@ -52,45 +52,47 @@ class KVLayout:
 
     @property
     def stores(self) -> tuple[KVSpec, ...]:
-        """What each store holds. The last group of a window may have fewer layers than there are
-        stores, and leaves the rest of its blocks unused.
+        """The KVSpec of each store. The last group of a window may have fewer layers than there are
+        stores; then a part of its blocks stays unused.
         """
         return tuple(self.specs[layer] for layer in self.groups[0].layers)
 
     @property
     def bytes_per_token(self) -> int:
-        """Of a token that every layer keeps."""
+        """Bytes of one token in all layers."""
         return sum(self.token_bytes)
 
     @property
     def bytes_per_block(self) -> int:
-        """Of one block in all stores."""
+        """Bytes of one block in all stores."""
         return self.block_size * sum(self.token_bytes[layer] for layer in self.groups[0].layers)
 
     def columns_for(self, num_tokens: int) -> int:
-        """Blocks in one group's table of num_tokens: rounded up."""
+        """Blocks in one group's table for num_tokens, rounded up."""
         return -(-num_tokens // self.block_size)
 
     def blocks_for(self, num_tokens: int, chunk: int) -> int:
-        """The most blocks, of all groups, that a request holds, computed `chunk` tokens at once."""
+        """The most blocks of all groups that a request holds at a time, if it is computed `chunk`
+        tokens at once.
+        """
         return sum(self.group_blocks_for(group, num_tokens, chunk) for group in self.groups)
 
     def group_blocks_for(self, group: LayerGroup, num_tokens: int, chunk: int) -> int:
-        """The same of one group."""
+        """The same for one group."""
         whole = self.columns_for(num_tokens)
         if group.window is None:
             return whole
-        # a chunk and what it sees, at any offset
+        # a chunk and its window, at any offset in a block
         return min(whole, (group.window + min(chunk, num_tokens) - 2) // self.block_size + 2)
 
     def tokens_in(self, num_blocks: int, chunk: int, at_most: int) -> int:
-        """The longest request, up to `at_most` tokens, that so many blocks hold."""
+        """The tokens of the longest request, up to `at_most`, that this many blocks hold."""
         lengths = range(1, at_most + 1)  # a longer request never needs fewer blocks
         return bisect_right(lengths, num_blocks, key=lambda n: self.blocks_for(n, chunk))
 
 
 def build_layout(specs: Sequence[KVSpec], token_bytes: Sequence[int], block_size: int) -> KVLayout:
-    """The cache of a model whose layers keep `specs`, at `token_bytes` per token each.
+    """The cache of a model whose layers keep `specs`; layer i takes `token_bytes[i]` per token.
 
     Layers of one window form a kind. The kind with the fewest layers gives the number of layers per
     group.
@@ -99,7 +101,7 @@ def build_layout(specs: Sequence[KVSpec], token_bytes: Sequence[int], block_size
     for layer, spec in enumerate(specs):
         windows.setdefault(spec.window, []).append(layer)
     if len({spec.shape for spec in specs}) > 1:
-        # one group, which keeps what the layer that looks back farthest sees
+        # one group with the largest window
         farthest = None if None in windows else max(w for w in windows if w is not None)
         windows = {farthest: list(range(len(specs)))}
     size = min(len(layers) for layers in windows.values())

@@ -1,13 +1,13 @@
-"""Which request holds which KV blocks: all that the scheduler sees of the cache.
+"""Which request holds which KV blocks. This is the scheduler's only interface to the cache.
 
 A request's block tables grow as its tokens are computed, one table per layer group. Position i lies
-in slot `table[i // block_size] · block_size + i % block_size`. What is computed is published in the
-prefix tree, where requests that begin alike hit it, and so does the request itself after it was
-preempted: preemption gives blocks back, and resuming is a hit.
+in slot `table[i // block_size] · block_size + i % block_size`. Computed blocks are published in the
+prefix tree, where requests with the same prefix hit them. A preempted request gives its blocks
+back, and hits them in the tree when it resumes.
 
     lookup → admit → (allocate_slots → publish) … → release
 
-Integers only: `take_ops()` says what has to be done with the bytes, and `storage` does it.
+Integers only: `take_ops()` lists what must be done with the bytes, and `storage` does it.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,10 @@ __all__ = ["Hit", "KVCacheManager"]
 
 @dataclass(slots=True)
 class Hit:
-    """What the cache has of a request that starts: its first `num_tokens` need not be computed."""
+    """A cached prefix of a request: its first `num_tokens` need not be computed."""
 
     num_tokens: int
-    match: Match  # its columns and partial column are those that are used
+    match: Match  # only the columns and the partial column that will be used
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class _Held:
 
 
 class KVCacheManager:
-    """Owns the block tables of the running requests, and the tree of what they published."""
+    """Owns the block tables of the running requests, and the tree of published prefixes."""
 
     def __init__(
         self,
@@ -57,7 +57,9 @@ class KVCacheManager:
         num_slots: int = 0,
         saving_pays: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`num_slots`: blocks in the second tier; `saving_pays` is asked before it is used."""
+        """`num_slots`: blocks in the second tier; `saving_pays` is called before a block is saved
+        there.
+        """
         self.layout = layout
         self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
@@ -73,7 +75,7 @@ class KVCacheManager:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks without a holder."""
         return self._pool.num_free
 
     @property
@@ -103,9 +105,9 @@ class KVCacheManager:
     # ---- starting
 
     def lookup(self, request: Request, *, whole_blocks: bool = False) -> Hit:
-        """The longest cached prefix, short of the last token: its logits must be computed."""
+        """The longest cached prefix, without the last token: its logits must be computed."""
         limit = request.num_tokens - 1
-        # rows that were not scored yet must be computed
+        # prompt tokens without logprobs yet must be computed
         if request.params.prompt_logprobs is not None:
             limit = min(limit, max(0, len(request.prompt_logprobs) - 1))
         match = self._tree.match(self._salt(request), request.token_ids(0, limit), limit)
@@ -116,7 +118,7 @@ class KVCacheManager:
         length = whole + match.partial_tokens
         if whole_blocks or (partial is not None and not all(_has(partial, g) for g in groups)):
             length = whole
-        # A group that cannot serve the length shortens it for all.
+        # If a group cannot serve the length, it is shortened for all groups.
         while length and (shorter := min(self._usable(g, match, length) for g in groups)) < length:
             length = shorter
         if length <= whole:
@@ -125,7 +127,7 @@ class KVCacheManager:
         return Hit(length, match)
 
     def _usable(self, group: int, match: Match, length: int) -> int:
-        """How much of a hit a group can serve: all, or what lies before its last missing block."""
+        """How many tokens of a hit a group can serve: those before its last missing block."""
         size = self.layout.block_size
         first = self.layout.groups[group].first_needed(length, size)
         for i in range(min(length // size, len(match.columns)) - 1, first - 1, -1):
@@ -134,15 +136,16 @@ class KVCacheManager:
         return length
 
     def admit(self, request: Request, hit: Hit, num_new_tokens: int) -> bool:
-        """Start a request with what it hit and room for its next tokens: all of that and True, or
-        nothing and False. The columns of each group's table, in order of position:
+        """Start a request: give it the blocks that it hit, and slots for its next tokens. Returns
+        False, with nothing changed, if the blocks do not suffice. The columns of each group's
+        table, in order of position:
 
             before `first`          HOLE: behind the window of the next token
-            … len(columns) - 1      the hit's: shared in memory, or loaded from the tier
-            len(columns)            where the hit ends inside a block: a copy of that block
+            … len(columns) - 1      blocks of the hit: shared in memory, or loaded from the tier
+            len(columns)            a copy of the block in which the hit ends, if it ends inside one
             up to the new tokens    free blocks
         """
-        # Does all that is known fit? If not, the request would only be preempted again.
+        # Do all known tokens fit? If not, the request would soon be preempted again.
         size, groups = self.layout.block_size, self.layout.groups
         columns, partial = hit.match.columns, hit.match.partial
         first = [group.first_needed(hit.num_tokens, size) for group in groups]
@@ -152,11 +155,12 @@ class KVCacheManager:
         held_back = sum(self._pool.is_idle(block) for block in shared + copied)
         total = self.layout.blocks_for(request.num_tokens, num_new_tokens)
         if total - len(shared) > self._pool.num_available - held_back:
-            # the block that is copied may be the one too many
+            # it may fit without the block that is copied
             return bool(copied) and self.admit(
                 request, self.lookup(request, whole_blocks=True), num_new_tokens
             )
-        # The path ends where the hit does. Nothing of it may be evicted for what follows.
+        # Split the path where the hit ends, and lock it, so that the allocations below do not evict
+        # it.
         path = list(dict.fromkeys(node for node, _ in columns))
         if path:
             lower, length = path[-1], columns[-1][1] + 1
@@ -167,7 +171,7 @@ class KVCacheManager:
             node.locks += 1
         for block in shared:
             self._pool.share(block)
-        # The tables, node by node, with what was saved brought back.
+        # Build the tables, node by node; load saved nodes.
         tables: list[list[int]] = [[] for _ in groups]
         for node in path:
             if node.slots is not None:
@@ -176,7 +180,7 @@ class KVCacheManager:
                 table += row
         for g, table in enumerate(tables):
             table[: first[g]] = [HOLE] * first[g]
-        # The lock on the end of the path is the request's from now on.
+        # Keep the lock on the end of the path for the request; release the others.
         end = path[-1] if path else self._tree.root(self._salt(request))
         held = _Held(request, self._salt(request), end, len(columns) * size, tables, first)
         end.locks += 1
@@ -184,7 +188,7 @@ class KVCacheManager:
             node.locks -= 1
         self._tree.touch(end)
         self._held[request.request_id] = held
-        # The rest: a copy of the block in which the hit ends, and free blocks.
+        # Append a copy of the block in which the hit ends, and free blocks.
         if partial is not None:
             self._copy_partial(held, *partial)
         self._grow(held, hit.num_tokens + num_new_tokens)
@@ -193,7 +197,9 @@ class KVCacheManager:
         return True
 
     def _promote(self, node: Node, first: list[int]) -> None:
-        """Load a saved node, per group from column `first` on: what lies before is not read."""
+        """Load a saved node, in each group from column `first[g]` on; columns before it are not
+        read.
+        """
         assert node.slots is not None
         wanted = [
             [slot != HOLE and i >= first[g] for i, slot in enumerate(row)]
@@ -207,8 +213,8 @@ class KVCacheManager:
         """Copy-on-write: the hit ends inside a block that others may hold, so the request goes on
         in a copy of it.
 
-        Making room for the copy must not evict its source. So the source, and no more, is held
-        until the copy is written down: a block is shared, the node of a slot is locked.
+        Making room for the copy must not evict its source. So the source is held until the copy is
+        listed in `ops`: a block is shared, or the node of a slot is locked.
         """
         self._tree.touch(node)
         if node.slots is not None:
@@ -234,7 +240,7 @@ class KVCacheManager:
     # decode comes once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
-        """Make room for a running request's next tokens: for all and True, or nothing and False."""
+        """Allocate slots for a running request's next tokens: all (True), or none (False)."""
         held = self._held[request.request_id]
         stop = request.num_computed_tokens + num_new_tokens
         if self._windowed:
@@ -252,7 +258,7 @@ class KVCacheManager:
         border = len(held.tables[0]) * size
         if self.enable_prefix_caching:
             border = min(border, held.num_published + size)
-            # at its end the last block is published too
+            # the prompt's last block is published when the prompt ends
             if request.num_computed_tokens < request.num_prompt_tokens:
                 border = min(border, request.num_prompt_tokens)
         if self._windowed:
@@ -284,7 +290,7 @@ class KVCacheManager:
             held.first[g] = max(first, needed)
 
     def publish(self, request: Request) -> None:
-        """Publish full blocks, and at the prompt's end its last block, to be copied from."""
+        """Publish full blocks; at the prompt's end also its last, partial block."""
         if not self.enable_prefix_caching:
             return
         held = self._held[request.request_id]
@@ -327,22 +333,22 @@ class KVCacheManager:
     # ---- ending
 
     def release(self, request: Request, *, publish: bool = True) -> None:
-        """Give back all that a request holds, if it holds anything. What it computed can be hit
-        until its blocks are needed.
+        """Give back all blocks of a request, if it holds any. They can be hit until they are
+        evicted.
 
-        `publish=False`: what it computed since it last published cannot be trusted.
+        `publish=False`: its unpublished blocks may be wrong and are not published.
         """
         held = self._held.pop(request.request_id, None)
         is_over = not self.enable_prefix_caching and request.is_finished
         if held is None:
-            if is_over:  # it was preempted, and ended while it waited
+            if is_over:  # it was preempted, and ended while waiting
                 self._tree.drop(self._salt(request))
             return
-        # Publish the last of it.
+        # Publish what it has computed and not published yet.
         if publish and not is_over:
             self._publish_blocks(held, request)
             self._publish_tail(held, request)
-        # Give the blocks back, and let the tree evict what only it holds now.
+        # Give the blocks back; those that only the tree holds now may be evicted.
         request.block_tables = []
         for block in kept(held.tables):
             self._pool.release(block)
@@ -351,7 +357,7 @@ class KVCacheManager:
         for table, group in zip(held.tables, self.layout.groups, strict=True):
             for block in kept([table]) if group.window is not None else ():
                 self._tree.offer_block(block)
-        # Forget a salt that nobody can hit any more.
+        # Forget the salt if no request can hit it any more.
         if is_over:
             self._tree.drop(held.salt)
         else:
@@ -370,22 +376,24 @@ class KVCacheManager:
         return set(self._held)
 
     def begin_step(self) -> None:
-        """A use from now on is later than all before."""
+        """Advance the clock of the LRU order."""
         self._tree.clock += 1
 
     def take_ops(self) -> list[BlockOp]:
-        """What must be done with the bytes of blocks before the step runs, in order."""
+        """The copies, saves and loads that must be done before the step runs, in order."""
         ops, self._tree.ops = self._tree.ops, []
         return ops
 
     def _salt(self, request: Request) -> str:
-        """Whose prefixes a request may hit: its salt's, or only its own without prefix caching."""
+        """The salt whose prefixes a request may hit. Without prefix caching each request has its
+        own.
+        """
         if self.enable_prefix_caching:
             return f"salt {request.cache_salt}"
         return f"request {request.request_id}"
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where counts, tables and tree do not add up."""
+        """Raise AssertionError if counts, tables and tree are inconsistent."""
         self._pool.check_integrity()
         self._tree.check_integrity()
         holders = [int(self._pool.is_cached(block)) for block in range(self.num_blocks)]
@@ -403,7 +411,7 @@ class KVCacheManager:
             raise AssertionError("the pool counts other holders than the tables and the tree have")
 
     def _has_work(self, held: _Held) -> bool:
-        """True where a block is wanted, is full and unpublished, or is held behind a window."""
+        """True if a block must be allocated, published, or given back behind a window."""
         computed, size = held.request.num_computed_tokens, self.layout.block_size
         return (
             computed >= len(held.tables[0]) * size
@@ -416,7 +424,7 @@ class KVCacheManager:
 
 
 def _blocks(column: tuple[Node, int] | None) -> list[int]:
-    """The blocks of a column that lies in memory."""
+    """The blocks of a column, if it lies in memory."""
     if column is None or column[0].slots is not None:
         return []
     return [row[column[1]] for row in column[0].blocks]

@@ -1,11 +1,11 @@
-"""The nodes of the prefix tree, and what a search in it finds."""
+"""The nodes of the prefix tree, and the result of a search."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["HOLE", "Match", "Node", "kept"]
 
-HOLE = -1  # in place of a block or slot that is not kept
+HOLE = -1  # marks a missing block or slot
 
 
 def kept(rows: Iterable[Sequence[int]]) -> list[int]:
@@ -14,8 +14,8 @@ def kept(rows: Iterable[Sequence[int]]) -> list[int]:
 
 
 class Node:
-    """An edge and its end. `blocks[g][i]` is group g's block of column i. A node that was saved has
-    HOLEs for blocks, and `slots[g][i]` is where the tier keeps them.
+    """An edge of the tree and its lower end. `blocks[g][i]` is group g's block of column i. In a
+    saved node all blocks are HOLEs, and `slots[g][i]` are the tier's slots.
     """
 
     __slots__ = ("blocks", "children", "locks", "parent", "salt", "slots", "stamp", "tokens")
@@ -28,9 +28,9 @@ class Node:
         self.tokens = tokens
         self.blocks = blocks
         self.slots: list[list[int]] | None = None
-        # by first token, then by first block
+        # by first token, then by the tokens of the first block
         self.children: dict[int, dict[tuple[int, ...], Node]] = {}
-        self.locks = 0  # requests whose path ends here, and plans that must not lose it
+        self.locks = 0  # requests whose path ends here, and admissions under way
         self.stamp = 0  # when it was last used
 
     @property
@@ -48,7 +48,7 @@ class Node:
 
 @dataclass(slots=True)
 class Match:
-    """What the tree has of a sequence: whole columns, then the first tokens of one more."""
+    """The cached prefix of a sequence: whole columns, then the first tokens of one more."""
 
     columns: list[tuple[Node, int]]
     partial: tuple[Node, int] | None  # a column to copy from

@@ -1,20 +1,20 @@
-"""Which token prefixes have their keys and values in the cache: a radix tree whose edges own blocks
-(Zheng et al., arXiv:2312.07104).
+"""The cached prefixes: a radix tree over tokens whose edges own KV blocks (Zheng et al.,
+arXiv:2312.07104).
 
-The keys and values of a position depend on the tokens up to it, so a path from the root is a
-prefix, and a new request that begins like an old one starts where their paths part. An edge holds a
-whole number of blocks; where two prefixes part inside an edge, it is split at the block. A last
-block that is not full is a `tail`: a leaf of its own that no path goes through. Requests copy it,
-so that a prefix hits to the token.
+The keys and values of a position depend only on the tokens up to it. So each path from the root is
+a cached prefix, and a new request computes only the tokens behind its longest match. An edge holds
+a whole number of blocks; where two prefixes diverge inside an edge, it is split at a block
+boundary. A partial last block is a `tail`: a leaf that no path goes through. Requests copy it, so
+prefixes match token by token, not only in whole blocks.
 
-Reference counts say what may be evicted: a request holds every block of its path that it may still
-read. A leaf whose blocks only the tree holds may go, the least recently used first (`eviction`),
-block by block from its end. A block behind a sliding window may go from the middle, and leaves a
-HOLE. An edge that must go may be saved in the second tier (`second_tier`); it stays in the tree,
-with `slots` in place of blocks.
+Reference counts decide what may be evicted: a request holds every block of its path that it may
+still read. Leaves whose blocks only the tree holds are evicted, the least recently used first
+(`eviction`), block by block from the end. A block behind a sliding window may be evicted from the
+middle of an edge, and leaves a HOLE. An evicted edge may be saved in the second tier
+(`second_tier`). It stays in the tree, with `slots` in place of blocks.
 
-Every column of an edge has one block in each layer group. Integers only; what must be copied is
-written down in `ops`, in order.
+Every column of an edge has one block in each layer group. Integers only; copies, saves and loads
+are listed in `ops`, in order.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from .second_tier import SecondTier
 
 __all__ = ["RadixTree"]
 
-_MOST_SIBLINGS = 32  # children that are compared token by token for a partial match: the newest
+_MOST_SIBLINGS = 32  # a partial match compares this many children, the newest
 
 
 class RadixTree:
@@ -57,13 +57,13 @@ class RadixTree:
         return self._roots[salt]
 
     def close(self, salt: str) -> None:
-        """Forget an empty salt: salts come from strangers, and must not pile up."""
+        """Forget a salt without prefixes: salts are untrusted input, and must not accumulate."""
         root = self._roots.get(salt)
         if root is not None and not root.children and not root.locks:
             del self._roots[salt]
 
     def match(self, salt: str, tokens: Sequence[int], limit: int) -> Match:
-        """The longest prefix of tokens[:limit] that the tree knows. Nothing is changed."""
+        """The longest cached prefix of tokens[:limit]. Nothing is changed."""
         size, at, columns = self._block_size, 0, []
         node, inside = self._roots.get(salt), 0
         # Go down, block by block.
@@ -81,7 +81,7 @@ class RadixTree:
             at += size
         if node is None:
             return Match([], None, 0)
-        # Look for the block that goes on like the tokens for longest.
+        # Find the next block that shares the most first tokens.
         partial, most = None, 0
         rest = tokens[at : min(limit, at + size)]
         for candidate, column in self._continuations(node, inside, rest):
@@ -97,7 +97,7 @@ class RadixTree:
     def _continuations(
         self, node: Node, inside: int, rest: Sequence[int]
     ) -> Iterator[tuple[Node, int]]:
-        """Columns that may begin as `rest` does, after column `inside` of a node."""
+        """Columns that may follow the first `inside` columns of a node and begin like `rest`."""
         if not rest:
             return
         if inside < node.columns:
@@ -110,35 +110,35 @@ class RadixTree:
     # ---- growing
 
     def insert(self, node: Node, tokens: list[int], table: list[list[int]]) -> Node:
-        """Publish full blocks behind the end of `node`: tokens[i·B …] lie in table[g][i]. The end
-        of what is published.
+        """Publish full blocks behind the end of `node`: the tokens from i·B on lie in block
+        table[g][i]. Returns the node at which the published blocks end.
 
-        Where the tree has a column already, the caller's block is given up for the tree's: `table`
-        is changed in place.
+        Where the tree has a column already, the caller's block is released and replaced by the
+        tree's: `table` is changed in place.
         """
         size, done, total, start = self._block_size, 0, len(tokens) // self._block_size, node
         while done < total:
             child = self._child(node, tokens[done * size : (done + 1) * size])
-            # What the tree lacks is new: on the caller's own edge if nobody else's path ends there.
+            # Append what is new: on the caller's own edge if no other path ends there.
             if child is None:
                 part, extend = [row[done:total] for row in table], node is start and node.locks == 1
                 node = self._append(node, tokens[done * size :], part, extend)
                 break
-            # How many columns of the child are the same: at least the first.
+            # Count the columns that the child shares: at least the first.
             same, most = 1, min(child.columns, total - done)
             while same < most:
                 begin, end = same * size, (same + 1) * size
                 if child.tokens[begin:end] != tokens[done * size + begin : done * size + end]:
                     break
                 same += 1
-            # Use those, and go on behind them.
+            # Use the shared columns, and go on behind them.
             node = self.split(child, same)
             self._join(node, table, done)
             done += same
         return node
 
     def _append(self, node: Node, tokens: list[int], blocks: list[list[int]], extend: bool) -> Node:
-        """New columns: on the edge itself if no other request's path ends here, else as a child."""
+        """Append new columns: to the edge itself (`extend`), or as a child."""
         if node.children:
             self._drop_tails(node, tokens)
         if extend and node.tokens and not node.children:
@@ -168,7 +168,7 @@ class RadixTree:
             self._home[block] = (node, group)
 
     def _join(self, node: Node, table: list[list[int]], at: int) -> None:
-        """The caller goes on with the node's blocks, and fills its holes with blocks of its own."""
+        """Replace the caller's blocks by the node's; fill the node's holes with the caller's."""
         if node.slots is not None:
             self._tier.free(node.slots)
             node.slots = None  # its blocks are HOLEs
@@ -186,7 +186,7 @@ class RadixTree:
                     table[group][at + i] = block
 
     def insert_tail(self, node: Node, tokens: list[int], blocks: list[int]) -> Node | None:
-        """Publish a block that is not full, to be copied from; None: it is there already."""
+        """Publish a partial block, for requests to copy. None if its tokens are cached already."""
         for other, _ in self._continuations(node, node.columns, tokens):
             if _common(other.tokens, tokens) == len(tokens):
                 self.touch(other)
@@ -198,7 +198,7 @@ class RadixTree:
         return tail
 
     def remove_tail(self, tail: Node) -> None:
-        """Forget a tail whose owner has published more since."""
+        """Forget a tail whose owner has published more tokens since."""
         if tail.parent is not None:
             self._remove(tail)
 
@@ -233,7 +233,7 @@ class RadixTree:
     # ---- forgetting
 
     def touch(self, node: Node) -> None:
-        """A node and its path are used now, and the node may be free to go from now on."""
+        """Mark a node and its path as used now, and offer the node for eviction."""
         walk: Node | None = node
         while walk is not None:
             walk.stamp = self.clock
@@ -267,7 +267,7 @@ class RadixTree:
                 if entry.block in self._home:
                     self._make_hole(entry.block)
             elif not offered_all:
-                # edges that could not go when their turn came may be able to go now
+                # entries of edges that were locked were dropped: offer all edges again
                 self._offer_all()
                 offered_all = True
             else:
@@ -295,7 +295,7 @@ class RadixTree:
             child.slots is None for same in node.children.values() for child in same.values()
         ):
             return
-        # How many columns are kept: the first that somebody holds ends the way back.
+        # Count the columns to keep: go back from the end up to the first that a request holds.
         free, keep = self._pool.num_free, node.columns
         while keep and free < wanted:
             column = [row[keep - 1] for row in node.blocks if row[keep - 1] != HOLE]
@@ -305,7 +305,7 @@ class RadixTree:
             keep -= 1
         if keep == node.columns:
             return
-        # What is kept becomes a node of its own, and `node` is the part that goes.
+        # Split off the columns to keep; `node` is then the evicted part.
         if keep:
             self.split(node, keep)
         parent = node.parent
@@ -315,7 +315,7 @@ class RadixTree:
         self._offer(parent)
 
     def _demote(self, node: Node) -> bool:
-        """Save a node's blocks in the tier; False, with nothing changed, where it takes none."""
+        """Save a node's blocks in the tier. False, with `node` unchanged, if it has no room."""
         num_blocks = len(kept(node.blocks))
         if not self._tier.takes(num_blocks):
             return False
@@ -353,7 +353,7 @@ class RadixTree:
         self._take_over(node, blocks)
 
     def _remove(self, node: Node) -> None:
-        """Forget a node, and what hangs below it."""
+        """Forget a node and its descendants."""
         for child in list(node.descendants()):
             self._empty(child)
         self._empty(node)
@@ -384,7 +384,7 @@ class RadixTree:
                 node.parent = None
 
     def drop_all(self) -> None:
-        """Forget everything: after a failed step the blocks may hold anything."""
+        """Forget everything: after a failed step the blocks' content may be wrong."""
         for salt in list(self._roots):
             self.drop(salt)
         self.ops.clear()
@@ -392,12 +392,12 @@ class RadixTree:
         self._tier.leaves.clear()
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where an edge, a count or a slot is not what it must be."""
+        """Raise AssertionError if edges, counts or slots are inconsistent."""
         cached: list[int] = []
         slots: list[int] = []
         for root in self._roots.values():
             for node in root.descendants():
-                # Its place, its lengths, its memory.
+                # Check each node's place, lengths and blocks.
                 assert node.parent is not None
                 if self._child(node.parent, node.tokens[: self._block_size]) is not node:
                     raise AssertionError("a node is not where its first block says")
@@ -412,7 +412,7 @@ class RadixTree:
                     HOLE in row for row, w in zip(node.blocks, self._windowed, strict=True) if not w
                 ):
                     raise AssertionError("a block of a group that sees all is missing")
-                # Count what it owns.
+                # Collect the blocks and slots that it owns.
                 cached += kept(node.blocks)
                 slots += kept(node.slots or ())
         if len(set(cached)) != len(cached):
@@ -423,7 +423,7 @@ class RadixTree:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens are the same."""
+    """The length of the common prefix."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

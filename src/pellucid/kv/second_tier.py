@@ -1,9 +1,8 @@
 """The second, larger memory behind the cache, as integers: which of its slots are free, and which
 saved edges are forgotten when it is full.
 
-A slot holds one block. An edge that is evicted may be saved here and stays in the tree, so its path
-still hits, at the price of loading it. The bytes are moved by `storage`, as the returned `BlockOp`s
-say.
+A slot holds one block. An evicted edge may be saved here. It stays in the tree, so it can still be
+hit, at the price of loading it. `storage` moves the bytes, as the returned `BlockOp`s say.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,14 +18,14 @@ class SecondTier:
     """Owns the slots: each is free, or holds one block of one saved edge."""
 
     def __init__(self, num_slots: int, saving_pays: Callable[[], bool]) -> None:
-        """`num_slots` is 0 where there is no such memory; `saving_pays` is asked before each edge
-        is saved.
+        """`num_slots` is 0 if there is no second tier; `saving_pays` is called before each edge is
+        saved.
         """
         self.num_slots = num_slots
-        self.num_loaded = 0  # blocks that came back
+        self.num_loaded = 0  # blocks that were loaded, so far
         self.leaves = LeafOrder(is_saved=True)
         self._saving_pays = saving_pays
-        # slots that were given back, and how many were ever used: there may be billions
+        # slots that were given back, and the number ever used: a list of all would be too long
         self._free: list[int] = []
         self._num_used = 0
 
@@ -35,7 +34,7 @@ class SecondTier:
         return self.num_slots - self._num_used + len(self._free)
 
     def takes(self, num_blocks: int) -> bool:
-        """Whether an edge of so many blocks should be saved."""
+        """Whether an edge of this many blocks should be saved."""
         return num_blocks <= self.num_slots and self._saving_pays()
 
     def save(self, block: int) -> BlockOp:
@@ -55,13 +54,11 @@ class SecondTier:
         self._free += [slot for row in rows for slot in row if slot != HOLE]
 
     def oldest_leaf(self) -> Node | None:
-        """The saved edge that is forgotten next: nothing hangs below it and no request needs it.
-        None where there is none.
-        """
+        """The saved edge that is dropped next: a leaf that no request needs; or None."""
         locked, found = [], None
         while found is None and (entry := self.leaves.pop()) is not None:
             if entry.node.children:
-                continue  # its last child offers it again
+                continue  # it is offered again when its last child is removed
             if entry.node.locks:
                 locked.append(entry.node)
             else:
@@ -71,8 +68,8 @@ class SecondTier:
         return found
 
     def check_integrity(self, used: Iterable[int]) -> None:
-        """Raise AssertionError where the slots of the saved edges and those given back are not all
-        that were ever used, once each.
+        """Raise AssertionError unless each slot that was ever used is either given back or owned by
+        one saved edge.
         """
         if sorted([*self._free, *used]) != list(range(self._num_used)):
             raise AssertionError("a slot of the tier is lost, or used twice")

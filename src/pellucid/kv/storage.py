@@ -1,12 +1,12 @@
-"""Where keys and values lie: paged stores in whatever layout the backend's kernels like, and a
-second, larger memory behind them.
+"""The memory of keys and values: paged stores in the backend's own layout, and a second, larger
+memory behind them.
 
-A block is saved, loaded and copied by the backend, as bytes that only it reads. A block id means
+The backend saves, loads and copies blocks as bytes that only it interprets. A block id means
 the same place in each store. This is the only file of the room that touches arrays.
 
-A disk may fail while the engine runs. A block that cannot be saved is lost, and the failure is
-logged once; nothing is saved from then on. Where a lost block is needed, `LostBlocksError` says so,
-and the step's requests are computed again.
+A disk may fail while the engine runs. A block that cannot be saved is lost. The failure is logged
+once, and nothing is saved from then on. If a step needs a lost block, `LostBlocksError` is raised
+and its requests are computed again.
 """
 
 import logging
@@ -54,15 +54,15 @@ class KVStorage:
             for j, layer in enumerate(group.layers)
         }
         self.layers: list[KVLayer] = [placed[layer] for layer in sorted(placed)]
-        self.scratch_block = num_blocks  # for block tables to be padded with: no request owns it
-        # a block on its way to the tier or back, and the part of it that each store keeps
+        self.scratch_block = num_blocks  # block tables are padded with it: no request owns it
+        # a buffer for one block that is saved or loaded, and each store's part of it
         self._moved = np.empty(layout.bytes_per_block, np.uint8)
         sizes = [layout.block_size * layout.token_bytes[layer] for layer in layout.groups[0].layers]
         self._parts = np.split(self._moved, np.cumsum(sizes)[:-1])
         self._num_slots = num_slots
-        self._file: SwapFile | None = None  # made when it is first needed
+        self._file: SwapFile | None = None  # created when first needed
         self._seconds_per_block = math.inf  # to save and to load it
-        self._has_failed = False  # the file, to be made, written or read
+        self._has_failed = False  # creating, writing or reading the file failed
         self._lost_slots: set[int] = set()
 
     def run(self, ops: Sequence[BlockOp]) -> None:
@@ -109,11 +109,13 @@ class KVStorage:
         self._has_failed = True
 
     def saving_works(self) -> bool:
-        """False once the file could not be made, written or read."""
+        """False after the file could not be created, written or read."""
         return not self._has_failed
 
     def seconds_per_block(self) -> float:
-        """To save and load a block, measured once; infinite, and logged, without a file on disk."""
+        """Seconds to save and load a block, measured once. Infinite, with a log message, if no file
+        on disk can be used.
+        """
         if self._file is None and not self._has_failed:
             from tempfile import (
                 gettempdir,  # most engines save nothing, and start faster without it
@@ -129,7 +131,9 @@ class KVStorage:
         return math.inf if self._has_failed else self._seconds_per_block
 
     def open_tier(self) -> "SwapFile":
-        """The second memory. Raises CapacityError where its file cannot be made."""
+        """The second memory's file, created at the first call. Raises CapacityError if it cannot
+        be.
+        """
         if self._file is None:
             from .swap_file import SwapFile
 
@@ -148,7 +152,7 @@ class KVStorage:
         return 0 if self._file is None else self._num_slots * self._file.slot_bytes
 
     def _measure(self, file: "SwapFile") -> None:
-        """Time a round trip through a slot that was never written: what it costs at most."""
+        """Time a round trip through a slot that was never written: an upper bound of the cost."""
         start = time.perf_counter()
         try:
             file.write(0, self._moved.data)

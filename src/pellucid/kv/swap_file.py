@@ -1,8 +1,8 @@
 """The second tier's memory: saved blocks in a file without a name, gone when this process ends.
 
-It is read and written with pread and pwrite. So a full or failing disk is an OSError here and not
-the end of the process, as it would be for a mapped file, and saved blocks count as the system's
-file cache and not as memory of this process.
+It is read and written with pread and pwrite. So a full or failing disk is an OSError; with a mapped
+file it would end the process. And saved blocks count as the system's file cache, not as memory of
+this process.
 """
 
 import os
@@ -35,11 +35,11 @@ class SwapFile:
     def write(self, slot: int, block: memoryview) -> None:
         """Fill a slot. Raises OSError where the disk fails."""
         done = 0
-        while done < self.slot_bytes:  # the system may write less than it is given
+        while done < self.slot_bytes:  # a call may write only a part
             done += os.pwrite(self._file, block[done:], slot * self.slot_bytes + done)
 
     def read(self, slot: int, block: memoryview) -> None:
-        """Copy what a slot holds. Raises OSError where the disk fails."""
+        """Read a slot into a buffer. Raises OSError if the disk fails."""
         done = 0
         while done < self.slot_bytes:
             place = slot * self.slot_bytes + done

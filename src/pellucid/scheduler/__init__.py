@@ -1,5 +1,5 @@
-"""Who runs in the next step: a waiting queue with its policy, and the scheduler. Integers only: no
-arrays, no clock, no I/O.
+"""Chooses the requests of the next step: a waiting queue with its policy, and the scheduler.
+Integers only: no arrays, no clock, no I/O.
 """
 
 from .events import Event

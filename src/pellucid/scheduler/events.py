@@ -1,14 +1,14 @@
-"""What the scheduler decided, as plain data: enough to replay a run or to draw it.
+"""The scheduler's decisions, as plain data: enough to replay a run or to plot it.
 
-Each decision is a row; what a step computes is one decision about all requests in it. The scheduler
-itself reads none of it, and the log drops its oldest rows.
+Each decision is a row; the tokens that a step computes are one row for all its requests. The
+scheduler itself never reads the log. The oldest rows are dropped.
 """
 
 from typing import Literal, NamedTuple
 
 __all__ = ["MAX_EVENTS", "Event", "EventKind"]
 
-MAX_EVENTS = 1 << 12  # a few thousand steps; each may name all that run
+MAX_EVENTS = 1 << 12  # a few thousand steps; each row may name all running requests
 
 EventKind = Literal["add", "admit", "resume", "schedule", "preempt", "finish"]
 

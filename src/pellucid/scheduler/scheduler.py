@@ -1,26 +1,28 @@
-"""Who runs in the next step: continuous batching over two counters, a token budget, and preemption.
+"""Chooses the requests of the next step: continuous batching over two counters, a token budget, and
+preemption.
 
-One idea: a step computes some of `num_tokens - num_computed_tokens` of each running request. A
-chunk of a long prompt, one token of an answer and what is left after a prefix hit or a preemption
-are the same subtraction, so they share a step (Orca, OSDI 2022; Sarathi-Serve, arXiv:2403.02310).
-`schedule()` plans, the model runner computes, `update()` books.
+One idea: a step computes some of `num_tokens - num_computed_tokens` of each running request. This
+subtraction covers a chunk of a long prompt, one token of an answer, and the tokens that remain
+after a prefix hit or a preemption. So all of them can share a step (Orca, OSDI 2022; Sarathi-Serve,
+arXiv:2403.02310). `schedule()` plans, the model runner computes, `update()` records.
 
-A step plans in this order. First the requests that run, by rank: each gets room in the cache, if
-need be by preempting the last in rank, so the first in rank always advances. One token is set aside
-for each request that decodes, so no prompt delays an answer. Then, where nobody was preempted, the
-requests that wait, in the order of the policy, while there is room.
+A step is planned in this order. First come the running requests, by rank. Each gets slots in the
+cache, if necessary by preempting the last in rank, so the first in rank always advances. One token
+of the budget is reserved for each request that decodes, so no prompt delays an answer. Then, if no
+request was preempted, come the waiting requests, in the order of the policy, while there is room.
 
-Under the policy `priority` a request that waits is planned before those that run with a larger
-number. Where all `max_num_seqs` sequences or all blocks are taken, it preempts the last in rank.
-Equal numbers never preempt each other, and a preempted request comes back by rank, so two requests
-never take turns in preempting each other.
+Under the policy `priority` a waiting request is planned before running requests with a larger
+priority number. If `max_num_seqs` requests run already, or no blocks are left, it preempts the last
+in rank. Equal priorities never preempt each other, and a preempted request comes back by rank, so
+two requests never preempt each other in turns.
 
-A request that decodes may bring drafts (`draft_token_ids`), which are computed behind its last
-known token. `update` takes the tokens that stand; for the others only the counter stays behind.
+A request that decodes may have drafts (`draft_token_ids`), which are computed behind its last known
+token. `update` takes the accepted tokens. Rejected drafts need no rollback: the counter of computed
+tokens stops before them.
 
-`batching` says when waiting requests may join. continuous: at every step. static: when nobody runs;
-as many as fit form a batch, which is held until its last has ended. dynamic: like static, but of
-similar lengths, so that they end together.
+`batching` says when waiting requests may join. continuous: at every step. static: when no request
+runs; as many as fit form a batch, which runs until its last request has ended. dynamic: like
+static, but the requests of a batch have similar lengths, so that they end together.
 
 The scheduler sees no arrays and no clock.
 """
@@ -40,16 +42,17 @@ from .waiting import WaitingQueue
 
 __all__ = ["ScheduledStep", "Scheduler"]
 
-# of those that wait for a prefix which somebody computes: looked at in one step
+# how many requests a step skips because another request is computing their prefix
 _MOST_PASSED_OVER = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """What the model runner executes: the ops on blocks, in order, then the requests as one batch.
+    """The plan that the model runner executes: the block operations, in order, then the requests as
+    one batch.
 
-    A request's `num_scheduled_tokens` says how much it computes, and its `block_tables` where its
-    keys and values lie. Both hold until the next step is planned.
+    Each request has its part of the plan: `num_scheduled_tokens`, and the `block_tables` of its
+    keys and values. Both are valid until the next step is planned.
     """
 
     requests: list[Request]
@@ -57,7 +60,7 @@ class ScheduledStep:
 
 
 class Scheduler:
-    """Owns the queue, those that run, and each request's status."""
+    """Owns the queue, the running requests, and each request's status."""
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class Scheduler:
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of requests that were admitted
-        self.num_cached_tokens = 0  # of those, how many the cache had
+        self.num_cached_tokens = 0  # how many of them hit the cache
         self._step = 0
         self._arrivals = 0
 
@@ -96,7 +99,9 @@ class Scheduler:
         return len(self.waiting) + len(self.running)
 
     def add(self, *requests: Request) -> None:
-        """Queue all or none. RequestError: one could never run. QueueFullError: no room."""
+        """Queue all requests or none. Raises RequestError if one could never run, QueueFullError if
+        the queue has no room.
+        """
         for request in requests:
             if not request.prompt_token_ids:
                 raise RequestError("the prompt is empty; it must hold at least one token")
@@ -115,7 +120,7 @@ class Scheduler:
         self._log("add", requests, [r.num_tokens for r in requests])
 
     def schedule(self) -> ScheduledStep:
-        """Plan the next step; empty where nothing is left to do."""
+        """Plan the next step; empty if no requests are left."""
         self._step += 1
         self.kv.begin_step()
         planned: list[Request] = []
@@ -130,10 +135,10 @@ class Scheduler:
         return ScheduledStep(planned, self.kv.take_ops())
 
     def _plan_running(self, planned: list[Request]) -> int:
-        """Give each of those that run its tokens; the budget that is left."""
+        """Schedule the tokens of the running requests. Returns the rest of the budget."""
         left = self.max_num_batched_tokens
         by_priority = self.waiting.policy == "priority" and self.batching == "continuous"
-        # Preemption takes from the end of the list, so those that come first stay in place.
+        # Preemption removes from the end of the list, so the loop's earlier entries stay in place.
         for i, request in enumerate(self.running):
             if not left:
                 break
@@ -146,7 +151,7 @@ class Scheduler:
                 by_priority = False
                 if request.status is not RequestStatus.RUNNING:
                     break
-            # How many tokens: one for a request that decodes, and its drafts.
+            # Count its tokens: one and its drafts if it decodes, else as many as the budget allows.
             computed, count = request.num_computed_tokens, 1
             if not request.is_decoding:
                 count = min(request.num_tokens - computed, left - self._num_decoding(i + 1))
@@ -154,7 +159,7 @@ class Scheduler:
                     continue
             elif request.draft_token_ids:
                 count += self._num_drafts(request, left - 1 - self._num_decoding(i + 1))
-            # Room for them. Nobody is preempted for a draft.
+            # Allocate their slots. No request is preempted for a draft.
             if computed + count > request.next_kv_event:
                 has_room = self.kv.allocate_slots(request, count)
                 if request.is_decoding and count > 1 and not has_room:
@@ -172,17 +177,18 @@ class Scheduler:
         return left
 
     def _num_decoding(self, first: int) -> int:
-        """How many requests decode, from rank `first` on: each will want one token."""
+        """How many requests decode, from rank `first` on: each needs one token of the budget."""
         return sum(r.is_decoding for r in self.running[first:])
 
     def _num_drafts(self, request: Request, room: int) -> int:
-        """How many drafts are worth computing: the last token of an answer never is."""
+        """How many drafts to compute. The last token of an answer is sampled, never computed."""
         left = request.max_tokens - len(request.output_token_ids) - 1
         return max(0, min(len(request.draft_token_ids), room, left))
 
     def _admit_urgent(self, place: int, left: int) -> Request | None:
-        """Admit the first waiting request ahead of the running ones from `place` on, whose priority
-        is lower; None where it cannot start. The last in rank is preempted until it fits.
+        """Admit the first waiting request before the running ones from index `place` on, whose
+        priority is lower. The last in rank is preempted until it fits. Returns None if it cannot
+        start.
         """
         urgent = self.waiting.requests()[0]
         while True:
@@ -200,7 +206,7 @@ class Scheduler:
         return urgent
 
     def _plan_waiting(self, planned: list[Request], left: int) -> None:
-        """Admit those that wait, while there are tokens, sequences and blocks left."""
+        """Admit waiting requests while tokens, `max_num_seqs` and blocks allow it."""
         if self.batching != "continuous" and self.running:
             return
         passed_over: set[str] = set()
@@ -208,19 +214,19 @@ class Scheduler:
         while (
             left and len(self.running) < self.max_num_seqs and len(passed_over) < _MOST_PASSED_OVER
         ):
-            # The next in the order of the policy.
+            # Choose the next request by the policy.
             if first is not None and self.batching == "dynamic":
                 request = self.waiting.nearest(first.num_tokens, passed_over)
             else:
                 request = self.waiting.first(self._step, passed_over)
             if request is None:
                 return
-            # One whose prefix is being computed waits for it.
+            # Skip it if a running request is computing its prefix: it will hit that prefix later.
             hit = self.kv.lookup(request)
             if self._is_being_computed(request, hit):
                 passed_over.add(request.request_id)
                 continue
-            # Start it, with as many tokens as the budget has left.
+            # Start it with the rest of the budget.
             count = min(request.num_tokens - hit.num_tokens, left)
             if not self.kv.admit(request, hit, count):
                 return
@@ -231,7 +237,7 @@ class Scheduler:
             left -= count
 
     def _is_being_computed(self, request: Request, hit: Hit) -> bool:
-        """True where a running request will publish the next block that this one lacks."""
+        """True if a running request is computing the first block that this one did not hit."""
         stop = (hit.num_tokens // self.kv.layout.block_size + 1) * self.kv.layout.block_size
         if not self.kv.enable_prefix_caching or stop >= request.num_tokens:
             return False
@@ -260,15 +266,15 @@ class Scheduler:
         self.running.sort(key=self.waiting.rank)
 
     def retry(self, step: ScheduledStep) -> None:
-        """Take back a step that computed nothing, because its blocks could not be loaded. They may
-        hold anything, so its requests begin again, and all published prefixes are dropped.
+        """Undo a step whose blocks could not be loaded, so that it computed nothing. The blocks'
+        content may be wrong: its requests start again, and all published prefixes are dropped.
         """
         self.kv.forget()
         for request in reversed(step.requests):
             self._preempt(request, publish=False)
 
     def _preempt(self, request: Request, *, publish: bool = True) -> None:
-        """Send a running request back to wait. What it published can still be hit."""
+        """Put a running request back into the queue. Its published blocks can still be hit."""
         self._log("preempt", [request], [request.num_computed_tokens])
         self.running.remove(request)
         self.kv.release(request, publish=publish)
@@ -285,12 +291,12 @@ class Scheduler:
         sampled: Mapping[str, Sequence[int]],
         read: Callable[[Request, int, FinishReason | None], bool] | None = None,
     ) -> None:
-        """Book a step. `sampled` has the new tokens of each request that sampled: the drafts that
-        stand, and one more. A request takes them one by one, until a stop token, its length or
-        `read` ends it.
+        """Record a step's results. `sampled` has the new tokens of each request that sampled: the
+        accepted drafts and one more. A request takes them one by one, until a stop token, its
+        length or `read` ends it.
 
         `read(request, token_id, finish_reason)` is called for each token that a request takes; it
-        returns True where the text now holds a stop string.
+        returns True if the text now holds a stop string.
         """
         finished, is_fair = RequestStatus.FINISHED, self.waiting.policy == "fair"
         for request in step.requests:
@@ -319,8 +325,8 @@ class Scheduler:
                         reason = reason or "stop"
                     if reason is not None:
                         break
-                # All known tokens but the last are computed. What was computed for drafts that do
-                # not stand lies behind the counter: it is never published, and is overwritten.
+                # All known tokens but the last are computed. Slots of rejected drafts lie behind
+                # the counter: they are never published, and will be overwritten.
                 if request.draft_token_ids:
                     request.num_computed_tokens = request.num_tokens - 1
                     request.draft_token_ids = []
@@ -331,7 +337,7 @@ class Scheduler:
                 self.finish(request, reason)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End a request, wherever it is, and free its blocks. A finished request stays as it is."""
+        """End a running or waiting request and free its blocks. Does nothing if it is finished."""
         if request.is_finished:
             return
         if request.status is RequestStatus.RUNNING:
@@ -350,7 +356,7 @@ class Scheduler:
         )
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where requests, blocks and budgets do not add up."""
+        """Raise AssertionError if requests, blocks and counts are inconsistent."""
         self.kv.check_integrity()
         if len(self.running) > self.max_num_seqs:
             raise AssertionError(f"{len(self.running)} run, and at most {self.max_num_seqs} may")

@@ -1,4 +1,4 @@
-"""The queue of requests that wait, and the policies that say who is next.
+"""The queue of waiting requests, and the policies that order it.
 
 A policy is a sort key, the smallest first.
 
@@ -7,18 +7,19 @@ A policy is a sort key, the smallest first.
     lpm       (-cached prefix - patience · steps waited, arrival)
     fair      (virtual tokens of the tenant, arrival)
 
-priority: the smaller number is served first, as in vLLM. A request takes the place of one that runs
-with a larger number, never of its equal (`scheduler.py`). A request with a large number may
-therefore wait as long as smaller numbers keep coming: that is what a priority means.
+priority: the smaller number is served first, as in vLLM. A request may preempt a running one with a
+larger number, never one with an equal number (`scheduler.py`). So a request with a large number may
+wait as long as requests with smaller numbers arrive.
 
 lpm: longest prefix match (SGLang, arXiv:2312.07104) serves cached prefixes before they are evicted.
-A request gains `_PATIENCE` tokens with every step that it waits, so none waits for ever. The key
-costs a walk down the tree for each request that waits, so a long queue is served in order of
+A request's key improves by `_PATIENCE` tokens with every step of waiting, so none waits forever.
+The key costs a walk down the tree for each waiting request, so a long queue is served in order of
 arrival.
 
-fair: the virtual token counter (Sheng et al., arXiv:2401.00588). A tenant's counter grows by what
-it is served; an output token counts twice a prompt token. A tenant that comes back after a pause
-starts at the least counter of the active tenants, so an idle tenant saves nothing up.
+fair: the virtual token counter (Sheng et al., arXiv:2401.00588). A tenant's counter grows with the
+tokens that it is served; an output token counts as two prompt tokens. A tenant that comes back
+after a pause starts at the smallest counter of the active tenants, so an idle tenant collects no
+credit.
 """
 
 import bisect
@@ -30,16 +31,14 @@ from ..request import Request, RequestStatus
 
 __all__ = ["WaitingQueue"]
 
-# requests; beyond that, walking the tree for each would cost more than it saves
+# requests; in a longer queue, walking the tree for each costs more than it saves
 _LONGEST_LPM_QUEUE = 128
-_PATIENCE = 16  # tokens of prefix that one step of waiting is worth
+_PATIENCE = 16  # tokens of cached prefix that one step of waiting counts as
 _PROMPT_WEIGHT, _OUTPUT_WEIGHT = 1, 2
 
 
 class WaitingQueue:
-    """Owns the requests that wait, in order of arrival (and priority), and the counters of
-    tenants.
-    """
+    """Owns the waiting requests, in order of arrival (and priority), and the tenants' counters."""
 
     def __init__(
         self,
@@ -66,17 +65,17 @@ class WaitingQueue:
         return i < len(self._queue) and self._queue[i] is request
 
     def requests(self) -> list[Request]:
-        """Those that wait, by rank."""
+        """The waiting requests, by rank."""
         return list(self._queue)
 
     def rank(self, request: Request) -> tuple[int, int]:
-        """The order that never changes: of those that wait under fcfs and priority, and of those
-        that run under every policy.
+        """A fixed sort key. It orders the queue under fcfs and priority, and running requests under
+        every policy.
         """
         return (request.priority if self.policy == "priority" else 0, request.arrival)
 
     def check_room(self, num_requests: int, num_tokens: int) -> None:
-        """Raise QueueFullError where so much more would be too much."""
+        """Raise QueueFullError if the queue has no room for this many more."""
         if self._max_requests is not None and len(self._queue) + num_requests > self._max_requests:
             raise QueueFullError(
                 f"{len(self._queue)} requests wait, and max_waiting_requests is "
@@ -90,7 +89,7 @@ class WaitingQueue:
             )
 
     def push(self, request: Request) -> None:
-        """Let a request wait: one that is new, or that was preempted."""
+        """Add a new or preempted request."""
         bisect.insort(self._queue, request, key=self.rank)
         self.num_tokens += request.num_tokens
         self.num_preempted += request.status is RequestStatus.PREEMPTED
@@ -105,7 +104,7 @@ class WaitingQueue:
         self.num_preempted -= request.status is RequestStatus.PREEMPTED
 
     def first(self, step: int, passed_over: Collection[str]) -> Request | None:
-        """Who is next, of those that are not passed over."""
+        """The next request by the policy, without those in `passed_over`."""
         waiting = (r for r in self._queue if r.request_id not in passed_over)
         if self.policy == "lpm" and len(self._queue) <= _LONGEST_LPM_QUEUE:
             return min(
@@ -121,18 +120,18 @@ class WaitingQueue:
         return next(waiting, None)
 
     def nearest(self, length: int, passed_over: Collection[str]) -> Request | None:
-        """Of those that wait, the one whose length is nearest."""
+        """The waiting request whose length is nearest."""
         waiting = (r for r in self._queue if r.request_id not in passed_over)
         return min(waiting, key=lambda r: (abs(r.num_tokens - length), r.arrival), default=None)
 
     def outranks(self, request: Request) -> bool:
-        """True where one that waits has a higher priority than `request`, under `priority`."""
+        """Under `priority`: True if a waiting request has a higher priority than `request`."""
         return bool(self._queue) and self._queue[0].priority < request.priority
 
     # ---- the counters of tenants
 
     def enter(self, request: Request) -> None:
-        """A new request of its tenant."""
+        """Count a new request of its tenant."""
         tenant = request.tenant
         if tenant not in self._active:
             self._active[tenant] = 0
@@ -140,13 +139,13 @@ class WaitingQueue:
         self._active[tenant] += 1
 
     def leave(self, request: Request) -> None:
-        """A request ended; a tenant that has none left is forgotten."""
+        """Count an ended request; forget a tenant that has none left."""
         self._active[request.tenant] -= 1
         if not self._active[request.tenant]:
             del self._active[request.tenant], self._served[request.tenant]
 
     def charge(self, request: Request, num_prompt_tokens: int, num_output_tokens: int) -> None:
-        """A tenant was served."""
+        """Add served tokens to the tenant's counter."""
         self._served[request.tenant] += (
             _PROMPT_WEIGHT * num_prompt_tokens + _OUTPUT_WEIGHT * num_output_tokens
         )
