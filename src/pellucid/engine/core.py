@@ -51,9 +51,9 @@ class EngineCore:
         clock: Callable[[], float] = time.monotonic,
         proposer: Proposer | None = None,
     ) -> None:
-        """`seed` determines the seeds of requests that have none; None: different at every start.
-        `clock` returns seconds; tests pass their own. `proposer` drafts tokens before each step for
-        requests that decode; drafts change no answer, only the number of steps.
+        """`seed` gives seeds to requests that have none; None: new ones at every start. `clock`
+        returns seconds. `proposer` drafts tokens before each step for requests that decode; drafts
+        change no answer, only the number of steps.
         """
         self.scheduler = scheduler
         self._vocab_size = model.vocab_size

@@ -92,9 +92,7 @@ class ModelRunner:
         self._seconds_per_token = math.inf
 
     def execute(self, step: ScheduledStep) -> StepResult:
-        """Compute a step's tokens, and draw for each request whose known tokens are then all
-        computed.
-        """
+        """Compute a step's tokens; draw for each request whose known tokens are then computed."""
         if step.block_ops:
             self._storage.run(step.block_ops)
         rows = _plan_rows(step.requests)
@@ -250,9 +248,7 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
 
 
 def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
-    """How to draw at the last known token and at `count - 1` drafts; each row's history includes
-    the drafts before it.
-    """
+    """Rows for the last known token and `count - 1` drafts; each includes the drafts before it."""
     output, drafts = request.output_token_ids, request.draft_token_ids
     constraint = request.constraint
     masks = constraint.masks(drafts[: count - 1]) if constraint is not None else [None] * count

@@ -2,10 +2,9 @@
 others has.
 
 A block is an index into every layer's storage. Its reference count is the number of its holders:
-requests whose tables contain it, and the prefix tree, which counts as one. A block with count 0 is
-free. A block that only the tree holds is `idle`: requests may hit it, and it is evicted when memory
-is needed. All operations take O(1). The pool stores only integers: no requests, and no memory of
-the blocks.
+requests, and the prefix tree as one. A block with count 0 is free. A block that only the tree holds
+is `idle`: requests may hit it, and it is evicted when memory is needed. All operations take O(1).
+The pool stores only integers: no requests, and no memory of the blocks.
 """
 
 __all__ = ["BlockPool"]

@@ -52,9 +52,7 @@ class KVLayout:
 
     @property
     def stores(self) -> tuple[KVSpec, ...]:
-        """The KVSpec of each store. The last group of a window may have fewer layers than there are
-        stores; then a part of its blocks stays unused.
-        """
+        """The KVSpec of each store. A group with fewer layers than stores leaves some unused."""
         return tuple(self.specs[layer] for layer in self.groups[0].layers)
 
     @property
@@ -72,9 +70,7 @@ class KVLayout:
         return -(-num_tokens // self.block_size)
 
     def blocks_for(self, num_tokens: int, chunk: int) -> int:
-        """The most blocks of all groups that a request holds at a time, if it is computed `chunk`
-        tokens at once.
-        """
+        """The most blocks of all groups that a request computed in chunks holds at a time."""
         return sum(self.group_blocks_for(group, num_tokens, chunk) for group in self.groups)
 
     def group_blocks_for(self, group: LayerGroup, num_tokens: int, chunk: int) -> int:

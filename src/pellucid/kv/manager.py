@@ -57,9 +57,7 @@ class KVCacheManager:
         num_slots: int = 0,
         saving_pays: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`num_slots`: blocks in the second tier; `saving_pays` is called before a block is saved
-        there.
-        """
+        """`num_slots`: blocks in the second tier; `saving_pays` is called before each save."""
         self.layout = layout
         self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
@@ -136,9 +134,8 @@ class KVCacheManager:
         return length
 
     def admit(self, request: Request, hit: Hit, num_new_tokens: int) -> bool:
-        """Start a request: give it the blocks that it hit, and slots for its next tokens. Returns
-        False, with nothing changed, if the blocks do not suffice. The columns of each group's
-        table, in order of position:
+        """Start a request: share the blocks that it hit, allocate slots for its next tokens. False,
+        with nothing changed, if it does not fit. The columns of each group's table, in order:
 
             before `first`          HOLE: behind the window of the next token
             … len(columns) - 1      blocks of the hit: shared in memory, or loaded from the tier
@@ -159,8 +156,7 @@ class KVCacheManager:
             return bool(copied) and self.admit(
                 request, self.lookup(request, whole_blocks=True), num_new_tokens
             )
-        # Split the path where the hit ends, and lock it, so that the allocations below do not evict
-        # it.
+        # Split the path where the hit ends, and lock it: nothing below may evict it.
         path = list(dict.fromkeys(node for node, _ in columns))
         if path:
             lower, length = path[-1], columns[-1][1] + 1
@@ -197,9 +193,7 @@ class KVCacheManager:
         return True
 
     def _promote(self, node: Node, first: list[int]) -> None:
-        """Load a saved node, in each group from column `first[g]` on; columns before it are not
-        read.
-        """
+        """Load a saved node: group g from column `first[g]` on, because no query reads the others."""
         assert node.slots is not None
         wanted = [
             [slot != HOLE and i >= first[g] for i, slot in enumerate(row)]
@@ -240,7 +234,7 @@ class KVCacheManager:
     # decode comes once per block
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> bool:
-        """Allocate slots for a running request's next tokens: all (True), or none (False)."""
+        """Allocate slots for a running request's next tokens: all (True) or none (False)."""
         held = self._held[request.request_id]
         stop = request.num_computed_tokens + num_new_tokens
         if self._windowed:
@@ -385,9 +379,7 @@ class KVCacheManager:
         return ops
 
     def _salt(self, request: Request) -> str:
-        """The salt whose prefixes a request may hit. Without prefix caching each request has its
-        own.
-        """
+        """The salt whose prefixes a request may hit; its own one without prefix caching."""
         if self.enable_prefix_caching:
             return f"salt {request.cache_salt}"
         return f"request {request.request_id}"

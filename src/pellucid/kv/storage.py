@@ -113,9 +113,7 @@ class KVStorage:
         return not self._has_failed
 
     def seconds_per_block(self) -> float:
-        """Seconds to save and load a block, measured once. Infinite, with a log message, if no file
-        on disk can be used.
-        """
+        """Seconds to save and load a block, measured once; infinite, and logged, without a file."""
         if self._file is None and not self._has_failed:
             from tempfile import (
                 gettempdir,  # most engines save nothing, and start faster without it
@@ -131,9 +129,7 @@ class KVStorage:
         return math.inf if self._has_failed else self._seconds_per_block
 
     def open_tier(self) -> "SwapFile":
-        """The second memory's file, created at the first call. Raises CapacityError if it cannot
-        be.
-        """
+        """The second memory's file, created at the first call. Raises CapacityError."""
         if self._file is None:
             from .swap_file import SwapFile
 
@@ -152,7 +148,7 @@ class KVStorage:
         return 0 if self._file is None else self._num_slots * self._file.slot_bytes
 
     def _measure(self, file: "SwapFile") -> None:
-        """Time a round trip through a slot that was never written: an upper bound of the cost."""
+        """Time a round trip through a slot that was never written: an upper bound."""
         start = time.perf_counter()
         try:
             file.write(0, self._moved.data)

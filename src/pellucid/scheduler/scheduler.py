@@ -48,8 +48,7 @@ _MOST_PASSED_OVER = 64
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """The plan that the model runner executes: the block operations, in order, then the requests as
-    one batch.
+    """The model runner's plan: block operations, in order, then the requests as one batch.
 
     Each request has its part of the plan: `num_scheduled_tokens`, and the `block_tables` of its
     keys and values. Both are valid until the next step is planned.
@@ -99,9 +98,7 @@ class Scheduler:
         return len(self.waiting) + len(self.running)
 
     def add(self, *requests: Request) -> None:
-        """Queue all requests or none. Raises RequestError if one could never run, QueueFullError if
-        the queue has no room.
-        """
+        """Queue all or none. RequestError: one could never run. QueueFullError: no room."""
         for request in requests:
             if not request.prompt_token_ids:
                 raise RequestError("the prompt is empty; it must hold at least one token")
@@ -151,7 +148,7 @@ class Scheduler:
                 by_priority = False
                 if request.status is not RequestStatus.RUNNING:
                     break
-            # Count its tokens: one and its drafts if it decodes, else as many as the budget allows.
+            # Count its tokens: one and its drafts if it decodes, else what the budget allows.
             computed, count = request.num_computed_tokens, 1
             if not request.is_decoding:
                 count = min(request.num_tokens - computed, left - self._num_decoding(i + 1))
@@ -177,7 +174,7 @@ class Scheduler:
         return left
 
     def _num_decoding(self, first: int) -> int:
-        """How many requests decode, from rank `first` on: each needs one token of the budget."""
+        """How many requests decode, from rank `first` on: each needs one token."""
         return sum(r.is_decoding for r in self.running[first:])
 
     def _num_drafts(self, request: Request, room: int) -> int:
@@ -186,9 +183,8 @@ class Scheduler:
         return max(0, min(len(request.draft_token_ids), room, left))
 
     def _admit_urgent(self, place: int, left: int) -> Request | None:
-        """Admit the first waiting request before the running ones from index `place` on, whose
-        priority is lower. The last in rank is preempted until it fits. Returns None if it cannot
-        start.
+        """Admit the first waiting request before the running ones from `place` on, which have a
+        lower priority; preempt the last in rank until it fits. None if it cannot start.
         """
         urgent = self.waiting.requests()[0]
         while True:
@@ -221,7 +217,7 @@ class Scheduler:
                 request = self.waiting.first(self._step, passed_over)
             if request is None:
                 return
-            # Skip it if a running request is computing its prefix: it will hit that prefix later.
+            # Skip it if a running request computes its prefix: it will hit that prefix later.
             hit = self.kv.lookup(request)
             if self._is_being_computed(request, hit):
                 passed_over.add(request.request_id)
