@@ -1,5 +1,5 @@
-"""Ways to compute the ops: `reference` (NumPy) defines them. A backend is asked for by name
-(`registry`) and knows no other backend.
+"""Ways to compute the ops: `reference` (NumPy) defines them. A backend is chosen by name
+(`registry`) and imports no other backend.
 """
 
 __all__: list[str] = []

@@ -24,7 +24,7 @@ class HostLogits:
     def to_host(self, rows: Sequence[int] | None = None) -> NDArray[np.float32]:
         if rows is None:
             return self._array
-        # rows that lie one after another are seen in place: the vocabulary is wide
+        # consecutive rows are a view: a copy would be large, because a row has V numbers
         first, count = (rows[0] if rows else 0), len(rows)
         if list(rows) == list(range(first, first + count)):
             return self._array[first : first + count]

@@ -1,8 +1,6 @@
-"""Backends by name, and the options of each. A backend's library is imported when it is asked for,
-and never before.
+"""Backends by name, and the options of each. A backend is imported when it is first chosen.
 
-A name that is not known is refused with the list of those that are. Nothing falls back to another
-backend.
+The error for an unknown name lists the known names. There is no fallback to another backend.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +32,7 @@ def _reference(options: ReferenceOptions) -> "Backend":
 
 @dataclass(frozen=True, slots=True)
 class BackendKind:
-    """How a backend is built: the dataclass of its options, and a function that takes one."""
+    """How to build a backend: the dataclass of its options, and a function of such options."""
 
     options: type[Any]
     build: Callable[[Any], "Backend"]
@@ -53,15 +51,15 @@ BACKENDS: Mapping[str, BackendKind] = MappingProxyType(
 
 
 def backend_kind(name: str) -> BackendKind:
-    """The backend called `name`, not built yet. Raises ConfigError where there is none."""
+    """How to build the backend called `name`. Raises ConfigError if there is none."""
     if name not in BACKENDS:
         raise ConfigError(f"backend is {name!r}; it must be one of: {', '.join(sorted(BACKENDS))}")
     return BACKENDS[name]
 
 
 def get_backend(name: str, options: Mapping[str, object] | None = None) -> "Backend":
-    """Build the backend called `name`, with no weights and no caches yet. Raises ConfigError where
-    it is not known, or has no such option, or cannot be had as the options say.
+    """Build the backend called `name`, with no weights and no caches yet. Raises ConfigError if the
+    name or an option is unknown, or if it cannot be built with these options.
     """
     kind = backend_kind(name)
     known = kind.option_names

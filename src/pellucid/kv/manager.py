@@ -193,7 +193,7 @@ class KVCacheManager:
         return True
 
     def _promote(self, node: Node, first: list[int]) -> None:
-        """Load a saved node: group g from column `first[g]` on, because no query reads the others."""
+        """Load a saved node: of group g the columns from `first[g]` on; others are not read."""
         assert node.slots is not None
         wanted = [
             [slot != HOLE and i >= first[g] for i, slot in enumerate(row)]

@@ -1,5 +1,5 @@
-"""How a parameter is declared. Loading, sharding, costs, quantization groups and the memory plan
-derive from it.
+"""The declaration of a parameter. Loading, sharding, costs, quantization groups and the memory plan
+are derived from it.
 
 A graph yields one `Param` for each tensor that its forward pass reads, under a canonical name:
 Hugging Face's name without its prefixes, such as "layers.3.q_proj.weight". `weights/families/` says

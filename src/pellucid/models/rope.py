@@ -8,8 +8,8 @@ frequencies. They differ in which ones they lower:
     none     none of them
     linear   all, by `factor` (position interpolation: Chen et al., arXiv:2306.15595)
     yarn     pairs that turn often within the training context stay; those that hardly turn are
-             slowed by `factor`, with a ramp between; cos and sin grow by 0.1·ln(factor) + 1
-             (Peng et al., arXiv:2309.00071)
+             slowed by `factor`, with a ramp between; cos and sin are multiplied by
+             0.1·ln(factor) + 1 (Peng et al., arXiv:2309.00071)
     llama3   short wavelengths stay; long ones are slowed by `factor`, with a smooth passage between
              (Llama 3.1)
     factors  each pair by a factor of its own, from the file (LongRoPE: arXiv:2402.13753)

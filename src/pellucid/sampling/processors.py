@@ -28,8 +28,8 @@ __all__ = [
     "total_weight",
 ]
 
-_GROUP = 64  # keep_largest first looks at the largest of so many logits
-_SORTED = 2048  # up to so many tokens, sorting is faster than dividing the range
+_GROUP = 64  # logits per group in keep_largest
+_SORTED = 2048  # up to this many tokens, sorting is faster than dividing the range
 _PARTS = 4096  # parts into which a range of ranks is divided
 _SMALLEST_SPAN = 1e-200  # closer ranks count as equal: the division would overflow
 _SLICE = 1 << 14  # logits summed at a time

@@ -49,7 +49,7 @@ __all__ = ["sample", "survivors"]
 # with a z below this, no noise makes a token's score larger than that of the largest logit (z = 0)
 _NEVER_DRAWN = SMALLEST_GUMBEL - LARGEST_GUMBEL
 _FLOAT32_MIN = float(np.finfo(np.float32).min)
-_FEW = 1024  # so many tokens often hold the mass of top_p
+_FEW = 1024  # this many tokens often hold the mass of top_p
 _MANY = 4096  # the noise of more tokens costs more than the noise of all groups
 # rows drawn from at a time, so that arrays with an entry per group fit in the cache
 _TOGETHER = 16

@@ -1,6 +1,6 @@
 """Jinja for untrusted templates: what they may access, and how much they may build.
 
-Jinja's own sandbox forbids private attributes. This one allows only listed methods and filters,
+Jinja's own sandbox forbids private attributes. This one allows only listed methods and filters:
 those that chat templates use.
 
 Every statement, call, operator, filter and literal spends from one allowance, in units of about a
@@ -92,7 +92,7 @@ def parse_template(source: str) -> nodes.Template:
 
 def compile_template(tree: nodes.Template) -> CodeType:
     """Python code for a template. Raises what Jinja raises: TemplateAssertionError for a filter or
-    test that does not exist, RecursionError for absurd nesting.
+    test that does not exist, RecursionError for too deep nesting.
     """
     code: CodeType = _Environment().compile(tree)
     return code

@@ -1,9 +1,9 @@
-"""The native backend: weights in tiles, keys and values in float16 or less, a forward pass captured
-once and replayed.
+"""The native backend: weights in tiles, keys and values in float16 or fewer bits, a forward pass
+that is captured once and replayed.
 
-Exact by construction: a token's results do not depend on the batch, the chunking or the number of
-threads (csrc/kernels.h). The kernels are chosen from what the CPU can do; a choice that is forced
-and cannot be had is an error.
+A token's results do not depend on the batch, the chunking or the number of threads
+(csrc/kernels.h). The kernels are chosen by the CPU's features. A requested instruction set that the
+CPU lacks is an error.
 """
 
 import os
@@ -34,8 +34,8 @@ __all__ = ["ISAS", "NativeBackend", "available_cpus", "choose_isa"]
 
 CHUNK = 16  # tokens that the kernels read at once: a KV block is a whole number of them
 
-# What each set of kernels of this build needs of the CPU, the best first. "amx" has run on no
-# hardware yet: behind "avx512" it runs only where asked for.
+# The CPU features that each set of kernels of this build needs, the best set first. "amx" comes
+# after "avx512", so it runs only if requested.
 ISAS: dict[str, frozenset[str]] = {
     name: frozenset(needs.split()) for name, needs in _native.kernels().items()
 }
@@ -66,7 +66,7 @@ class NativeBackend:
         return host_memory.available_memory()
 
     def weight_bytes(self, spec: TensorSpec) -> int:
-        # as the file packs them; the last tile of 16 rows may be filled up
+        # the file's packed size; the last tile of 16 rows may be padded
         return packed_bytes(spec)
 
     def step_bytes(
@@ -151,7 +151,7 @@ class NativeBackend:
             raise ConfigError(
                 f"block_size is {block_size}; the native backend needs a multiple of {CHUNK}"
             )
-        self.kv_token_bytes(spec)  # raises where the backend cannot keep it
+        self.kv_token_bytes(spec)  # raises ConfigError if it cannot be stored
         slots = _native.limits()["slots"]
         if num_blocks * block_size > slots:
             raise ConfigError(
@@ -178,8 +178,8 @@ class NativeBackend:
 
 
 def choose_isa(asked: str | None) -> str:
-    """The kernels to run: those asked for, or the best that this CPU can. Raises ConfigError where
-    what is asked for cannot be had.
+    """The kernels to run: the requested ones, or the best that this CPU can run. Raises ConfigError
+    if it cannot run the requested ones.
     """
     cpu = detect_cpu()
     usable = [name for name, needs in ISAS.items() if needs <= set(cpu.features)]
@@ -200,7 +200,7 @@ def available_cpus() -> int:
 
 
 def _quotas(root: Path, membership: str) -> Iterator[int]:
-    """Whole CPUs that the groups of /proc/self/cgroup allow, each from its own down to the root."""
+    """The CPU quotas, in whole CPUs, of this process's control groups and those above them."""
     for folder, version in group_folders("cpu", root, membership):
         files = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
         try:

@@ -1,15 +1,15 @@
-"""Capture: run a forward pass once over symbols, and keep the list of kernel calls that it made.
+"""Capture: run a forward pass once over symbols, and record the list of kernel calls.
 
 A model's forward pass is the same list of ops at every step; only the number of tokens differs. So
-it is written once, in Python, over `Ops`, and replayed in C++ without Python between the ops. A
-`Symbol` is a tensor whose rows are not known yet.
+it is recorded once, from the Python code over `Ops`, and replayed in C++ without Python between the
+ops. A `Symbol` is a tensor whose number of rows is not known yet.
 
-No numbers are needed: a `TensorSpec` may stand for each weight and a `KVSpec` for each cache. Such
-a list cannot run, but its memory (`plan.py`) and its costs (`costs.py`) are those of the model.
+No weights are needed: a `TensorSpec` may replace each weight and a `KVSpec` each cache. Such a list
+cannot run, but it has the memory plan (`plan.py`) and the costs (`costs.py`) of the model.
 
-Linear layers with quantized weights read activations in 8 bits. An entry that quantizes is added
-where a symbol is first multiplied, and is shared by all that multiply it. `plan.py` places the
-symbols in memory and finds where threads must wait for each other.
+Linear layers with quantized weights read activations in 8 bits. An entry that quantizes a symbol is
+added before its first product, and all its products share the result. `plan.py` places the symbols
+in memory and the barriers between entries.
 """
 
 from collections.abc import Mapping
@@ -39,13 +39,13 @@ OPS = _native.ops()
 
 @dataclass(eq=False, slots=True)
 class Symbol:
-    """A tensor of `width` numbers per row; rows are the batch's tokens, or its wanted logits."""
+    """A tensor of `width` numbers per row. Rows are the batch's tokens, or its rows with logits."""
 
     width: int
     logits_rows: bool = False
     quantized: bool = False
     num_heads: int = 1  # how `width` is seen by ops on heads
-    base: "Symbol | None" = None  # the symbol whose memory this one shares
+    base: "Symbol | None" = None  # the symbol whose memory this one uses
 
     @property
     def storage(self) -> "Symbol":
@@ -74,7 +74,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """An integer array of the batch, by name."""
+    """An integer array of the batch, represented by its name."""
 
     name: str
 
@@ -90,14 +90,14 @@ def spec_of(weight: Matrix | Vector) -> TensorSpec:
 
 
 def kv_spec_of(cache: Cache) -> KVSpec:
-    """The declaration of a cache, made or not."""
+    """The declaration of a cache, allocated or not."""
     return cache if isinstance(cache, KVSpec) else cache.spec
 
 
 def capture(forward: Forward) -> tuple[list[Entry], Symbol]:
     """The entries of a forward pass, in order, and the symbol that is its result."""
     recorder = Recorder()
-    metadata = AttentionMetadata(  # a kernel takes the block size from its cache
+    metadata = AttentionMetadata(  # kernels take the block size from the cache
         _Input("cu_seqlens_q"),
         _Input("seq_lens"),
         _Input("block_tables"),
@@ -113,9 +113,7 @@ def capture(forward: Forward) -> tuple[list[Entry], Symbol]:
 
 
 def _cap_in_place(entries: list[Entry], result: Symbol) -> None:
-    """Let a softcap write over its input, where nobody reads that later: logits are as wide as the
-    vocabulary.
-    """
+    """Let a softcap overwrite its input if no later entry reads it, because logits are large."""
     last_read = {symbol.storage: entry for entry in entries for symbol in entry.inputs}
     for entry in [e for e in entries if e.op == "softcap" and last_read[e.inputs[0].storage] is e]:
         if entry.output is not None and entry.inputs[0].storage is not result.storage:
@@ -123,7 +121,7 @@ def _cap_in_place(entries: list[Entry], result: Symbol) -> None:
 
 
 class Recorder:
-    """Implements `ops.protocol.Ops` by writing down what is asked."""
+    """Implements `ops.protocol.Ops` by recording each call."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
@@ -198,7 +196,7 @@ class Recorder:
         return Symbol(x.width, x.logits_rows, num_heads=num_heads, base=x)
 
     def rope(self, x: Symbol, positions: _Input, table: RopeTable) -> Symbol:
-        """The angles of a step are computed once, for all layers that turn alike."""
+        """The angles of a step are computed once for all layers with the same frequencies."""
         if table not in self._angles:
             output = Symbol(2 * len(table.inv_freq))
             self._angles[table] = self._add(

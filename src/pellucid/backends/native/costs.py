@@ -1,11 +1,10 @@
-"""What each entry of a program costs: FLOPs and bytes, from its shapes, for a step of given
-lengths.
+"""The cost of each entry of a program, FLOPs and bytes, from its shapes and a step's lengths.
 
-An entry knows the format and shape of its weight, its widths and its cache, so the ledger of a step
-is arithmetic: nothing has to be loaded or run. The counting rules are those of `ops/cost.py`, with
-what is particular to this backend. Quantized weights read activations of 8 bits, which an entry of
-its own makes. Keys and values take what their cache says. The angles of RoPE are computed once for
-all layers.
+An entry knows the format and shape of its weight, its widths and its cache, so the costs of a step
+are computed without loading or running anything. The counting rules are those of `ops/cost.py`,
+with three differences. Products with quantized weights read 8-bit activations, which a separate
+entry writes. Keys and values have the size of their cache dtype. The angles of RoPE are computed
+once for all layers.
 """
 
 from collections.abc import Sequence
@@ -32,8 +31,8 @@ QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term o
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """The lengths of a step: request r computes its last q_lens[r] tokens of seq_lens[r];
-    `num_logits` rows of logits are wanted.
+    """The lengths of a step: request r computes its last q_lens[r] tokens of seq_lens[r], and the
+    step returns `num_logits` rows of logits.
     """
 
     q_lens: Sequence[int]
@@ -46,7 +45,7 @@ class StepShape:
 
 
 def entry_cost(entry: Entry, step: StepShape) -> OpCost:
-    """FLOPs and bytes of one entry in such a step."""
+    """FLOPs and bytes of one entry in a step of these lengths."""
     output, a = entry.output, entry.attributes
     rows = step.num_logits if output is not None and output.logits_rows else step.num_tokens
     width = 0 if output is None else output.width
@@ -111,8 +110,8 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
 
 
 def _by_name(op: str, rows: int, width: int) -> OpCost:
-    """Of an op whose cost follows from its rows and its width. An op that `ops/cost.py` does not
-    know is an error.
+    """The cost of an op that depends only on its rows and its width. An op that `ops/cost.py` lacks
+    is an error.
     """
     function: Any = getattr(cost, op)
     found: OpCost = function(rows, width)

@@ -1,4 +1,4 @@
-"""The paged keys and values of a layer, and what a token of them takes, known before they exist.
+"""The paged keys and values of a layer, and their bytes per token, known before allocation.
 
 Bytes per token are those of csrc/kv_format.h.
 """
@@ -26,7 +26,7 @@ def token_bytes(spec: KVSpec) -> int:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class KVStore:
-    """What the kernels read and write, and the declaration that it was made from."""
+    """The memory that kernels read and write, and its declaration."""
 
     spec: KVSpec
     native: "_native.KVStore"

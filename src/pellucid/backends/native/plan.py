@@ -1,14 +1,13 @@
-"""Where a program's symbols lie in memory, and where its threads must wait for each other.
+"""Places a program's symbols in memory, and barriers between its entries.
 
-Memory: a symbol lives from the entry that writes it to the last that reads it; two that never live
-together may share their bytes. First fit over a list of free stretches, in bytes per token, so that
-one plan serves every batch size.
+Memory: a symbol is live from the entry that writes it to the last that reads it. Symbols that are
+never live together may share their bytes. Places are chosen first fit from a list of free ranges.
+Sizes are in bytes per token, so that one plan serves every batch size.
 
-Barriers: entries over rows of one kind divide the rows into shares in the same way. So a share may
-go on with the rows that it has just written, or write where it has just read, as long as both
-entries lay out the rows alike. Quantized rows in the place of plain ones are laid out otherwise.
-Every other pair of entries that touch the same bytes, one of them writing, needs a barrier between
-them. Two readers need none: q, k and v, or gate and up, run without waiting.
+Barriers: two entries that touch the same bytes need a barrier between them if one of them writes.
+Two readers need none: q, k and v, or gate and up, run without a barrier. There is one exception.
+Entries that divide rows of the same layout into shares do it in the same way, so each thread
+touches only rows of its own share. Quantized rows have another layout than plain ones.
 """
 
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from .capture import OPS, Entry, Symbol
 
 __all__ = ["Placement", "Plan", "build_plan", "bytes_per_row", "place_symbols"]
 
-# For so many entries a place that has become free is left alone: to write where others have just
-# read would need a barrier of its own.
+# A place is reused only this many entries after its last use: writing where another entry has just
+# read would need one more barrier.
 REST = 3
 
 
@@ -35,9 +34,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What capture's entries need to run: a buffer for each symbol, and a barrier before some
-    entries.
-    """
+    """A buffer for each symbol of a program, and a barrier before some of its entries."""
 
     buffers: list[Placement]
     index: dict[Symbol, int]  # storage -> its buffer
@@ -47,7 +44,7 @@ class Plan:
 
 
 def build_plan(entries: list[Entry], result: Symbol) -> Plan:
-    """Place every symbol, and put barriers where threads must wait."""
+    """Place every symbol, then the barriers."""
     buffers, index, end = place_symbols(entries, result)
     barriers = _barriers(entries, buffers, index)
     return Plan(buffers, index, barriers, end, index[result.storage])
@@ -56,15 +53,15 @@ def build_plan(entries: list[Entry], result: Symbol) -> Plan:
 def place_symbols(
     entries: list[Entry], result: Symbol
 ) -> tuple[list[Placement], dict[Symbol, int], int]:
-    """Place every symbol but the result, which lies in the caller's memory: the buffers, which of
-    them holds each storage, and the bytes per token of them all.
+    """Place every symbol but the result, which lies in the caller's memory. Returns the buffers,
+    the index of each storage's buffer, and the bytes per token of all buffers.
     """
     last_use = {symbol.storage: i for i, entry in enumerate(entries) for symbol in _symbols(entry)}
     output = result.storage
     buffers: list[Placement] = []
     index: dict[Symbol, int] = {}
-    free: list[tuple[int, int]] = []  # (offset, size), by offset, never touching
-    resting: list[tuple[int, Placement]] = []  # places that nobody needs since entry …
+    free: list[tuple[int, int]] = []  # (offset, size), by offset; adjacent ranges are merged
+    resting: list[tuple[int, Placement]] = []  # (last entry that used it, place)
     end = 0
     for i, entry in enumerate(entries):
         while resting and resting[0][0] + REST < i:
@@ -87,21 +84,21 @@ def _symbols(entry: Entry) -> list[Symbol]:
 
 
 def bytes_per_row(symbol: Symbol) -> int:
-    """8-bit codes, with a scale and a sum per 32 of them and a sum per 16, in float32; or
-    float32.
+    """Bytes of a row. Quantized: 8-bit codes, and in float32 a scale and a sum per 32 codes and a
+    sum per 16 codes. Otherwise float32.
     """
     return symbol.width + symbol.width // 32 * 4 * 4 if symbol.quantized else symbol.width * 4
 
 
 def _take(free: list[tuple[int, int]], size: int, end: int) -> tuple[int, int]:
-    """An offset with `size` bytes behind it, and where the arena ends now."""
+    """An offset with `size` free bytes, and the new end of the arena."""
     if size == 0:
         return 0, end
     for i, (offset, room) in enumerate(free):
         if room >= size:
             free[i : i + 1] = [(offset + size, room - size)] if room > size else []
             return offset, end
-    if free and sum(free[-1]) == end:  # the last free stretch reaches the end: grow it
+    if free and sum(free[-1]) == end:  # the last free range reaches the end: extend it
         offset, _ = free.pop()
         return offset, offset + size
     return end, end + size
@@ -121,14 +118,14 @@ def _give(free: list[tuple[int, int]], place: Placement) -> None:
 class _Access:
     place: object  # (offset, size) of a buffer, or a KV cache
     writes: bool
-    # (of logits, quantized) where the entry divides its rows, None where it touches all of them
+    # (of logits, quantized) if each share touches only its own rows; None if it may touch all
     rows: tuple[bool, bool] | None
 
 
 def _barriers(
     entries: list[Entry], buffers: list[Placement], index: dict[Symbol, int]
 ) -> list[bool]:
-    """For each entry, whether it must wait for what others did since the last barrier."""
+    """For each entry, whether it needs a barrier: it conflicts with one since the last barrier."""
     since: list[_Access] = []
     barriers = []
     for entry in entries:
@@ -159,7 +156,7 @@ def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) 
     if entry.kv is not None:
         found.append(_Access(entry.kv, entry.op == "kv_write", None))
     if entry.op == "attention":
-        found.append(_Access("partial results", True, None))  # where a long context is divided
+        found.append(_Access("partial results", True, None))  # used if a long context is split
     return found
 
 

@@ -1,4 +1,4 @@
-"""A captured forward pass, ready to run: Python's handle on the list that csrc/program.cpp
+"""A captured forward pass, ready to run: the Python handle of the program that csrc/program.cpp
 replays.
 """
 
@@ -22,10 +22,10 @@ __all__ = ["CapturedForward", "TimedStep"]
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """What the ledger keeps of a step. Times are seconds, `start` of time.monotonic()."""
+    """A step in the ledger. Times are in seconds; `start` is from time.monotonic()."""
 
     batch: ForwardBatch
-    start: float  # when the forward pass was called
+    start: float  # of the forward pass
     seconds: NDArray[np.float32]  # of each entry, in order
 
     @property
@@ -37,9 +37,7 @@ class TimedStep:
 
 
 class CapturedForward:
-    """Called with a batch, it returns the forward pass's result [rows, width], in memory of its
-    own.
-    """
+    """A function of a batch that returns the logits of the forward pass, in new memory."""
 
     def __init__(self, forward: Forward, isa: str, pool: _native.ThreadPool) -> None:
         self.entries, self._result = capture(forward)
@@ -62,7 +60,7 @@ class CapturedForward:
         self._program = _native.new_program(
             isa, pool, buffers, self.plan.bytes_per_token, self.plan.output, entries
         )
-        # Where there is a list, each step is added to it with the time of each entry.
+        # If this is a list, each step is appended to it with the time of each entry.
         self.ledger: list[TimedStep] | None = None
 
     def __call__(self, batch: ForwardBatch) -> HostLogits:

@@ -1,7 +1,7 @@
 """The memory that a step of a model will take, before anything is loaded.
 
-The forward pass is captured over the declarations of its weights and caches, and planned as it will
-be when it runs. Sizes are in bytes; the kernels tell what they need beside the buffers.
+The forward pass is captured over the declarations of its weights and caches, and planned by the
+code that plans real runs. The kernels report what they need beside the buffers. Sizes are in bytes.
 """
 
 from ... import _native
@@ -16,7 +16,7 @@ __all__ = ["step_bytes"]
 def step_bytes(
     forward: Forward, isa: str, threads: int, num_tokens: int, num_logits: int, context: int
 ) -> dict[str, int]:
-    """What a step of so many tokens takes, by what it is for, where no request is longer than
+    """Bytes that a step of `num_tokens` tokens takes, by purpose, if no request is longer than
     `context` tokens.
     """
     entries, result = capture(forward)
@@ -35,7 +35,7 @@ def step_bytes(
 
 
 def _scratch_bytes(entry: Entry, isa: str) -> int:
-    """What each thread needs to itself."""
+    """The scratch memory of each thread."""
     if entry.op == "linear" and entry.weight is not None:
         spec = spec_of(entry.weight)
         quantized = FORMATS[spec.format].block_size > 1
@@ -47,8 +47,8 @@ def _scratch_bytes(entry: Entry, isa: str) -> int:
 
 
 def _partial_bytes(entry: Entry, isa: str, threads: int, num_tokens: int, context: int) -> int:
-    """Attention of a few rows over a long context is divided by splits of the context too, and the
-    parts are kept until they are merged.
+    """Partial results of attention. Attention of a few rows over a long context is divided by
+    splits of the context too, and the partial results are kept until they are merged.
     """
     if entry.op != "attention":
         return 0

@@ -1,3 +1,3 @@
-"""The NumPy backend: the definition of every op, written to be read beside the papers."""
+"""The NumPy backend: the definition of every op, in formulas like those of the papers."""
 
 __all__: list[str] = []

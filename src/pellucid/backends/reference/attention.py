@@ -1,16 +1,15 @@
-"""Exact attention, and the paged store that it reads: the definition that every faster attention is
-held to.
+"""Exact attention, and the paged store that it reads. Every faster attention is tested against it.
 
     softmax(mask(softcap(q·kᵀ·scale))) · v                  (Vaswani et al., arXiv:1706.03762)
 
 A request's keys lie in blocks anywhere in the cache, in the order of its block table (paged
-attention, Kwon et al., arXiv:2309.06180). `read_kv` brings the positions that some query sees into
-one array [S, KH, D]; from there on it is plain attention.
+attention, Kwon et al., arXiv:2309.06180). `read_kv` copies the positions that some query sees into
+one array [S, KH, D]; the rest is plain attention.
 
 Heads are grouped (Ainslie et al., arXiv:2305.13245): the G = H / KH query heads that share a key
-head are stacked, so that one matrix product per key head serves them all. Query i sits at key index
-`q_start + i`, so one definition serves a whole prompt, a chunk of one, a single token and a part of
-the keys. Scores take H·T·S numbers at once; `flash_attention.py` does with less.
+head are stacked and computed by one matrix product per key head. Query i sits at key index `q_start
++ i`. So the same code computes a whole prompt, a chunk of one, a single token, and attention to a
+part of the keys. Scores take H·T·S numbers at once; `flash_attention.py` needs fewer.
 """
 
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ __all__ = [
     "ungroup_heads",
 ]
 
-# float32: NumPy's annotations, not NumPy, lose that where a Python number joins in
+# float32; Any, because NumPy's annotations lose the dtype in sums with Python numbers
 Array: TypeAlias = NDArray[Any]
 
 
@@ -46,12 +45,12 @@ class PagedKV:
     k: Array  # [N·B, KH, D]
     v: Array  # [N·B, KH, Dv]
     block_size: int  # B
-    k_dtype: str = "f32"  # what numbers are rounded to when they are written
+    k_dtype: str = "f32"  # the dtypes to which keys and values are rounded when written
     v_dtype: str = "f32"
 
 
 def kv_write(kv: KVLayer, k: Array, v: Array, slot_mapping: IntArray) -> None:
-    """Put k [T, KH, D] and v [T, KH, Dv] where slot_mapping [G, T] says."""
+    """Store k [T, KH, D] and v [T, KH, Dv] in the slots of slot_mapping [G, T]."""
     store: PagedKV = kv.store
     slots = slot_mapping[kv.group]  # [T]
     store.k[slots] = round_trip(k, store.k_dtype, keys=True)
@@ -64,8 +63,8 @@ def read_kv(
     """Keys and values at positions start … stop - 1 of the request whose block table is `blocks` ->
     [stop - start, KH, D] and [stop - start, KH, Dv].
 
-    No other slot is in the result, whatever it holds. Blocks that lie one after another are seen in
-    place; others are gathered into a copy.
+    No other slot affects the result. Consecutive blocks give a view; others are gathered into a
+    copy.
     """
     first = start // block_size
     used = blocks[first : -(-stop // block_size)]
@@ -82,7 +81,7 @@ def read_kv(
 
 
 def softmax(x: Array) -> Array:
-    """Over the last axis. The largest is subtracted: exp never overflows, -inf gives exactly 0."""
+    """Softmax over the last axis. The largest is subtracted: exp never overflows, -inf gives 0."""
     weights: Array = np.exp(x - x.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights
@@ -99,7 +98,7 @@ def group_heads(q: Array, num_kv_heads: int) -> Array:
 
 
 def ungroup_heads(x: Array, tokens: int) -> Array:
-    """[KH, G·T, D] -> [T, H, D]: the way back."""
+    """[KH, G·T, D] -> [T, H, D]: the inverse."""
     kv_heads, rows, dim = x.shape
     return (
         x.reshape(kv_heads, rows // tokens, tokens, dim)
@@ -126,12 +125,12 @@ def attention_scores(
     keys = len(k)
     everyone_sees_the_last_key = q_start >= keys - 1
     everyone_sees_the_first_key = window is None or q_start + tokens - 1 < window
-    if everyone_sees_the_last_key and everyone_sees_the_first_key:  # as in decode: no mask to build
+    if everyone_sees_the_last_key and everyone_sees_the_first_key:  # as in decode: no mask
         return scores
-    # [T, S]  how far back a key lies
+    # [T, S]  distance of the key behind the query
     distance = (q_start + np.arange(tokens))[:, None] - np.arange(keys)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)  # [T, S]
-    # [KH, G, T, S] seen through [T, S]
+    # the mask [T, S] is broadcast over [KH, G, T, S]
     np.copyto(scores.reshape(len(scores), -1, tokens, keys), -np.inf, where=hidden)
     return scores
 

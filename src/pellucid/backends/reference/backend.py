@@ -1,7 +1,7 @@
 """The reference backend: float32 arrays and the functions of `ops.py`, run as they are called.
 
-Weights are decoded once, when they are loaded: memory is 4 bytes per parameter whatever the file's
-format, and each step is plain BLAS.
+Weights are decoded once, when they are loaded. So they take 4 bytes per parameter in any format,
+and each step is plain BLAS.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,9 +39,8 @@ class ReferenceBackend:
     dtypes = ("float32",)
     kv_dtypes = KV_DTYPES
     is_batch_invariant = False  # BLAS chooses the order of its sums by the shape of the product
-    # This backend is the definition that others are compared with. So it gives a request the same
-    # bits every time, unless batches and shared prefixes are asked for: either changes the shapes
-    # that BLAS sees.
+    # Other backends are compared with this one, so by default a request gets the same bits every
+    # time. Batches and shared prefixes are off, because they change the shapes that BLAS sees.
     default_max_num_seqs = 1
     default_prefix_caching = False
     block_multiple = 1
@@ -50,7 +49,7 @@ class ReferenceBackend:
         return host_memory.available_memory()
 
     def check_model(self, config: ModelConfig) -> None:
-        pass  # arrays of NumPy have no limits but memory
+        pass  # NumPy arrays have no limit but memory
 
     def weight_bytes(self, spec: TensorSpec) -> int:
         return prod(spec.shape) * ELEMENT_BYTES
@@ -61,10 +60,10 @@ class ReferenceBackend:
         return step_bytes(forward, num_tokens, num_logits)
 
     def load_weight(self, tensor: HostTensor, name: str = "a parameter") -> Array:
-        weight = dequantize(tensor)  # a new array, of its own memory
-        # the least and the greatest are NaN where any number is
+        weight = dequantize(tensor)  # a new array, not a view
+        # min and max are NaN if any number is
         check_finite(name, bool(np.isfinite([weight.min(), weight.max()]).all()))
-        weight.flags.writeable = False  # no op changes what it is given
+        weight.flags.writeable = False  # no op may change a weight
         return weight
 
     def load_stored(self, matrices: Mapping[str, StoredMatrix]) -> dict[str, Array]:
@@ -73,11 +72,11 @@ class ReferenceBackend:
     def kv_token_bytes(self, spec: KVSpec) -> int:
         check_kv_dtype(spec.k_dtype, KV_DTYPES, spec.k_dim)
         check_kv_dtype(spec.v_dtype, KV_DTYPES, spec.v_dim)
-        # rounded as the dtype says, and kept as float32
+        # rounded to the dtype, but stored as float32
         return spec.num_kv_heads * (spec.k_dim + spec.v_dim) * ELEMENT_BYTES
 
     def new_kv_store(self, num_blocks: int, block_size: int, spec: KVSpec) -> PagedKV:
-        self.kv_token_bytes(spec)  # raises where the backend cannot keep it
+        self.kv_token_bytes(spec)  # raises ConfigError if it cannot be stored
         k, v = (
             np.zeros((num_blocks * block_size, spec.num_kv_heads, dim), np.float32)
             for dim in (spec.k_dim, spec.v_dim)
@@ -106,13 +105,13 @@ class ReferenceBackend:
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], HostLogits]:
         def run(batch: ForwardBatch) -> HostLogits:
             result = np.ascontiguousarray(forward(ops, batch), np.float32)
-            # [L, H, D] of a case that ends with heads is [L, H·D]
+            # a conformance case may return heads [L, H, D]: flatten them
             return HostLogits(result.reshape(len(result), prod(result.shape[1:])))
 
         return run
 
 
 def _blocks(store: PagedKV) -> list[NDArray[np.uint8]]:
-    """Views of the keys and the values of a store as bytes: [blocks, bytes of a block] each."""
+    """Views of a store's keys and values as bytes: [blocks, bytes of a block] each."""
     num_blocks = len(store.k) // store.block_size
     return [x.reshape(num_blocks, -1).view(np.uint8) for x in (store.k, store.v)]

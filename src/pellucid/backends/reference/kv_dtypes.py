@@ -1,5 +1,5 @@
-"""What a KV cache keeps of a key or a value, in each of its dtypes: the definition, as numbers that
-are written and read back.
+"""Defines how a KV cache of each dtype rounds keys and values: a function from the numbers written
+to the numbers read back.
 
 A cache dtype is a rounding. `f32` does not round, `f16` rounds to the nearest half. The others
 scale by the largest number of a group and round to integers: x ≈ scale · code, with the scale
@@ -8,13 +8,14 @@ itself in float16.
     int8    one group per token and head: scale = max |x| / 127, code in -127 … 127
     int4    groups of 32 dimensions: scale = (the x of the largest |x|) / -8, code in -8 … 7
 
-The largest number of an int4 group is thus -8 · scale exactly, up to the scale's own rounding.
+So the number of largest magnitude in an int4 group is exactly -8 · scale, up to the scale's own
+rounding.
 
-A few dimensions of keys are much larger than the others, which would then round to 0 in 4 bits. So
-int4 first rotates keys by a Hadamard matrix, which spreads them over all (QuaRot, Ashkboos et
-al., arXiv:2404.00456). It is its own inverse, and q·k does not change where both are rotated.
-Values have no such dimensions, and are not rotated. Every step is one float32 operation, so that
-kernels can do the same.
+Keys have a few dimensions with much larger numbers than the others, which would round to 0 in 4
+bits. So int4 first rotates keys by a Hadamard matrix, which spreads the large numbers over all
+dimensions (QuaRot, Ashkboos et al., arXiv:2404.00456). The matrix is its own inverse, and q·k does
+not change if both are rotated. Values have no such dimensions, and are not rotated. Every step is
+one float32 operation, so that kernels can do the same.
 """
 
 import math
@@ -32,10 +33,10 @@ Array = NDArray[np.float32]
 
 
 def round_trip(x: Array, dtype: str, *, keys: bool) -> Array:
-    """Keys or values [..., D] as a cache gives them back."""
+    """Keys or values [..., D] as they are read back from a cache."""
     if dtype == "f32":
         return x
-    # NaN and numbers too large for a half are kept as they come out
+    # NaN stays NaN, and numbers too large for float16 become infinite
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if dtype == "f16":
             return x.astype(np.float16).astype(np.float32)

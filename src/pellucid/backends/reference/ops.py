@@ -1,12 +1,12 @@
 """The definition of every op, in NumPy. The functions of this module, taken together, are an `Ops`
 (`ops/protocol.py`).
 
-Each op is written as its paper writes it, in float32, with the shape on each line. Only `kv_write`
-changes an argument, and no function keeps state. Large inputs give large results, never a NaN or a
-warning: each formula is written so that no intermediate value overflows.
+Each op is its paper's formula in float32, with the shape on each line. Only `kv_write` changes an
+argument, and no function keeps state. No intermediate value overflows, so large inputs give large
+results and never a NaN or a warning.
 
-Matrix products go to BLAS, whose sums differ in the last bits with the number of rows. So a token
-computed alone and in a batch agree within the error budget here, not bit for bit.
+Matrix products go to BLAS, whose sums differ in the last bits with the number of rows. So the
+results of a token alone and in a batch agree within the error budget, not bit for bit.
 """
 
 import math
@@ -39,15 +39,15 @@ __all__ = [
     "take_rows",
 ]
 
-# Attention is computed as it is defined while a request's score matrix is small. A larger one
-# leaves the processor's cache (and for a prompt of 8k tokens would take gigabytes): then tiles need
-# a megabyte or two, and are up to twice as fast.
+# Up to this many scores a request's attention is computed at once. A larger matrix does not fit in
+# the CPU's cache (for a prompt of 8k tokens it would take gigabytes). Tiles need one or two
+# megabytes, and are up to twice as fast.
 MAX_SCORE_BYTES = 4 << 20
-# A longer context is attended to in parts, which are merged in order. So only this many keys are
-# copied out of their blocks at a time.
+# A longer context is computed in parts of this many keys, which are merged in order. So only one
+# part is copied out of its blocks at a time.
 PART_KEYS = 4096
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
-GELU_SATURATES = 16.0  # beyond ±16 the tanh of gelu is ±1 to the last bit of a float32
+GELU_SATURATES = 16.0  # beyond ±16 the tanh of gelu is exactly ±1 in float32
 
 
 def embedding(table: Array, input_ids: IntArray, scale: float = 1.0) -> Array:
@@ -78,7 +78,9 @@ def add(x: Array, y: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # exp(-x) may become infinite, and 1 / inf is the right 0
+    with np.errstate(
+        over="ignore"
+    ):  # exp(-x) may overflow to infinity; 1 / inf is 0, the correct limit
         sigmoid: Array = 1.0 / (1.0 + np.exp(-x))
     return sigmoid
 
@@ -88,7 +90,7 @@ def silu_mul(gate: Array, up: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    near = np.clip(x, -GELU_SATURATES, GELU_SATURATES)  # so that the cube stays small
+    near = np.clip(x, -GELU_SATURATES, GELU_SATURATES)  # so that the cube does not overflow
     inner = SQRT_2_OVER_PI * (near + 0.044715 * near * near * near)
     return x * _sigmoid(2.0 * inner)  # 0.5 · (1 + tanh z) = sigmoid(2 z)
 
@@ -107,12 +109,12 @@ def split_heads(x: Array, num_heads: int) -> Array:
 
 
 def rope(x: Array, positions: IntArray, table: RopeTable) -> Array:
-    # [T, P] in float64: position 100,000 still turns by the right angle
+    # [T, P] in float64, so that the angle of position 100,000 is exact enough
     angles = np.multiply.outer(positions, np.array(table.inv_freq))
     cos = (np.cos(angles) * table.scale).astype(np.float32)[:, None]  # [T, 1, P]
     sin = (np.sin(angles) * table.scale).astype(np.float32)[:, None]
     pairs = len(table.inv_freq)
-    # [T, H, P]  dimension i turns with dimension i + P
+    # [T, H, P]  dimension i is rotated with dimension i + P
     first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
     turned = x.copy()
     turned[..., :pairs] = first * cos - second * sin
@@ -161,7 +163,7 @@ def _attend_in_parts(
     softcap: float | None,
 ) -> Array:
     """`attend` over keys oldest … seq_len - 1, in parts that end at multiples of PART_KEYS."""
-    tile_k = max(TILE_K, TILE_Q * TILE_K // len(q))  # few queries take more keys at a time
+    tile_k = max(TILE_K, TILE_Q * TILE_K // len(q))  # for few queries a tile has more keys
     borders = [oldest, *range((oldest // PART_KEYS + 1) * PART_KEYS, seq_len, PART_KEYS), seq_len]
     states = (
         flash_attention(

@@ -7,4 +7,4 @@ __all__ = ["Options"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Nothing can be chosen."""
+    """No options."""

@@ -1,8 +1,8 @@
-"""The memory that a step of a model will take in NumPy: an upper bound, before anything is loaded.
+"""An upper bound of the memory that a step will take in NumPy, before anything is loaded.
 
-The forward pass runs over the widths of its tensors alone. An array is freed as soon as no name
-refers to it, so the peak is in one op: its inputs, its result, a few temporaries as wide as the
-result, and what a layer keeps beside the op. Sizes are in bytes.
+The forward pass runs over the widths of its tensors alone. NumPy frees an array when no name refers
+to it, so the peak is within one op: its inputs, its result, a few temporaries as wide as the
+result, and the arrays that the layer still needs. Sizes are in bytes.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from ...ops.protocol import KVLayer, Ops
 __all__ = ["step_bytes"]
 
 ELEMENT_BYTES = 4  # float32
-TEMPORARIES = 4  # arrays within an op: gelu has most
-KEPT = 3  # arrays of the hidden size that a layer keeps beside the op that runs
+TEMPORARIES = 4  # temporary arrays of an op; gelu has the most
+KEPT = 3  # arrays of the hidden size that a layer keeps during an op
 
 
 class _Rows(NamedTuple):
-    """A tensor whose rows are the batch's tokens, or its wanted logits."""
+    """A tensor whose rows are the batch's tokens, or its rows with logits."""
 
     width: int
     of_logits: bool = False
@@ -33,7 +33,7 @@ class _Widths:
     """Implements `ops.protocol.Ops` over `_Rows`, with `TensorSpec`s for weights."""
 
     def __init__(self) -> None:
-        # numbers per row, of the op that needs most: of tokens, of logits
+        # numbers per row of the largest op: over tokens, over rows with logits
         self.most = {False: 0, True: 0}
         self.hidden = 0
 
@@ -75,7 +75,7 @@ class _Widths:
         return x
 
     def __getattr__(self, name: str) -> Callable[..., _Rows]:
-        """Every other op has a result as wide as its first input."""
+        """Every other op returns a result as wide as its first input."""
         if name not in vars(Ops):
             raise AttributeError(name)
         return lambda x, *others: self._op(
@@ -84,7 +84,7 @@ class _Widths:
 
 
 def step_bytes(forward: Forward, num_tokens: int, num_logits: int) -> dict[str, int]:
-    """What a step of so many tokens takes, by what it is for."""
+    """Bytes that a step of `num_tokens` tokens takes, by purpose."""
     widths: Any = _Widths()
     nothing = np.zeros(0, np.int32)
     metadata = AttentionMetadata(nothing, nothing, nothing, nothing, block_size=1)
