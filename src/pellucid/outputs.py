@@ -1,15 +1,18 @@
-"""The result of a request: its completions, their logprobs, and its times. Names and classes are
-vLLM's.
+"""The result of a request: its completions, their logprobs, its times and what explains them. Names
+and classes are vLLM's.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 __all__ = [
     "CompletionOutput",
+    "Explanation",
     "FinishReason",
     "Logprob",
     "LogprobsOnePosition",
+    "PhaseTime",
     "RequestMetrics",
     "RequestOutput",
 ]
@@ -51,10 +54,66 @@ class CompletionOutput:
         return self.finish_reason is not None
 
 
+@dataclass(frozen=True, slots=True)
+class PhaseTime:
+    """Prefill or decode of one request."""
+
+    num_tokens: int  # that were computed
+    seconds: float
+    bound: str | None  # "memory" or "arithmetic"; None: unknown
+    roof_share: float | None  # the least time at the machine's ceilings over the time taken
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a request took as long as it did."""
+
+    sentence: str
+    # what took most of the time: "memory", "arithmetic" or "queue"; None: unknown
+    bound: str | None = None
+    # of prefill and decode: the least time at the machine's ceilings over the time taken
+    share_of_ceiling: float | None = None
+    prefill: PhaseTime | None = None  # None: no token came
+    decode: PhaseTime | None = None  # None: the first token was the last
+
+
+class _Explained:
+    """Holds what explains a request's times. It is no field: `asdict`, `repr` and comparison are
+    about the figures alone.
+    """
+
+    __slots__ = ("_explain",)
+    _explain: "Callable[[RequestMetrics], Explanation] | None"
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        made = super().__new__(cls)
+        made._explain = None
+        return made
+
+    def explained_by(self, explain: "Callable[[RequestMetrics], Explanation] | None") -> Self:
+        """Itself, with what explains it when it is asked."""
+        self._explain = explain
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """An explanation that was made before: a copy in another process carries it."""
+
+    explanation: Explanation
+
+    def __call__(self, _: "RequestMetrics") -> Explanation:
+        return self.explanation
+
+
 @dataclass(slots=True, kw_only=True)
-class RequestMetrics:
+class RequestMetrics(_Explained):
     """The times of a request in seconds of the engine's clock, which is monotonic and not the time
     of day. None: not reached yet. With `n` completions, the first or last time of any of them.
+
+    `bound`, `share_of_ceiling` and `explanation` compare the times with the ceilings of this
+    machine, where `pellucid machine` has measured them. They are computed when they are first
+    asked for: until then they cost nothing.
     """
 
     arrival_time: float
@@ -62,6 +121,12 @@ class RequestMetrics:
     first_token_time: float | None = None
     last_token_time: float | None = None
     finished_time: float | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt: found in the cache
+    num_output_tokens: int = 0  # of all completions
+    num_completions: int = 1
+    # of other requests: computed from its first step to its last
+    num_other_tokens: int = 0
 
     @property
     def time_in_queue(self) -> float | None:
@@ -83,6 +148,37 @@ class RequestMetrics:
         if self.first_token_time is None or self.last_token_time is None:
             return None
         return self.last_token_time - self.first_token_time
+
+    def explain(self) -> Explanation:
+        """Where the time went, phase by phase, and why."""
+        if self._explain is None:
+            return Explanation("no engine made these times, so nothing explains them")
+        if not isinstance(self._explain, _Told):
+            self.explained_by(_Told(self._explain(self)))
+            return self.explain()
+        return self._explain.explanation
+
+    @property
+    def bound(self) -> str | None:
+        """What took most of the time: "memory", "arithmetic" or "queue"; None: unknown."""
+        return self.explain().bound
+
+    @property
+    def share_of_ceiling(self) -> float | None:
+        """The least time of its own work at the machine's ceilings, over the time in prefill and
+        decode. None: unknown.
+        """
+        return self.explain().share_of_ceiling
+
+    @property
+    def explanation(self) -> str:
+        """Why it took that long, in one sentence."""
+        return self.explain().sentence
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """A copy carries the explanation, and not what explains."""
+        told = None if self._explain is None else _Told(self.explain())
+        return None, {f.name: getattr(self, f.name) for f in fields(self)} | {"_explain": told}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -145,6 +145,17 @@ def test_the_answer_is_on_standard_output_and_its_cost_on_standard_error(tiny_pa
     assert (quiet.stdout, quiet.stderr) == (result.stdout, "")
 
 
+def test_stats_tell_why_it_took_that_long(tiny_path: Path) -> None:
+    words = ("run", "hello", "-m", tiny_path, "--max-tokens", "9")
+    told = invoke(*words, "--stats")
+    assert re.search(r"^\[\d+\.\d\d s: \d+% .*prefill \(\d+ tokens?\)", told.stderr, re.MULTILINE)
+    assert " s: " not in invoke(*words).stderr  # one line, unless it is asked for
+    report = json.loads(invoke(*words, "--json").stdout)
+    assert report["explanation"].split(" s: ")[0].replace(".", "").isdigit()
+    assert {"bound", "share_of_ceiling", "cached_tokens", "time_in_queue"} <= report.keys()
+    assert report["time_in_prefill"] > 0 and report["time_in_decode"] >= 0
+
+
 @pytest.mark.parametrize("arguments", [["-"], []])
 def test_a_prompt_can_be_piped_in(tiny_path: Path, arguments: list[str]) -> None:
     piped = run_json(*arguments, "-m", tiny_path, "--max-tokens", "3", text="line one\nline two\n")

@@ -21,6 +21,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "server": ("engine", "tokenizer", *PLAIN),
     "measure": ("engine", *BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "units", "_native"),
     "engine": (*BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "units"),
+    # the ledger, the part of `measure` that stands below the engine: an output asks it why it took
+    # that long
+    **dict.fromkeys(
+        ("measure.explain", "measure.machine", "measure.roofline", "measure.hardware"),
+        (*BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "_native"),
+    ),
+    "engine.explanation": ("measure.explain", *BELOW_ENGINE, *PLAIN),
     "scheduler": ("kv.manager", *PLAIN),
     "speculative": ("sampling", "ops", *PLAIN),
     "sampling": PLAIN,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..tokenizer import Tokenizer
 
-__all__ = ["Timing", "load_llm", "render_chat", "report_logprobs"]
+__all__ = ["Timing", "load_llm", "render_chat", "report_explanation", "report_logprobs"]
 
 
 def load_llm(options: ModelOptions, *, for_chat: bool) -> "LLM":
@@ -30,6 +30,18 @@ def load_llm(options: ModelOptions, *, for_chat: bool) -> "LLM":
     from ..engine.llm import LLM
 
     return LLM(options.name, progress=True, **options.fields())
+
+
+def report_explanation(output: RequestOutput) -> dict[str, Any]:
+    """Why it took that long, as JSON. What is unknown, because the machine was not measured, is
+    None.
+    """
+    found = output.metrics.explain()
+    return {
+        "bound": found.bound,
+        "share_of_ceiling": found.share_of_ceiling,
+        "explanation": found.sentence,
+    }
 
 
 def report_logprobs(row: LogprobsOnePosition) -> dict[str, Any]:
@@ -71,6 +83,9 @@ class Timing:
     prompt_tokens_per_second: float | None
     # of the tokens after the first, which the prompt's computation gives
     decode_tokens_per_second: float | None
+    cached_tokens: int = 0  # of the prompt: found in the cache
+    time_in_prefill: float | None = None
+    time_in_decode: float | None = None
 
     @classmethod
     def of(cls, output: RequestOutput, now: float) -> "Timing":
@@ -89,6 +104,9 @@ class Timing:
             decode_tokens_per_second=None
             if first is None or answer < 2
             else _rate(answer - 1, end - first),
+            cached_tokens=output.num_cached_tokens,
+            time_in_prefill=output.metrics.time_in_prefill,
+            time_in_decode=output.metrics.time_in_decode,
         )
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from ..errors import PellucidError, RequestError
 from ..files import parse_json
 from ..outputs import CompletionOutput, RequestOutput
 from ..sampling_params import SamplingParams
-from .answer import report_logprobs
+from .answer import report_explanation, report_logprobs
 
 __all__ = [
     "Asked",
@@ -173,7 +173,7 @@ def answer_record(line: Line, output: RequestOutput, timing: Any) -> dict[str, A
     if broken:
         record["error"] = f"the answer broke off: {broken[0]}"
     if timing is not None:
-        record["timing"] = asdict(timing)
+        record["timing"] = asdict(timing) | report_explanation(output)
     return record
 
 

@@ -55,8 +55,9 @@ _PATIENCE_SECONDS = 1.0
 @click.option(
     "--stats/--no-stats",
     " /-q",
-    default=True,
-    help="Show after each answer what it cost.  [default: yes]",
+    default=None,
+    help="Show after each answer what it cost (-q: nothing). --stats also tells why it took that "
+    "long.",
 )
 @debug_option
 def chat(
@@ -64,7 +65,7 @@ def chat(
     system: str | None,
     template: dict[str, Any],
     sampling: SamplingOptions,
-    stats: bool,
+    stats: bool | None,
 ) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.
 
@@ -100,7 +101,7 @@ class _Conversation:
         params: SamplingParams,
         template: dict[str, Any],
         system: str | None,
-        stats: bool,
+        stats: bool | None,
     ) -> None:
         self._llm = llm
         self._params = params
@@ -183,12 +184,14 @@ class _Conversation:
             )
         elif answer.finish_reason == "length":
             _say(f"the answer is cut at --max-tokens {len(answer.token_ids)}")
-        if self._stats:
+        if self._stats is not False:
             ending = " · stopped" if stopped else ""
             _say(
                 f"{Timing.of(output, time.monotonic())} · context {used} of "
                 f"{self._llm.max_model_len}{ending}"
             )
+        if self._stats:
+            _say(output.metrics.explanation)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ..errors import RequestError
 from ..outputs import CompletionOutput, LogprobsOnePosition, RequestOutput
 from ..sampling_params import SamplingParams
 from ..structured_params import StructuredOutputsParams
+from .answer import report_explanation
 from .batch_lines import CHAT, Asked, Line
 
 __all__ = ["openai_answer", "openai_error", "parse_openai"]
@@ -131,7 +132,7 @@ def openai_answer(line: Line, output: RequestOutput, timing: Any, model: str) ->
         },
     }
     if timing is not None:
-        body["timing"] = asdict(timing)
+        body["timing"] = asdict(timing) | report_explanation(output)
     return _record(line, 200, body, None)
 
 

@@ -17,7 +17,7 @@ import click
 
 from ..errors import ConfigError, RequestError
 from ..outputs import Logprob, RequestOutput
-from .answer import Timing, load_llm, render_chat, report_logprobs
+from .answer import Timing, load_llm, render_chat, report_explanation, report_logprobs
 from .options import (
     ModelOptions,
     Sampling,
@@ -62,8 +62,9 @@ MAX_PROMPT = 1 << 26  # bytes
 @click.option(
     "--stats/--no-stats",
     " /-q",
-    default=True,
-    help="Show on standard error what the answer cost and how it was sampled.  [default: yes]",
+    default=None,
+    help="Show on standard error what the answer cost and how it was sampled (-q: nothing). "
+    "--stats also tells why it took that long.",
 )
 @debug_option
 def run(
@@ -76,7 +77,7 @@ def run(
     template: dict[str, Any],
     sampling: SamplingOptions,
     as_json: bool,
-    stats: bool,
+    stats: bool | None,
 ) -> None:
     """Answer PROMPT and stop. PROMPT is read from standard input where it is "-", or missing while
     something is piped in.
@@ -107,12 +108,16 @@ def run(
     timing = Timing.of(output, time.monotonic())
     if as_json:
         report = _report(llm, output, timing, chosen)
+        if stats is not False:
+            report |= report_explanation(output)
         click.echo(json.dumps(report, ensure_ascii=False, allow_nan=False))
     else:
         _print_logprobs(output)
-        if stats:
+        if stats is not False:
             ending = _ending(output, llm.max_model_len)
             say(f"[{timing} · {chosen} · {ending}]")
+        if stats:
+            say(f"[{output.metrics.explanation}]")
     if output.outputs[0].finish_reason == "error":
         raise RequestError(f"the answer broke off: {output.outputs[0].stop_reason}")
 

@@ -17,7 +17,7 @@ from ..checks import show
 from ..config import ModelConfig
 from ..errors import EngineError, PellucidError, RequestError
 from ..kv.storage import LostBlocksError
-from ..outputs import FinishReason, RequestOutput
+from ..outputs import Explanation, FinishReason, RequestMetrics, RequestOutput
 from ..request import Request
 from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
@@ -50,10 +50,12 @@ class EngineCore:
         seed: int | None,
         clock: Callable[[], float] = time.monotonic,
         proposer: Proposer | None = None,
+        explain: Callable[[RequestMetrics], Explanation] | None = None,
     ) -> None:
         """`seed` gives seeds to requests that have none; None: new ones at every start. `clock`
         returns seconds. `proposer` drafts tokens before each step for requests that decode; drafts
-        change no answer, only the number of steps.
+        change no answer, only the number of steps. `explain` tells why a request took as long as it
+        did, when a reader of its outputs asks.
         """
         self.scheduler = scheduler
         self._vocab_size = model.vocab_size
@@ -62,6 +64,7 @@ class EngineCore:
         self._clock = clock
         self._now = 0.0  # when the step in `_update` was computed
         self._propose = proposer
+        self._explain = explain
         self._counts = Counts()
         self._seeds = random.Random(seed)  # for requests that have none
         # by the submission's id: one group has n requests
@@ -91,7 +94,12 @@ class EngineCore:
             if is_used or any(m in self._group_of or m in group_of for m in members):
                 raise RequestError(f"request_id {name!r} is in use")
             group = OutputGroup(
-                name, submission.prompt.text, requests, self._tokenizer, self._clock()
+                name,
+                submission.prompt.text,
+                requests,
+                self._tokenizer,
+                self._clock(),
+                self._explain,
             )
             groups[name] = group
             group_of.update(dict.fromkeys(members, group))
@@ -124,7 +132,9 @@ class EngineCore:
             return []
         planned = self._clock()
         for request in step.requests:
-            self._group_of[request.request_id].schedule(start)
+            self._group_of[request.request_id].schedule(
+                start, request.num_scheduled_tokens, self._counts.num_computed_tokens
+            )
         try:
             result = self.runner.execute(step)
         except LostBlocksError:
@@ -249,7 +259,7 @@ class EngineCore:
         )
 
     def _output(self, group: OutputGroup) -> RequestOutput:
-        output = group.output()
+        output = group.output(self._counts.num_computed_tokens)
         if output.finished:
             self._forget(group)
         return output

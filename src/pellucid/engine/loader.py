@@ -35,6 +35,7 @@ from ..weights.generation_config import read_generation_config
 from ..weights.hub import resolve_model
 from .background import Background
 from .core import EngineCore
+from .explanation import Explain, build_explain
 from .memory import check_fits, engine_bytes, plan_kv_cache
 from .model_runner import ModelRunner
 
@@ -184,6 +185,7 @@ class OpenModel:
                 max_num_seqs,
                 max_model_len,
                 num_blocks,
+                build_explain(self.model_config, self._specs, backend, layout, config),
             )
         except CapacityError:  # a MemoryError with a better sentence
             raise
@@ -249,6 +251,7 @@ def _build_core(
     max_num_seqs: int,
     max_model_len: int,
     num_blocks: int,
+    explain: Explain,
 ) -> EngineCore:
     num_slots = (
         0 if config.preemption == "recompute" else config.swap_bytes // layout.bytes_per_block
@@ -281,7 +284,7 @@ def _build_core(
         max_waiting_requests=config.max_waiting_requests,
         max_waiting_tokens=config.max_waiting_tokens,
     )
-    return EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed)
+    return EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed, explain=explain)
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:

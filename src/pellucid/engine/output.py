@@ -5,10 +5,12 @@ Outputs are cumulative: each call of `output()` returns the whole answer so far,
 vLLM's `RequestOutput` does. A caller that streams prints the part that is new.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..outputs import (
     CompletionOutput,
+    Explanation,
     FinishReason,
     Logprob,
     LogprobsOnePosition,
@@ -31,15 +33,25 @@ class OutputGroup:
         requests: list[Request],
         tokenizer: Tokenizer,
         now: float,
+        explain: Callable[[RequestMetrics], Explanation] | None = None,
     ) -> None:
-        """`now` is the arrival time in seconds of the engine's clock."""
+        """`now` is the arrival time in seconds of the engine's clock. `explain` is asked when a
+        reader of the outputs wants to know why it took that long.
+        """
         self.request_id = request_id
         self.requests = requests
         self._prompt = prompt
         # a copy: a reader that changes its output changes no request
         self._prompt_token_ids = list(requests[0].prompt_token_ids)
         self._tokenizer = tokenizer
-        self._metrics = RequestMetrics(arrival_time=now)
+        self._metrics = RequestMetrics(
+            arrival_time=now,
+            num_prompt_tokens=len(self._prompt_token_ids),
+            num_completions=len(requests),
+        )
+        self._explain = explain
+        self._computed_before = 0  # tokens that the engine had computed when its first step began
+        self._num_computed = 0  # tokens of its own that were computed
         self._texts = {
             request.request_id: _detokenizer(request, tokenizer)
             for request in requests
@@ -50,10 +62,14 @@ class OutputGroup:
         """The request with this id."""
         return next(request for request in self.requests if request.request_id == request_id)
 
-    def schedule(self, now: float) -> None:
-        """Record when a step first computes some of it; later calls change nothing."""
+    def schedule(self, now: float, num_tokens: int, num_computed: int) -> None:
+        """Record that a step computes so many of its tokens. `num_computed`: tokens that the engine
+        had computed before.
+        """
         if self._metrics.first_scheduled_time is None:
             self._metrics.first_scheduled_time = now
+            self._computed_before = num_computed
+        self._num_computed += num_tokens
 
     def advance(
         self, request: Request, token_id: int, reason: FinishReason | None, now: float
@@ -81,9 +97,16 @@ class OutputGroup:
         if all(r.is_finished for r in self.requests):
             self._metrics.finished_time = now
 
-    def output(self) -> RequestOutput:
-        """The answer so far."""
+    def output(self, num_computed: int) -> RequestOutput:
+        """The answer so far. `num_computed`: tokens that the engine has computed so far."""
         first = self.requests[0]
+        others = num_computed - self._computed_before - self._num_computed
+        metrics = replace(
+            self._metrics,
+            num_cached_tokens=first.num_cached_tokens,
+            num_output_tokens=sum([len(r.output_token_ids) for r in self.requests]),
+            num_other_tokens=max(0, others) if self._num_computed else 0,
+        )
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
@@ -92,7 +115,7 @@ class OutputGroup:
             finished=all(request.is_finished for request in self.requests),
             prompt_logprobs=list(first.prompt_logprobs) or None,
             num_cached_tokens=first.num_cached_tokens,
-            metrics=replace(self._metrics),
+            metrics=metrics.explained_by(self._explain),
         )
 
     def _completion(self, index: int, request: Request) -> CompletionOutput:

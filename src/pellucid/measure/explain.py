@@ -1,108 +1,198 @@
 """Why a request took as long as it did: queue, prefill and decode, what bound each, and how near to
 the machine's ceilings it ran, in one sentence.
 
-It holds for a request that had the engine to itself, as with `pellucid run`: other requests of a
-batch share the steps, and the reading of the weights.
+The least time of its own tokens at the ceilings is compared with the time taken. Other requests of
+a batch share the steps and the reading of the weights, so their part of the computed tokens is told
+beside it.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from ..backends.native.costs import StepShape
-from ..errors import ConfigError
-from ..outputs import RequestOutput
+from ..backends.native.backend import NativeBackend
+from ..backends.native.capture import kv_spec_of, spec_of
+from ..backends.native.costs import StepShape, entry_cost
+from ..config import ModelConfig
+from ..errors import PellucidError
+from ..formats.tensor import TensorSpec
+from ..outputs import Explanation, PhaseTime, RequestMetrics
 from .hardware import Ceilings
-from .roofline import ModelProgram
+from .machine import default_machine_file, load_machine
+from .roofline import Item, ModelProgram, build_model_program
 
-__all__ = ["Explanation", "PhaseTime", "explain_request"]
+__all__ = ["Explainer", "Ledger", "explain_request", "explain_times"]
 
-
-@dataclass(frozen=True, slots=True)
-class PhaseTime:
-    """Prefill or decode of one request."""
-
-    num_tokens: int  # that were computed
-    seconds: float
-    bound: str  # "memory" or "arithmetic"
-    roof_share: float  # the least time at the ceilings over the time taken
+MEASURE_FIRST = "run `pellucid machine` once to learn what bound it"
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Where the time of a finished request went. Times are seconds."""
-
-    time_in_queue: float
-    num_cached_tokens: int  # of the prompt, found in the prefix cache
-    prefill: PhaseTime
-    decode: PhaseTime | None  # None: the first token was the last
-
-    @property
-    def sentence(self) -> str:
-        """Why it took that long."""
-        parts = {"waiting in the queue": self.time_in_queue}
-        cached = f", {self.num_cached_tokens} more from the cache" if self.num_cached_tokens else ""
-        prefill = _text("prefill", self.prefill, f"{self.prefill.num_tokens} tokens{cached}")
-        parts[prefill] = self.prefill.seconds
-        if self.decode is not None:
-            decode = _text("decode", self.decode, f"{self.decode.num_tokens} tokens")
-            parts[decode] = self.decode.seconds
-        whole = sum(parts.values())
-        told = [
-            f"{seconds / whole:.0%} {name}"
-            for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
-            if seconds >= 0.01 * whole
-        ]
-        return f"{whole:.2f} s: {', '.join(told)}"
-
-
-def explain_request(
-    output: RequestOutput, program: ModelProgram, ceilings: Ceilings, chunk: int
-) -> Explanation:
-    """Explain a finished output of one completion. `chunk`: the engine's max_num_batched_tokens.
-    Raises ConfigError where the request never gave a token.
+class Ledger:
+    """The least time of a step: each kind of op is counted once, with the number of its entries.
+    Layers repeat, so a program of hundreds of entries has about twenty kinds.
     """
-    metrics = output.metrics
-    scheduled, first = metrics.first_scheduled_time, metrics.first_token_time
-    last = metrics.last_token_time
-    if scheduled is None or first is None or last is None:
-        raise ConfigError(f"request {output.request_id} gave no token; there is nothing to explain")
-    # Prefill: the prompt in chunks, after what the cache had.
-    prompt, cached = len(output.prompt_token_ids), output.num_cached_tokens
-    starts = range(cached, prompt, chunk)
-    ends = [min(start + chunk, prompt) for start in starts]
-    prefill = [StepShape((e - s,), (e,), 1) for s, e in zip(starts, ends, strict=True)]
-    # Decode: one step for each further token; all are near the one in the middle.
-    steps = max(len(completion.token_ids) for completion in output.outputs) - 1
-    middle = StepShape((1,), (prompt + (steps + 1) // 2,), 1)
-    return Explanation(
-        metrics.time_in_queue or 0.0,
-        cached,
-        _phase(program, ceilings, prefill, 1, prompt - cached, first - scheduled),
-        _phase(program, ceilings, [middle], steps, steps, last - first) if steps > 0 else None,
+
+    def __init__(self, program: ModelProgram, ceilings: Ceilings) -> None:
+        counts = Counter(map(_kind, program.items))
+        first: dict[object, Item] = {}
+        for item in program.items:
+            first.setdefault(_kind(item), item)
+        self._items = [(item, counts[kind]) for kind, item in first.items()]
+        self._program, self._ceilings = program, ceilings
+
+    def least_seconds(self, shapes: list[StepShape]) -> tuple[float, float]:
+        """The least time of these steps: of the ops that memory binds, and of those that arithmetic
+        binds.
+        """
+        memory = arithmetic = 0.0
+        for shape in shapes:
+            for item, count in self._items:
+                cost = entry_cost(item.entry, shape)
+                rate = self._ceilings.bandwidth_at(self._program.working_set(item, cost, shape))
+                moving, computing = cost.bytes / rate, self._ceilings.arithmetic_seconds(cost)
+                if moving > computing:
+                    memory += count * moving
+                else:
+                    arithmetic += count * computing
+        return memory, arithmetic
+
+
+def _kind(item: Item) -> object:
+    """What the cost of an entry depends on."""
+    entry = item.entry
+    return (
+        entry.op,
+        None if entry.weight is None else spec_of(entry.weight),
+        None if entry.kv is None else kv_spec_of(entry.kv),
+        tuple((x.width, x.quantized) for x in entry.inputs),
+        None if entry.output is None else (entry.output.width, entry.output.logits_rows),
+        tuple(sorted(entry.attributes.items())),
+        bool(entry.vectors),
     )
 
 
-def _phase(
-    program: ModelProgram,
-    ceilings: Ceilings,
-    shapes: list[StepShape],
-    times: int,
-    num_tokens: int,
-    seconds: float,
-) -> PhaseTime:
-    """Each shape was run so many `times`."""
-    least = memory = 0.0
-    for shape in shapes:
-        for item, cost in zip(program.items, program.costs(shape), strict=True):
-            rate = ceilings.bandwidth_at(program.working_set(item, cost, shape))
-            moving, computing = cost.bytes / rate, ceilings.arithmetic_seconds(cost)
-            least += times * max(moving, computing)
-            memory += times * moving if moving > computing else 0.0
-    bound = "memory" if 2 * memory > least else "arithmetic"
-    return PhaseTime(num_tokens, seconds, bound, least / seconds if seconds > 0 else 0.0)
+@dataclass(frozen=True)
+class Explainer:
+    """Explains requests of one engine. The model's program is captured, and the ceilings of this
+    machine are read, when it is first called. Nothing is measured.
+    """
+
+    config: ModelConfig
+    specs: Mapping[str, TensorSpec]
+    kv_dtypes: tuple[str, str]
+    isa: str
+    threads: int
+    chunk: int  # the engine's max_num_batched_tokens
+
+    def __call__(self, metrics: RequestMetrics) -> Explanation:
+        """Where this machine was not measured, the sentence says so and gives the times alone."""
+        try:
+            ledger = self._ledger
+        except PellucidError as error:
+            return explain_times(metrics, f"{error}; {MEASURE_FIRST}")
+        return explain_request(metrics, ledger, self.chunk)
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        ceilings = load_machine(default_machine_file()).ceilings(self.isa, self.threads)
+        backend = NativeBackend(isa=self.isa, threads=self.threads)
+        program = build_model_program(self.config, self.specs, backend, self.kv_dtypes)
+        return Ledger(program, ceilings)
 
 
-def _text(name: str, phase: PhaseTime, tokens: str) -> str:
+def explain_request(metrics: RequestMetrics, ledger: Ledger, chunk: int) -> Explanation:
+    """Compare the times of a request with the ceilings. `chunk`: the engine's
+    max_num_batched_tokens.
+    """
+    prefill_seconds, decode_seconds = metrics.time_in_prefill, metrics.time_in_decode
+    if prefill_seconds is None or decode_seconds is None:
+        return explain_times(metrics, "no token came")
+    # Prefill: the prompt in chunks, after what the cache had.
+    prompt, cached = metrics.num_prompt_tokens, metrics.num_cached_tokens
+    starts = range(cached, prompt, chunk)
+    ends = [min(start + chunk, prompt) for start in starts]
+    shapes = [StepShape((e - s,), (e,), 1) for s, e in zip(starts, ends, strict=True)]
+    least = ledger.least_seconds(shapes)
+    prefill = _phase(prompt - cached, prefill_seconds, least)
+    # Decode: one step for each further token; all are near the one in the middle.
+    n = metrics.num_completions
+    num_tokens = max(0, metrics.num_output_tokens - n)
+    decode = None
+    if num_tokens:
+        steps = num_tokens / n
+        middle = StepShape((1,) * n, (prompt + round((steps + 1) / 2),) * n, n)
+        moving, computing = ledger.least_seconds([middle])
+        decode = _phase(num_tokens, decode_seconds, (steps * moving, steps * computing))
+        least = (least[0] + steps * moving, least[1] + steps * computing)
+    # What took most of the time, and the share of all of it.
+    waited = metrics.time_in_queue or 0.0
+    seconds = prefill_seconds + decode_seconds
+    longest = prefill if decode is None or prefill.seconds >= decode.seconds else decode
+    return Explanation(
+        sentence=_sentence(metrics, prefill, decode),
+        bound="queue" if waited > longest.seconds else longest.bound,
+        share_of_ceiling=sum(least) / seconds if seconds > 0 else None,
+        prefill=prefill,
+        decode=decode,
+    )
+
+
+def explain_times(metrics: RequestMetrics, reason: str) -> Explanation:
+    """The times alone, and the reason why no more is known."""
+    prefill = decode = None
+    if metrics.time_in_prefill is not None and metrics.time_in_decode is not None:
+        computed = metrics.num_prompt_tokens - metrics.num_cached_tokens
+        prefill = PhaseTime(computed, metrics.time_in_prefill, None, None)
+        num_tokens = metrics.num_output_tokens - metrics.num_completions
+        if num_tokens > 0:
+            decode = PhaseTime(num_tokens, metrics.time_in_decode, None, None)
+    sentence = f"{_sentence(metrics, prefill, decode)}; {reason}"
+    return Explanation(sentence, prefill=prefill, decode=decode)
+
+
+def _phase(num_tokens: int, seconds: float, least: tuple[float, float]) -> PhaseTime:
+    memory, arithmetic = least
+    bound = "memory" if memory > arithmetic else "arithmetic"
+    return PhaseTime(num_tokens, seconds, bound, sum(least) / seconds if seconds > 0 else None)
+
+
+def _sentence(metrics: RequestMetrics, prefill: PhaseTime | None, decode: PhaseTime | None) -> str:
+    """The parts of the time, the largest first; those of less than 1 % are left out."""
+    cached = metrics.num_cached_tokens
+    parts = {"waiting in the queue": metrics.time_in_queue or 0.0}
+    if prefill is not None:
+        more = f", {cached} more from the cache" if cached else ""
+        parts[_text("prefill", prefill, more)] = prefill.seconds
+    if decode is not None:
+        parts[_text("decode", decode, "")] = decode.seconds
+    whole = sum(parts.values())
+    told = [
+        f"{seconds / whole:.0%} {name}"
+        for name, seconds in sorted(parts.items(), key=lambda part: -part[1])
+        if whole > 0 and seconds >= 0.01 * whole
+    ]
+    # The work of others in the same steps.
+    phases = [phase for phase in (prefill, decode) if phase is not None]
+    own = sum(phase.num_tokens for phase in phases)
+    others = metrics.num_other_tokens
+    shared = (
+        f"; {others / (others + own):.0%} of the tokens computed meanwhile were of other requests"
+        if others
+        else ""
+    )
+    # Ceilings that were measured in a slow minute of the machine.
+    slower = (
+        "; more than 100% says that the machine was slower when `pellucid machine` measured it"
+        if any((phase.roof_share or 0.0) >= 1.005 for phase in phases)
+        else ""
+    )
+    return f"{whole:.2f} s: {', '.join(told) or 'nothing was computed'}{shared}{slower}"
+
+
+def _text(name: str, phase: PhaseTime, more: str) -> str:
+    tokens = f"{name} ({phase.num_tokens} token{'' if phase.num_tokens == 1 else 's'}{more})"
+    if phase.bound is None or phase.roof_share is None:
+        return tokens
     return (
-        f"{name} ({tokens}), bound by {phase.bound} and at {phase.roof_share:.0%} of the "
-        "machine's ceiling"
+        f"{tokens}, bound by {phase.bound} and at {phase.roof_share:.0%} of the machine's ceiling"
     )
