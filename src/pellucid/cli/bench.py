@@ -7,6 +7,8 @@ from .lazy_group import LazyGroup
 __all__ = ["bench"]
 
 
-@click.group(cls=LazyGroup, places={"latency": "bench_latency:latency"})
+@click.group(
+    cls=LazyGroup, places={"latency": "bench_latency:latency", "serve": "bench_serve:serve"}
+)
 def bench() -> None:
     """Measure speed, alone or beside another engine in the same run."""
