@@ -75,6 +75,7 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "prompt_toolkit": ("cli",),
     "tqdm": ("cli", "engine", "weights"),  # progress bars, where they are asked for
+    "aiohttp": ("measure",),  # the client of a load test; the extra `bench`
     "huggingface_hub": ("weights",),
     "safetensors": (),
     "tokenizers": ("tokenizer",),
