@@ -21,8 +21,16 @@ import numpy as np
 
 from ..errors import ConfigError
 
-__all__ = ["METRICS", "RequestRecord", "parse_goodput", "parse_names", "parse_percentiles"]
-__all__ += ["peak_concurrency", "percentile_name", "summarize"]
+__all__ = [
+    "METRICS",
+    "RequestRecord",
+    "parse_goodput",
+    "parse_names",
+    "parse_percentiles",
+    "peak_concurrency",
+    "percentile_name",
+    "summarize",
+]
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 _PER_REQUEST = ("ttft", "tpot", "e2el")  # those that goodput can limit

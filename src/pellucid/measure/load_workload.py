@@ -26,8 +26,15 @@ from ..errors import ConfigError, FormatError
 from ..files import open_regular, parse_json
 from .load_arrivals import BLOCK_TOKENS, TraceEntry
 
-__all__ = ["CHAT", "COMPLETIONS", "LoadRequest", "Workload", "file_workload", "random_workload"]
-__all__ += ["trace_workload"]
+__all__ = [
+    "CHAT",
+    "COMPLETIONS",
+    "LoadRequest",
+    "Workload",
+    "file_workload",
+    "random_workload",
+    "trace_workload",
+]
 
 COMPLETIONS, CHAT = "completions", "chat/completions"  # paths below the server's URL
 
