@@ -81,10 +81,12 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
     "tokenizers": ("tokenizer",),
     "jinja2": ("tokenizer",),
     "llguidance": ("structured",),
-    "torch": ("backends", "parallel"),
+    "torch": ("backends", "parallel", "measure"),  # measure: in the process of a peer
     "multiprocessing": ("parallel",),
     "gguf": (),
-    "transformers": (),
+    "transformers": ("measure",),  # in the process of a peer, as the next two
+    "vllm": ("measure",),
+    "llama_cpp": ("measure",),
     "pickle": (),
     "marshal": (),
     "shelve": (),

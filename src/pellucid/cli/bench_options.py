@@ -11,7 +11,7 @@ import click
 from ..backends.registry import BACKENDS
 from .bench_table import FORMATS
 
-__all__ = ["BenchOptions", "Numbers", "Pair", "bench_options"]
+__all__ = ["BenchOptions", "Numbers", "Pair", "bench_options", "size_options"]
 
 MAX_VALUES = 64  # of one list
 _Command = Callable[..., Any]
@@ -168,3 +168,24 @@ _OPTIONS = (
         help="The table ends with a line of JSON.",
     ),
 )
+
+
+def size_options(command: _Command) -> _Command:
+    """Sizes of a step, as in llama.cpp: the arguments `batch_size` and `ubatch_size`."""
+    batch = click.option(
+        "-b",
+        "--batch-size",
+        type=Numbers(1),
+        default="2048",
+        show_default=True,
+        help="Tokens of a prompt that are handed over at once.",
+    )
+    ubatch = click.option(
+        "-ub",
+        "--ubatch-size",
+        type=Numbers(1),
+        default="512",
+        show_default=True,
+        help="Tokens of a prompt in a step; at most --batch-size.",
+    )
+    return batch(ubatch(command))

@@ -22,10 +22,13 @@ FORMATS = ("table", "md", "csv", "json", "jsonl")
 class RowPrinter:
     """Prints the rows of one run in one format."""
 
-    def __init__(self, bench: str, form: str, header: Sequence[str], widths: Sequence[int]) -> None:
-        """`widths`: what cells will need at least, because later rows are not known yet."""
-        self._bench, self._form, self._header = bench, form, header
-        self._widths = [max(w, text_width(h)) for w, h in zip(widths, header, strict=True)]
+    def __init__(self, bench: str, form: str, columns: Sequence[tuple[str, int]]) -> None:
+        """`columns`: titles, and the widths that cells will need, because later rows are not known
+        yet.
+        """
+        self._bench, self._form = bench, form
+        self._header = [title for title, _ in columns]
+        self._widths = [max(width, text_width(title)) for title, width in columns]
         self._records: list[Mapping[str, Any]] = []
 
     def note(self, text: str) -> None:
@@ -50,8 +53,10 @@ class RowPrinter:
             click.echo(_csv_line(list(flat.values())))
 
     def end(self, **about: Any) -> None:
-        """The last line: all rows as one JSON object, with what is said about the whole run."""
-        if self._form in ("table", "json"):
+        """The last line: all rows as one JSON object, with what is said about the whole run. A run
+        that failed before its first row has none.
+        """
+        if self._records and self._form in ("table", "json"):
             click.echo(json.dumps({"bench": self._bench, **about, "results": self._records}))
 
     def _print_header(self) -> None:

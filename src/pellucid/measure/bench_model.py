@@ -107,7 +107,7 @@ class BenchModel:
         self.forward = self.backend.build_forward(
             lambda ops, batch: graph(ops, self.config, weights, batch, storage.layers)
         )
-        self._filled = (0, 0)  # sequences, and tokens of each that the cache holds
+        self.filled = (0, 0)  # sequences, and tokens of each that the cache holds
         self.prefill(1, 0, min(chunk, longest))  # touches all memory for the first time
 
     def prefill(self, sequences: int, start: int, tokens: int) -> float:
@@ -127,7 +127,7 @@ class BenchModel:
 
     def fill(self, sequences: int, depth: int) -> None:
         """Compute the first `depth` tokens of each sequence, where the cache does not hold them."""
-        held, tokens = self._filled
+        held, tokens = self.filled
         if held != sequences or tokens < depth:
             self.prefill(sequences, 0, depth)
 
@@ -150,10 +150,10 @@ class BenchModel:
         last = np.arange(1, sequences + 1, dtype=np.int32) * np.int32(tokens) - np.int32(1)
         self.forward(ForwardBatch(ids.astype(np.int32), positions, last, metadata))
         # What the cache holds now, from the first position on.
-        held, known = self._filled
+        held, known = self.filled
         if held != sequences:
             known = 0
-        self._filled = (sequences, max(known, start + tokens) if start <= known else known)
+        self.filled = (sequences, max(known, start + tokens) if start <= known else known)
 
 
 class Roof:

@@ -46,6 +46,7 @@ class Setup:
     kv_dtypes: tuple[str, str] = ("f16", "f16")
     longest: int = 4096  # tokens of a sequence
     sequences: int = 1  # at once
+    vocab_size: int = 32000
 
 
 @dataclass(frozen=True, slots=True)

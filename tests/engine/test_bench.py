@@ -1,0 +1,136 @@
+"""`pellucid bench` on a tiny model, for real: its rows, its formats, what it refuses. No figure is
+compared with a clock.
+"""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pellucid.cli.main import main
+from pellucid.measure.bench_model import BenchModel, Roof
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["bench", *map(str, arguments)])
+
+
+def last_line(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    report: dict[str, Any] = json.loads(result.output.splitlines()[-1])
+    return report
+
+
+SHORT = ("-p", "24", "-n", "3", "-pg", "8,2", "-d", "0,16", "-r", "2", "-t", "2")
+
+
+def test_latency_has_llama_benchs_rows_and_ends_with_json(tiny_path: Path) -> None:
+    result = run("latency", tiny_path, *SHORT)
+    report = last_line(result)
+    names = ["pp24", "tg3", "pp8+tg2", "pp24 @ d16", "tg3 @ d16", "pp8+tg2 @ d16"]
+    assert [row["test"] for row in report["results"]] == names
+    lines = [line for line in result.output.splitlines() if line.startswith("| tiny")]
+    assert [line.split("|")[6].strip() for line in lines] == names
+    for row in report["results"]:
+        tokens = row["n_prompt"] + row["n_gen"]
+        speeds = [tokens / ns * 1e9 for ns in row["samples_ns"]]
+        assert row["samples_ts"] == pytest.approx(speeds, rel=1e-3)
+        assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 2)
+        assert row["bound"] in ("memory", "arithmetic")
+        assert 0 < row["roof_share_least"] <= row["roof_share_most"]
+
+
+def test_formats_hold_the_same_rows(tiny_path: Path) -> None:
+    rows = last_line(run("latency", tiny_path, *SHORT, "-o", "json"))["results"]
+    lines = run("latency", tiny_path, *SHORT, "-o", "jsonl").output.splitlines()
+    assert [json.loads(line)["test"] for line in lines] == [row["test"] for row in rows]
+    table = run("latency", tiny_path, *SHORT, "-o", "csv").output
+    records = list(csv.DictReader(io.StringIO(table)))
+    assert [record["test"] for record in records] == [row["test"] for row in rows]
+    assert all(float(record["avg_ts"]) > 0 for record in records)
+    markdown = run("latency", tiny_path, *SHORT, "-o", "md").output.splitlines()
+    assert len(markdown) == 2 + len(rows) and all(line.startswith("|") for line in markdown)
+    assert len({line.count("|") for line in markdown}) == 1
+
+
+def test_each_size_of_a_step_and_number_of_threads_has_its_rows(tiny_path: Path) -> None:
+    options = ("-p", "24", "-n", "0", "-r", "1", "-t", "1,2", "-ub", "8,16", "--no-roof")
+    rows = last_line(run("latency", tiny_path, tiny_path, *options))["results"]
+    assert [(row["n_threads"], row["n_ubatch"]) for row in rows] == 2 * [
+        *[(1, 8), (1, 16), (2, 8), (2, 16)]
+    ]
+    assert {row["bound"] for row in rows} == {None}
+
+
+def test_the_reference_has_no_roof(tiny_path: Path) -> None:
+    options = ("-p", "8", "-n", "2", "-r", "1", "--backend", "reference")
+    rows = last_line(run("latency", tiny_path, *options))["results"]
+    assert [row["backends"] for row in rows] == ["reference"] * 2
+    assert [row["roof_share_most"] for row in rows] == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("-p", "0", "-n", "0"), "-p and -n are 0: there is nothing to measure"),
+        (("-d", "100000"), "was made for at most"),
+        (("--kv-dtype", "int7"), "int7"),
+        (("--isa", "avx9"), "avx9"),
+        (("--against", "vllm"), "vllm is not installed"),
+        (("--against", "llama.cpp", "--llama-cpp", "/nowhere"), "is not a program that can be run"),
+        (("--against", "vllm", "--peer-python", "/nowhere/python"), "there is no such program"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_sentence(
+    tiny_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = run("latency", tiny_path, "-p", "8", "-n", "2", *arguments)
+    assert result.exit_code == 1
+    assert sentence in result.output and len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["x", "", "1,,2", "-1", "1.5", ",".join(["1"] * 100)])
+def test_lists_are_whole_numbers(tiny_path: Path, value: str) -> None:
+    assert run("latency", tiny_path, "-p", value).exit_code == 2
+    assert run("latency", tiny_path, "-pg", value).exit_code == 2
+
+
+def test_ctrl_c_leaves_what_was_measured(tiny_path: Path) -> None:
+    command = ["bench", "latency", tiny_path, "-p", "8", "-n", "2", "-r", "2", "-t", "1"]
+    command += ["-d", ",".join(str(n) for n in range(0, 60))]
+    program = [sys.executable, "-m", "pellucid", *map(str, command)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "tg2" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    rows = json.loads(rest.splitlines()[-1])["results"]
+    assert [row["test"] for row in rows[:2]] == ["pp8", "tg2"] and len(rows) < 120
+
+
+def test_the_cache_behind_a_context_is_computed_once(tiny_path: Path) -> None:
+    model = BenchModel(tiny_path, options={"threads": 1}, longest=64, chunk=16)
+    model.fill(1, 40)
+    assert model.filled == (1, 40)
+    model.decode(1, 40, 3)
+    model.prefill(1, 0, 8)
+    assert model.filled == (1, 43)
+
+
+def test_the_roof_of_a_step_grows_with_its_tokens(tiny_path: Path) -> None:
+    model = BenchModel(tiny_path, options={"threads": 1}, sequences=2, longest=64)
+    roof = Roof(model)
+    now = roof.take()
+    one, _ = roof.least_seconds(now, 1, 0, 16, 16)
+    many, memory = roof.least_seconds(now, 2, 0, 32, 16)
+    assert 0 < one < many and 0 <= memory <= many
