@@ -92,8 +92,8 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
     "shelve": (),
 }
 
-# the hub: XDG_CACHE_HOME, where the platform keeps caches
-READS_THE_ENVIRONMENT = ("cli", "weights.catalogue")
+# the hub: XDG_CACHE_HOME, where the platform keeps caches; the worker sets what a peer reads
+READS_THE_ENVIRONMENT = ("cli", "weights.catalogue", "measure.bench_worker")
 
 MAX_FILE_LINES = 500
 MAX_CORE_LINES = 3300
