@@ -87,6 +87,15 @@ class Request:
         """True if this step computes the last known token, so that the next one can be drawn."""
         return self.num_computed_tokens + self.num_scheduled_tokens >= self.num_tokens
 
+    def scored(self, start: int, stop: int) -> range:
+        """The positions of start … stop - 1 whose logits give logprobs of the prompt. A position
+        may be computed again, after a preemption, and is scored once.
+        """
+        if self.params.prompt_logprobs is None:
+            return range(0)
+        first = max(start, len(self.prompt_logprobs) - 1)
+        return range(first, min(stop, self.num_prompt_tokens - 1))
+
     @property
     def num_scheduled_drafts(self) -> int:
         """Drafts that this step computes behind the known tokens."""

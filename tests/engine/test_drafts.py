@@ -15,7 +15,8 @@ import pytest
 
 from pellucid import EngineConfig, RequestOutput, SamplingParams
 from pellucid.engine.admission import Submission
-from pellucid.engine.core import EngineCore, Proposer
+from pellucid.engine.core import EngineCore
+from pellucid.engine.drafts import Proposer
 from pellucid.engine.loader import OpenModel, open_model
 from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.request import Request

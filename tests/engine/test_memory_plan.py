@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
+from pellucid import LLM, RequestOutput, SamplingParams
+from pellucid.batch import ForwardBatch
 from pellucid.config import ModelConfig
-from pellucid.engine.loader import open_model
+from pellucid.engine import memory
+from pellucid.engine.admission import Submission
+from pellucid.engine.loader import build_engine, open_model
 from pellucid.engine.memory import check_fits, engine_bytes, plan_kv_cache
+from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.engine_config import EngineConfig
 from pellucid.errors import CapacityError
 from pellucid.kv.layout import build_layout
 from pellucid.kv_spec import build_kv_specs
+from pellucid.ops.backend import Logits
 
 from .conftest import write_tiny
 
@@ -131,3 +137,44 @@ def test_a_second_engine_counts_the_weights_that_it_shares_as_nothing(
         for backend in ("native", "native", "reference"):
             model.build_engine(EngineConfig(backend=backend))
     assert counted[0] > 0 and counted[1] == 0 and counted[2] > 0
+
+
+def test_logits_are_planned_for_the_rows_that_a_step_can_have(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored prompts are computed in pieces that have no more rows, and get the same logprobs."""
+    params = [
+        SamplingParams(temperature=0, max_tokens=4, prompt_logprobs=n, logprobs=1)
+        for n in (2, 0, None, 1)
+    ]
+    prompts = [[*b"which prompt tokens are scored"] * n for n in (1, 2, 2, 1)]
+    with LLM(tiny_path) as llm:
+        expected = llm.generate(prompts, params, use_tqdm=False)
+    monkeypatch.setattr(memory, "SCORED_BYTES", 0)
+    monkeypatch.setattr(memory, "MIN_SCORED", 5)
+    config = EngineConfig(max_num_seqs=3)
+    engine = build_engine(tiny_path, config)
+    assert memory.count_logits(engine.model_config, config, 3) == 8
+    runner, rows = engine.core.runner, []
+    forward = runner.forward
+
+    def counted(batch: ForwardBatch) -> Logits:
+        rows.append(len(batch.logits_indices))
+        return forward(batch)
+
+    runner.forward = counted
+    for i, (prompt, chosen) in enumerate(zip(prompts, params, strict=True)):
+        engine.core.add_requests([Submission(str(i), TokenizedPrompt(prompt, None), chosen)])
+    answers: dict[str, RequestOutput] = {}
+    while engine.core.has_unfinished:
+        answers |= {output.request_id: output for output in engine.core.step()}
+        engine.core.scheduler.check_integrity()
+    assert 5 <= max(rows) <= 8
+    for i, output in enumerate(expected):
+        assert answers[str(i)].prompt_logprobs == output.prompt_logprobs
+        assert answers[str(i)].outputs == output.outputs
+
+
+def test_a_large_vocabulary_has_few_rows_of_logits() -> None:
+    assert memory.count_scored(262_144) == 64
+    assert memory.count_scored(32_000) > 512

@@ -9,11 +9,9 @@ import logging
 import random
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from operator import add
-from typing import TypeAlias
 
-from ..checks import show
 from ..config import ModelConfig
 from ..errors import EngineError, PellucidError, RequestError
 from ..kv.storage import LostBlocksError
@@ -22,19 +20,14 @@ from ..request import Request
 from ..scheduler import ScheduledStep, Scheduler
 from ..tokenizer import Tokenizer
 from .admission import Submission, build_requests
+from .drafts import Proposer, check_drafts
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
 from .stats import STEP_SECONDS, Counts, EngineStats, build_stats
 
-__all__ = ["EngineCore", "Proposer"]
+__all__ = ["EngineCore"]
 
 _log = logging.getLogger(__name__)
-
-# Requests that decode -> draft tokens, by request_id; those that it leaves out get none. Drafts
-# only save steps, so a proposer that raises, or gives anything but lists of the model's token ids,
-# costs no request its answer: one warning is logged, and it is not asked again. More drafts than a
-# step has room for are cut off.
-Proposer: TypeAlias = Callable[[Sequence[Request]], Mapping[str, list[int]]]
 
 
 class EngineCore:
@@ -163,32 +156,14 @@ class EngineCore:
         """Give each request that decodes the proposer's draft tokens."""
         decoding = [request for request in self.scheduler.running if request.is_decoding]
         try:
-            drafts = self._checked_drafts(propose(decoding), decoding)
+            limit = self.scheduler.max_num_batched_tokens
+            drafts = check_drafts(propose(decoding), decoding, self._vocab_size, limit)
         except Exception as error:
             what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
             _log.warning("no more tokens are drafted, because the proposer is wrong: %s", what)
             self._propose, drafts = None, {}
         for request in decoding:
             request.draft_token_ids = drafts.get(request.request_id, [])
-
-    def _checked_drafts(self, proposed: object, decoding: list[Request]) -> dict[str, list[int]]:
-        """The drafts of the requests that decode, as many as a step takes. Raises EngineError."""
-        if not isinstance(proposed, Mapping):
-            raise EngineError(f"it gave {show(proposed)} and no mapping of request ids to drafts")
-        drafts: dict[str, list[int]] = {}
-        for request in decoding:
-            ids = proposed.get(request.request_id, [])
-            if not isinstance(ids, list):
-                raise EngineError(f"for {request.request_id!r} it gave {show(ids)} and no list")
-            # A step has no room for more, so no more are looked at.
-            drafts[request.request_id] = ids = ids[: self.scheduler.max_num_batched_tokens]
-            for token_id in ids:
-                if type(token_id) is not int or not 0 <= token_id < self._vocab_size:
-                    raise EngineError(
-                        f"for {request.request_id!r} it drafted {show(token_id)}; a token id is an "
-                        f"integer between 0 and {self._vocab_size - 1}"
-                    )
-        return drafts
 
     def stats(self) -> EngineStats:
         """The state of the engine, and its counts since its start."""

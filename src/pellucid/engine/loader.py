@@ -36,7 +36,7 @@ from ..weights.hub import resolve_model
 from .background import Background
 from .core import EngineCore
 from .explanation import Explain, build_explain
-from .memory import check_fits, engine_bytes, plan_kv_cache
+from .memory import check_fits, count_logits, count_scored, engine_bytes, plan_kv_cache
 from .model_runner import ModelRunner
 
 __all__ = ["Engine", "OpenModel", "build_engine", "load_engine", "open_model"]
@@ -138,7 +138,7 @@ class OpenModel:
         return build_layout(specs, [backend.kv_token_bytes(s) for s in specs], config.block_size)
 
     def _step_bytes(
-        self, backend: Backend, config: EngineConfig, layout: KVLayout
+        self, backend: Backend, config: EngineConfig, layout: KVLayout, num_logits: int
     ) -> dict[str, int]:
         """The memory that the largest step takes, from the parameters' declarations alone."""
         graph, model = get_graph(self.model_config.graph), self.model_config
@@ -146,13 +146,14 @@ class OpenModel:
         return backend.step_bytes(
             lambda ops, batch: graph.forward(ops, model, self._specs, batch, layers),
             config.max_num_batched_tokens,
-            config.max_num_batched_tokens,
+            num_logits,
             config.max_model_len or model.max_position_embeddings,
         )
 
-    def build_engine(self, config: EngineConfig) -> Engine:
-        """A new engine with its own KV cache. Raises ConfigError or CapacityError before weights
-        are loaded.
+    def build_engine(self, config: EngineConfig, *, num_logits: int | None = None) -> Engine:
+        """A new engine with its own KV cache. `num_logits`: the most rows of logits of a step, for
+        a caller that runs the forward pass itself; None: as many as the scheduler allows. Raises
+        ConfigError or CapacityError before weights are loaded.
         """
         # Does the backend have kernels for the model, and is there memory?
         backend = _backend(config)
@@ -160,8 +161,10 @@ class OpenModel:
         layout = self._layout(backend, config)
         key = _WeightsKey(backend.name, backend.device, rank=0)
         max_num_seqs = _or(config.max_num_seqs, backend.default_max_num_seqs)
+        if num_logits is None:
+            num_logits = count_logits(self.model_config, config, max_num_seqs)
         max_model_len, num_blocks = self._plan_memory(
-            backend, config, layout, max_num_seqs, is_loaded=key in self._weights
+            backend, config, layout, max_num_seqs, num_logits, is_loaded=key in self._weights
         )
         if config.preemption == "swap" and config.swap_bytes < layout.bytes_per_block:
             raise CapacityError(
@@ -213,6 +216,7 @@ class OpenModel:
         config: EngineConfig,
         layout: KVLayout,
         max_num_seqs: int,
+        num_logits: int,
         *,
         is_loaded: bool,
     ) -> tuple[int, int]:
@@ -233,7 +237,7 @@ class OpenModel:
             config,
             max_num_seqs,
             weight_bytes,
-            self._step_bytes(backend, config, layout),
+            self._step_bytes(backend, config, layout, num_logits),
         )
         check_fits(config, items, available)
         return plan_kv_cache(
@@ -281,6 +285,7 @@ def _build_core(
         max_num_seqs=max_num_seqs,
         policy=config.scheduling_policy,
         batching=config.batching,
+        max_num_scored=count_scored(model_config.vocab_size),
         max_waiting_requests=config.max_waiting_requests,
         max_waiting_tokens=config.max_waiting_tokens,
     )

@@ -2,9 +2,9 @@
 
     available >= weights + a step's activations, logits and scratch + sampling + KV cache
 
-A step is planned at its largest: `max_num_batched_tokens` tokens, each with its row of logits,
-since prompt_logprobs may score them all. Weights that are in memory already count 0. The KV cache
-gets a part of the rest. Sizes are in bytes.
+A step is planned at its largest: `max_num_batched_tokens` tokens, and a row of logits for each
+sequence and for each prompt token that one step may score. Weights that are in memory already count
+0. The KV cache gets a part of the rest. Sizes are in bytes.
 """
 
 import logging
@@ -18,7 +18,7 @@ from ..host_memory import lies_in_memory
 from ..kv.layout import KVLayout
 from ..units import format_bytes
 
-__all__ = ["check_fits", "engine_bytes", "plan_kv_cache"]
+__all__ = ["check_fits", "count_logits", "count_scored", "engine_bytes", "plan_kv_cache"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,20 @@ _log = logging.getLogger(__name__)
 # for each: corrected logits, and the tokens that are left with their noise.
 SAMPLED_TOGETHER = 16
 SAMPLING_BYTES = 4 + 8 + 8
+# Logits of a step that score prompts (prompt_logprobs): so many bytes, or so many rows
+SCORED_BYTES = 64 << 20
+MIN_SCORED = 64
 KV_SHARE = 4  # the KV cache takes at most one part in so many of what is free, unless told
+
+
+def count_scored(vocab_size: int) -> int:
+    """The most prompt tokens that a step scores. Each takes a row of logits."""
+    return max(MIN_SCORED, SCORED_BYTES // (4 * vocab_size))
+
+
+def count_logits(model: ModelConfig, config: EngineConfig, max_num_seqs: int) -> int:
+    """The most rows of logits of a step: one for each sequence, and those that score prompts."""
+    return min(config.max_num_batched_tokens, max_num_seqs + count_scored(model.vocab_size))
 
 
 def engine_bytes(

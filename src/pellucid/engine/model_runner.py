@@ -235,11 +235,7 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
     for request in requests:
         start = request.num_computed_tokens
         stop = start + request.num_scheduled_tokens
-        positions: list[int] = []
-        if request.params.prompt_logprobs is not None:
-            # a preempted request computes them again, but scores them only once
-            scored = max(start, len(request.prompt_logprobs) - 1)
-            positions += range(scored, min(stop, request.num_prompt_tokens - 1))
+        positions = [*request.scored(start, stop)]
         num_sampled = max(0, stop - request.num_tokens + 1)
         positions += range(stop - num_sampled, stop)
         rows.append(_Rows(request, first, positions, num_sampled))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from ..backends.native.backend import NativeBackend
 from ..backends.native.costs import StepShape
 from ..config import ModelConfig
-from ..engine.memory import engine_bytes
+from ..engine.memory import count_logits, engine_bytes
 from ..engine_config import EngineConfig
 from ..errors import ConfigError
 from ..formats import packed_bytes
@@ -132,8 +132,9 @@ def build_memory_plan(
     layout = program.layout
     # What a step needs, at its largest.
     if hardware is None:
-        taken = backend.step_bytes(program.forward(), CHUNK, CHUNK, ctx)
         engine = EngineConfig(max_model_len=ctx)
+        rows = count_logits(part, engine, batch)
+        taken = backend.step_bytes(program.forward(), CHUNK, rows, ctx)
         items = engine_bytes(part, engine, batch, program.weight_bytes, taken)
         del items["weights"]
         available = backend.available_memory()

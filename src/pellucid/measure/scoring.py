@@ -110,7 +110,8 @@ class Scorer:
                 kv_cache_memory=num_blocks * layout.bytes_per_block,
                 enable_prefix_caching=False,
                 preemption="recompute",
-            )
+            ),
+            num_logits=self._step,
         )
         self._forward = engine.core.runner.forward
 

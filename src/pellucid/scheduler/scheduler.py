@@ -70,9 +70,13 @@ class Scheduler:
         max_num_seqs: int,
         policy: SchedulingPolicy = "fcfs",
         batching: Batching = "continuous",
+        max_num_scored: int | None = None,
         max_waiting_requests: int | None = None,
         max_waiting_tokens: int | None = None,
     ) -> None:
+        """`max_num_scored`: the most prompt tokens of one step whose logprobs are asked for, since
+        each takes a row of logits; None: any number.
+        """
         if kv.capacity(max_num_batched_tokens, max_model_len) < max_model_len:
             raise AssertionError(
                 f"a request of max_model_len, {max_model_len} tokens, does not fit in the KV cache"
@@ -81,6 +85,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
+        self.max_num_scored = max_num_scored or max_num_batched_tokens
         self.batching = batching
         self.waiting = WaitingQueue(
             policy, lambda r: kv.lookup(r).num_tokens, max_waiting_requests, max_waiting_tokens
@@ -91,6 +96,7 @@ class Scheduler:
         self.num_prompt_tokens = 0  # of requests that were admitted
         self.num_cached_tokens = 0  # how many of them hit the cache
         self._step = 0
+        self._num_scored = 0  # prompt tokens whose logprobs this step computes
         self._arrivals = 0
 
     @property
@@ -119,6 +125,7 @@ class Scheduler:
     def schedule(self) -> ScheduledStep:
         """Plan the next step; empty if no requests are left."""
         self._step += 1
+        self._num_scored = 0
         self.kv.begin_step()
         planned: list[Request] = []
         num_preemptions = self.num_preemptions
@@ -152,6 +159,7 @@ class Scheduler:
             computed, count = request.num_computed_tokens, 1
             if not request.is_decoding:
                 count = min(request.num_tokens - computed, left - self._num_decoding(i + 1))
+                count = self._limit_scored(request, computed, count)
                 if count < 1:
                     continue
             elif request.draft_token_ids:
@@ -168,10 +176,25 @@ class Scheduler:
                     if victim is request:
                         return left
                     has_room = self.kv.allocate_slots(request, count)
-            request.num_scheduled_tokens = count
+            self._set_scheduled(request, count)
             planned.append(request)
             left -= count
         return left
+
+    def _limit_scored(self, request: Request, computed: int, count: int) -> int:
+        """How many of `count` tokens from position `computed` on this step may compute, where the
+        logprobs of the prompt are asked for.
+        """
+        excess = self._num_scored + len(request.scored(computed, computed + count))
+        excess -= self.max_num_scored
+        if excess <= 0:
+            return count
+        return min(count, request.num_prompt_tokens - 1 - computed) - excess
+
+    def _set_scheduled(self, request: Request, count: int) -> None:
+        computed = request.num_computed_tokens
+        request.num_scheduled_tokens = count
+        self._num_scored += len(request.scored(computed, computed + count))
 
     def _num_decoding(self, first: int) -> int:
         """How many requests decode, from rank `first` on: each needs one token."""
@@ -190,6 +213,7 @@ class Scheduler:
         while True:
             hit = self.kv.lookup(urgent)
             count = min(urgent.num_tokens - hit.num_tokens, left - self._num_decoding(place))
+            count = self._limit_scored(urgent, hit.num_tokens, count)
             if count < 1 or self._is_being_computed(urgent, hit):
                 return None
             if len(self.running) < self.max_num_seqs and self.kv.admit(urgent, hit, count):
@@ -198,7 +222,7 @@ class Scheduler:
                 return None
             self._preempt(self.running[-1])
         self._start(urgent)
-        urgent.num_scheduled_tokens = count
+        self._set_scheduled(urgent, count)
         return urgent
 
     def _plan_waiting(self, planned: list[Request], left: int) -> None:
@@ -224,11 +248,12 @@ class Scheduler:
                 continue
             # Start it with the rest of the budget.
             count = min(request.num_tokens - hit.num_tokens, left)
-            if not self.kv.admit(request, hit, count):
+            count = self._limit_scored(request, hit.num_tokens, count)
+            if count < 1 or not self.kv.admit(request, hit, count):
                 return
             first = first or request
             self._start(request)
-            request.num_scheduled_tokens = count
+            self._set_scheduled(request, count)
             planned.append(request)
             left -= count
 

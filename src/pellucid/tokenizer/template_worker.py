@@ -1,9 +1,9 @@
 """The process in which chat templates run: it reads a job, renders it, writes the answer, and waits
 for the next job.
 
-`template_process.py` starts it and kills it. It has a limit on CPU time for each job and a limit on
-memory for itself, opens no files and starts no processes. A template that exceeds a limit, or
-crashes the interpreter, ends this process and nothing else.
+`template_process.py` starts it and kills it. It has a limit on CPU time for each job and, on Linux,
+a limit on memory for itself. It opens no files and starts no processes. A template that exceeds a
+limit, or crashes the interpreter, ends this process and nothing else.
 
 It uses one socket. A job is a length and JSON. An answer is a status, two lengths, a text in UTF-8
 and a mark for each of its characters (`traced_text.py`). Both may hold lone surrogates.
@@ -72,10 +72,13 @@ def serve(fd: int, cpu_seconds: float, memory_bytes: int) -> None:
 
 
 def _set_limits(memory_bytes: int) -> None:
+    """No files, and at most `memory_bytes` of address space on Linux. macOS takes that limit and
+    does not enforce it, so there only the sandbox's own bounds limit memory.
+    """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: 0}
-    if sys.platform == "linux":  # macOS does not enforce it
+    if sys.platform == "linux":
         limits[resource.RLIMIT_AS] = memory_bytes
     for limit, value in limits.items():
         _, hard = resource.getrlimit(limit)
