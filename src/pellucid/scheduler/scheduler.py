@@ -74,9 +74,6 @@ class Scheduler:
         max_waiting_requests: int | None = None,
         max_waiting_tokens: int | None = None,
     ) -> None:
-        """`max_num_scored`: the most prompt tokens of one step whose logprobs are asked for, since
-        each takes a row of logits; None: any number.
-        """
         if kv.capacity(max_num_batched_tokens, max_model_len) < max_model_len:
             raise AssertionError(
                 f"a request of max_model_len, {max_model_len} tokens, does not fit in the KV cache"
@@ -85,6 +82,7 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
+        # prompt tokens of a step whose logprobs are asked for: each takes a row of logits
         self.max_num_scored = max_num_scored or max_num_batched_tokens
         self.batching = batching
         self.waiting = WaitingQueue(
@@ -182,9 +180,7 @@ class Scheduler:
         return left
 
     def _limit_scored(self, request: Request, computed: int, count: int) -> int:
-        """How many of `count` tokens from position `computed` on this step may compute, where the
-        logprobs of the prompt are asked for.
-        """
+        """`count`, or fewer tokens, so that this step has rows of logits for those it scores."""
         excess = self._num_scored + len(request.scored(computed, computed + count))
         excess -= self.max_num_scored
         if excess <= 0:
