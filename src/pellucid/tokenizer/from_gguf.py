@@ -176,8 +176,9 @@ def _read_merges(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list
     forbidden = {f"{text[:cut]} {text[cut:]}" for text in reserved for cut in range(1, len(text))}
     if not forbidden.isdisjoint(merges):
         merges = [merge for merge in merges if merge not in forbidden]
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    if not all(left and right for left, right in pairs):
+    cuts = [merge.find(" ") for merge in merges]
+    pairs = [(merge[:cut], merge[cut + 1 :]) for merge, cut in zip(merges, cuts, strict=True)]
+    if min(cuts, default=1) < 1 or not all(right for _, right in pairs):
         raise FormatError(
             "tokenizer.ggml.merges holds an entry that is not two tokens with a space between them"
         )
