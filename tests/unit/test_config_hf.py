@@ -193,6 +193,10 @@ def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None
         ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification'"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized by 'gptq'"),
+        (
+            {"quantization": {"group_size": 64, "bits": 4}},
+            r"quantized by MLX \(4 bits\), which is not supported; the model's original folder",
+        ),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
         ({"vision_config": {}}, "text and images"),
     ],

@@ -188,9 +188,10 @@ class Scheduler:
         return min(count, request.num_prompt_tokens - 1 - computed) - excess
 
     def _set_scheduled(self, request: Request, count: int) -> None:
-        computed = request.num_computed_tokens
         request.num_scheduled_tokens = count
-        self._num_scored += len(request.scored(computed, computed + count))
+        if request.params.prompt_logprobs is not None:
+            computed = request.num_computed_tokens
+            self._num_scored += len(request.scored(computed, computed + count))
 
     def _num_decoding(self, first: int) -> int:
         """How many requests decode, from rank `first` on: each needs one token."""
