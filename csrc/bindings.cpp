@@ -1,5 +1,5 @@
-// The Python face of the C++ code: the module pellucid._native. Only conversions live here;
-// src/pellucid/_native.pyi types it.
+// The Python module pellucid._native. It only converts arguments and results; its types are in
+// src/pellucid/_native.pyi.
 #include "bindings.h"
 
 #include <nanobind/nanobind.h>

@@ -1,4 +1,4 @@
-// The parts of the module pellucid._native; bindings.cpp puts them together.
+// The parts of the module pellucid._native; bindings.cpp combines them.
 #pragma once
 
 #include <nanobind/nanobind.h>

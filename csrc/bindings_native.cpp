@@ -1,10 +1,10 @@
-// The Python face of the native backend: weights, caches and programs as objects, a step as one
+// The native backend as Python sees it: weights, caches and programs are objects, and a step is one
 // call. Conversions and checks only.
 //
-// Kernels do not check their arguments. Shapes and formats of arrays are checked here; how the
-// parts of a program fit together, and the indices of a batch, in program_checks.cpp. A wrong
-// program or batch raises an exception and never reads beyond an array. The arrays of a batch must
-// not change while it runs.
+// Kernels do not check their arguments. This file checks shapes and formats of arrays.
+// program_checks.cpp checks that the parts of a program fit together, and the indices of a batch. A
+// wrong program or batch raises an exception and never reads beyond an array. The arrays of a batch
+// must not change while it runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -67,7 +67,7 @@ std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int 
 // A matrix as Python describes it: ggml's number of the format, outputs, inputs, file descriptor,
 // offset, interleaved heads.
 using PythonMatrix = std::tuple<int, size_t, size_t, int, size_t, size_t>;
-// Of which matrix, where in the file, and the system's error.
+// The matrix, the offset in the file, and the system's error.
 using PythonUnread = std::tuple<size_t, size_t, int>;
 
 std::tuple<std::vector<std::shared_ptr<Weight>>, std::optional<PythonUnread>> load_stored_weights(
@@ -194,7 +194,7 @@ Entry entry_from_python(const PythonEntry &from) {
     throw std::invalid_argument("no op is called " + name);
 }
 
-// A program is complete when it is made: nothing is added while a thread runs it.
+// A program is complete when it is constructed: nothing is added while a thread runs it.
 std::shared_ptr<Program> new_program(
     const std::string &isa, std::shared_ptr<ThreadPool> pool,
     const std::vector<std::tuple<size_t, size_t, bool, bool>> &buffers, size_t bytes_per_token,

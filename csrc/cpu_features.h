@@ -1,11 +1,11 @@
 // What the CPU can do, and what the operating system lets a process use of it.
 //
 // A kernel may run only where the instruction exists AND the operating system saves its
-// registers at a context switch. CPUID tells the first, XCR0 the second; a machine can say yes to
-// one and no to the other (old kernels, some hypervisors).
+// registers at a context switch. CPUID reports the first, XCR0 the second. They may differ (old
+// kernels, some hypervisors).
 //
-// Nothing here is compiled for a newer CPU than the baseline, so it runs everywhere. It reads; it
-// changes no state of the process.
+// This code is compiled for the baseline CPU, so it runs everywhere. It changes no state of the
+// process.
 #pragma once
 
 #include <string>
@@ -21,11 +21,11 @@ struct CpuFeature {
 // "x86_64", "aarch64" or "unknown": what this file was compiled for.
 const char *cpu_architecture();
 
-// The maker's name of the model, or "" where the machine does not tell.
+// The vendor's name of the model, or "" if the machine does not report it.
 std::string cpu_name();
 
-// Every feature that a kernel may one day ask for, usable or not, in a fixed order; empty on an
-// unknown architecture.
+// Every feature that kernels may need, usable or not, in a fixed order; empty on an unknown
+// architecture.
 std::vector<CpuFeature> detect_cpu_features();
 
 }  // namespace pellucid

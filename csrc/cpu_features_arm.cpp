@@ -1,5 +1,5 @@
-// AArch64: the kernel tells what a process may use, through the auxiliary vector (Linux) or sysctl
-// (macOS).
+// AArch64: the operating system reports what a process may use, by the auxiliary vector (Linux) or
+// sysctl (macOS).
 //
 // Reference: Linux Documentation/arch/arm64/elf_hwcaps.rst; Apple, "Determining instruction set
 // characteristics".

@@ -4,8 +4,8 @@
 // AVX-512), vol. 2A (CPUID); Linux Documentation/arch/x86/xstate.rst (dynamically enabled
 // features).
 //
-// macOS on Intel turns AVX-512 state on at first use, so XCR0 does not show it there: the features
-// are then under-reported, never over.
+// macOS on Intel enables AVX-512 state at first use, so XCR0 does not show it there. AVX-512 is
+// then not reported, though it could be used.
 #include "cpu_features.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -73,7 +73,7 @@ Registers cpuid(uint32_t leaf, uint32_t subleaf) {
     return r;
 }
 
-// The register state that the operating system saves: XCR0, or 0 where it has not turned XSAVE on.
+// The register state that the operating system saves: XCR0, or 0 if it has not enabled XSAVE.
 uint64_t saved_state() {
     constexpr int OSXSAVE = 27;
     if (!(cpuid(1, 0).value[ECX] >> OSXSAVE & 1)) return 0;
@@ -84,9 +84,9 @@ uint64_t saved_state() {
     return static_cast<uint64_t>(high) << 32 | low;
 }
 
-// XCR0 shows tile data wherever the kernel knows AMX, but a process must still ask for it
-// (ARCH_REQ_XCOMP_PERM) and may be refused. The kernel says without side effects whether it would
-// serve the request; asking is the business of the kernel that uses tiles.
+// XCR0 shows tile data on every system that supports AMX, but a process must still request it
+// (ARCH_REQ_XCOMP_PERM) and may be refused. This query has no side effects: it asks whether a
+// request would succeed. The request itself is made when AMX's kernels are chosen.
 bool tiles_can_be_had() {
 #if defined(__linux__)
     constexpr int ARCH_GET_XCOMP_SUPP = 0x1021;

@@ -1,4 +1,4 @@
-// Decodes one row of the tiles of tile.h without vectors: an embedding lookup takes a row per
+// Decodes one row of the tiles of tile.h without vectors: an embedding lookup reads one row per
 // token.
 #include "float16.h"
 #include "tile.h"

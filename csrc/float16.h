@@ -22,7 +22,7 @@ inline float float_from_f16(uint16_t h) {
     return std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
-// To the nearest, ties to even; beyond 65,504 infinity.
+// Rounds to the nearest, ties to even; numbers beyond 65,504 become infinity.
 inline uint16_t f16_from_float(float x) {
     uint32_t bits = std::bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000,
              magnitude = bits & 0x7fffffff;

@@ -1,10 +1,10 @@
-// The kernels, as a table of functions: one table per instruction set, all compiled from
-// kernels/*.inc, one chosen when the program starts.
+// The kernels: one table of functions per instruction set, all compiled from kernels/*.inc. One
+// table is chosen when the program starts.
 //
 // A kernel computes a share of an op: row tiles first … last - 1, or tokens first … last - 1. No
 // share depends on another. Threads divide the work by outputs, never by the inputs that are
-// summed, and every output element is computed by one fixed sequence of operations. So a token
-// gives the same bits alone and among five hundred.
+// summed. Each output element is computed by one fixed sequence of operations. So a token's bits
+// are the same alone and in a batch of five hundred.
 //
 // Letters: T tokens, K inputs, N outputs, H query heads, KH key/value heads, D head_dim. All sizes
 // are elements unless said otherwise.
@@ -42,7 +42,7 @@ struct LinearArgs {
                           // when these come to their end
 };
 
-// Room for one row tile, decoded: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and
+// Memory for one decoded row tile: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and
 // 32 inputs.
 constexpr size_t scratch_bytes(size_t inputs) {
     return inputs * kTileRows + inputs / kTileInputs * 4 * kTileRows * sizeof(float) + 64;
@@ -81,16 +81,16 @@ struct Kernels {
     const char *needs;  // features of the CPU (cpu_features.h), with spaces between them
 #define KERNEL(result, name, parameters) result(*name) parameters;
 #include "ops.inc"
-    // Ask the operating system for the registers that these kernels need beyond the usual, for the
-    // whole process; false where it refuses.
+    // Request the additional registers that these kernels need, for the whole process; false if the
+    // operating system refuses.
     bool (*request)() = nullptr;
 };
 
-// The tables this build has, the best first; AMX, which has run on no hardware yet, is behind
-// AVX-512 (kernels/list.cpp). Each is compiled on its own architecture alone.
+// The tables of this build, the best first (kernels/list.cpp). AMX comes after AVX-512, because
+// whole models have not run on it yet. Each table is compiled only for its own architecture.
 std::span<const Kernels *const> kernel_tables();
 
-// Whether the CPU at hand has what a table needs.
+// Whether this CPU has the features that a table needs.
 bool can_run(const Kernels &kernels);
 
 const Kernels *kernels_avx512();

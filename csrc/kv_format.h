@@ -1,5 +1,5 @@
-// How keys and values lie in the cache: in chunks of 16 tokens, each of one KV head, in one of four
-// types, chosen for each of the two.
+// The layout of keys and values in the cache: chunks of 16 tokens of one KV head. Keys and values
+// each have one of four types.
 //
 // - Keys are codes [D][16]: a vector is one dimension of 16 tokens, so that scores need no sums
 //   across lanes.
@@ -13,14 +13,13 @@
 //
 // - int8: x ≈ scale · code, scale = max |x| / 127.
 // - int4: x ≈ scale · (code - 8), scale = (the x of the largest |x|) / -8. Keys are first rotated
-// by
-//   a Hadamard matrix, which spreads the few large dimensions over all. Queries are rotated alike
+//   by a Hadamard matrix, which spreads the few large dimensions over all. Queries are rotated too
 //   (QuaRot, Ashkboos et al., arXiv:2404.00456).
 //
-// A scale that float16 cannot hold, or of a vector with NaN, is NaN.
+// A scale is NaN if float16 cannot hold it, or if its vector has a NaN.
 //
-// The definition is src/pellucid/backends/reference/kv_dtypes.py; codes and scales are the same
-// bits there.
+// src/pellucid/backends/reference/kv_dtypes.py defines the types, and computes the same codes and
+// scales bit for bit.
 #pragma once
 
 #include <cstddef>
@@ -47,12 +46,12 @@ constexpr KvTypeName kKvTypes[] = {// the default first: it has no measurable lo
                                    {KvType::Int8, "int8"},
                                    {KvType::Int4, "int4"}};
 
-// Scales of one token and head; 0 where numbers are not quantized.
+// The number of scales of one token and head; 0 if it is not quantized.
 constexpr int kv_groups(KvType type, int head_dim) {
     return type == KvType::Int8 ? 1 : type == KvType::Int4 ? head_dim / kKvGroup : 0;
 }
 
-// Bytes of a chunk's codes, and of all of it, for one head.
+// Bytes of a chunk's codes, and of the whole chunk, for one head.
 constexpr size_t kv_code_bytes(KvType type, int head_dim) {
     const size_t bits = type == KvType::F32    ? 32
                         : type == KvType::F16  ? 16

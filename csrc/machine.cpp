@@ -1,6 +1,6 @@
 // Times the loops of kernels/ceilings.inc on all threads of a pool.
 //
-// The best of several tries is taken: the others were disturbed by other programs. All threads run
+// The best of several tries counts, because other programs disturb the rest. All threads run during
 // the whole try, so they share caches and bandwidth as they do in a step.
 #include "machine.h"
 
@@ -19,8 +19,8 @@ namespace {
 constexpr int kTries = 5;
 constexpr size_t kGranule = 1024;  // a thread's part is a multiple of it: 8 vectors of any width
 
-// Units per second of `work(share, repeats)`, the best try in about `seconds`. Tries grow until
-// one takes its part of the time, so that starting the threads does not count.
+// Units per second of `work(share, repeats)`: the best try in about `seconds`. The number of
+// repeats grows until a try is so long that starting the threads does not matter.
 template <class F>
 double best_rate(ThreadPool &pool, double seconds, double units, F work) {
     using Clock = std::chrono::steady_clock;
@@ -38,8 +38,8 @@ double best_rate(ThreadPool &pool, double seconds, double units, F work) {
 
 constexpr size_t kOperandBytes = 1024, kRounds = 1000;
 
-// Operations per second of `multiply`, which leaves a sum of its products and returns how many
-// multiply-adds that were.
+// Operations per second of `multiply`, which stores a sum of its products and returns the number of
+// multiply-adds.
 template <class T, class F>
 double best_product_rate(ThreadPool &pool, double seconds, F multiply) {
     std::atomic<T> sink{0};
@@ -60,7 +60,7 @@ double best_product_rate(ThreadPool &pool, double seconds, F multiply) {
 ReadBuffer::ReadBuffer(ThreadPool &pool, size_t bytes)
     : bytes_(std::max((bytes + kGranule - 1) / kGranule, pool.size()) * kGranule),
       memory_(allocate(bytes_)) {
-    // untouched pages would all be one page of zeros, which lies in the cache
+    // without this all pages would be the same page of zeros, which lies in the cache
     pool.run([] { return size_t{1}; },
              [&](size_t, size_t share) {
                  const size_t first = bytes_ * share / pool.size(),

@@ -1,4 +1,4 @@
-// The measured ceilings of this machine: what a kernel's speed is a share of.
+// Measures this machine's ceilings, with which the speed of kernels is compared.
 #pragma once
 
 #include <cstddef>
@@ -9,10 +9,10 @@
 
 namespace pellucid {
 
-// Memory that is read again and again, to measure how fast.
+// Memory that is read repeatedly, to measure the bandwidth.
 class ReadBuffer {
   public:
-    // At least `bytes`; the pool's threads touch it, each its part.
+    // Allocates at least `bytes`; each thread of the pool touches its part.
     ReadBuffer(ThreadPool &pool, size_t bytes);
 
     // Bytes per second that the pool's threads read together, each its part of the first `bytes`,
@@ -24,7 +24,7 @@ class ReadBuffer {
     Memory memory_;
 };
 
-// Seconds of one barrier of the pool: the mean of so many stages without work.
+// Seconds of one barrier of the pool: the mean over stages without work.
 double measure_barrier(ThreadPool &pool, size_t stages);
 
 // Operations per second (a multiply-add is two) on bytes, summed in 32 bits, from registers and L1:

@@ -44,7 +44,7 @@ Memory allocate(size_t bytes) {
         mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (whole == MAP_FAILED) throw std::bad_alloc();
     uint8_t *p = static_cast<uint8_t *>(whole);
-    // the parts before and behind the aligned one are given back
+    // unmap the parts before and behind the aligned one
     const size_t before = (kHuge - reinterpret_cast<uintptr_t>(p) % kHuge) % kHuge;
     if (before) munmap(p, before);
     p += before;

@@ -1,4 +1,4 @@
-// Memory for weights, caches and buffers: aligned, zeroed, in huge pages where it is large.
+// Memory for weights, caches and buffers: aligned, zeroed, in huge pages if it is large.
 #pragma once
 
 #include <cstddef>
@@ -14,20 +14,20 @@ struct ReleaseMemory {
 };
 using Memory = std::unique_ptr<uint8_t, ReleaseMemory>;
 
-// No allocation is larger, so that sums and products of sizes cannot overflow.
+// The largest allocation. With this bound, sums and products of sizes cannot overflow.
 constexpr size_t kMostBytes = size_t{1} << 46;
 
-// Zeroed memory, aligned to 64 bytes, with room behind it for prefetches. Large memory is aligned
-// to 2 MiB, with a hint for huge pages; its pages are taken when they are first touched, so a cache
-// costs only what is used of it.
+// Zeroed memory, aligned to 64 bytes, with extra bytes behind it for prefetches. Large memory is
+// aligned to 2 MiB, with a hint for huge pages. The system allocates its pages when they are first
+// touched, so unused parts of a cache take no memory.
 Memory allocate(size_t bytes);
 
-// Memory for one model's weights. A decoded token reads all of them in the order in which they were
-// loaded. A small matrix in ordinary pages costs that stream a walk of the page tables every 4 KiB,
-// so small matrices share slabs of huge pages.
+// Memory for one model's weights. Each step of decode reads all weights in the order in which they
+// were loaded. With ordinary pages this stream would walk the page tables every 4 KiB, so small
+// matrices share slabs of huge pages.
 class WeightMemory {
   public:
-    // As allocate(); a slab lives as long as one of its weights. Several threads may call it.
+    // Like allocate(). A slab is freed with the last of its weights. Several threads may call it.
     std::shared_ptr<uint8_t> take(size_t bytes);
 
   private:

@@ -1,4 +1,5 @@
-// Replays a captured program: memory for a batch, and which share of each entry is a thread's.
+// Replays a captured program: allocates memory for a batch, and divides each entry into shares for
+// the threads.
 #include "program.h"
 
 #include <algorithm>
@@ -65,8 +66,8 @@ Quantized Program::quantized(int buffer) const {
     return {reinterpret_cast<int8_t *>(p), scales, sums, sums + blocks};
 }
 
-// Take memory for this batch, before any thread works. Only here and in divide() can a run fail for
-// lack of memory.
+// Allocate memory for this batch, before any thread works. Only this function and divide() can fail
+// for lack of memory.
 void Program::make_room(const Batch &batch) {
     if (batch.tokens > capacity_) {
         const size_t capacity =
@@ -79,7 +80,7 @@ void Program::make_room(const Batch &batch) {
 }
 
 // Divide the entries into stages at their barriers. An attention that is divided by splits becomes
-// two stages, and gets room for its partial results.
+// two stages, and gets memory for its partial results.
 void Program::divide(const Batch &batch, float *out) {
     stages_.clear();
     for (size_t i = 0; i < entries_.size(); i++) {
@@ -104,7 +105,7 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
     const size_t shares = pool_->size();
     Clock::time_point began;
     uint64_t first_tick = 0;
-    // The ticks of a share of a stage: when it begins, where it has several entries, and after each
+    // The ticks of a share of a stage: at its beginning, if it has several entries, and after each
     // entry.
     const auto ticks_of = [&](size_t stage, size_t share) {
         const Stage &s = stages_[stage];
@@ -137,7 +138,7 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
 }
 
 // A stage lasts from the end of the one before it to the end of its last share. Divide that time
-// between its entries by what they took in all shares together.
+// among its entries in proportion to their times, summed over all shares.
 void Program::add_seconds(uint64_t start, double per_tick, double *seconds) const {
     const size_t shares = pool_->size();
     for (size_t stage = 0; stage < stages_.size(); stage++) {

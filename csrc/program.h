@@ -1,13 +1,13 @@
-// A captured forward pass: a flat list of kernel calls over planned buffers, with the number of
-// tokens left open, replayed in one call.
+// A captured forward pass: a flat list of kernel calls over planned buffers, replayed in one call
+// for any number of tokens.
 //
-// Between two kernels of a small model there is less than a microsecond to spare, too little for
-// Python. So the list is made once (src/pellucid/backends/native/capture.py), with a mark where a
-// barrier is needed, and is only run here.
+// The time between two kernels of a small model must stay below a microsecond, which Python cannot
+// do. So the list is recorded once (src/pellucid/backends/native/capture.py), with a mark where a
+// barrier is needed. Only the replay is here.
 //
-// A buffer is rows of `width` float32, or activations quantized to 8 bits (kernels.h, Quantized),
-// which lie otherwise: all codes, then all scales, then the sums. Buffers lie in one arena, in
-// units of bytes per token: so one plan serves every batch size.
+// A buffer holds rows of `width` float32, or activations quantized to 8 bits (kernels.h,
+// Quantized): all codes, then all scales, then the sums. Buffers lie in one arena. Their places are
+// in bytes per token, so one plan serves every batch size.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@
 
 namespace pellucid {
 
-// Bounds of every program and batch. Sizes within them cannot overflow.
+// Bounds of every program and batch. Sums and products of sizes within them cannot overflow.
 constexpr size_t kMostTokens = size_t{1} << 30;  // of a batch or a request: positions are int32
 constexpr size_t kMostWidth = size_t{1} << 30;   // numbers of a row
 constexpr size_t kMostBytesPerToken = size_t{1} << 40;
@@ -60,7 +60,7 @@ struct Entry {
     std::shared_ptr<KVStore> kv{};
     bool barrier = false;  // something that this entry touches was touched in another share since
                            // the last barrier
-    // The attributes of all ops; ops.inc says which are whose.
+    // The attributes of all ops; ops.inc lists those of each op.
 #define ATTRIBUTE(type, name) type name{};
 #include "ops.inc"
 };
@@ -77,7 +77,7 @@ struct Batch {
     const int32_t *slots_of(int group) const {
         return slot_mapping + static_cast<size_t>(group) * tokens;
     }
-    // The rows that an Embed looks up: tokens, or positions where they are learned.
+    // The indices that an Embed looks up: token ids, or positions if those are learned.
     const int32_t *rows_of(const Entry &embed) const {
         return embed.learned ? positions : input_ids;
     }
@@ -85,19 +85,19 @@ struct Batch {
 
 class Program {
   public:
-    // Throws std::invalid_argument where a buffer does not lie in the arena, or the output is not a
+    // Throws std::invalid_argument if a buffer does not lie in the arena, or if the output is not a
     // buffer of floats.
     Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers,
             size_t bytes_per_token, int output);
 
-    // Throws std::invalid_argument where the parts of an entry do not fit together: no batch can
-    // lead it outside its memory.
+    // Throws std::invalid_argument if the parts of an entry do not fit together. An accepted entry
+    // stays within its memory for every batch.
     void add(Entry entry);
 
-    // Run the list; the output buffer is `out`. Throws std::out_of_range, having run nothing, where
-    // an index of the batch is. With `seconds` (one per entry) the time of each entry is added up.
-    // The sum is the time of the run: entries between two barriers share it by what they took, and
-    // what a thread waits at a barrier counts for the entries before it.
+    // Run the list; the output buffer is `out`. If an index of the batch is out of range, throws
+    // std::out_of_range and runs nothing. With `seconds` (one per entry) the time of each entry is
+    // added up. The times sum to the time of the run: a stage's time is divided among its entries
+    // in proportion to their own times, so waiting at a barrier counts for the entries before it.
     void run(const Batch &batch, float *out, double *seconds = nullptr);
 
     size_t size() const { return entries_.size(); }

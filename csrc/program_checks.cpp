@@ -2,8 +2,8 @@
 // run.
 //
 // Kernels do not check their arguments. So every size that a kernel derives from an entry is
-// compared here with the buffers, weights and caches that the entry names. A wrong program or a
-// wrong batch is an exception and never a read beyond an array.
+// compared here with the buffers, weights and caches that the entry names. A wrong program or batch
+// causes an exception, never a read beyond an array.
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -70,7 +70,7 @@ void Program::check_entry(const Entry &e) const {
             require(v != nullptr && v->values.size() == size, "a vector has the wrong size");
     };
     if (e.op != Op::Linear && e.op != Op::RmsNorm && e.op != Op::LayerNorm) has_vectors(0, 0);
-    // Of most ops: floats in and out, of the same rows; in Quantize and Linear one side is
+    // Most ops read and write floats of the same rows; in Quantize and Linear one side is
     // quantized.
     for (int i : e.in) {
         require(e.op == Op::Linear || !buffer(i).quantized, "an input is quantized");

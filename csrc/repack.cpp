@@ -1,4 +1,4 @@
-// From the blocks of a GGUF file to the tiles of tile.h: the bits move, no value changes.
+// Repacks the blocks of a GGUF file into the tiles of tile.h. Bits move, but no value changes.
 //
 // Each row's 32 inputs are read as 32 plain codes and their scales (read_*), and 16 rows of them
 // are written as planes (write_tile). The layouts of the blocks are drawn in src/pellucid/formats;
@@ -121,7 +121,7 @@ void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) 
 }
 
 // The planes of tile.h. Four codes move as one 32-bit word: word t of row r becomes lane r of
-// vector t, and planes are cut from such vectors by shifts and masks, which compilers turn into
+// vector t. Planes are extracted from these vectors by shifts and masks, which compilers turn into
 // vector instructions.
 void write_codes(int bits, const RowTile *rows, uint8_t *out) {
     constexpr int kQuads = kTileInputs / 4;
@@ -158,8 +158,8 @@ void write_codes(int bits, const RowTile *rows, uint8_t *out) {
 
 void write_u16(uint8_t *p, uint16_t x) { std::memcpy(p, &x, 2); }
 
-// Bit 15 is set where a float16 is NaN or infinite: then all bits of the exponent are set, and one
-// more carries over.
+// Bit 15 of the result is set if a float16 is NaN or infinite: then all exponent bits are set, and
+// adding one carries into bit 15.
 uint32_t broken_bit(uint16_t x) { return (x & 0x7c00u) + 0x0400u; }
 
 // Whether some element is NaN or infinite. `exponent` is the mask of the exponent's bits.

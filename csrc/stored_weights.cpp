@@ -1,4 +1,4 @@
-// Weights from a file into tiles: see stored_weights.h.
+// Reads weights from a file into tiles: see stored_weights.h.
 #include "stored_weights.h"
 
 #include <unistd.h>
@@ -25,7 +25,7 @@ size_t source_row(const StoredMatrix &m, size_t row) {
     return row - in_head + 2 * (in_head % half) + in_head / half;
 }
 
-// Fill `into` from `offset`. Returns the bytes that could be read, and sets `error` to errno.
+// Fill `into` from `offset`. Returns the number of bytes read, and sets `error` to errno.
 size_t read_bytes(int file, size_t offset, uint8_t *into, size_t bytes, int &error) {
     size_t done = 0;
     while (done < bytes) {
@@ -42,8 +42,8 @@ size_t read_bytes(int file, size_t offset, uint8_t *into, size_t bytes, int &err
 // One thread's memory for reading.
 class Reader {
   public:
-    // Rows first … last - 1 of the weight, one after another; nullptr where they cannot be read,
-    // with the offset and the error.
+    // Rows first … last - 1 of the weight, one after another. If they cannot be read: nullptr, with
+    // the offset and the error set.
     const uint8_t *rows(const StoredMatrix &m, size_t row_bytes, size_t first, size_t last,
                         size_t &offset, int &error) {
         // the rows of the file that hold them

@@ -21,8 +21,8 @@
 namespace pellucid {
 namespace {
 
-// A pause is 40–140 cycles on x86, so this is some 20 µs of spinning: longer than a barrier takes
-// while all threads run, shorter than a time slice.
+// A pause takes 40–140 cycles on x86, so this is about 20 µs of spinning. That is longer than a
+// barrier takes while all threads run, and shorter than a time slice.
 constexpr int kSpins = 600;
 
 inline void pause() {
@@ -43,7 +43,7 @@ class Gate {
 
     State now() const { return state(word_.load(std::memory_order_acquire)); }
 
-    // Wait until stage `seen` is over. The state that follows it.
+    // Wait until stage `seen` is over. Returns the state that follows it.
     State after(uint64_t seen) {
         for (int i = 0; i < kSpins; i++) {
             if (const State s = now(); s.stage != seen) return s;
@@ -130,7 +130,7 @@ struct ThreadPool::Team {
             std::rethrow_exception(std::exchange(error, nullptr));
     }
 
-    // Claim and do every unclaimed share of the stage, this thread's own first.
+    // Claim and run unclaimed shares of the stage until none are left, this thread's own first.
     void help(uint64_t stage, size_t own) {
         for (size_t i = 0; i < begun.size(); i++) {
             const size_t share = own + i < begun.size() ? own + i : own + i - begun.size();

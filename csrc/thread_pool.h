@@ -1,9 +1,9 @@
 // A team of threads that run one list of stages together, with a barrier after each stage.
 //
-// A step of decoding has hundreds of stages in three milliseconds, and the system may take a core
+// A step of decode has hundreds of stages in three milliseconds, and the system may take a core
 // away in any of them. So shares are claimed dynamically: a stage has one share for each thread,
 // each thread claims its own first, then steals unclaimed ones. A thread that loses its core delays
-// at most the one share that it has claimed. Threads for which there is no core do no harm.
+// at most the one share that it has claimed. More threads than cores cost little.
 //
 // A thread without work spins for some microseconds, then sleeps in the kernel, which gives its
 // core to others.

@@ -1,5 +1,6 @@
-// A counter that runs evenly and is read in a few nanoseconds, for times that only matter as shares
-// of another time. A clock of the system may take four times as long where the machine is virtual.
+// A counter of constant rate that takes a few nanoseconds to read, for times that are used only as
+// shares of another time. Reading the system's clock may take four times as long on a virtual
+// machine.
 #pragma once
 
 #include <cstdint>

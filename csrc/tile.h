@@ -1,7 +1,7 @@
-// The layout of quantized weights in memory: tiles of 16 output rows by 32 inputs, made for "4
-// bytes times 4 bytes, summed" instructions.
+// The layout of quantized weights in memory: tiles of 16 output rows by 32 inputs, for dot product
+// instructions of 4 bytes (VNNI, sdot).
 //
-// Every format is codes, and how to scale them. A tile's codes are 8 quads; quad q is 64
+// Every format consists of codes and their scales. A tile's codes are 8 quads; quad q is 64
 // bytes, in which byte 4·r + i is the code of row r and input 4·q + i. So one load feeds 16 rows,
 // and the matching 4 bytes of the activation are the same for all of them. Codes of fewer than 8
 // bits are split into planes that keep this order:
@@ -11,15 +11,15 @@
 //     1 bit    1 vector:  bit t holds quad t
 //
 // 5 bits are 4 + 1, 6 are 4 + 2, 3 are 2 + 1: the same number of bits as in the file, so that
-// decoding streams no byte more.
+// decode reads no more bytes.
 //
 //     one tile = codes | scales of the 16 rows | minima of the 16 rows        (per 32 inputs, or
 //     two of each, per 16 inputs)
 //
 // Formats whose scales are themselves quantized (k-quants: a super-block of 256 inputs) have a
 // header before every 8 tiles: float16 d[16], and d_min[16] where there are minima. A row tile is
-// its K / 32 tiles one after another; a matrix is its row tiles one after another, the last filled
-// up with zeros.  value = scale · (code - offset) [- min]
+// its K / 32 tiles one after another. A matrix is its row tiles one after another, the last one
+// padded with zeros. value = scale · (code - offset) [- min]
 #pragma once
 
 #include <cstddef>
@@ -50,7 +50,7 @@ enum class Format : int {
     BF16 = 30,
 };
 
-// Bytes of one number where a format is of plain numbers, 0 where it is of blocks.
+// Bytes of one number in a dense format; 0 for a format of blocks.
 constexpr int dense_bytes(Format format) {
     return format == Format::F32 ? 4 : format == Format::F16 || format == Format::BF16 ? 2 : 0;
 }
@@ -111,13 +111,13 @@ constexpr TileFormat tile_format(Format format) {
 constexpr uint8_t kIq4Values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                     129, 141, 153, 166, 181, 197, 217, 241};
 
-// Put rows of a file's quant_blocks into tiles. `rows` rows of `inputs` inputs lie at `file`, one
-// after another; row tiles first … last - 1 are written to `tiles` (each at its own place). Rows
-// beyond the matrix become zeros. False where a scale or a minimum is NaN or infinite.
+// Repack rows of a file's quant_blocks into tiles. `rows` rows of `inputs` inputs lie at `file`,
+// one after another; row tiles first … last - 1 are written to `tiles`, each at its own place. Rows
+// beyond the matrix become zeros. False if a scale or a minimum is NaN or infinite.
 bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
             size_t first, size_t last);
 
-// F32, F16 and BF16: a row tile is [inputs][16] elements, as they are in the file. False where one
+// F32, F16 and BF16: a row tile is [inputs][16] elements, with the bits of the file. False if one
 // is NaN or infinite.
 bool repack_dense(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
                   size_t first, size_t last);

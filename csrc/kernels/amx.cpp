@@ -1,10 +1,9 @@
-// The kernels of AVX-512, with linear layers for many tokens on AMX. They have run on no hardware
-// yet, only on a model of the registers (tests/amx_model.cpp): so they run where they are asked
-// for, and not by default (docs/decisions.md).
+// The kernels of AVX-512, with linear layers for many tokens on AMX. Whole models have not run on
+// AMX hardware yet, so these kernels run only if requested (docs/decisions.md, 15).
 //
-// Tiles are touched by inline assembly, in order and with memory clobbered: the intrinsics of gcc
-// 12 do not tell the compiler which memory they read, and it drops the stores to it. Tile data must
-// be asked for once per process (Linux Documentation/arch/x86/xstate.rst).
+// Tiles are used by inline assembly, in order and with memory clobbered. The intrinsics of gcc 12
+// do not tell the compiler which memory they read, and it drops the stores to that memory. Tile
+// data must be requested once per process (Linux Documentation/arch/x86/xstate.rst).
 #include <algorithm>
 #include <iterator>
 #include <utility>

@@ -1,8 +1,8 @@
-// What every kernels/*.inc needs beside the vectors of its instruction set.
+// The headers that every kernels/*.inc needs, beside the vectors of its instruction set.
 //
 // An .inc file is compiled inside a namespace of kernels/isa.inc. An editor that opens one alone
-// has no such namespace: then the file includes this header and what stands before it in isa.inc,
-// with the portable vectors.
+// has no such namespace. Then the file includes this header, with the portable vectors, and the
+// files before it in isa.inc.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Which tables this build has: those of its architecture, the best first; and which of them the CPU
-// at hand can run.
+// The tables of this build: those of its architecture, the best first; and which of them this CPU
+// can run.
 #include <algorithm>
 #include <sstream>
 #include <string>
@@ -25,7 +25,7 @@ std::span<const Kernels *const> kernel_tables() {
 }
 
 bool can_run(const Kernels &kernels) {
-    // Asked once: where the machine is virtual, each CPUID is a call of the hypervisor.
+    // Detect once: on a virtual machine each CPUID is a call of the hypervisor.
     static const std::vector<CpuFeature> features = detect_cpu_features();
     std::istringstream needs(kernels.needs);
     for (std::string need; needs >> need;)

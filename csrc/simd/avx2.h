@@ -11,7 +11,7 @@
 namespace pellucid::avx2 {
 
 constexpr int kLanes = 8;
-constexpr bool kSignedDot = true;  // dot4 of codes of 8 bits takes them as code - 128
+constexpr bool kSignedDot = true;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce =
     4;  // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
 constexpr int kSumsAtOnce = 1;
@@ -122,7 +122,7 @@ inline Bytes bytes_lookup(const uint8_t *table16, Bytes index) {
 
 // vpmaddubsw adds two products of unsigned and signed bytes in 16 bits, and saturates. Codes of up
 // to 6 bits cannot reach that (2 · 63 · 127 = 16,002). Codes of 8 bits are made signed, and their
-// sign is given to x: 2 · 128 · 127 = 32,512 still fits.
+// sign is moved to x: 2 · 128 · 127 = 32,512 still fits.
 template <bool Full>
 inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     int32_t four;
@@ -137,7 +137,7 @@ inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-// Into L2: one that fills L1 takes the place of a load that waits for memory (on Zen 4 that costs
+// Prefetch into L2. A prefetch into L1 occupies a fill buffer that loads need (on Zen 4 this costs
 // up to a third of the bandwidth).
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 

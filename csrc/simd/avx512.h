@@ -15,10 +15,10 @@
 namespace pellucid::avx512 {
 
 constexpr int kLanes = 16;
-constexpr bool kSignedDot = false;  // dot4 of codes of 8 bits takes them as code - 128
+constexpr bool kSignedDot = false;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce =
     8;  // 8 accumulators, 8 code vectors, 4 sums, scales and temporaries of the 32 registers
-constexpr int kSumsAtOnce = 4;  // one takes 4 or 5 cycles: so that each waits for none
+constexpr int kSumsAtOnce = 4;  // one takes 4 or 5 cycles: none waits for another
 constexpr int kDotSums = 12,
               kFmaSums = 12;  // sums of the loops that measure peaks (kernels/ceilings.inc)
 
@@ -43,7 +43,7 @@ inline F32 f32_abs(F32 a) { return _mm512_abs_ps(a); }
 inline F32 f32_fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 inline float f32_largest(F32 a) { return _mm512_reduce_max_ps(a); }
 // The larger of two vectors without sign bits, compared as integers: NaN is larger than infinity,
-// which is larger than any number. (f32_max returns its second operand where either is NaN.)
+// which is larger than any number. (f32_max returns its second operand if either is NaN.)
 inline F32 f32_max_or_nan(F32 a, F32 b) {
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
@@ -111,7 +111,7 @@ inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
 }
 
-// Into L2: one that fills L1 takes the place of a load that waits for memory (on Zen 4 that costs
+// Prefetch into L2. A prefetch into L1 occupies a fill buffer that loads need (on Zen 4 this costs
 // up to a third of the bandwidth).
 inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 

@@ -14,7 +14,7 @@
 namespace pellucid::neon {
 
 constexpr int kLanes = 8;
-constexpr bool kSignedDot = true;  // dot4 of codes of 8 bits takes them as code - 128
+constexpr bool kSignedDot = true;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce = 4;     // 8 registers of accumulators + 16 of codes + 2 of dot products
                                    // leave 6 for scales and the activation
 constexpr int kSumsAtOnce = 1;
@@ -53,7 +53,7 @@ inline F32 f32_fma(F32 x, F32 y, F32 z) {
     return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)};
 }
 inline float f32_largest(F32 x) { return vmaxvq_f32(vmaxq_f32(x.a, x.b)); }
-// Of vectors without sign bits; NaN where either is NaN, as vmaxq has it.
+// The larger of two vectors without sign bits; NaN if either is NaN, as vmaxq does.
 inline F32 f32_max_or_nan(F32 x, F32 y) { return f32_max(x, y); }
 inline float f32_largest_or_nan(F32 x) { return f32_largest(x); }
 inline F32 f32_round(F32 x) { return {vrndnq_f32(x.a), vrndnq_f32(x.b)}; }

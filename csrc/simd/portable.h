@@ -1,6 +1,6 @@
-// Vectors of 16 lanes in plain C++: what runs where nothing better is known, and the plainest
-// statement of what the others do. The names of simd/avx512.h. The loops are short and regular, so
-// that a compiler may turn them into whatever the baseline has.
+// Vectors of 16 lanes in plain C++: for any other CPU, and the plainest definition of what the
+// other headers do. The names of simd/avx512.h. The loops are short and regular, so that a compiler
+// can vectorize them for the baseline.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace pellucid::portable {
 
 constexpr int kLanes = 16;
-constexpr bool kSignedDot = false;  // dot4 of codes of 8 bits takes them as code - 128
+constexpr bool kSignedDot = false;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce = 4;
 constexpr int kSumsAtOnce = 1;
 constexpr int kDotSums = 2, kFmaSums = 2;

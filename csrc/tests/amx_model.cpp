@@ -1,5 +1,5 @@
-// A model of AMX's tile registers in plain C++, under the same kernel: so that a machine without
-// AMX holds its code to AVX-512's bits.
+// A model of AMX's tile registers in plain C++, for the same kernel. So a machine without AMX can
+// compare the kernel's bits with AVX-512's.
 //
 // Reference: the pseudocode of LDTILECFG, TILELOADD and TDPBSUD in Intel SDM vol. 2.
 #include <algorithm>
@@ -34,7 +34,7 @@ struct TileModel {
             tile[t] = {t < 6 ? 16 : quads, t == 4 || t == 5 ? 4 * quads : 64, {}};
     }
     static void release() {
-        for (Register &r : tile) r = {};  // of no size: whoever uses it now gets zeros
+        for (Register &r : tile) r = {};  // without a size: reading it gives zeros
     }
     template <int t>
     static void zero() {

@@ -1,5 +1,4 @@
-// Compares every table of kernels that this build has, and this CPU can run, with the plainest
-// statement there is of each.
+// Compares every table of kernels that this CPU can run with a plainer computation of each kernel.
 //
 // - linear: against decode_row in double; with scales that are powers of two, against the portable
 //   kernels bit for bit.
@@ -9,8 +8,8 @@
 // - all of them: a token alone against the same token among others, and any division of the work,
 //   bit for bit.
 //
-// Arrays are of the exact size, and what a kernel must not use is NaN. So a sanitizer, or a NaN in
-// a result, shows a read too far. Random numbers are drawn from a fixed seed.
+// Arrays have the exact size, and memory that a kernel must not use is NaN. So a sanitizer, or a
+// NaN in a result, shows a read too far. Random numbers are drawn from a fixed seed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -43,8 +42,8 @@ bool same(const Floats &a, const Floats &b) {
     return a.size() == b.size() && same(a.data(), b.data(), a.size());
 }
 
-// |a - b| within 1e-5 of b, or within `floor` of the largest b: what a sum that cancels cannot
-// avoid. 2e-7 are some three roundings.
+// |a - b| is within 1e-5 of b, or within `floor` of the largest b, because sums that cancel have
+// such errors. 2e-7 is about three roundings.
 bool near(const Floats &a, const Floats &b, double floor = 2e-7) {
     double largest = 0.0;
     for (float x : b) largest = std::max(largest, std::fabs(static_cast<double>(x)));
@@ -225,7 +224,7 @@ void compare_quantize(const Kernels &k) {
           "quantize");
 }
 
-// ---- what is done to each token on its own
+// ---- ops on single tokens
 
 // Run `f(kernels, out)` with both tables.
 bool agree(const Kernels &k, size_t count, const std::function<void(const Kernels &, float *)> &f,
@@ -294,9 +293,9 @@ void compare_elementwise(const Kernels &k) {
     }
 }
 
-// ---- what is no number
+// ---- NaN and infinity
 
-// A NaN or an infinity, in whatever lane, shows in the results that it belongs to.
+// A NaN or an infinity in any lane shows in its own results.
 void check_broken(const Kernels &k) {
     for (const float value : {NAN, -NAN, INFINITY, -INFINITY})
         for (size_t at = 0; at < 64; at++) {

@@ -1,9 +1,9 @@
-// Random programs and batches, most of them wrong: each is refused, or runs within its memory.
+// Random programs and batches, most of them invalid: each is refused, or runs within its memory.
 //
-// A program is some buffers in an arena without slack, and entries whose parts are drawn at random,
-// half of the time so that they fit. Those that are refused are left out; the others run on batches
-// of which one number may be any. Arrays are of the exact size, so that a sanitizer finds a read or
-// a write beyond them (scripts/sanitize). Random numbers are drawn from a fixed seed.
+// A program has some buffers in an arena without slack, and entries whose parts are random, half of
+// the time so that they fit. Refused entries are left out. The others run on batches in which one
+// number may be wrong. Arrays are of the exact size, so that a sanitizer finds a read or a write
+// beyond them (scripts/sanitize). Random numbers are drawn from a fixed seed.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -38,7 +38,7 @@ int any_int() {
     return often() ? random_int(-2, 100) : extremes[random_int(0, 6)];
 }
 
-// What entries are made of, by all programs.
+// The parts that entries of all programs may use.
 struct Parts {
     std::vector<std::shared_ptr<Weight>> weights{nullptr};
     std::vector<std::shared_ptr<Vector>> vectors{nullptr};
@@ -93,13 +93,13 @@ std::vector<Buffer> random_buffers(size_t &bytes_per_token) {
     return buffers;
 }
 
-// An entry that often fits its buffers: widths, weights and heads are looked for by trial.
+// An entry that often fits its buffers: widths, weights and heads are chosen by trial.
 Entry random_entry(const std::vector<Buffer> &buffers, const Parts &parts) {
     const int last = static_cast<int>(buffers.size()) - 1;
     Entry e{.op = static_cast<Op>(random_int(0, static_cast<int>(Op::TakeRows))),
             .out = random_int(0, last),
             .barrier = random_int(0, 1) == 0};
-    // what the op asks for
+    // parts that fit the op
     const int width = static_cast<int>(buffers[static_cast<size_t>(e.out)].width);
     e.head_dim = pick(std::vector<int>{1, 2, 16, 32});
     e.heads = width / e.head_dim;
@@ -122,7 +122,7 @@ Entry random_entry(const std::vector<Buffer> &buffers, const Parts &parts) {
     for (; inputs > 0; inputs--) e.in.push_back(random_int(0, last));
     if (e.op == Op::Embed || e.op == Op::Linear) e.weight = pick(parts.weights);
     if (e.op == Op::KvWrite || e.op == Op::Attention) e.kv = pick(parts.caches);
-    // what may be wrong
+    // parts that may be wrong
     if (rarely()) e.in.push_back(any_int());
     if (rarely()) e.out = any_int();
     if (rarely()) e.inv_freq.push_back(1.0);

@@ -5,7 +5,7 @@
 //   size.
 // - bits: the same on 1, 2 and 4 threads, in one step and token by token, with a context that is
 //   divided by splits and without.
-// - wrong: every entry and every batch that does not fit is an exception, and what ran before runs
+// - wrong: every entry and every batch that does not fit is an exception, and valid ones still run
 //   after.
 // - stages: every share of a stage is worked on once, and none before the stage before it is done,
 //   however few the cores and late the threads.

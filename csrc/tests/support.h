@@ -1,4 +1,4 @@
-// What the checks in this folder share: a count of failures, random numbers from a fixed seed, and
+// Shared by the checks in this folder: a count of failures, random numbers from a fixed seed, and
 // the kernels that this CPU can run.
 #pragma once
 
@@ -34,7 +34,7 @@ inline float random_float(float size) {
     return (static_cast<float>(random_bits()) * 0x1p-31f - 1.0f) * size;
 }
 
-// Checks each table in turn, and says what came of it. The result is main's.
+// Check each table in turn, and print the results. Returns main's exit code.
 template <class F>
 int for_usable_kernels(F checks) {
     for (const Kernels *k : kernel_tables()) {

@@ -54,10 +54,7 @@ def flash_attention(
     for t in range(0, tokens, tile_q):
         # Start a tile of queries: m, l and acc are empty.
         tile = q[t : t + tile_q]
-        rows, first = (
-            len(tile),
-            start + t,
-        )  # the tile's queries have key indices first … first + rows - 1
+        rows, first = len(tile), start + t  # its key indices: first … first + rows - 1
         grouped = group_heads(tile, kv_heads)  # [KH, G·t, D]
         m = np.full((*grouped.shape[:2], 1), -np.inf, np.float32)  # [KH, G·t, 1]
         l = np.zeros_like(m)

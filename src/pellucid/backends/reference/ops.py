@@ -78,9 +78,7 @@ def add(x: Array, y: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    with np.errstate(
-        over="ignore"
-    ):  # exp(-x) may overflow to infinity; 1 / inf is 0, the correct limit
+    with np.errstate(over="ignore"):  # exp(-x) may overflow to infinity, and 1 / inf is 0
         sigmoid: Array = 1.0 / (1.0 + np.exp(-x))
     return sigmoid
 
