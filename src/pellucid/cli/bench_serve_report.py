@@ -41,7 +41,7 @@ def print_run(measured: "MeasuredRun", plan: "LoadPlan") -> None:
         ("output tokens", f"{found['total_output_tokens']:,}"),
     ]
     rows += [(name, f"{found[key]:,.{digits}f}") for key, name, digits in _RATES if key in found]
-    print_table(["", "total"], rows)
+    print_table(["run", "value"], rows)
     # times
     columns = ["mean", "median", *_percentiles(plan)]
     rows_of_times = []
@@ -90,11 +90,12 @@ def _print_errors(measured: "MeasuredRun") -> None:
 def _remarks(measured: "MeasuredRun", plan: "LoadPlan") -> list[str]:
     found, client = measured.summary, measured.client
     remarks = [
-        f"client: sends late by {client['late_sends_p99_ms']:.2f} ms (99 %), at most "
-        f"{client['late_sends_max_ms']:.2f}; event loop late by {client['loop_lag_p99_ms']:.2f} ms "
-        f"(99 %), at most {client['loop_lag_max_ms']:.2f}; {client['cpu_share']:.0%} of a CPU"
+        f"client: {client['cpu_share']:.0%} of a CPU; connects in "
+        f"{client['connecting_median_ms']:.2f} ms; sends late by up to "
+        f"{client['late_sends_p99_ms']:.2f} ms (99 %); event loop late by "
+        f"{client['loop_lag_median_ms']:.2f} ms, up to {client['loop_lag_p99_ms']:.2f} (99 %)"
     ]
-    if client["bottleneck"]:
+    if client["doubt"]:
         remarks.append(f"The figures are doubtful: {client['bottleneck']}.")
     if plan.settings.max_concurrency is not None and plan.request_rate != float("inf"):
         wait = client["max_concurrency_wait_p99_ms"]
@@ -161,7 +162,7 @@ def print_ratios(results: "RoundResults") -> dict[str, Any]:
     print_table(["", "A", "B", "A / B"], rows)
     click.echo()
     for measured in results.runs:
-        if measured.client["bottleneck"]:
+        if measured.client["doubt"]:
             name = f"round {measured.round + 1} of {measured.url}"
             click.echo(f"The figures of {name} are doubtful: {measured.client['bottleneck']}.")
     return {"ratios": ratios, "runs": [results.report(measured) for measured in results.runs]}

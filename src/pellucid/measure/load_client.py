@@ -2,7 +2,9 @@
 
 The clock is `time.perf_counter`. A chunk gets the time at which its bytes reach this program,
 before they are parsed. A request is sent when its body lies ready as bytes, so making and encoding
-a prompt is in no figure. The HTTP library is aiohttp (extra `bench`): docs/decisions.md says why.
+a prompt is in no figure. Each request opens a connection of its own, and the time for that counts:
+some servers close a connection after an answer, and a request sent on it at that moment would fail
+for no fault of theirs. The library is aiohttp (extra `bench`): docs/decisions.md says why.
 """
 
 import errno
@@ -25,9 +27,6 @@ __all__ = ["Server", "check_url", "encode_request"]
 MAX_ERROR_BODY = 1 << 16  # bytes
 MAX_MODELS_BODY = 16 << 20
 READ_BUFFER = 4 << 20  # bytes of one answer that may wait; less slows down a server that is ahead
-# Below the 5 s after which uvicorn and llama-server close an idle connection: a request that is
-# sent on a connection as it closes would fail for no fault of the server.
-KEEP_ALIVE_SECONDS = 2.0
 CONNECT_SECONDS = 30.0
 
 
@@ -65,7 +64,7 @@ def encode_request(
 
 
 class Server:
-    """A connection pool to one server. Use it as an async context manager."""
+    """A client of one server. Use it as an async context manager."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
         try:
@@ -83,13 +82,16 @@ class Server:
 
     async def __aenter__(self) -> "Server":
         aiohttp = self._aiohttp
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_create_end.append(_note_connection)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_SECONDS, sock_read=self._timeout
             ),
             read_bufsize=READ_BUFFER,
             headers=self._headers,
+            trace_configs=[tracing],
         )
         return self
 
@@ -137,7 +139,10 @@ class Server:
         record.sent = time.perf_counter() - origin
         try:
             async with self._session.post(
-                f"{self.url}/{path}", data=body, allow_redirects=False
+                f"{self.url}/{path}",
+                data=body,
+                allow_redirects=False,
+                trace_request_ctx=(record, origin),
             ) as response:
                 if response.status != 200:
                     text = await _read_bounded(response, MAX_ERROR_BODY)
@@ -179,7 +184,16 @@ class Server:
             return "no connection", cause.strerror or str(cause)
         if isinstance(error, self._aiohttp.InvalidURL):
             return "no connection", "the URL is wrong"
-        return "connection lost", " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, self._aiohttp.ClientPayloadError):
+            return "connection lost", "the connection was closed in the middle of the answer"
+        return "connection lost", "the connection was closed before the answer"
+
+
+async def _note_connection(_: object, context: Any, __: object) -> None:
+    """Called by aiohttp when a connection stands."""
+    if context.trace_request_ctx is not None:
+        record, origin = context.trace_request_ctx
+        record.connected = time.perf_counter() - origin
 
 
 async def _read_bounded(response: "aiohttp.ClientResponse", max_bytes: int) -> bytes:

@@ -143,9 +143,10 @@ async def _warm_up(
     await run_load(server, model, workload, random_arrivals(float("inf"), 1, 0), settings, run)
     first = run.records[0]
     if first.error is not None:
+        hint = "" if server.url.endswith("/v1") else f"; is it {server.url}/v1?"
         raise RequestError(
             f"{server.url}/{plan.path} does not answer the first request ({first.error_kind}): "
-            f"{first.error}"
+            f"{first.error}{hint}"
         )
 
 
@@ -159,7 +160,9 @@ async def _measure(
     progress: Callable[[str, int, int, int], None],
 ) -> None:
     plan, run = results.plan, LoadRun()
-    seed = plan.seed + round
+    # A server that is compared with itself must not find the prompts in its prefix cache.
+    is_itself = len(set(plan.urls)) < len(plan.urls)
+    seed = plan.seed + (2 * round + place if is_itself else round)
     what = f"round {round + 1} of {plan.rounds}, {'AB'[place]}: " if len(plan.urls) > 1 else ""
     arrivals: Iterator[float] = random_arrivals(plan.request_rate, plan.burstiness, seed)
     if trace is not None:

@@ -42,7 +42,8 @@ class RequestRecord:
 
     index: int
     scheduled: float  # when it was due; with a limit of concurrency it may be sent later
-    sent: float
+    sent: float  # before a connection was opened for it
+    connected: float | None = None
     end: float = math.nan  # of its last token, or of its failure
     chunk_times: Sequence[float] = ()
     chunk_tokens: Sequence[int] = ()
