@@ -134,3 +134,58 @@ def test_the_roof_of_a_step_grows_with_its_tokens(tiny_path: Path) -> None:
     one, _ = roof.least_seconds(now, 1, 0, 16, 16)
     many, memory = roof.least_seconds(now, 2, 0, 32, 16)
     assert 0 < one < many and 0 <= memory <= many
+
+
+def test_throughput_has_llama_batched_benchs_rows(tiny_path: Path) -> None:
+    shape = ("-npp", "8,16", "-ntg", "3", "-npl", "1,4", "-r", "2", "-t", "2")
+    result = run("throughput", tiny_path, *shape)
+    rows = last_line(result)["results"]
+    found = [(r["n_prompt"], r["n_gen"], r["n_sequences"], r["n_kv"]) for r in rows]
+    assert found == [(8, 3, 1, 11), (8, 3, 4, 44), (16, 3, 1, 19), (16, 3, 4, 76)]
+    for row in rows:
+        prefill, decode = ([ns / 1e9 for ns in row[f"samples_ns_{p}"]] for p in ("pp", "tg"))
+        many = row["n_sequences"]
+        assert row["samples_ts_tg"] == pytest.approx([many * 3 / s for s in decode], rel=1e-3)
+        together = [row["n_kv"] / (a + b) for a, b in zip(prefill, decode, strict=True)]
+        assert row["samples_ts"] == pytest.approx(together, rel=1e-3)
+    assert "| S_PP t/s " in result.output.splitlines()[0]
+
+
+def test_sequences_may_be_more_than_a_step_has_tokens(tiny_path: Path) -> None:
+    shape = ("-npp", "5", "-ntg", "2", "-npl", "9", "-ub", "4", "-r", "1")
+    assert len(last_line(run("throughput", tiny_path, *shape))["results"]) == 1
+
+
+def test_requests_go_through_the_whole_engine(tiny_path: Path, tmp_path: Path) -> None:
+    load = ("--num-prompts", "5", "--input-len", "7", "--output-len", "4", "-r", "2")
+    (row,) = last_line(run("throughput", tiny_path, *load))["results"]
+    assert (row["num_requests"], row["num_input_tokens"], row["num_output_tokens"]) == (5, 35, 20)
+    seconds = [ns / 1e9 for ns in row["samples_ns"]]
+    assert row["samples_ts"] == pytest.approx([55 / s for s in seconds], rel=1e-3)
+    assert row["requests_per_second"] == pytest.approx(sum(5 / s for s in seconds) / 2, rel=1e-3)
+    # a file of prompts, two lines for three requests
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "ab", "max_tokens": 3}\n{"prompt": "a"}\n')
+    load = ("--num-prompts", "3", "--output-len", "4", "--dataset", str(file), "-r", "1")
+    (row,) = last_line(run("throughput", tiny_path, *load))["results"]
+    assert (row["num_requests"], row["num_output_tokens"]) == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("-npp", "100000"), "was made for at most"),
+        (("--dataset", __file__), "--dataset needs --num-prompts"),
+        (("--num-prompts", "1", "-ub", "8,16"), "takes one --batch-size"),
+        (("--num-prompts", "1", "--against", "transformers"), "is measured beside vllm"),
+        (("--num-prompts", "1", "--against", "llama.cpp"), "is measured beside vllm"),
+        (("--num-prompts", "1", "--input-len", "1000000"), "max_model_len is 1000128"),
+        (("--num-prompts", "1", "--dataset", __file__), "line 1"),
+    ],
+)
+def test_what_throughput_cannot_measure_is_said_in_one_sentence(
+    tiny_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = run("throughput", tiny_path, "-ntg", "2", "-npl", "1", *arguments)
+    assert result.exit_code == 1
+    assert sentence in result.output and len(result.output.splitlines()) == 1

@@ -8,7 +8,12 @@ __all__ = ["bench"]
 
 
 @click.group(
-    cls=LazyGroup, places={"latency": "bench_latency:latency", "serve": "bench_serve:serve"}
+    cls=LazyGroup,
+    places={
+        "latency": "bench_latency:latency",
+        "throughput": "bench_throughput:throughput",
+        "serve": "bench_serve:serve",
+    },
 )
 def bench() -> None:
     """Measure speed, alone or beside another engine in the same run."""

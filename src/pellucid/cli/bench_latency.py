@@ -107,7 +107,7 @@ def latency(
                             "test": test.name,
                             **speed_record(samples, run.peer),
                         }
-                        run.row(model, [(test.name, samples)], cells, record)
+                        run.row(model.path, model.config, [(test.name, samples)], cells, record)
 
 
 def _measure(

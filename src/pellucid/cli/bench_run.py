@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from .bench_options import BenchOptions
 from .bench_table import RowPrinter
 
 if TYPE_CHECKING:
+    from ..config import ModelConfig
     from ..measure.bench_model import BenchModel
     from ..measure.bench_peers import Peer, Setup
     from ..measure.bench_rounds import Samples
@@ -92,12 +94,13 @@ class BenchRun:
                             sequences,
                             model.config.vocab_size,
                         )
-                        self._open_peer(model, setup)
+                        self.open_peer(path, setup)
                         yield model, setup
 
     def row(
         self,
-        model: "BenchModel",
+        path: Path,
+        config: "ModelConfig",
         columns: "Sequence[tuple[str, Samples]]",
         cells: Sequence[str],
         record: dict[str, Any],
@@ -114,19 +117,20 @@ class BenchRun:
                 self._results.append(
                     Result(
                         name,
-                        model_shape(model.config),
-                        str(model.path),
+                        model_shape(config),
+                        str(path),
                         statistics.median(samples.speeds),
                         statistics.median(samples.peer_speeds),
                         samples.ratio.median,
                     )
                 )
 
-    def _open_peer(self, model: "BenchModel", setup: "Setup") -> None:
+    def open_peer(self, path: Path, setup: "Setup") -> None:
+        """The peer, where there is one, takes this model; what it is stands above the table."""
         if self.peer is None:
             return
-        progress(f"{self.peer.name} loads {model.path.name}")
-        self.peer.open(model.path, setup)
+        progress(f"{self.peer.name} loads {path.name}")
+        self.peer.open(path, setup)
         if self._facts is None:
             facts = self.peer.facts()
             self._facts = asdict(facts)

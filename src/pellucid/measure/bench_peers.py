@@ -90,6 +90,10 @@ class Peer(Protocol):
         """Seconds of prefill and of decode, of so many sequences at once."""
         ...
 
+    def run_requests(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> float:
+        """Seconds until all requests have ended, which are there at once."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -177,6 +181,9 @@ class LlamaCpp:
         )
         row = parse_batched_bench(out)[-1]
         return float(row["t_pp"]), float(row["t_tg"])
+
+    def run_requests(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> float:
+        raise PellucidError("llama.cpp's benchmarks take no requests")
 
     def close(self) -> None:
         pass

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -105,6 +105,10 @@ class PythonPeer:
     ) -> tuple[float, float]:
         found = self._ask("batch", prompt=prompt, output=output, sequences=sequences)["seconds"]
         return float(found[0]), float(found[1])
+
+    def run_requests(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> float:
+        (seconds,) = self._ask("requests", prompts=list(prompts), outputs=list(outputs))["seconds"]
+        return float(seconds)
 
     def close(self) -> None:
         self._stop()

@@ -9,6 +9,7 @@ One JSON object per line comes on standard input, and one answer goes to standar
               "sequences": 1, "vocab_size": 49152}}                -> {"facts": {…}}
     {"test": {"prompt": 512, "output": 0, "depth": 0}}             -> {"seconds": [0.31]}
     {"batch": {"prompt": 64, "output": 32, "sequences": 8}}        -> {"seconds": [0.30, 0.21]}
+    {"requests": {"prompts": [[1, 5, 9]], "outputs": [16]}}        -> {"seconds": [0.52]}
 
 An answer is {"error": "…"} where that failed. What the engine itself prints goes to standard error.
 """
@@ -17,7 +18,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,8 @@ class _Engine(Protocol):
     def test(self, prompt: int, output: int, depth: int) -> list[float]: ...
 
     def batch(self, prompt: int, output: int, sequences: int) -> list[float]: ...
+
+    def requests(self, prompts: list[list[int]], outputs: list[int]) -> list[float]: ...
 
 
 def _token_ids(vocab_size: int, sequence: int, start: int, tokens: int, salt: int = 0) -> list[int]:
@@ -73,6 +76,9 @@ class _Transformers:
 
     def batch(self, prompt: int, output: int, sequences: int) -> list[float]:
         return self._run(sequences, 0, prompt, output)
+
+    def requests(self, prompts: list[list[int]], outputs: list[int]) -> list[float]:
+        raise ValueError("Transformers batches no requests by itself")
 
     def _run(self, sequences: int, depth: int, prompt: int, output: int) -> list[float]:
         cache = self._transformers.DynamicCache(config=self._model.config)
@@ -150,6 +156,9 @@ class _LlamaCpp:
     def batch(self, prompt: int, output: int, sequences: int) -> list[float]:
         raise ValueError("llama-cpp-python runs one sequence; llama-batched-bench is needed")
 
+    def requests(self, prompts: list[list[int]], outputs: list[int]) -> list[float]:
+        raise ValueError("llama-cpp-python runs one sequence")
+
 
 class _Generating:
     """An engine that only generates whole answers. Decoding is the time of answers of 1 + n tokens
@@ -160,7 +169,7 @@ class _Generating:
     _drawn = 0
     _vocab_size: int
 
-    def generate(self, prompts: list[list[int]], tokens: int) -> None:
+    def generate(self, prompts: list[list[int]], outputs: list[int]) -> None:
         raise NotImplementedError
 
     def test(self, prompt: int, output: int, depth: int) -> list[float]:
@@ -182,9 +191,13 @@ class _Generating:
         prompts = [
             _token_ids(self._vocab_size, s, 0, length, self._drawn) for s in range(sequences)
         ]
+        (seconds,) = self.requests(prompts, [tokens] * sequences)
+        return seconds
+
+    def requests(self, prompts: list[list[int]], outputs: list[int]) -> list[float]:
         start = time.perf_counter()
-        self.generate(prompts, tokens)
-        return time.perf_counter() - start
+        self.generate(prompts, outputs)
+        return [time.perf_counter() - start]
 
 
 class _VLLM(_Generating):
@@ -218,10 +231,13 @@ class _VLLM(_Generating):
             "backends": [str(self._library.platforms.current_platform.device_name)],
         }
 
-    def generate(self, prompts: list[list[int]], tokens: int) -> None:
-        params = self._library.SamplingParams(
-            temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False
-        )
+    def generate(self, prompts: list[list[int]], outputs: list[int]) -> None:
+        params = [
+            self._library.SamplingParams(
+                temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False
+            )
+            for tokens in outputs
+        ]
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
         self._engine.generate(inputs, params, use_tqdm=False)
 
@@ -247,8 +263,12 @@ def _answer(engine: _Engine | None, name: str, message: dict[str, Any]) -> tuple
         opened: Any = ENGINES[name](**values)
         return opened, {"facts": opened.facts()}
     assert engine is not None
-    run = engine.test if verb == "test" else engine.batch
-    return engine, {"seconds": run(**values)}
+    verbs: dict[str, Callable[..., list[float]]] = {
+        "test": engine.test,
+        "batch": engine.batch,
+        "requests": engine.requests,
+    }
+    return engine, {"seconds": verbs[verb](**values)}
 
 
 def main(arguments: Sequence[str]) -> None:
