@@ -12,6 +12,7 @@ A path that a user types may be a link to anywhere: `open_regular` follows it. S
 Every error is a FormatError with one sentence.
 """
 
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from typing import BinaryIO, NoReturn
 from .errors import FormatError
 
 __all__ = [
+    "PartialFile",
     "check_regular",
     "is_there",
     "open_regular",
@@ -106,6 +108,14 @@ def is_there(path: Path) -> bool:
         return False
 
 
+class PartialFile(io.FileIO):
+    """A file of which only some parts are here yet. `read_at` brings the part that it reads."""
+
+    def need(self, offset: int, count: int) -> None:
+        """Bring the bytes from `offset`. Raises a PellucidError if they cannot be had."""
+        raise NotImplementedError
+
+
 def size_of(file: BinaryIO) -> int:
     """The size of an open file, as it is now."""
     return os.fstat(file.fileno()).st_size
@@ -120,6 +130,8 @@ def read_at(file: BinaryIO, offset: int, into: memoryview, what: str) -> None:
     Large reads are divided among a few threads, because page faults of new memory take as long as
     the copy.
     """
+    if isinstance(file, PartialFile):
+        file.need(offset, len(into))
     if len(into) >= _LARGE_READ:
         from concurrent.futures import ThreadPoolExecutor
 

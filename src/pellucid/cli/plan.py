@@ -5,6 +5,7 @@ from the roofline: decode reads all weights and the cache for each token, prefil
 """
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,7 +75,7 @@ def plan(
     """Plan the memory and predict the speed of MODEL. Nothing is loaded.
 
     MODEL is a .gguf file, a folder, a config.json alone, or a name; of a hub model that is not here
-    only its config.json is fetched.
+    only its config.json is fetched, or the header of its GGUF file (ORG/NAME:QUANT).
     """
     from ..backends.native.backend import NativeBackend
     from ..measure.hardware import data_sheet
@@ -88,6 +89,8 @@ def plan(
         headers = read_headers(path)
     except UnsupportedError:
         # Attention of DeepSeek is not built, but what it keeps of a token is known.
+        if not isinstance(path, Path):
+            raise
         config_json = path / "config.json" if path.is_dir() else path
         latent = (
             read_latent_cache(read_config_json(config_json), kv_dtype, str(config_json))

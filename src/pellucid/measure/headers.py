@@ -1,5 +1,6 @@
 """What a plan needs of a model, from headers alone: its config and the format and shape of each
-parameter. No weight is read, and of a model of the hub only `config.json` is fetched.
+parameter. No weight is read: of a model of the hub that is not here, `config.json` is fetched, or
+the header of its GGUF file.
 
 A `config.json` alone says the shapes; the format is then its `torch_dtype`.
 """
@@ -9,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError
 from ..files import read_json
 from ..formats.tensor import TensorSpec
 from ..models.registry import get_graph
 from ..weights.catalogue import CATALOGUE
 from ..weights.checkpoint import open_checkpoint
+from ..weights.gguf_checkpoint import GGUFCheckpoint
 from ..weights.hf_config import build_hf_config
-from ..weights.hub import list_cached, resolve_model
+from ..weights.hub import find_here, parse_hub_name, resolve_model
 from ..weights.hub_config import fetch_config
+from ..weights.hub_header import HubFile, open_hub_gguf
 
 __all__ = ["Headers", "find_headers", "read_config_json", "read_headers"]
 
@@ -35,9 +38,10 @@ class Headers:
     assumed_format: str | None  # where no file says what the weights are kept in
 
 
-def find_headers(name: str) -> Path:
+def find_headers(name: str) -> Path | HubFile:
     """The .gguf file, folder or config.json that `name` means. Of a hub model that is not here,
-    `config.json` is fetched and nothing else.
+    `config.json` is fetched, or the header of its GGUF file is read there. Raises ConfigError or
+    DownloadError.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -45,21 +49,26 @@ def find_headers(name: str) -> Path:
     if path.is_dir():
         has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
         return resolve_model(name) if has_weights else path / "config.json"
-    if (
-        name.lower() in CATALOGUE
-        or name.count("/") != 1
-        or ":" in name
-        or name.startswith((".", "~"))
-    ):
-        return resolve_model(name, progress=True)
-    for cached in list_cached():
-        if cached.name.lower() == name.lower():
-            return cached.path
-    return fetch_config(name)
+    if (found := find_here(name)) is not None:
+        return found
+    if (model := CATALOGUE.get(name.lower())) is not None:
+        raise ConfigError(
+            f"{model.name} is not on this machine, and its header cannot be read elsewhere; "
+            f"`pellucid pull {model.name}` fetches its {model.num_bytes / 1e6:.0f} MB"
+        )
+    wanted = parse_hub_name(name)
+    if wanted.quant is None and wanted.file is None:
+        config = fetch_config(wanted.repo)
+        if config is not None:
+            return config
+    return open_hub_gguf(name)
 
 
-def read_headers(path: Path) -> Headers:
+def read_headers(path: Path | HubFile) -> Headers:
     """Config and parameters of what `find_headers` found."""
+    if isinstance(path, HubFile):
+        with GGUFCheckpoint.open(path.path, path) as remote:
+            return Headers(path.path, remote.config, remote.specs(), None)
     if path.name != "config.json":
         with open_checkpoint(path) as checkpoint:
             return Headers(path, checkpoint.config, checkpoint.specs(), None)

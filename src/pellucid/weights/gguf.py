@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from ..errors import FormatError, UnsupportedError
-from ..files import open_regular, read_at, size_of
+from ..files import PartialFile, open_regular, read_at, size_of
 from ..formats import HostTensor, format_of_ggml_type, host_tensor, row_bytes
 from .gguf_metadata import U64, Field, Metadata, ValueType, quote
 from .scratch import Scratch
@@ -82,16 +82,16 @@ class GGUFFile:
         self._close = weakref.finalize(self, file.close)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
+    def open(cls, path: str | os.PathLike[str], file: PartialFile | None = None) -> Self:
         """Read and check the header. Takes some hundredths of a second, independent of the size of
-        the tensors.
+        the tensors. `file`: bytes that come from elsewhere; `path` is then its name in messages.
         """
         path = Path(path)
-        file = open_regular(path)
+        opened = open_regular(path) if file is None else file
         try:
-            return cls(path, *_read_header(path, file), file)
+            return cls(path, *_read_header(path, opened), opened)
         except BaseException:
-            file.close()
+            opened.close()
             raise
 
     def tensor(self, name: str, scratch: Scratch | None = None) -> HostTensor:

@@ -10,6 +10,7 @@ from typing import Self
 
 from ..config import MAX_HEAD_DIM, ModelConfig
 from ..errors import FormatError
+from ..files import PartialFile
 from ..formats import dequantize
 from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from .families.gguf import ROPE_FACTORS
@@ -32,11 +33,11 @@ class GGUFCheckpoint:
     _plan: Plan
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, file: PartialFile | None = None) -> Self:
         """Read the header and the config, and check the tensors against the architecture's
-        declaration.
+        declaration. `file`: bytes that come from elsewhere; `path` is then its name in messages.
         """
-        gguf = GGUFFile.open(path)
+        gguf = GGUFFile.open(path, file)
         try:
             specs = {name: TensorSpec(i.format, i.shape) for name, i in gguf.tensors.items()}
             shapes = {name: spec.shape for name, spec in specs.items()}

@@ -16,7 +16,6 @@ Hub models are kept in Hugging Face's own cache, so models that other programs f
 Pickled weights (*.bin, *.pt) are never fetched.
 """
 
-import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +26,22 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError, DownloadError, FormatError, UnsupportedError
 from ..files import open_within, read_json
 from .catalogue import CATALOGUE, KnownModel, default_cache_dir, is_here
+from .hub_config import hub_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedFileInfo, CachedRepoInfo
 
-__all__ = ["CachedModel", "choose_files", "list_cached", "pull", "remove_cached", "resolve_model"]
+__all__ = [
+    "CachedModel",
+    "HubName",
+    "choose_files",
+    "find_here",
+    "list_cached",
+    "parse_hub_name",
+    "pull",
+    "remove_cached",
+    "resolve_model",
+]
 
 _HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<quant>[\w.-]{1,32})|/(?P<file>[^:*?]{1,200}\.gguf))?",
@@ -68,7 +78,7 @@ def resolve_model(
     if (model := CATALOGUE.get(str(name_or_path).lower())) is not None:
         folder = cache_dir or default_cache_dir()
         return folder / model.file if is_here(model, folder) else _fetch(model, folder, progress)
-    name = _parse(str(name_or_path))
+    name = parse_hub_name(str(name_or_path))
     if (found := _cached(name)) is not None:
         return found
     # the hub ignores case, and the cache does not
@@ -77,6 +87,19 @@ def resolve_model(
         if repo.lower() == name.repo.lower() and (found := _cached(replace(name, repo=repo))):
             return found
     return _download(name, progress, near)
+
+
+def find_here(name: str) -> Path | None:
+    """The file or folder of a named model if it is on this machine. Nothing is fetched. Raises
+    ConfigError for what is no model's name.
+    """
+    if (model := CATALOGUE.get(name.lower())) is not None:
+        folder = default_cache_dir()
+        return folder / model.file if is_here(model, folder) else None
+    wanted = parse_hub_name(name)
+    same = [r for r in _cached_repositories_like(wanted.repo) if r.lower() == wanted.repo.lower()]
+    found = (_cached(replace(wanted, repo=repo)) for repo in (wanted.repo, *same))
+    return next((path for path in found if path is not None), None)
 
 
 def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
@@ -88,7 +111,7 @@ def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) ->
     path = _existing(name)
     if path is not None and (_HUB_NAME.fullmatch(name) is None or path.is_file()):
         return path  # a path has no source to ask for changes
-    return _download(_parse(name), progress, [])
+    return _download(parse_hub_name(name), progress, [])
 
 
 def _fetch(model: KnownModel, folder: Path, progress: bool, *, verify: bool = False) -> Path:
@@ -125,7 +148,7 @@ def list_cached(cache_dir: Path | None = None) -> list[CachedModel]:
                     CachedModel(f"{repo.repo_id}/{name}", file.file_path, file.size_on_disk)
                 )
         try:
-            path = _cached(_HubName(repo.repo_id, None, None))
+            path = _cached(HubName(repo.repo_id, None, None))
         except UnsupportedError:  # a model that is split into several GGUF files
             path = None
         if path is not None and path.is_dir():
@@ -159,7 +182,7 @@ def remove_cached(name: str, cache_dir: Path | None = None) -> int:
             f"{name!r} is a path; only models of the cache are deleted, by the names that they "
             "have there"
         )
-    wanted = _parse(name)
+    wanted = parse_hub_name(name)
     repo = next((r for r in _hub_repositories() if r.repo_id.lower() == wanted.repo.lower()), None)
     if repo is None:
         raise ConfigError(f"{wanted.repo} is not in the Hugging Face cache; nothing was deleted")
@@ -212,7 +235,7 @@ def _delete_repository(repo: "CachedRepoInfo") -> int:
     return freed
 
 
-def _delete_file(repo: "CachedRepoInfo", wanted: "_HubName") -> int:
+def _delete_file(repo: "CachedRepoInfo", wanted: "HubName") -> int:
     """Delete one GGUF file from each snapshot that has it, and its blob if no other file of the
     repository uses it.
     """
@@ -243,7 +266,9 @@ def _delete_file(repo: "CachedRepoInfo", wanted: "_HubName") -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _HubName:
+class HubName:
+    """A model of the hub, by the parts of its name."""
+
     repo: str  # "ORG/NAME"
     quant: str | None  # "Q4_K_M"
     file: str | None  # "folder/model-Q4_K_M.gguf"
@@ -294,10 +319,11 @@ def _check_whole(name: str, file: str) -> None:
         )
 
 
-def _parse(name: str) -> _HubName:
+def parse_hub_name(name: str) -> HubName:
+    """The parts of a hub model's name. Raises ConfigError, with the nearest known name."""
     match = _HUB_NAME.fullmatch(name)
     if match is not None and (match["file"] or not name.lower().endswith(_PATH_ENDINGS)):
-        return _HubName(match["repo"], match["quant"], match["file"])
+        return HubName(match["repo"], match["quant"], match["file"])
     if (
         name.startswith((".", "/", "~"))
         or name.endswith("/")
@@ -387,7 +413,7 @@ def _pickles(files: Sequence[str]) -> bool:
     return any(f.endswith((".bin", ".pt", ".pth")) for f in files)
 
 
-def _cached(name: _HubName) -> Path | None:
+def _cached(name: HubName) -> Path | None:
     """The model in Hugging Face's cache, if all of its files are there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -436,48 +462,20 @@ def _shards(index: Path) -> set[str]:
         return {""}
 
 
-def _download(name: _HubName, progress: bool, near: Sequence[str]) -> Path:
+def _download(name: HubName, progress: bool, near: Sequence[str]) -> Path:
     """Ask the hub for the list of files, and fetch the missing ones. `near`: repositories of the
     cache with similar names, for the message.
     """
     hint = f"; the cache holds {near[0]!r}" if near else ""
 
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    try:
-        with _progress_bars(progress):
-            files = [entry.rfilename for entry in HfApi().model_info(name.repo).siblings or ()]
-            chosen = choose_files(str(name), files, quant=name.quant, file=name.file)
-            if chosen[0].endswith(".gguf"):
-                return Path(hf_hub_download(name.repo, chosen[0]))
-            return Path(snapshot_download(name.repo, allow_patterns=chosen))
-    except (DownloadError, UnsupportedError):
-        raise
-    except GatedRepoError as error:
-        raise DownloadError(
-            f"{name.repo} is gated: accept its terms on its page on the hub and log in with `hf "
-            "auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DownloadError(
-            f"the Hugging Face hub has no model {name.repo!r}, or it is private and needs `hf "
-            f"auth login`{hint}"
-        ) from error
-    # the hub's client lets exceptions of its HTTP library through; each means that the fetch failed
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or "the Hugging Face cache"
-            raise DownloadError(f"the disk is full: {where} has no room for {name}") from error
-        raise DownloadError(
-            f"{name} is not in the Hugging Face cache and could not be fetched: "
-            f"{_first_line(error)}{hint}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    with hub_errors(str(name), name.repo, hint), _progress_bars(progress):
+        files = [entry.rfilename for entry in HfApi().model_info(name.repo).siblings or ()]
+        chosen = choose_files(str(name), files, quant=name.quant, file=name.file)
+        if chosen[0].endswith(".gguf"):
+            return Path(hf_hub_download(name.repo, chosen[0]))
+        return Path(snapshot_download(name.repo, allow_patterns=chosen))
 
 
 @contextmanager
