@@ -1,15 +1,15 @@
 """One step's work for the model, as flat ragged arrays: what `engine/model_runner.py` builds and
 models, ops and kernels read.
 
-Several requests lie end to end in one batch of T tokens; there is no padding and no phase. A
-request in prefill gives many tokens, one in decode gives one, and `cu_seqlens_q` says where each
-begins. Keys and values are read through block tables (paged attention, Kwon et al.,
-arXiv:2309.06180), so that "which tokens this request sees" and "where they lie in memory" are
-separate facts. Layers that keep the same tokens form a group and share a block table; layers with a
-sliding window may forget blocks that others still need, and form another.
+The tokens of all requests lie end to end in one batch of T tokens, without padding. A request in
+prefill has many tokens, one in decode has one, and `cu_seqlens_q` has the first row of each. Keys
+and values are read through block tables (paged attention, Kwon et al., arXiv:2309.06180), so a
+request's tokens may lie anywhere in the cache. Layers that keep the same tokens form a group and
+share a block table. Layers with a sliding window form another group, because they give back blocks
+that other layers still need.
 
-Arrays are int32 buffers of whatever library the backend speaks (NumPy on a CPU); this module
-imports none of them. Letters: T tokens in the batch, R requests, G groups of layers, B block_size.
+Arrays are int32 buffers of the backend's array library (NumPy on a CPU); this module imports none.
+Letters: T tokens in the batch, R requests, G groups of layers, B block_size.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ IntArray: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """Who attends to what, and where it lies. Query token t of request r sits at position
-    `seq_lens[r] - (cu_seqlens_q[r+1] - t)`.
+    """Which tokens each token attends to, and where their keys and values lie. Query token t of
+    request r is at position `seq_lens[r] - (cu_seqlens_q[r+1] - t)`.
     """
 
     # [R + 1]  request r owns batch tokens cu_seqlens_q[r] … cu_seqlens_q[r+1] - 1
@@ -45,7 +45,7 @@ class ForwardBatch:
 
     input_ids: IntArray  # [T]
     positions: IntArray  # [T]  position of each token in its own request
-    logits_indices: IntArray  # [L], rising: the rows whose logits are wanted
+    logits_indices: IntArray  # [L], rising: the rows whose logits are needed
     attention: AttentionMetadata
 
 

@@ -107,7 +107,7 @@ def _size(help: str, high: int = MAX_SIZE) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The shape and dialect of one model; C F V H KH D are the letters of shapes in comments."""
+    """The sizes and properties of one model; C F V H KH D are the letters of shapes in comments."""
 
     architecture: str = option(low=1, high=100, help='The family, as its files call it: "qwen2"')
     graph: GraphName = option("llama", help="Its parameters and forward pass: models/registry.py")
@@ -172,7 +172,7 @@ class ModelConfig:
 
     @property
     def attention_scale(self) -> float:
-        """What q·k is multiplied by before the softmax."""
+        """The factor of q·k before the softmax."""
         return self.softmax_scale if self.softmax_scale is not None else self.head_dim**-0.5
 
     def layer_rope(self, layer: int) -> RopeConfig | None:

@@ -32,6 +32,6 @@ class CPU:
 
 
 def detect_cpu() -> CPU:
-    """Ask the processor that runs this."""
+    """The processor that runs this process."""
     features = tuple(name for name, usable in _native.cpu_features().items() if usable)
     return CPU(_native.cpu_architecture(), _native.cpu_name(), features)

@@ -1,4 +1,4 @@
-"""What each layer keeps of the past: one `KVSpec` per layer, as plain data.
+"""What each layer keeps in the KV cache: one `KVSpec` per layer, as plain data.
 
 Everything about the KV cache is derived from these: the layer groups and the bytes of a block
 (`kv/layout.py`), the memory plan, the second tier, and each backend's stores. Widths are numbers
@@ -6,13 +6,14 @@ per head and token; dtypes are names of `Backend.kv_dtypes`. Nothing assumes tha
 the same widths.
 
 Two kinds of layer exist: full attention (`window` is None) and sliding-window attention. Two more
-have their place here and no code yet:
+kinds are planned:
 
 - Multi-head latent attention keeps one latent vector of `kv_lora_rank + qk_rope_head_dim` numbers
-  per token in place of keys and values per head. It is a spec with one KV head, keys of that width
-  and values of width 0, which are a prefix of the keys (DeepSeek-V2, arXiv:2405.04434).
+  per token in place of keys and values per head. Its spec has one KV head, keys of that width, and
+  values of width 0, because the values are a prefix of the keys (DeepSeek-V2, arXiv:2405.04434).
 - A recurrent layer (Mamba, linear attention) keeps a state of a fixed size per request. It needs a
-  kind of its own, whose blocks hold one state each and whose number does not grow with the tokens.
+  new kind of spec, with one state per block and a number of blocks that does not grow with the
+  tokens.
 """
 
 from dataclasses import dataclass, replace

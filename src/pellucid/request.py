@@ -2,8 +2,8 @@
 
 One idea: a request has two counters. `num_tokens` counts the known token ids (prompt and output),
 `num_computed_tokens` those whose keys and values are in the cache. A step computes some of the
-difference. Prefill, decode, chunked prefill, a prefix hit and recomputation after preemption are
-all this one subtraction; there are no phases.
+difference. This subtraction covers prefill, decode, chunked prefill, a prefix hit and recomputation
+after preemption; there are no phases.
 
 Its parameters are in `sampling_params.py`, and what its caller sees is in `outputs.py`.
 """
@@ -39,7 +39,7 @@ class Request:
     banned_sequences: tuple[tuple[int, ...], ...] = ()  # bad_words, tokenized
     constraint: Constraint | None = None  # of its output
     max_tokens: int = 16  # resolved against the context
-    priority: int = 0  # smaller is served first under the policy "priority"
+    priority: int = 0  # the policy "priority" serves the smallest first
     tenant: str = ""  # the policy "fair" is fair among tenants
     cache_salt: str = ""  # prefixes are shared among requests with the same salt
     arrival: int = 0  # a count, given by the scheduler

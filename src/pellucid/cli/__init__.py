@@ -1,5 +1,5 @@
-"""The commands of the terminal. Thin: each reads its options, calls the public face of a room, and
-prints. Nobody imports this room.
+"""The commands of the command line. They are thin: each reads its options, calls public functions
+of other rooms, and prints. No other room imports this one.
 """
 
 __all__: list[str] = []

@@ -1,8 +1,9 @@
-"""What the commands that answer share: loading a model, figures of an answer, its logprobs.
+"""Shared by the commands that answer prompts: loading a model, the figures of an answer, its
+logprobs.
 
-The two speeds are the two regimes of inference. The prompt is computed many tokens at a time and is
-bound by arithmetic; the answer comes one token at a time and is bound by the bandwidth of memory.
-Times are seconds of the engine's monotonic clock.
+The two speeds are those of prefill and decode. Prefill computes many tokens at a time and is
+compute-bound; decode computes one token at a time and is bound by memory bandwidth. Times are
+seconds of the engine's monotonic clock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ def report_explanation(output: RequestOutput) -> dict[str, Any]:
 
 
 def report_logprobs(row: LogprobsOnePosition) -> dict[str, Any]:
-    """One position as JSON: by token id, whose keys are strings there."""
+    """The candidates of one position as JSON, by token id as a string."""
     return {
         str(token_id): {
             "logprob": entry.logprob,
@@ -74,14 +75,14 @@ def render_chat(
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The figures of one answer. A speed is None where there was nothing to measure."""
+    """The figures of one answer. A speed is None if there was nothing to measure."""
 
     prompt_tokens: int
     completion_tokens: int
     time_in_queue: float | None
     time_to_first_token: float | None
     prompt_tokens_per_second: float | None
-    # of the tokens after the first, which the prompt's computation gives
+    # over the tokens after the first, which is sampled at the end of prefill
     decode_tokens_per_second: float | None
     cached_tokens: int = 0  # of the prompt: found in the cache
     time_in_prefill: float | None = None
@@ -89,7 +90,7 @@ class Timing:
 
     @classmethod
     def of(cls, output: RequestOutput, now: float) -> "Timing":
-        """From an output, finished or stopped at the time `now`."""
+        """The figures of an output that finished, or was stopped at the time `now`."""
         arrival, first = output.metrics.arrival_time, output.metrics.first_token_time
         end = now if output.metrics.finished_time is None else output.metrics.finished_time
         prompt, answer = len(output.prompt_token_ids), len(output.outputs[0].token_ids)

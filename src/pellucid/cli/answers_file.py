@@ -1,13 +1,12 @@
-"""The file of answers that `pellucid batch` writes: one JSON object per line, whole lines only.
+"""The file of answers that `pellucid batch` writes: one JSON object per line, complete lines only.
 
-A run that was interrupted is continued by the same command. Every answer says which request it
-belongs to, by its id or else its line number, and has a digest of the request. So the next run
-skips the requests that are answered, and notices if the file belongs to other requests. What a
-crash left of a last line, and records of requests that failed, are dropped first: a new file is
-written beside the old one and takes its place.
+The same command continues a run that was interrupted. Every answer names its request, by its id or
+else its line number, and has a digest of the request. So the next run skips the requests that are
+answered, and detects a file that belongs to other requests. A partial last line, and records of
+requests that failed, are dropped first: a new file is written beside the old one and replaces it.
 
-Each answer is appended with one write, and the disk is told to keep it about once a second. Where
-the disk is full, what was written of the last line is taken back.
+Each answer is appended with one write, and the file is synced about once a second. If the disk is
+full, a partial last line is removed again.
 """
 
 import fcntl
@@ -28,18 +27,18 @@ __all__ = ["MAX_ANSWER", "AnswersFile", "dump_line"]
 
 MAX_ANSWER = 1 << 30  # bytes of one line
 _SYNC_SECONDS = 1.0
-# line ends that JSON lets stand in a string, and at which some readers of lines cut
+# JSON allows these characters unescaped in strings, but some readers take them for line ends
 _LINE_ENDS = str.maketrans({c: f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"})
 
 
 class AnswersFile:
-    """Where answers go, and which requests have theirs already."""
+    """The destination of the answers, and the requests that are answered already."""
 
     def __init__(self, path: Path | None, source: int | None, *, overwrite: bool) -> None:
         """`path`: the file, None for standard output. `source`: the open file of the requests.
 
-        Raises ConfigError where the file cannot be used: it is the file of requests, another run
-        writes to it, or it holds something else than answers.
+        Raises ConfigError if the file cannot be used: it is the file of requests, another run
+        writes to it, or it holds something other than answers.
         """
         self._done: dict[str, str | None] = {}  # key of a request -> its digest
         self._name = "standard output" if path is None else str(path)
@@ -51,12 +50,12 @@ class AnswersFile:
             self._fd = _fileno(self._stream)
             self._check_not(source)
             return
-        # A link is followed now: a new file must take the place of the one that is meant.
+        # Resolve links now, so that a new file replaces the link's target and not the link.
         self._fd = _open(path.resolve())
         try:
             self._check_not(source)
             self._lock()
-            self._begin_anew = overwrite and self._is_regular()  # with the first answer, not before
+            self._begin_anew = overwrite and self._is_regular()  # opened with the first answer
             if self._is_regular() and not overwrite:
                 self._resume(path.resolve())
         except BaseException:
@@ -71,12 +70,12 @@ class AnswersFile:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether answers are shown on a terminal, where nothing else may be drawn meanwhile."""
+        """Whether answers go to a terminal. Then no progress bar may be drawn there."""
         return self._fd is not None and os.isatty(self._fd)
 
     def is_done(self, key: str, digest: str) -> bool:
-        """Whether the request has its answer. Raises RequestError where that is the answer to
-        another request of the same name.
+        """Whether the request is answered. Raises RequestError if the file has the answer to
+        another request with the same key.
         """
         if key not in self._done:
             return False
@@ -109,7 +108,7 @@ class AnswersFile:
             raise OSError(error.errno, error.strerror, self._name) from None
 
     def close(self) -> None:
-        """Wait until the disk has everything."""
+        """Sync the file and close it."""
         if self._stream is None and self._fd is not None:
             self._sync()
             os.close(self._fd)
@@ -123,7 +122,7 @@ class AnswersFile:
         self._synced = time.monotonic()
 
     def _check_not(self, source: int | None) -> None:
-        """Refuse to write to the file that is read, by whatever name or link."""
+        """Refuse to write to the file that is read, even if it is named by a link."""
         if source is None or self._fd is None or not self._is_regular():
             return
         if os.path.samestat(os.fstat(source), os.fstat(self._fd)):
@@ -141,7 +140,7 @@ class AnswersFile:
             return
 
     def _resume(self, path: Path) -> None:
-        """Learn which requests are answered, and drop what is no answer."""
+        """Read which requests are answered, and drop all other records."""
         with open(path, "rb") as old:
             kept = 0
             for line, key, digest in self._answers(old):
@@ -153,7 +152,7 @@ class AnswersFile:
                 self._replace(path, old)
 
     def _replace(self, path: Path, old: BinaryIO) -> None:
-        """Put a file that has only the good answers of `old` in the place of `path`."""
+        """Replace `path` by a file that has only the valid answers of `old`."""
         fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with open(fd, "wb", closefd=False) as new:
@@ -174,8 +173,8 @@ class AnswersFile:
         self._fd = fd
 
     def _answers(self, file: BinaryIO) -> Iterator[tuple[bytes, str | None, str | None]]:
-        """(line, key of its request, digest of it) of each record. The key is None where the
-        request failed, or the last line is not whole.
+        """(line, key of its request, digest of its request) of each record. The key is None if the
+        request failed, or if the last line is partial.
         """
         for number, line in enumerate(iter(lambda: file.readline(MAX_ANSWER), b""), 1):
             try:
@@ -194,7 +193,7 @@ class AnswersFile:
 
 
 def dump_line(record: dict[str, Any]) -> bytes:
-    """A record as a line of JSON. Half a surrogate pair, which UTF-8 cannot hold, is escaped."""
+    """A record as a line of JSON. A lone surrogate, which UTF-8 cannot encode, is escaped."""
     try:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
         return (text + "\n").encode()
@@ -217,12 +216,12 @@ def _identity(record: dict[str, Any]) -> tuple[str, str | None]:
 def _fileno(stream: BinaryIO) -> int | None:
     try:
         return stream.fileno()
-    except OSError:  # a stream of a test, which has no file
+    except OSError:  # a test's stream, which has no file descriptor
         return None
 
 
 def _open(path: Path) -> int:
-    """Open for appending, and for reading what is there where that is a file."""
+    """Open for appending, and also for reading if it is a regular file."""
     special = path.exists() and not path.is_file()  # a pipe, a device, a folder
     flags = os.O_WRONLY if special else os.O_RDWR | os.O_APPEND | os.O_CREAT
     return os.open(path, flags | os.O_CLOEXEC, 0o666)

@@ -1,13 +1,14 @@
-"""`pellucid batch`: many prompts from a file, run as one batch, each answer written as soon as it
-is whole.
+"""`pellucid batch`: many prompts from a file, run as one batch. Each answer is written as soon as
+it is complete.
 
-A line is a request, and a line is an answer (`batch_lines.py`, `openai_batch.py`). Answers come in
-the order in which they end. Lines are read while others are answered, so a file may be larger than
-memory, and standard input may be a program that writes requests as it goes. The answers that stand
-in the output already are kept and not computed again (`answers_file.py`).
+Each line of the input is a request, each line of the output an answer (`batch_lines.py`,
+`openai_batch.py`). Answers are written in the order in which they end. Lines are read while others
+are answered, so a file may be larger than memory, and a program may write requests to standard
+input over time. Answers that the output has already are kept and not computed again
+(`answers_file.py`).
 
-One thread reads; the event loop starts a task for each line and writes; the engine computes in a
-thread of its own.
+One thread reads lines, the event loop starts a task for each line and writes answers, and the
+engine's core runs in its own thread.
 """
 
 import asyncio
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["batch"]
 
-MAX_TASKS = 1024  # requests that are with the engine at once, running or waiting
-MAX_TASK_BYTES = 64 << 20  # the length of their lines
+MAX_TASKS = 1024  # requests in the engine at once, running or waiting
+MAX_TASK_BYTES = 64 << 20  # total length of their lines
 MAX_SHOWN_ERRORS = 10
 
 
@@ -107,7 +108,7 @@ def batch(
         if first is None:
             _report_nothing(requests, waiting)
             return
-        # A model is loaded only when there is something to do.
+        # Load the model only if a request is left to answer.
         from ..engine.async_engine import AsyncEngine
         from ..engine.options import build_engine_config
 
@@ -135,11 +136,11 @@ class _Requests:
     """The file of requests, or standard input."""
 
     def __init__(self, name: str) -> None:
-        self.lent = False  # a thread reads it, and may be waiting in it
+        self.lent = False  # a thread reads from it, and may be blocked in a read
         if name != "-":
             self.file: BinaryIO = open(name, "rb")  # noqa: SIM115
             return
-        try:  # a reader of its own: the thread may still wait in it when the interpreter ends
+        try:  # a separate file: the thread may still be blocked in it when the interpreter exits
             self.file = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
         except OSError:  # a stream of a test, which has no file
             self.file = sys.stdin.buffer
@@ -154,7 +155,7 @@ class _Requests:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.lent:  # closing it would wait for the thread
+        if not self.lent:  # close() would wait for the thread
             self.file.close()
 
 
@@ -177,7 +178,7 @@ class _Unanswered(Iterator[Line]):
 
 @dataclass
 class _Run:
-    """The answering of all lines."""
+    """One run of the command: answers all lines."""
 
     engine: "AsyncEngine"
     answers: AnswersFile
@@ -192,8 +193,8 @@ class _Run:
     seconds: float = 0.0
 
     async def answer(self, first: Line, rest: _Unanswered) -> None:
-        """Answer all lines. So many are with the engine that it can choose among those that wait,
-        and no more.
+        """Answer all lines. The engine gets more requests than it runs at once, so that its policy
+        can choose, but not all of them.
         """
         start, loop, task = time.monotonic(), asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
@@ -256,7 +257,7 @@ class _Run:
                 async for output in self.engine.generate(prompt, params):
                     last = output
                 return last
-            except QueueFullError:  # --max-waiting-requests: its turn comes later
+            except QueueFullError:  # the queue is full (--max-waiting-requests): try again later
                 await asyncio.sleep(0.05)
 
     def _tokenize(self, asked: Asked, params: SamplingParams) -> Mapping[str, Any]:
@@ -296,8 +297,8 @@ async def _wait_for_one(tasks: dict["asyncio.Task[None]", int]) -> None:
 
 
 async def _in_background(first: Line, rest: _Unanswered) -> AsyncIterator[Line]:
-    """The lines, read by a thread, so that waiting for one never holds up the others' answers. The
-    thread reads one line ahead.
+    """The lines, read by a thread, so that waiting for input never delays answers. The thread reads
+    one line ahead.
     """
     loop = asyncio.get_running_loop()
     news: asyncio.Queue[Line | BaseException | None] = asyncio.Queue()

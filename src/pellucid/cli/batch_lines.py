@@ -1,14 +1,14 @@
-"""The lines that `pellucid batch` reads, and the records that it writes. There are two forms.
+"""The lines that `pellucid batch` reads, and the records that it writes, in two formats.
 
-Pellucid's own names a prompt and the fields of `SamplingParams`:
+Pellucid's own format has a prompt and fields of `SamplingParams`:
 
     {"id": "a", "prompt": "Once", "max_tokens": 20}       or "prompt_token_ids", or "messages"
     {"line": 1, "id": "a", "digest": …, "outputs": [{"text": …}], …}      or with "error": "…"
 
-The other is the one of OpenAI's Batch API (`openai_batch.py`); a line with "custom_id" is read so.
+The other is that of OpenAI's Batch API (`openai_batch.py`), for lines with a "custom_id".
 
-Lines come from strangers: their length, number and depth are bounded. A line that is no request
-gets a record that says why, and does not disturb the others.
+Lines are untrusted: their length, number and depth are bounded. An invalid line gets a record with
+the reason, and does not affect the others.
 """
 
 import hashlib
@@ -52,17 +52,17 @@ CHAT = (
 class Line:
     """One line of the requests."""
 
-    number: int  # from 1, blank lines counted
+    number: int  # from 1, counting blank lines
     name: str | int | None  # its "id" or "custom_id"
     digest: str  # of its bytes
     num_bytes: int
     is_openai: bool = False
-    value: Mapping[str, Any] | None = None  # None: it is no request,
+    value: Mapping[str, Any] | None = None  # None: the line is invalid,
     error: str | None = None  # for this reason
 
     @property
     def key(self) -> str:
-        """What its answer is found by when a run is continued."""
+        """The key by which a continued run finds its answer."""
         if self.name is None:
             return f"line {self.number}"
         return f"{'custom_id' if self.is_openai else 'id'} {self.name!r}"
@@ -70,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a line asks for."""
+    """The request in a line."""
 
     prompt: Mapping[str, Any]  # as `AsyncEngine.generate` takes it; without text for a chat
     messages: Any  # of a chat, otherwise None
@@ -79,7 +79,7 @@ class Asked:
 
 
 def read_lines(file: BinaryIO) -> Iterator[Line]:
-    """Every line that is not blank. Two lines of one name are an error of the second."""
+    """Every line that is not blank. If two lines have the same id, the second is an error."""
     seen: dict[str, int] = {}
     for number in range(1, MAX_LINES + 2):
         text = file.readline(MAX_LINE + 1)
@@ -131,8 +131,8 @@ def _is_name(value: object) -> bool:
 
 
 def parse_own(value: Mapping[str, Any]) -> Asked:
-    """A request in Pellucid's own form. Raises RequestError where a field is not known."""
-    # null stands for a field that is not given; for max_tokens it means: no limit
+    """A request in Pellucid's own format. Raises RequestError for an unknown field."""
+    # null means that a field is not given; for max_tokens it means no limit
     value = {k: v for k, v in value.items() if v is not None or k == "max_tokens"}
     if sum(name in value for name in _PROMPTS) != 1:
         raise RequestError("a request needs one of: prompt, prompt_token_ids, messages")
@@ -149,16 +149,16 @@ def parse_own(value: Mapping[str, Any]) -> Asked:
 def make_params(
     defaults: Mapping[str, Any], asked: Mapping[str, Any], number: int
 ) -> SamplingParams:
-    """The parameters of a request: what it says, over the defaults.
+    """The parameters of a request: its own fields, else the defaults.
 
-    A request without a seed gets its line number, so that a run that was interrupted gives the same
-    answers as one that was not. Null stands for a field that is not given.
+    A request without a seed gets its line number as the seed, so that an interrupted and continued
+    run gives the same answers. Null means that a field is not given.
     """
     return SamplingParams.from_optional(**{"seed": number, **defaults, **asked})
 
 
 def answer_record(line: Line, output: RequestOutput, timing: Any) -> dict[str, Any]:
-    """The record of an answer in Pellucid's own form. `timing`: a dataclass of figures, or None."""
+    """An answer's record in Pellucid's own format. `timing`: a dataclass of figures, or None."""
     record: dict[str, Any] = {
         **_head(line),
         "prompt_tokens": len(output.prompt_token_ids),

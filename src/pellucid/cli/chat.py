@@ -1,12 +1,11 @@
 """`pellucid chat`: a conversation in the terminal.
 
-Ctrl-C ends an answer, Ctrl-D ends the program. While an answer comes, Ctrl-C only sets a flag that
-is looked at between two tokens; what was said so far stays in the conversation. For a step that
-takes long there is a way out: a second Ctrl-C, later than a second after the first, leaves the
-program.
+Ctrl-C ends an answer, Ctrl-D ends the program. During an answer Ctrl-C only sets a flag, which is
+checked between two tokens; the answer so far stays in the conversation. If a step takes long, a
+second Ctrl-C, more than a second after the first, ends the program.
 
-Nothing is dropped from a conversation silently: one that no longer fits the model's context is
-refused with a sentence.
+No message is dropped silently: a conversation that no longer fits the model's context is refused
+with an error.
 """
 
 import signal
@@ -69,7 +68,7 @@ def chat(
 ) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.
 
-    Where standard input is no terminal, each line of it is one message.
+    If standard input is not a terminal, each line of it is one message.
     """
     sampling.check()
     llm = load_llm(model, for_chat=True)
@@ -91,9 +90,7 @@ def chat(
 
 
 class _Conversation:
-    """The messages so far. They hold what both sides said, or are as they were before a message
-    that could not be answered.
-    """
+    """The messages so far. A message that could not be answered is removed again."""
 
     def __init__(
         self,
@@ -111,7 +108,7 @@ class _Conversation:
         self._turns: list[dict[str, str]] = []
 
     def command(self, line: str) -> bool:
-        """Obey a line that begins with "/". False: leave."""
+        """Run a command, a line that begins with "/". False: end the program."""
         word, _, rest = line.partition(" ")
         if word in ("/exit", "/quit", "/bye"):
             return False
@@ -141,7 +138,7 @@ class _Conversation:
         question = {"role": "user", "content": message}
         try:
             output, stopped = self._answer([*system, *self._turns, question])
-        # it does not fit the context or the template: nothing was said
+        # it does not fit the context or the template: drop the message
         except RequestError as error:
             hint = "; /clear begins a new conversation" if self._turns else ""
             _say(f"{error!s}{hint}")
@@ -153,7 +150,7 @@ class _Conversation:
         self._report(output, stopped)
 
     def _answer(self, messages: list[dict[str, str]]) -> tuple[RequestOutput | None, bool]:
-        """(the answer as far as it came, whether Ctrl-C stopped it)."""
+        """(the answer so far, whether Ctrl-C stopped it)."""
         printer = StreamPrinter()
         output: RequestOutput | None = None
         asked = render_chat(self._llm.tokenizer, messages, self._template, self._llm.max_model_len)
@@ -196,8 +193,8 @@ class _Conversation:
 
 @contextmanager
 def _ctrl_c() -> Iterator[list[float]]:
-    """While it holds, Ctrl-C appends its time to the list that is given, and does nothing else; a
-    later second one is KeyboardInterrupt.
+    """Within it, Ctrl-C only appends its time to the list that this yields. A second one, more than
+    a second later, raises KeyboardInterrupt.
     """
     pressed: list[float] = []
 

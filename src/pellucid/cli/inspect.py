@@ -1,9 +1,9 @@
-"""`pellucid inspect`: what a model says about itself. Headers are read and no weights, so it is
-quick whatever the size.
+"""`pellucid inspect`: describes a model from its headers. No weights are read, so it is fast for
+any size.
 
 A file that Pellucid cannot run can still be inspected: its tensors are listed, and the reason why
-it does not run stands in the place of the configuration. Sizes are in bytes. Bits per weight are
-8 · bytes / weights, with the scales and minima of quantized blocks.
+it cannot run replaces the configuration. Sizes are in bytes. Bits per weight are 8 · bytes /
+weights, with the scales and minima of quantized blocks.
 """
 
 import json
@@ -48,7 +48,7 @@ class _Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What is known of a model without its weights."""
+    """A model's description without its weights."""
 
     path: Path
     container: str  # "GGUF 3", "safetensors"
@@ -155,7 +155,7 @@ def _read_folder(path: Path) -> _Model:
 def _read_tokenizer(
     source: Path | Mapping[str, object], kind: str
 ) -> tuple[str | None, str | None]:
-    """(what the tokenizer is, or why it cannot be used, the chat template)."""
+    """(description of the tokenizer, or why it cannot be used; the chat template)."""
     from ..tokenizer import load_tokenizer
 
     try:
@@ -166,7 +166,7 @@ def _read_tokenizer(
 
 
 def _read_config(path: Path) -> tuple[ModelConfig | None, str | None]:
-    """(config, None), or (None, why this is no model that runs here)."""
+    """(config, None), or (None, the reason why the model cannot run)."""
     from ..weights.checkpoint import open_checkpoint
 
     try:
@@ -181,12 +181,12 @@ def _text(value: object) -> str | None:
 
 
 def _plain(value: object) -> object:
-    """A value that JSON can hold: it knows no NaN and no infinity."""
+    """A value for JSON, which has no NaN and no infinity."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _formats(tensors: Sequence[_Tensor]) -> list[tuple[str, int, int, int]]:
-    """(format, tensors, weights, bytes), the one with most weights first."""
+    """(format, tensors, weights, bytes) by format, the one with the most weights first."""
     rows: dict[str, tuple[int, int, int]] = {}
     for t in tensors:
         count, weights, size = rows.get(t.format, (0, 0, 0))
@@ -277,7 +277,7 @@ def _print_facts(model: _Model) -> None:
 
 
 def _sentence(config: ModelConfig) -> str:
-    """The sizes, and what else is not as in most models."""
+    """The sizes, and each property in which the model differs from most models."""
     parts = []
     for field in fields(config):
         value = getattr(config, field.name)

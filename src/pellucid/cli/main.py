@@ -1,7 +1,7 @@
 """`pellucid`: the group of commands, and the one place where errors become exit codes.
 
-0    it worked
-1    it did not: one sentence on standard error says why (`--debug` shows the traceback)
+0    success
+1    failure: one sentence on standard error says why (`--debug` shows the traceback)
 2    the command line is wrong
 130  Ctrl-C; 143 and 129: SIGTERM and SIGHUP. What was begun is cleaned up first
 """
@@ -36,7 +36,7 @@ class _Failure(click.ClickException):
 
 class _Pellucid(LazyGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command and leave with its exit code, whatever happens."""
+        """Run a command and exit with its exit code."""
         code: Any = 0
         try:
             with unwind():
@@ -45,7 +45,7 @@ class _Pellucid(LazyGroup):
                 _tolerate_any_character()
                 code = super().main(*args, **{**extra, "standalone_mode": False})
                 sys.stdout.flush()
-        except click.Abort:  # click has ended the line of the ^C
+        except click.Abort:  # click has printed the newline after ^C
             code = 130
         except click.ClickException as error:
             error.show()
@@ -60,7 +60,7 @@ class _Pellucid(LazyGroup):
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click's own ways to end; a reader of our output that went away is no error
+            raise  # click's own exits; a closed pipe behind standard output is no error
         except Exception as error:
             if ctx.meta.get(DEBUG):
                 raise
@@ -71,7 +71,7 @@ class _Pellucid(LazyGroup):
 
 
 def _interruption(error: BaseException) -> BaseException | None:
-    """The signal that some library turned into `error`, if it was one."""
+    """The signal that a library turned into `error`, or None."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, KeyboardInterrupt | Stopped):
@@ -102,7 +102,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _limit(name: str, flag: str, unit: int, suffix: str) -> str:
-    """The limit that the shell may have set, in its own unit."""
+    """The limit set by the shell, in the unit of `ulimit`."""
     if sys.platform == "win32":
         return ""
     import resource
@@ -114,8 +114,8 @@ def _limit(name: str, flag: str, unit: int, suffix: str) -> str:
 
 
 def _give_up_unwritten_output() -> None:
-    """Output that cannot be written is dropped here, so that the interpreter does not try again
-    when it ends, and complain.
+    """Drop output that cannot be written. Otherwise the interpreter tries again when it exits, and
+    prints an error.
     """
     try:
         sys.stdout.flush()
@@ -126,8 +126,8 @@ def _give_up_unwritten_output() -> None:
 
 
 def _tolerate_any_character() -> None:
-    """Models write any character; a terminal with a small character set gets question marks instead
-    of a crash.
+    """Replace characters that the terminal's encoding lacks by question marks, because models may
+    write any character.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -1,8 +1,8 @@
-"""Reading what the user says in a chat, message by message.
+"""Reads the user's messages in a chat.
 
 A terminal gets a line editor (prompt_toolkit): arrow keys, history, and pasted text that stays one
-message however many lines it has. Enter sends; Alt-Enter begins a new line, and so does Enter in a
-message that was begun with three quotation marks. The history ends with the program.
+message however many lines it has. Enter sends. Alt-Enter begins a new line, and so does Enter in a
+message that begins with three quotation marks. The history is not saved.
 
 Without a terminal, or on one that cannot move its cursor (TERM=dumb), each line is a message, and
 three quotation marks hold several lines together.
@@ -23,19 +23,19 @@ _Reader = Callable[[], str]  # raises EOFError at the end
 
 
 def is_interactive() -> bool:
-    """Whether somebody types: then there is a prompt, and Ctrl-C does not end the program."""
+    """Whether a user types: then a prompt is shown, and Ctrl-C does not end the program."""
     return sys.stdin.isatty()
 
 
 def read_messages(say: Callable[[str], None]) -> Iterator[str]:
-    """Every message until the end of the input; blank ones are left out. `say` tells the user what
-    was wrong with one.
+    """Every message until the end of the input; blank ones are left out. `say` reports an invalid
+    message to the user.
     """
     read = _editor() if _has_editor() else _read_plainly
     while True:
         try:
             message = read()
-            message.encode()  # what UTF-8 cannot hold was not UTF-8
+            message.encode()  # a lone surrogate: the input was not UTF-8
         except EOFError:
             if is_interactive():
                 click.echo(err=True)
@@ -62,7 +62,7 @@ def _has_editor() -> bool:
 
 
 def _read_plainly() -> str:
-    """One line, or several between quotation marks. The end of the input closes them too."""
+    """One line, or several between quotation marks. The end of the input closes them."""
     line = _read_line(_PROMPT)
     if not line.startswith(QUOTES):
         return line
@@ -117,7 +117,7 @@ def _editor() -> _Reader:
 
 
 def _is_open(text: str) -> bool:
-    """Whether a message was begun with quotation marks that are not closed yet."""
+    """Whether a message begins with quotation marks that are not closed yet."""
     inside = text.removeprefix(QUOTES)
     return inside != text and not inside.rstrip().endswith(QUOTES)
 

@@ -1,11 +1,11 @@
-"""The lines of OpenAI's Batch API, which `vllm run-batch` reads and writes too.
+"""The lines of OpenAI's Batch API. `vllm run-batch` uses the same format.
 
     {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": …}}
     {"id": …, "custom_id": "a", "response": {"status_code": 200, "body": …}, "error": null}
 
-The URLs are /v1/chat/completions and /v1/completions. A field of the body that Pellucid cannot obey
-is refused by name; null stands for a field that is not given. Besides OpenAI's fields the body may
-have those of `SamplingParams`, as in vLLM.
+The URLs are /v1/chat/completions and /v1/completions. A field of the body that Pellucid does not
+support is refused by name; null means that a field is not given. Besides OpenAI's fields the body
+may have those of `SamplingParams`, as in vLLM.
 
 Reference: https://platform.openai.com/docs/api-reference/batch
 """
@@ -27,9 +27,9 @@ __all__ = ["openai_answer", "openai_error", "parse_openai"]
 
 _CHAT_URL, _TEXT_URL = "/v1/chat/completions", "/v1/completions"
 _LINE_FIELDS = {"custom_id", "method", "url", "body"}
-# They change nothing of an answer.
+# Fields that do not change an answer.
 _NO_EFFECT = {"model", "user", "store", "metadata", "service_tier", "parallel_tool_calls"}
-# (field, values that ask for nothing that is missing)
+# (field, supported values)
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "stream": (False,),
     "stream_options": (),
@@ -41,7 +41,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 
 
 def parse_openai(value: Mapping[str, Any]) -> Asked:
-    """What a line asks for. Raises RequestError, and names the field, where that cannot be had."""
+    """The request in a line. Raises RequestError, naming the field, if it is not supported."""
     unknown = sorted(value.keys() - _LINE_FIELDS)
     if unknown:
         raise RequestError(f"{unknown[0]!r} is no field of a line of a batch")
@@ -56,7 +56,7 @@ def parse_openai(value: Mapping[str, Any]) -> Asked:
 
 
 def _parse_body(body: dict[str, Any], is_chat: bool) -> Asked:
-    # What asks for nothing, and what cannot be obeyed
+    # Ignore fields without an effect, and refuse fields that are not supported.
     use_tools = body.get("tool_choice") != "none"
     for name, neutral in _NEUTRAL.items():
         if name in body and body.pop(name) not in neutral:
@@ -76,7 +76,7 @@ def _parse_body(body: dict[str, Any], is_chat: bool) -> Asked:
             chat.pop("tools", None)
     else:
         prompt |= _prompt(body.pop("prompt", None))
-    # How to sample
+    # Build the sampling parameters.
     if "max_completion_tokens" in body:
         body["max_tokens"] = body.pop("max_completion_tokens")
     if is_chat:
@@ -101,7 +101,7 @@ def _prompt(prompt: object) -> dict[str, Any]:
 
 
 def _read_chat_logprobs(body: dict[str, Any]) -> None:
-    """OpenAI's two fields become one: so many alternatives for each token."""
+    """OpenAI's two fields become one: the number of alternatives for each token."""
     wanted, top = body.pop("logprobs", False), body.pop("top_logprobs", None)
     if not isinstance(wanted, bool):
         raise RequestError(f"logprobs is {wanted!r:.60}; it must be true or false in a chat")

@@ -1,7 +1,7 @@
-"""Options that several commands share, and what is made of them.
+"""Options that several commands share, and their conversion to configs.
 
 The options of the engine and of sampling are built from the declarations of `EngineConfig` and
-`SamplingParams`: a field that is added there is an option here, with its type, its help and its
+`SamplingParams`: a field that is added there becomes an option here, with its type, help and
 default. Names and meanings are vLLM's; a few short ones are llama.cpp's.
 """
 
@@ -40,9 +40,10 @@ DEBUG = "pellucid.debug"  # in click's Context.meta: show tracebacks
 MAX_TEMPLATE = 1 << 20  # bytes
 _Command = Callable[..., Any]
 
-# Of EngineConfig: what matters for one request too. The rest matters for many at once.
+# Fields of EngineConfig that matter for a single request too. The others matter for many at once.
 _FOR_ONE_REQUEST = ("max_model_len", "kv_cache_dtype", "backend")
-# The seed of requests that have none (--seed gives them one), and what has options of its own.
+# Not made into options: the engine's seed (--seed sets the requests'), and fields with their own
+# options.
 _NO_ENGINE_OPTION = ("seed", "backend_options")
 _NO_SAMPLING_OPTION = ("detokenize",)
 _SHORT_NAMES = {"max_tokens": "-n"}
@@ -68,41 +69,41 @@ json_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What `model_options` gathered: which model, and how it is run."""
+    """The values of `model_options`: the model, and how it is run."""
 
     name: str
     values: Mapping[str, Any]
 
     def fields(self) -> dict[str, Any]:
-        """As `build_engine_config` takes them; what was not said keeps its default."""
+        """Keywords for `build_engine_config`: the options that the user gave."""
         return dict(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What `engine_options` gathered: how many requests share the engine."""
+    """The values of `engine_options`: how many requests share the engine."""
 
     values: Mapping[str, Any]
 
     def fields(self) -> dict[str, Any]:
-        """As `build_engine_config` takes them; what was not said keeps its default."""
+        """Keywords for `build_engine_config`: the options that the user gave."""
         return dict(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """What `sampling_options` gathered: how tokens are chosen."""
+    """The values of `sampling_options`: how tokens are chosen."""
 
     said: Mapping[str, Any]  # by the user
-    max_tokens: int | None  # unless somebody says otherwise
+    max_tokens: int | None  # used if neither the user nor the model's authors set it
     use_recommendation: bool
 
     def check(self) -> None:
-        """Raise ConfigError where a value is impossible, before a model is loaded."""
+        """Raise ConfigError for a value that is not allowed, before a model is loaded."""
         self.choose({}).params()
 
     def choose(self, recommended: Mapping[str, float | int]) -> "Sampling":
-        """What the user said, over what the model's authors recommend, over greedy decoding."""
+        """The user's values, else the recommendations of the model's authors, else greedy."""
         by_model = dict(recommended) if self.use_recommendation else {}
         plain = {"temperature": 0.0, "max_tokens": self.max_tokens}
         return Sampling({**plain, **by_model, **self.said}, by_model.keys() - self.said.keys())
@@ -116,7 +117,7 @@ class Sampling:
     by_model: Set[str]  # those that the model's authors recommend
 
     def params(self) -> SamplingParams:
-        """Raises ConfigError where a value is impossible, and names it."""
+        """The parameters. Raises ConfigError, naming the field, for a value that is not allowed."""
         return SamplingParams(**self.values)
 
     def __str__(self) -> str:
@@ -131,7 +132,7 @@ class Sampling:
 
 
 def model_options(command: _Command) -> _Command:
-    """-m and what concerns its loading: the command gets them as one argument, `model`."""
+    """-m and the options of loading. The command gets them as one argument, `model`."""
     chosen = [d for d in declarations(EngineConfig) if d.name in _FOR_ONE_REQUEST]
     for kind in BACKENDS.values():
         chosen += declarations(kind.options)
@@ -154,7 +155,7 @@ def model_options(command: _Command) -> _Command:
 
 
 def engine_options(command: _Command) -> _Command:
-    """What concerns many requests at once: the command gets it as one argument, `engine`."""
+    """The options for many requests at once. The command gets them as one argument, `engine`."""
     left_out = (*_FOR_ONE_REQUEST, *_NO_ENGINE_OPTION)
     chosen = [d for d in declarations(EngineConfig) if d.name not in left_out]
 
@@ -169,9 +170,9 @@ def engine_options(command: _Command) -> _Command:
 def sampling_options(
     max_tokens: int | None, *, leave_out: tuple[str, ...] = ()
 ) -> Callable[[_Command], _Command]:
-    """How tokens are chosen: the command gets what was said as one argument, `sampling`.
+    """The options of sampling. The command gets them as one argument, `sampling`.
 
-    `max_tokens`: the default of the command. `leave_out`: fields that mean nothing to it.
+    `max_tokens`: the default of the command. `leave_out`: fields that it does not use.
     """
     left_out = (*_NO_SAMPLING_OPTION, *leave_out)
     chosen = [d for d in declarations(SamplingParams) if d.name not in left_out]
@@ -199,7 +200,7 @@ def sampling_options(
 
 
 def template_options(command: _Command) -> _Command:
-    """How a conversation becomes a prompt: the command gets the keywords of `render_chat` as one
+    """The options of chat templates. The command gets the keywords of `render_chat` as one
     argument, `template`.
     """
 
@@ -234,14 +235,14 @@ def template_options(command: _Command) -> _Command:
 def _with_options(
     command: _Command, chosen: Sequence[Declaration], defaults: Mapping[str, Any] | None = None
 ) -> _Command:
-    """`defaults`: those of the command, where they are not the declaration's."""
+    """`defaults`: the command's defaults that differ from those of the declarations."""
     for declaration in reversed(chosen):
         command = _option(declaration, defaults or {})(command)
     return command
 
 
 def _option(declared: Declaration, defaults: Mapping[str, Any]) -> Callable[[_Command], _Command]:
-    """The option of a field. Its own default is None: "not said"."""
+    """The option of a field. Its default is None, which means that the user did not give it."""
     flag = "--" + declared.name.replace("_", "-")
     names = [_SHORT_NAMES[declared.name], flag] if declared.name in _SHORT_NAMES else [flag]
     help_text = _help(declared, defaults)
@@ -252,9 +253,7 @@ def _option(declared: Declaration, defaults: Mapping[str, Any]) -> Callable[[_Co
 
 
 def _type(declared: Declaration) -> tuple[Any, str | None, bool]:
-    """(click's type, how the value is called in the help, whether it may be given several
-    times).
-    """
+    """(click's type, the value's name in the help, whether the option may be repeated)."""
     if declared.name == "backend":
         return click.Choice(list(BACKENDS)), None, False
     if declared.choices:
@@ -274,7 +273,7 @@ def _type(declared: Declaration) -> tuple[Any, str | None, bool]:
 
 
 def _help(declared: Declaration, defaults: Mapping[str, Any]) -> str:
-    """The field's help, and its default as click shows it."""
+    """The field's help, and its default in click's form."""
     text, _, unsaid = declared.help.partition("None: ")
     text = text.rstrip(" ;.") if declared.name != "backend" else "What computes"
     default = unsaid or declared.default
@@ -291,7 +290,7 @@ def _help(declared: Declaration, defaults: Mapping[str, Any]) -> str:
 
 
 def _take(chosen: Sequence[Declaration], options: dict[str, Any]) -> dict[str, Any]:
-    """Move what was said from the options of a command, as the fields take it."""
+    """Remove the given options from a command's arguments; convert them to field types."""
     said = {}
     for declared in chosen:
         value = options.pop(declared.name)
@@ -365,7 +364,7 @@ class _JsonObject(click.ParamType):  # type: ignore[type-arg]
 
 
 class _Template(click.ParamType):  # type: ignore[type-arg]
-    """The text of a file where there is one of that name; otherwise what was given."""
+    """The text of the file with that name, if there is one; otherwise the value itself."""
 
     name = "TEMPLATE"
 

@@ -1,4 +1,6 @@
-"""`pellucid perplexity`: how well a model predicts a text, and how far it lies from a base."""
+"""`pellucid perplexity`: how well a model predicts a text, and how far its predictions are from a
+base model's.
+"""
 
 import json
 import sys
@@ -91,7 +93,7 @@ def perplexity(
     from ..measure.perplexity import PROTOCOLS, Perplexity
     from ..weights.hub import resolve_model
 
-    # What can be refused before a model is fetched.
+    # Check the options before a model is fetched.
     config = build_engine_config(model.fields())
     text = _read_text(text_file)
     path = resolve_model(model.name, cache_dir=None, progress=True)
@@ -156,7 +158,7 @@ def perplexity(
 
 
 def _show_progress(result: "Perplexity | Divergence", num_chunks: int, seconds: float) -> None:
-    """On a terminal: how far the run is, its result so far, and how long the rest will take."""
+    """On a terminal, show the progress of the run, its result so far, and the remaining time."""
     from ..measure.divergence import Divergence
 
     if not sys.stderr.isatty():
@@ -192,7 +194,7 @@ def _print_divergence(result: "Divergence", base: str) -> None:
 
 
 def _read_text(path: Path) -> str:
-    """The text of a file or a pipe, of a bounded size."""
+    """The text of a file or a pipe. Its size is bounded."""
     with path.open("rb") as file:
         data = file.read(MAX_TEXT + 1)
     if len(data) > MAX_TEXT:

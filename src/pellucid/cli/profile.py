@@ -1,4 +1,5 @@
-"""`pellucid profile`: where the time goes, prefill beside decode, op by op, under the roof.
+"""`pellucid profile`: where the time of prefill and decode goes, op by op, beside the roof of each
+op.
 
 Prefill computes many tokens with each weight that it reads and is bound by arithmetic. Decode reads
 all weights for one token and is bound by memory. The two halves of the table show it.
@@ -166,7 +167,7 @@ def _cells(line: "Line", phase: "Phase") -> list[str]:
 
 
 def _print_rest(phases: Sequence["Phase"]) -> None:
-    """What is not in an op: the sum of all lines is the wall time."""
+    """The time outside of ops. The sum of all lines is the wall time."""
     rows = [
         ["ops together", *(_time(p.op_seconds, p) for p in phases)],
         ["Python", *(_time(p.python_seconds, p) for p in phases)],

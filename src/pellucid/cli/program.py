@@ -1,10 +1,10 @@
 """`pellucid inspect --program`: the forward pass as the native backend runs it, kernel call by
 kernel call, with what each costs.
 
-With one token nearly every line has an intensity below ten FLOPs per byte, and the step waits for
-memory. With hundreds the linear layers pass the machine's ridge, and it waits for arithmetic. No
-weight is read: their formats and shapes are enough. Nothing is run but the measuring of the
-machine's ceilings.
+With one token nearly every line has an intensity below ten FLOPs per byte, so the step is
+memory-bound. With hundreds of tokens the linear layers are above the ridge of the machine's
+roofline, so the step is compute-bound. No weights are read: their formats and shapes are enough.
+Only the measurement of the machine's ceilings runs.
 """
 
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ class _Line:
     barrier: bool
     op: str
     rows: int
-    width: int  # numbers per row of the result, 0 where there is none
+    width: int  # numbers per row of the result; 0 without a result
     detail: str
     format: str | None
     cost: OpCost
@@ -48,7 +48,7 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A captured program, and a step of so many tokens of one request through it."""
+    """A captured program, and its step of some tokens of one request."""
 
     num_tokens: int
     lines: list[_Line]
@@ -62,8 +62,8 @@ class Listing:
 
 
 def build_listing(path: Path, num_tokens: int) -> Listing:
-    """Capture the model's forward pass from the declarations of its weights, and measure what the
-    machine can do at this model's size.
+    """Capture the model's forward pass from the declarations of its weights, and measure the
+    machine's ceilings at this model's size.
     """
     backend = NativeBackend()
     with open_checkpoint(path) as checkpoint:
@@ -71,7 +71,7 @@ def build_listing(path: Path, num_tokens: int) -> Listing:
     backend.check_model(config)
     graph = get_graph(config.graph)
     specs = build_kv_specs(config, *choose_kv_dtypes("auto", backend.kv_dtypes))
-    # which layers share block tables: nothing is written to a cache
+    # the groups of layers do not matter: nothing is written to a cache
     layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
     groups = {layer: g for g, group in enumerate(layout.groups) for layer in group.layers}
     caches = [KVLayer(replace(spec), groups[layer]) for layer, spec in enumerate(specs)]
@@ -117,7 +117,9 @@ def _matrix(spec: TensorSpec) -> str:
 
 
 def print_listing(listing: Listing) -> None:
-    """One line per entry, then the totals and the least that a step can take here."""
+    """One line per entry, then the totals and the shortest time that a step can take on this
+    machine.
+    """
     cells = [
         [
             str(i),
@@ -155,7 +157,7 @@ def print_listing(listing: Listing) -> None:
 
 
 def report_listing(listing: Listing) -> dict[str, Any]:
-    """The same for programs."""
+    """The same as JSON."""
     return {
         "num_tokens": listing.num_tokens,
         "entries": [

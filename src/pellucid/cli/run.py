@@ -1,8 +1,7 @@
 """`pellucid run`: one prompt, one answer, written as it is generated.
 
-Standard output holds the answer and nothing else, so it can be piped; what it cost, and with what
-parameters it was made, goes to standard error. With `--json`, standard output holds one JSON object
-instead.
+Standard output holds the answer and nothing else, so it can be piped. The times and the sampling
+parameters go to standard error. With `--json`, standard output holds one JSON object instead.
 """
 
 import json
@@ -79,10 +78,11 @@ def run(
     as_json: bool,
     stats: bool | None,
 ) -> None:
-    """Answer PROMPT and stop. PROMPT is read from standard input where it is "-", or missing while
-    something is piped in.
+    """Answer PROMPT and stop. PROMPT is read from standard input if it is "-", or if it is missing
+    and input is piped.
 
-    A model that has a chat template is asked through it; one that has none continues the text.
+    If the model has a chat template, PROMPT is a user's message; otherwise it is a text to
+    continue.
     """
     sampling.check()
     _check_options(prompt, file, system, raw, no_special, template)
@@ -97,14 +97,14 @@ def run(
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": text})
         asked = render_chat(llm.tokenizer, messages, template, llm.max_model_len)
-    # Write the answer as it grows
+    # Write the answer as it grows.
     printer = None if as_json else StreamPrinter()
     for output in llm.stream(asked, chosen.params()):
         if printer is not None:
             printer.show(output.outputs[0].text)
     if printer is not None:
         printer.end()
-    # Then what it cost
+    # Report its times.
     timing = Timing.of(output, time.monotonic())
     if as_json:
         report = _report(llm, output, timing, chosen)
@@ -143,7 +143,7 @@ def _check_options(
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt of the command line, a file or standard input, as text that UTF-8 can hold."""
+    """The prompt from the command line, a file or standard input, as text that UTF-8 can encode."""
     if prompt is None and file is None and sys.stdin.isatty():
         raise click.UsageError(
             'give a PROMPT, or pipe one in ("-"); for a conversation there is `pellucid chat`'
@@ -171,7 +171,7 @@ def _decode(data: bytes) -> str:
 
 
 def _ending(output: RequestOutput, max_model_len: int) -> str:
-    """Why the answer is over."""
+    """The reason why the answer ended, in words."""
     answer = output.outputs[0]
     if answer.finish_reason != "length":
         return (

@@ -2,13 +2,14 @@
 
 There are two ways to react to Ctrl-C, SIGTERM and SIGHUP:
 
-- `leave_at_once` ends the process without a word. It holds while the interpreter starts and ends
-  and while the commands are imported: nothing has been begun that needs cleaning up.
+- `leave_at_once` ends the process without output. It is active while the interpreter starts and
+  exits and while the commands are imported, when nothing needs cleaning up.
 - `unwind` raises an exception, so that every `finally` runs: no child process, half-written line or
-  temporary file is left behind. It holds while a command works. In the middle of an import it ends
-  the process too: modules turn an exception that passes through them into other errors, or lose it.
+  temporary file is left behind. It is active while a command runs. During an import it ends the
+  process at once, because modules may turn an exception that passes through them into another
+  error, or lose it.
 
-This module imports little, so that the first takes effect before the heavy imports begin.
+This module imports little, so that `leave_at_once` is active before the slow imports begin.
 """
 
 import os
@@ -36,8 +37,8 @@ class Stopped(SystemExit):
 def leave_at_once() -> None:
     """From now on a signal ends the process without a traceback and without cleaning up.
 
-    An exception of `unwind` that is raised in a destructor, from where Python cannot hand it on,
-    ends the process likewise.
+    An exception of `unwind` that is raised in a destructor, where Python cannot propagate it, also
+    ends the process.
     """
     _set_handlers(_leave)
     sys.unraisablehook = _unraisable
@@ -127,7 +128,9 @@ def _unraisable(what: "sys.UnraisableHookArgs") -> None:
 
 
 def _set_handlers(handler: _Handler) -> None:
-    """Leave alone what the parent process told us to ignore (nohup, background jobs)."""
+    """Set handlers, except for signals that the parent process made us ignore (nohup, background
+    jobs).
+    """
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)

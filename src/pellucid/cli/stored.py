@@ -1,5 +1,5 @@
-"""The models that are stored here: `pellucid list` shows them, `pellucid pull` brings one and
-checks it, `pellucid rm` deletes one.
+"""The models on this machine: `pellucid list` shows them, `pellucid pull` fetches and checks one,
+`pellucid rm` deletes one.
 """
 
 import json
@@ -20,7 +20,7 @@ __all__ = ["list_models", "pull", "rm"]
 @json_option
 @debug_option
 def list_models(as_json: bool) -> None:
-    """List the models that are here, and those that can be fetched by name."""
+    """List the models on this machine, and those that can be fetched by name."""
     here = {model.name: model for model in hub.list_cached()}
     if as_json:
         _print_json(here)
@@ -47,7 +47,7 @@ def _description(name: str) -> list[str]:
 
 
 def _print_json(here: dict[str, CachedModel]) -> None:
-    """Everything that is here, and the whole catalogue."""
+    """All models on this machine, and the whole catalogue."""
     listed = []
     for name in [*CATALOGUE, *(name for name in here if name not in CATALOGUE)]:
         known, stored = CATALOGUE.get(name), here.get(name)
@@ -74,7 +74,7 @@ def _print_json(here: dict[str, CachedModel]) -> None:
 @click.argument("name")
 @debug_option
 def pull(name: str) -> None:
-    """Bring the model NAME here, checked, and print its path.
+    """Fetch the model NAME, check it, and print its path.
 
     NAME is one that `pellucid list` shows, or ORG/NAME[:QUANT] of the Hugging Face hub. A file that
     is here and right is left alone.

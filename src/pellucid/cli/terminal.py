@@ -1,9 +1,8 @@
-"""What goes to a terminal, and in what shape: text made harmless, broken between words, sizes,
-tables.
+"""Output for terminals: control characters escaped, lines broken between words, sizes, tables.
 
-A model's output, a file's metadata and an error that quotes them are text of strangers. A
-terminal obeys control characters (moves the cursor, sets the window's title, writes the clipboard),
-so on a terminal they are written out and not sent. A pipe gets the text as it is.
+A model's output, a file's metadata and an error that quotes them are untrusted text. Control
+characters in it could move the cursor, set the window's title or write the clipboard, so on a
+terminal they are escaped. A pipe gets the text as it is.
 """
 
 import os
@@ -37,8 +36,8 @@ def _name(match: re.Match[str]) -> str:
 
 
 def harmless(text: str) -> str:
-    """`text` with control characters written out: "\\x1b[2J" instead of a cleared screen. Works
-    piece by piece.
+    """`text` with control characters escaped: "\\x1b[2J" instead of a cleared screen. Works on
+    pieces of a text.
     """
     return _CONTROL.sub(_name, text)
 
@@ -49,21 +48,21 @@ def one_line(text: str) -> str:
 
 
 class StreamPrinter:
-    """Writes to standard output the part of a growing text that is new.
+    """Writes the new part of a growing text to standard output.
 
     On a terminal, a word that would cross the right edge begins a new line. A word is shown when it
-    has ended, since only then its width is known. A pipe gets the text as it is, at once.
+    is complete, because only then its width is known. A pipe gets the text unchanged and at once.
     """
 
     def __init__(self) -> None:
         self._shown = 0
         self._last = ""
         self._column = 0
-        self._word = ""  # of the last word, what is not shown yet
+        self._word = ""  # the part of the last word that is not shown yet
         self._terminal = sys.stdout.isatty()
 
     def show(self, text: str) -> None:
-        """Write what `text`, all of it so far, has beyond what was shown."""
+        """Write the part of `text`, the whole text so far, that is not shown yet."""
         new = text[self._shown :]
         if not new:
             return
@@ -78,14 +77,14 @@ class StreamPrinter:
             click.echo(written, nl=False)
 
     def end(self) -> None:
-        """Show the last word, and end the line if it is not ended."""
+        """Show the last word, and end the line if it is open."""
         if self._word:
             click.echo(self._take_word(_columns(sys.stdout)), nl=False)
         if self._last != "\n":
             click.echo()
 
     def _wrap(self, character: str, columns: int) -> str:
-        """What to write now that `character` has come."""
+        """What to write after `character` is added."""
         if character not in " \t\n":
             # Chinese and Japanese have no spaces: a line may end before each wide character
             ended = self._take_word(columns) if character_width(character) == 2 else ""
@@ -99,7 +98,7 @@ class StreamPrinter:
             self._column = 0
             return written + character
         width = 8 - self._column % 8 if character == "\t" else 1
-        if self._column + width > columns:  # a space at the edge: the line ends there anyway
+        if self._column + width > columns:  # a space at the edge: the terminal breaks there
             return written
         self._column += width
         return written + character
@@ -111,13 +110,15 @@ class StreamPrinter:
             self._column = 0
             word = "\n" + word
         self._column += width
-        if width > columns:  # the terminal broke it
+        if width > columns:  # the terminal has broken the line
             self._column %= columns
         return word
 
 
 def say(text: str) -> None:
-    """A line for the user on standard error, harmless, broken between words on a terminal."""
+    """Write a message to standard error, with control characters escaped; on a terminal, lines are
+    broken between words.
+    """
     text = one_line(text)
     if sys.stderr.isatty():
         width = min(_columns(sys.stderr), 1000)
@@ -138,7 +139,7 @@ def text_width(text: str) -> int:
 
 
 def _columns(stream: IO[str]) -> int:
-    """The width of a terminal. One that tells none never breaks a line."""
+    """The width of the terminal; if it reports none, no line is broken."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
     except OSError:
@@ -147,8 +148,8 @@ def _columns(stream: IO[str]) -> int:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False) -> None:
-    """Columns as wide as they must be. Columns of figures, which begin with a digit in each row,
-    are set flush right.
+    """Print a table with columns as wide as their longest cell. Columns in which every row begins
+    with a digit are aligned right.
     """
     clean = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(text_width(row[i]) for row in [list(header), *clean]) for i in range(len(header))]

@@ -1,5 +1,5 @@
-"""`pellucid verify`: that nothing the engine does changes an answer, shown on this model and this
-machine.
+"""`pellucid verify`: checks on this model and machine that batching, caching and threads change no
+answer.
 """
 
 import json
@@ -32,9 +32,9 @@ def verify(model: str, isa: str | None, as_json: bool) -> None:
     logprobs bit for bit.
 
     They are run alone and together, in chunks, on one thread and on two, with and without the
-    prefix cache, and preempted, with keys and values in each dtype; each must give what it gives
-    alone, computed plainly, in the same dtype. The exit status is 1 where one does not. The backend
-    is the native one.
+    prefix cache, and preempted, with keys and values in each dtype. Each must give the bits of a
+    plain run alone in the same dtype. The exit status is 1 if one does not. The backend is the
+    native one.
     """
     from ..engine.loader import open_model
     from ..measure.verify import PLAIN, Verification

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MAX_PRIORITY = 1 << 31
-MAX_NAME = 256  # characters of a tenant or a salt
+MAX_NAME = 256  # characters of a tenant's name or a salt
 MAX_PROMPTS = 1 << 20  # of one call
 MAX_PROMPT_TOKENS = 1 << 24  # no model's context is longer
 MAX_PROMPT_CHARACTERS = 1 << 26
