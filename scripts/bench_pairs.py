@@ -3,9 +3,10 @@ measurement each, so that both meet the same state of the machine.
 
     scripts/bench pairs OTHER_CHECKOUT MODEL.gguf [--pairs 40] [--threads 2]
 
-OTHER_CHECKOUT is a folder with its own built `_native` beside src/pellucid. Each shape of
-`scripts/bench peers` is measured in short pieces; each pair gives a ratio, this over other, and the
-median stands with the quartiles. Runs that are minutes apart differ by a tenth on a shared machine;
+OTHER_CHECKOUT is a folder with its own built `_native` beside src/pellucid. Shapes of `pellucid
+bench` are measured in short pieces. Both processes drive the backend by this checkout's
+`measure/bench_model.py`, so the other one must have the interfaces that it uses. Each pair gives a ratio, this over other, and the median stands with the
+quartiles. Runs that are minutes apart differ by a tenth on a shared machine;
 pairs tell one or two percent. The last line is JSON.
 """
 
@@ -18,33 +19,41 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parents[1]
-# name, call of bench_peers.Ours (requests, tokens before, tokens), share of --pairs
+# name, call of WORKER (kind, sequences, tokens before, tokens), share of --pairs
 SHAPES = [
     ("decode, 1 sequence", "decode 1 0 24", 1.0),
     ("decode at 2048", "decode 1 2048 8", 0.4),
-    ("prefill 512", "prefill 1 512", 0.5),
+    ("prefill 512", "prefill 1 0 512", 0.5),
     ("decode, 8 sequences", "decode 8 64 8", 0.5),
     ("decode, 32 sequences", "decode 32 64 4", 0.5),
 ]
 WORKER = """
-import sys
+import importlib.util, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[1] + "/scripts", sys.argv[1] + "/src"]
-import bench_peers
-ours = bench_peers.Ours(Path(sys.argv[2]), int(sys.argv[3]), None)
-ours.prefill(1, 512)  # touches the memory
+driver, model, threads = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("pellucid.measure.bench_model", driver)
+module = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = module
+spec.loader.exec_module(module)
+options = {"threads": int(threads)}
+ours = module.BenchModel(Path(model), options=options, sequences=32, longest=2080)
 print("ready", flush=True)
 for line in sys.stdin:
     kind, *numbers = line.split()
-    print(getattr(ours, kind)(*map(int, numbers)), flush=True)
+    sequences, start, tokens = map(int, numbers)
+    ours.fill(sequences, start)
+    ours.step(sequences, start, 1)  # wakes the threads
+    seconds = getattr(ours, kind)(sequences, start, tokens)
+    print(sequences * tokens / seconds, flush=True)
 """
+DRIVER = HERE / "src" / "pellucid" / "measure" / "bench_model.py"
 
 
 class Worker:
     """A process that measures one checkout when it is asked."""
 
     def __init__(self, checkout: Path, model: Path, threads: int) -> None:
-        command = [sys.executable, "-c", WORKER, str(checkout), str(model), str(threads)]
+        command = [sys.executable, "-c", WORKER, str(DRIVER), str(model), str(threads)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -1,10 +1,12 @@
-"""Draw what `scripts/bench peers` measured: how many times llama.cpp's speed, with the spread.
+"""Draw what `pellucid bench --against llama.cpp` measured: how many times llama.cpp's speed, with
+the spread.
 
-    scripts/bench peers MODEL.gguf … | tee run.txt
-    python scripts/plot_peers.py run.txt docs/peers.svg
+    pellucid bench latency MODEL … --against llama.cpp > latency.txt
+    pellucid bench throughput MODEL … --against llama.cpp > throughput.txt
+    python scripts/plot_peers.py latency.txt throughput.txt docs/peers.svg
 
-Reads the JSON on the last line of the run, so no figure is typed by hand. One panel per model, one
-bar per shape: the median of the ratios, a line from the least to the largest, and the two speeds in
+Reads the JSON on the last line of each run, so no figure is typed by hand. One panel per model, one
+bar per row: the median of the ratios, a line from the least to the largest, and the two speeds in
 tokens per second. Needs matplotlib (the extra `plot`).
 """
 
@@ -18,7 +20,7 @@ OURS, PEER = "#2f6db5", "#8a8f98"
 
 
 def draw(results: list[dict[str, Any]], target: Path) -> None:
-    """Write the picture. `results`: rows of bench_peers with "ratios", in the order to show."""
+    """Write the picture. `results`: rows of `read_run`, in the order to show."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -36,37 +38,59 @@ def draw(results: list[dict[str, Any]], target: Path) -> None:
         panel.barh(places, medians, color=OURS, height=0.62)
         for place, row, median in zip(places, rows, medians, strict=True):
             panel.hlines(place, min(row["ratios"]), max(row["ratios"]), color="black", linewidth=1)
-            ours, theirs = (statistics.median(row[name]) for name in ("pellucid", "llama.cpp"))
+            ours, theirs = (statistics.median(row[name]) for name in ("ours", "theirs"))
             end = max(median, *row["ratios"])
             label = f" {median:.1f}×   {ours:,.0f} : {theirs:,.0f}"
             panel.text(end, place, label, va="center", fontsize=8)
         panel.axvline(1, color=PEER, linewidth=1.2, linestyle="--")
         panel.set_yticks(list(places), [row["shape"] for row in rows], fontsize=8)
-        panel.set_title(model.removesuffix(".gguf"), fontsize=9)
+        panel.set_title(model, fontsize=9)
         panel.set_xlim(0, 1.75 * max(max(row["ratios"]) for row in rows))
         panel.tick_params(axis="x", labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].invert_yaxis()
     figure.suptitle(
-        "Speed over llama.cpp's (dashed) on the same file, 2 CPU threads; "
-        "tokens per second, Pellucid : llama.cpp",
+        "Speed over llama.cpp's (dashed) on the same file; tokens per second, Pellucid : llama.cpp",
         fontsize=9,
     )
     figure.tight_layout()
     figure.savefig(target, metadata={"Date": None}, facecolor="white")
 
 
+def read_run(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run that were measured on both sides: model, shape, speeds, ratios."""
+    report = json.loads(path.read_text(encoding="utf-8").strip().splitlines()[-1])
+    rows = []
+    for record in report["results"]:
+        name = Path(record["model_filename"]).stem
+        if report["bench"] == "latency":
+            shapes = {record["test"]: ""}
+        else:
+            many = record["n_sequences"]
+            shapes = {
+                f"pp{record['n_prompt']}, {many} sequences": "_pp",
+                f"tg{record['n_gen']}, {many} sequences": "_tg",
+            }
+        for shape, suffix in shapes.items():
+            if f"ratio{suffix}" in record:
+                ours = record[f"samples_ts{suffix}"]
+                theirs = record[f"peer_samples_ts{suffix}"]
+                ratios = [a / b for a, b in zip(ours, theirs, strict=False)]
+                speeds = {"ours": ours, "theirs": theirs, "ratios": ratios}
+                rows.append({"model": name, "shape": shape, **speeds})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="what scripts/bench peers printed")
+    parser.add_argument("runs", nargs="+", type=Path, help="what `pellucid bench` printed")
     parser.add_argument("picture", type=Path, help="the .svg file to write")
     args = parser.parse_args()
-    last = args.run.read_text(encoding="utf-8").strip().splitlines()[-1]
-    results = [row for row in json.loads(last)["results"] if row.get("ratios")]
+    results = [row for run in args.runs for row in read_run(run)]
     if not results:
-        parser.error(f"{args.run} has no row beside llama.cpp; run it with --llama-bench")
+        parser.error("no row stands beside llama.cpp; run `pellucid bench` with --against")
     draw(results, args.picture)
 
 

@@ -17,7 +17,6 @@ from ..backends.native.program import CapturedForward
 from ..backends.registry import get_backend
 from ..batch import AttentionMetadata, ForwardBatch
 from ..errors import CapacityError, ConfigError
-from ..formats import packed_bytes
 from ..kv.layout import build_layout
 from ..kv.storage import KVStorage
 from ..kv_spec import build_kv_specs
@@ -78,7 +77,7 @@ class BenchModel:
             num_blocks = self._groups * self._width * sequences
             shapes = checkpoint.specs()
             self.weight_bytes = sum(map(self.backend.weight_bytes, shapes.values()))
-            self.file_bytes = sum(map(packed_bytes, shapes.values()))
+            self.file_bytes = _file_bytes(path)
             self.num_parameters = sum(int(np.prod(spec.shape)) for spec in shapes.values())
             graph = get_graph(self.config.graph).forward
             declared = [KVLayer(spec) for spec in layout.specs]
@@ -154,6 +153,12 @@ class BenchModel:
         if held != sequences:
             known = 0
         self.filled = (sequences, max(known, start + tokens) if start <= known else known)
+
+
+def _file_bytes(path: Path) -> int:
+    """Of a .gguf file, or of the safetensors of a folder."""
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files)
 
 
 class Roof:
