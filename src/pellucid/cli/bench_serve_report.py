@@ -96,7 +96,7 @@ def _remarks(measured: "MeasuredRun", plan: "LoadPlan") -> list[str]:
         f"{client['loop_lag_median_ms']:.2f} ms, up to {client['loop_lag_p99_ms']:.2f} (99 %)"
     ]
     if client["doubt"]:
-        remarks.append(f"The figures are doubtful: {client['bottleneck']}.")
+        remarks.append(f"The figures are doubtful: {client['doubt']}.")
     if plan.settings.max_concurrency is not None and plan.request_rate != float("inf"):
         wait = client["max_concurrency_wait_p99_ms"]
         remarks.append(f"Requests waited up to {wait:.0f} ms (99 %) for --max-concurrency.")
@@ -164,7 +164,7 @@ def print_ratios(results: "RoundResults") -> dict[str, Any]:
     for measured in results.runs:
         if measured.client["doubt"]:
             name = f"round {measured.round + 1} of {measured.url}"
-            click.echo(f"The figures of {name} are doubtful: {measured.client['bottleneck']}.")
+            click.echo(f"The figures of {name} are doubtful: {measured.client['doubt']}.")
     return {"ratios": ratios, "runs": [results.report(measured) for measured in results.runs]}
 
 

@@ -113,7 +113,7 @@ async def run_rounds(results: RoundResults, progress: Callable[[str, int, int, i
     Raises RequestError where a server does not answer the first request.
     """
     plan = results.plan
-    trace = _read_trace(plan)
+    files = _read_files(plan)  # before anything is sent
     async with AsyncExitStack() as stack:
         servers = [
             await stack.enter_async_context(Server(url, plan.api_key, plan.timeout))
@@ -125,21 +125,19 @@ async def run_rounds(results: RoundResults, progress: Callable[[str, int, int, i
             for server, model in zip(servers, plan.models, strict=True)
         ]
         for server, name in zip(servers, names, strict=True):
-            await _warm_up(plan, server, name, trace)
+            await _warm_up(plan, server, name, files)
         for i in range(plan.rounds):
             for place, (server, name) in enumerate(zip(servers, names, strict=True)):
-                await _measure(results, place, server, name, trace, i, progress)
+                await _measure(results, place, server, name, files, i, progress)
 
 
-async def _warm_up(
-    plan: LoadPlan, server: Server, model: str, trace: Sequence[TraceEntry] | None
-) -> None:
+async def _warm_up(plan: LoadPlan, server: Server, model: str, files: "_Files") -> None:
     """Requests that are not measured; the first one's error ends the test."""
     run = LoadRun()
     settings = LoadSettings(
         plan.num_warmups, None, 1, plan.settings.ignore_eos, plan.settings.extra_body
     )
-    workload = _workload(plan, trace, _WARMUP_SEED + plan.seed % _WARMUP_SEED)
+    workload = _workload(plan, files, _WARMUP_SEED + plan.seed % _WARMUP_SEED)
     await run_load(server, model, workload, random_arrivals(float("inf"), 1, 0), settings, run)
     first = run.records[0]
     if first.error is not None:
@@ -155,7 +153,7 @@ async def _measure(
     place: int,
     server: Server,
     model: str,
-    trace: Sequence[TraceEntry] | None,
+    files: "_Files",
     round: int,
     progress: Callable[[str, int, int, int], None],
 ) -> None:
@@ -165,13 +163,13 @@ async def _measure(
     seed = plan.seed + (2 * round + place if is_itself else round)
     what = f"round {round + 1} of {plan.rounds}, {'AB'[place]}: " if len(plan.urls) > 1 else ""
     arrivals: Iterator[float] = random_arrivals(plan.request_rate, plan.burstiness, seed)
-    if trace is not None:
-        arrivals = iter([entry.arrival for entry in trace])
+    if files.trace is not None:
+        arrivals = iter([entry.arrival for entry in files.trace])
     try:
         await run_load(
             server,
             model,
-            _workload(plan, trace, seed),
+            _workload(plan, files, seed),
             arrivals,
             plan.settings,
             run,
@@ -189,21 +187,31 @@ async def _measure(
         results.runs.append(MeasuredRun(place, server.url, model, round, run, summary, client))
 
 
-def _read_trace(plan: LoadPlan) -> list[TraceEntry] | None:
-    if plan.trace is None:
-        return None
-    trace = read_trace(plan.trace, plan.settings.num_requests)
-    infinite = plan.request_rate == float("inf")
-    return trace if infinite else scale_trace(trace, plan.request_rate)
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What was read of the user's files."""
+
+    trace: Sequence[TraceEntry] | None
+    dataset: Workload | None
 
 
-def _workload(plan: LoadPlan, trace: Sequence[TraceEntry] | None, seed: int) -> Workload:
-    if trace is not None:
-        return trace_workload(plan.path, trace, seed)
+def _read_files(plan: LoadPlan) -> _Files:
+    count = plan.settings.num_requests
+    trace, dataset = None, None
+    if plan.trace is not None:
+        trace = read_trace(plan.trace, count)
+        if plan.request_rate != float("inf"):
+            trace = scale_trace(trace, plan.request_rate)
     if plan.dataset is not None:
-        return file_workload(
-            plan.path, plan.dataset, plan.output_length, plan.settings.num_requests
-        )
+        dataset = file_workload(plan.path, plan.dataset, plan.output_length, count)
+    return _Files(trace, dataset)
+
+
+def _workload(plan: LoadPlan, files: _Files, seed: int) -> Workload:
+    if files.trace is not None:
+        return trace_workload(plan.path, files.trace, seed)
+    if files.dataset is not None:
+        return files.dataset
     return random_workload(
         plan.path,
         plan.random_input,
