@@ -13,7 +13,7 @@
                 swap; the tokens must be the same
 
 The load is drawn from a seed. All requests arrive at once and ignore end-of-sequence tokens, so the
-work does not depend on what the model says.
+work does not depend on the model's output.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MAX_MODEL_LEN = 1280
 
 @dataclass(frozen=True)
 class Load:
-    """Requests: token ids, and how many to answer with."""
+    """Requests: the prompt's token ids, and the number of tokens to generate."""
 
     prompts: list[list[int]]
     outputs: list[int]
@@ -50,7 +50,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Run:
-    """How a load went."""
+    """The result of a load."""
 
     seconds: float
     outputs: list[RequestOutput]
@@ -106,7 +106,7 @@ def _tokens(rng: random.Random, vocab: int, count: int) -> list[int]:
 def run(path: Path, load: Load, **options: Any) -> Run:
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in load.outputs]
     with LLM(path, max_model_len=MAX_MODEL_LEN, max_num_seqs=NUM_SEQS, **options) as llm:
-        # memory is touched once
+        # touch all memory first
         llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
         before, start = llm.stats(), time.perf_counter()
         outputs = llm.generate(load.prompts, params, use_tqdm=False)
@@ -138,7 +138,7 @@ def overhead(path: Path, vocab: int) -> dict[str, Any]:
 
 def batching(path: Path, load: Load, vocab: int, llama: Path | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    # padded: the useful tokens alone are counted
+    # padded: only the useful tokens count
     for way in ("padded", "static", "dynamic", "continuous"):
         r = (
             run(path, padded_load(load, vocab), batching="static")

@@ -1,16 +1,16 @@
-"""Every op of a backend on the shapes of real models: microseconds, and what part of the machine's
-arithmetic and memory that is.
+"""Every op of a backend on the shapes of real models: microseconds, and the shares of the machine's
+peak FLOP/s and bandwidth.
 
     scripts/bench kernels [BACKEND] [--op OP] [--all]
     scripts/bench kernels native --linear [--isa ISA] [--threads N]
 
-An op is timed inside a forward pass, as models call it, many times over, so that feeding its inputs
-hardly counts. The least of several rounds is shown. FLOPs and bytes are those of
-`pellucid/ops/cost.py`: a weight counts as large as its format packs it, even where a backend keeps
-it decoded and reads more. The last line is JSON.
+An op is timed inside a forward pass, as models call it, many times over, so that the setup of its
+inputs hardly counts. The shortest of several rounds is shown. FLOPs and bytes are those of
+`pellucid/ops/cost.py`: a weight counts with its packed size, even if a backend keeps it decoded and
+reads more. The last line is JSON.
 
 --linear times the native backend's linear layer instead, in every format and for 1 to 512 rows:
-GB/s and GOP/s, and what share that is of the machine's ceilings, which are measured first
+GB/s and GOP/s, and the shares of the machine's ceilings, which are measured first
 (pellucid/measure/machine.py). The weight is 2048 × 4096, larger than L2; a loop over it alone runs
 from L3 where that is large enough to hold it, so the ceiling is that of its own size. "bound" is
 the time that the ceilings allow over the time that was taken.

@@ -1,5 +1,5 @@
-"""This checkout beside another one of Pellucid, in fine pairs: two processes take turns at one
-measurement each, so that both meet the same state of the machine.
+"""Compares this checkout with another one of Pellucid in short pairs: two processes take turns, one
+measurement each, so that both see the same state of the machine.
 
     scripts/bench pairs OTHER_CHECKOUT MODEL.gguf [--pairs 40] [--threads 2]
 
@@ -50,7 +50,7 @@ DRIVER = HERE / "src" / "pellucid" / "measure" / "bench_model.py"
 
 
 class Worker:
-    """A process that measures one checkout when it is asked."""
+    """A process that measures one checkout on request."""
 
     def __init__(self, checkout: Path, model: Path, threads: int) -> None:
         command = [sys.executable, "-c", WORKER, str(DRIVER), str(model), str(threads)]

@@ -1,4 +1,4 @@
-"""What choosing the tokens of a step costs, in milliseconds: rows × vocabulary × parameters.
+"""The time of sampling the tokens of a step, in milliseconds: rows × vocabulary × parameters.
 
     scripts/bench sampling [--rows 1 8 32] [--vocab 49152 151936 262144] [--runs 9] [--step MS]
 

@@ -1,7 +1,7 @@
-"""scripts/bench scheduler: what one decode step costs the scheduler, in µs of `schedule` and of
+"""scripts/bench scheduler: the scheduler's time for one decode step, in µs of `schedule` and of
 `update`. No model is run.
 
-Every request has its prompt behind it and draws one token per step. Blocks hold 16 tokens, and the
+Every request has computed its prompt and draws one token per step. Blocks hold 16 tokens, and the
 prompts' lengths differ, so that each step brings one request in 16 to the end of a block, where it
 needs a new one and publishes the old. Mean: of 64 steps, four blocks of each request. One JSON line
 at the end.
@@ -26,7 +26,7 @@ OUTPUT = 2 * STEPS + BLOCK
 
 @dataclass(frozen=True)
 class Cost:
-    """Microseconds of the steps that were measured."""
+    """Microseconds of the measured steps."""
 
     schedule: float  # median
     update: float  # median

@@ -1,19 +1,19 @@
-"""Decode while cores are scarce: more threads than cores, and neighbours that never rest, against
+"""Decode with too few cores: more threads than cores, and busy neighbour processes, compared with
 the fair share of the machine.
 
     scripts/bench threads MODEL.gguf [--threads 2] [--steps 120] [--runs 5]
 
-The cases are taken in turn, in processes of their own: alone with THREADS threads; with twice and
-with four times as many, on the cores of THREADS; beside one process that keeps a core busy, and
-beside two; two engines at once. The fair share is what a scheduler that loses nothing would leave:
-all of the lone speed, since threads that take turns do the same work; beside B busy threads of
-others, threads / (threads + B) of it; half. "×" is the fair share over what was reached, median and
-worst: 1 loses nothing.
+The cases run in turn, each in its own process: alone with THREADS threads; with twice and with four
+times as many on the same cores; beside one and two processes that each keep a core busy; and two
+engines at once. The fair share is the speed with a perfect scheduler: the speed alone, if the cores
+are only shared among our own threads; threads / (threads + B) of it beside B busy threads of
+others; half of it for two engines. "×" is the fair share over the measured speed, median and worst:
+1 means no loss.
 
-"neighbours" is the cores that the busy processes got while ours decoded, "strangers" those that
-went to anything else on the machine: a figure with strangers beside it is theirs as well. Run it at
-ordinary priority (sharing is what it measures) with nothing else to do. Linux only. The last line
-is JSON.
+"neighbours" is the number of cores that the busy processes got while ours decoded, "strangers"
+those that any other process got. If "strangers" is not near 0, they have affected the figure. Run
+it at ordinary priority (sharing is what it measures) with nothing else to do. Linux only. The last
+line is JSON.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Run:
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:
-    """A process that has said on standard output that it is ready."""
+    """A process that has reported on standard output that it is ready."""
     process = subprocess.Popen(
         [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -63,7 +63,7 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
 
 
 def machine_seconds() -> float:
-    """That all processes have had of all CPUs (user, nice, system, interrupts)."""
+    """CPU seconds of all processes on all CPUs (user, nice, system, interrupts)."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()
     return sum(int(fields[i]) for i in (1, 2, 3, 6, 7)) / float(os.sysconf("SC_CLK_TCK"))
 

@@ -1,7 +1,7 @@
-"""`Constraint`: what one request's output must obey, as the engine sees it.
+"""`Constraint`: the engine's interface to the constraint on one request's output.
 
-The engine asks for the tokens that may follow, and tells which token was taken. It does not know
-how a constraint decides: `structured/` builds them from JSON Schemas, regexes and grammars.
+The engine asks for the tokens that may follow, and reports the token that was taken. `structured/`
+builds constraints from JSON Schemas, regexes and grammars.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ class Constraint(Protocol):
         draft: 1 + len(draft_token_ids) masks. None behind a draft that may not be drawn. The state
         does not change.
 
-        Raises RequestError where the constraint cannot be computed within its limits.
+        Raises RequestError if the constraint cannot be computed within its limits.
         """
         ...
 
     def advance(self, token_id: int) -> bool:
-        """Take a token that was drawn. True where the output is complete: nothing may follow."""
+        """Add a token that was drawn. True if the output is complete: no token may follow."""
         ...
 
     def copy(self) -> "Constraint":
-        """A constraint in the same state that shares nothing which changes."""
+        """An independent constraint in the same state."""
         ...

@@ -1,5 +1,5 @@
-"""`StructuredOutputsParams`: what the text of an answer must be. Plain data; `structured/` compiles
-it.
+"""`StructuredOutputsParams`: the constraint on an answer's text, as plain data. `structured/`
+compiles it.
 """
 
 import json
@@ -20,7 +20,7 @@ MAX_CHOICE = 1024  # characters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
-    """What the text of an answer must be; exactly one field is set. The names are vLLM's.
+    """The constraint on an answer's text; exactly one field is set. The names are vLLM's.
 
     An answer that ends by itself is valid. One that reaches max_tokens before it is complete has
     the finish_reason "length".
@@ -77,7 +77,7 @@ class StructuredOutputsParams:
 
     @classmethod
     def from_response_format(cls, value: object) -> "StructuredOutputsParams | None":
-        """What OpenAI's `response_format` asks for; None for plain text."""
+        """The constraint of OpenAI's `response_format`; None for plain text."""
         if not isinstance(value, Mapping):
             raise ConfigError(f"response_format is {show(value)}; it must be an object with a type")
         kind = value.get("type")
@@ -127,7 +127,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check_depth(schema: object) -> None:
-    """Raise ConfigError for a schema that is nested too deep, or that holds itself."""
+    """Raise ConfigError for a schema that is nested too deep, or that contains itself."""
     level, depth = [schema], 0
     while level:
         depth += 1

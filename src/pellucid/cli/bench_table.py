@@ -1,6 +1,6 @@
 """Rows of a benchmark as they are measured: a table, Markdown, CSV, JSON, or JSON line by line.
 
-A row is printed when it is measured, so that an interrupted run leaves what it has. The table ends
+A row is printed when it is measured, so that an interrupted run keeps its rows. The table ends
 with one line of JSON, which holds all rows; `json` is that line alone.
 """
 
@@ -32,12 +32,12 @@ class RowPrinter:
         self._records: list[Mapping[str, Any]] = []
 
     def note(self, text: str) -> None:
-        """A line beside the table; programs get nothing of it."""
+        """A line beside the table; the formats for programs leave it out."""
         if self._form in ("table", "md"):
             click.echo(one_line(text))
 
     def row(self, cells: Sequence[str], record: Mapping[str, Any]) -> None:
-        """The cells of the table, and the same for programs. Flat values alone go to CSV."""
+        """Print a row: `cells` of the table, or `record` for programs (in CSV flat values only)."""
         is_first = not self._records
         self._records.append(record)
         if self._form in ("table", "md"):

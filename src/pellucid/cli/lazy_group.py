@@ -1,4 +1,4 @@
-"""A group of commands, each imported when it is asked for: a start does not pay for the others."""
+"""A group of commands. Each is imported when it is called, and not at every start."""
 
 from collections.abc import Mapping
 from importlib import import_module

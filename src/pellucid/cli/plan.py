@@ -88,7 +88,7 @@ def plan(
     try:
         headers = read_headers(path)
     except UnsupportedError:
-        # Attention of DeepSeek is not built, but what it keeps of a token is known.
+        # DeepSeek's attention is not built, but the size of its cache is known.
         if not isinstance(path, Path):
             raise
         config_json = path / "config.json" if path.is_dir() else path

@@ -1,7 +1,7 @@
-"""Work that another thread does while this one is busy with something else.
+"""Work in another thread while the caller does something else.
 
-The work is an iterator, so that it can be stopped between two of its items: when this thread fails,
-or Ctrl-C interrupts it, nobody waits for all of the work.
+The work is an iterator, so it can be stopped between two items. If the caller fails, or Ctrl-C
+interrupts it, it waits for one item at most.
 """
 
 import threading
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 class Background(Generic[T]):
     """Collects the items of `work()` in a thread. Use it as a context manager: leaving it stops the
-    thread after the item that it is at.
+    thread after the current item.
     """
 
     def __init__(self, work: Callable[[], Iterable[T]]) -> None:
@@ -35,7 +35,7 @@ class Background(Generic[T]):
             self._error = error
 
     def result(self) -> list[T]:
-        """All items, when they are there; or the exception that ended the work."""
+        """Wait for all items and return them; raises the exception that ended the work."""
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -1,7 +1,7 @@
-"""What a proposer of drafts may give, and how it is checked.
+"""The interface of a proposer of drafts, and the check of its drafts.
 
-Drafts only save steps. So a proposer that raises, or gives anything but lists of the model's token
-ids, costs no request its answer: the core logs one warning and does not ask it again.
+Drafts only save steps. So if a proposer raises, or returns anything but lists of the model's token
+ids, no request fails: the core logs one warning and does not call it again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +13,15 @@ from ..request import Request
 
 __all__ = ["Proposer", "check_drafts"]
 
-# Requests that decode -> draft tokens, by request_id. Those that it leaves out get none.
+# Requests that decode -> draft tokens, by request_id. Requests that it leaves out get none.
 Proposer: TypeAlias = Callable[[Sequence[Request]], Mapping[str, list[int]]]
 
 
 def check_drafts(
     proposed: object, decoding: Sequence[Request], vocab_size: int, limit: int
 ) -> dict[str, list[int]]:
-    """The first `limit` drafts of each request that decodes. Raises EngineError for anything else
-    than a mapping of request ids to lists of token ids.
+    """The first `limit` drafts of each request that decodes. Raises EngineError unless `proposed`
+    is a mapping of request ids to lists of token ids.
     """
     if not isinstance(proposed, Mapping):
         raise EngineError(f"it gave {show(proposed)} and no mapping of request ids to drafts")

@@ -1,7 +1,8 @@
-"""What explains the times of an engine's requests: the ledger of `measure/explain.py`, imported
-when a reader of an output first asks.
+"""Explains the times of an engine's requests by `measure/explain.py`, which is imported when an
+explanation is first requested.
 
-The ledger belongs to the native backend's program. Another backend's times are told alone.
+Costs are known only for the native backend's programs. For another backend only the times are
+given.
 """
 
 from collections.abc import Callable, Mapping

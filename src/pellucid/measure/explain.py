@@ -1,9 +1,9 @@
-"""Why a request took as long as it did: queue, prefill and decode, what bound each, and how near to
-the machine's ceilings it ran, in one sentence.
+"""Explains the time of a request in one sentence: queue, prefill and decode, what bound each, and
+its share of the machine's ceilings.
 
 The least time of its own tokens at the ceilings is compared with the time taken. Other requests of
-a batch share the steps and the reading of the weights, so their part of the computed tokens is told
-beside it.
+a batch share the steps and the reading of the weights, so the sentence also gives their part of the
+computed tokens.
 """
 
 from collections import Counter

@@ -1,8 +1,8 @@
-"""What a plan needs of a model, from headers alone: its config and the format and shape of each
+"""The inputs of a plan, from headers alone: a model's config, and the format and shape of each
 parameter. No weight is read: of a model of the hub that is not here, `config.json` is fetched, or
 the header of its GGUF file.
 
-A `config.json` alone says the shapes; the format is then its `torch_dtype`.
+If only `config.json` is there, the shapes follow from it, and the format is its `torch_dtype`.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
-"""How long each op of a model takes on this machine where memory is no obstacle: a model of a few
-layers is run, one of each kind that the real model has, with weights of zeros.
+"""The time of each op of a model on this machine if memory is not the bound. A small model is run,
+with one layer of each kind of the real model, and with weights of zeros.
 
-A kernel of a decode step unpacks weights no faster than its instructions allow, however fast the
-memory is; small ops take the time of a barrier. Neither is in the roofline, and both are in these
-times. The few layers lie in a cache of the CPU, so the roof of the memory is applied afterwards
-(`plan.py`). Zeros take as long as other numbers: no kernel looks at values.
+In a decode step, unpacking weights takes time even with fast memory, and small ops take the time of
+a barrier. The roofline has neither; these times have both. The small model fits in a cache of the
+CPU, so the memory's roof is applied afterwards (`plan.py`). Zeros take as long as other numbers,
+because no kernel branches on values.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ MAX_BYTES = 1 << 30  # of the few layers and their caches: above, nothing is mea
 MAX_VOCAB = 16_384  # rows of the embedding that are run; the time of the head grows with its bytes
 TRIES = 5  # of which the median counts
 
-# What makes two entries alike: label, group, format and shape of the weight, outside the head.
+# Entries are alike if these agree: label, group, format and shape of the weight, outside the head.
 _Key: TypeAlias = tuple[str, str, TensorSpec | None]
 
 
@@ -44,8 +44,8 @@ class KernelTimes:
 def measure_kernel_times(
     program: ModelProgram, backend: NativeBackend, step: StepShape
 ) -> KernelTimes | None:
-    """Run a step of this shape through one layer of each kind. None where these layers alone are
-    too large to be run for a prediction.
+    """Run a step of this shape through one layer of each kind. None if these layers alone are too
+    large to be run for a prediction.
     """
     config, specs = _one_of_each_kind(program)
     first = program.layout.specs[0]

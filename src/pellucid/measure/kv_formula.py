@@ -1,9 +1,9 @@
-"""The KV cache of a model in words and numbers: the formula of its bytes per token, written out.
+"""The formula of a model's KV cache bytes per token, written out with its numbers.
 
     per layer = KV heads · (bytes of a key + bytes of a value)
 
 MHA has a KV head for each query head, GQA one for several (Ainslie et al., arXiv:2305.13245), MQA
-one for all (Shazeer, arXiv:1911.02150). A layer with a sliding window keeps its last tokens only.
+one for all (Shazeer, arXiv:1911.02150). A layer with a sliding window keeps only its last tokens.
 MLA keeps one latent vector per token in place of keys and values (DeepSeek-V2, arXiv:2405.04434).
 """
 
@@ -16,7 +16,7 @@ from ..kv.layout import KVLayout
 
 __all__ = ["KV_ALIASES", "LatentCache", "kv_formula", "read_latent_cache"]
 
-# Other names of what keys and values are kept in. bf16 takes the bytes of f16.
+# Other names of KV cache dtypes. bf16 takes as many bytes as f16.
 KV_ALIASES = {
     "bf16": "f16",
     "bfloat16": "f16",
@@ -89,7 +89,7 @@ def read_latent_cache(
     values: Mapping[str, object], kv_dtype: str, where: str
 ) -> LatentCache | None:
     """The cache of a DeepSeek-like config.json; None where it has no `kv_lora_rank`. Raises
-    FormatError where its sizes are not what sizes can be.
+    FormatError for sizes that are not positive integers.
     """
     if not isinstance(values.get("kv_lora_rank"), int):
         return None

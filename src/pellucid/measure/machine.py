@@ -1,17 +1,17 @@
 """Measures this machine: read bandwidth, peaks of each instruction set, the cost of a barrier and
-the read rate of the disk. A measured speed is told as a share of these.
+the read rate of the disk. Measured speeds are compared with these ceilings.
 
 Reading depends on the working set (from L2, from L3, from memory) and on the number of threads.
-Peaks are measured with the instructions of each set of kernels, in registers: of bytes, as linear
-layers of quantized weights do, and of float32, as attention and all else does. The loops are
-csrc/kernels/ceilings.inc.
+Peaks are measured with the instructions of each set of kernels, in registers: products of bytes, as
+in linear layers of quantized weights, and of float32, as in attention and all other ops. The loops
+are csrc/kernels/ceilings.inc.
 
 A shared machine's bandwidth may change by a factor of two within seconds. So every figure is a
 range of readings, and the readings of all figures are taken in turns. A benchmark does the same
 with a `ReadMeter`: it takes a reading before each round of its own work.
 
 Bandwidth is in bytes/s, peaks are in operations/s (a multiply-add is two). Measuring keeps every
-thread busy: nobody else should measure at the same time.
+thread busy: run only one measurement at a time.
 """
 
 import hashlib
@@ -53,16 +53,14 @@ WORKING_SETS = tuple(1 << n for n in range(20, 33))  # 1 MiB … 4 GiB
 DISK_BYTES = 128 << 20
 READING_SECONDS = 0.015
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
-LARGE = (
-    256 << 20
-)  # larger working sets are read by one thread and by all, not by the counts between
+LARGE = 256 << 20  # larger working sets are read only with one thread and with all threads
 BARRIERS = 2000
 MAX_FILE_BYTES = 1 << 20
 PEAKS = {"int8": _native.measure_int8_peak, "float32": _native.measure_float_peak}
 
 
 class ReadMeter:
-    """Readings of the read bandwidth of one working set, in turns with the work that is measured:
+    """Readings of the read bandwidth of one working set, taken between the rounds of a benchmark:
 
         meter = ReadMeter(backend.isa, backend.threads, weight_bytes)
         for _ in range(rounds):
@@ -123,7 +121,7 @@ class Machine:
 
     fingerprint: Mapping[str, str]
     measured_at: str  # local time, ISO 8601
-    seconds: float  # that measuring took
+    seconds: float  # taken by the measurement
     memory_bytes: int
     read_bandwidth: Mapping[int, Mapping[int, Range]]  # threads -> working set in bytes -> bytes/s
     peaks: Mapping[str, Mapping[int, Mapping[str, Range]]]  # isa -> threads -> dtype -> op/s
@@ -131,7 +129,7 @@ class Machine:
     disk_bandwidth: Range | None  # bytes/s; None: the system cannot drop a file from its cache
 
     def ceilings(self, isa: str, threads: int) -> Ceilings:
-        """Of the largest measured number of threads that is not larger than `threads`."""
+        """The ceilings for the largest measured number of threads up to `threads`."""
         if isa not in self.peaks:
             raise PellucidError(f"isa {isa!r} was not measured: it can be {', '.join(self.peaks)}")
         count = max(n for n in self.read_bandwidth if n <= max(threads, 1))
@@ -164,7 +162,7 @@ def measure_machine(
     sizes = [size for size in sorted(working_sets) if size <= memory // 2] or [min(working_sets)]
     figures = _figures(threads, sizes)
     readings: dict[tuple[str | int, ...], list[float]] = {key: [] for key in figures}
-    # rounds over all figures, so that what disturbs the machine for seconds meets each of them
+    # go round all figures, so that a disturbance of some seconds affects each of them
     for done in range(MOST_ROUNDS):
         share = (time.monotonic() - start) / seconds
         if done >= LEAST_ROUNDS and share >= 1:
@@ -204,7 +202,7 @@ def _thread_counts(cpus: int) -> list[int]:
 def _figures(
     threads: Sequence[int], sizes: Sequence[int]
 ) -> dict[tuple[str | int, ...], Callable[[], float]]:
-    """What is measured, and how to take one reading of it."""
+    """The figures to measure, each with a function that takes one reading."""
     pools = {n: _native.ThreadPool(n) for n in threads}
     buffer = _native.ReadBuffer(pools[max(threads)], max(sizes))
     features = set(detect_cpu().features)
@@ -225,8 +223,8 @@ def _figures(
 
 
 def _disk_bandwidth(folder: Path) -> Range | None:
-    """How fast a file in `folder` is read that the system has dropped from its cache. Writes a
-    file of its own and deletes it. The host of a virtual machine may have it cached still.
+    """The rate of reading a file that is not in the system's cache. Writes a temporary file in
+    `folder` and deletes it. The host of a virtual machine may still have it in its cache.
     """
     if sys.platform != "linux":  # elsewhere the cache cannot be dropped
         return None
@@ -243,12 +241,12 @@ def _disk_bandwidth(folder: Path) -> Range | None:
             file.flush()
             os.fsync(file.fileno())
             return Range.of([size / _read_seconds(file.fileno(), size) for _ in range(3)])
-    except OSError:  # a cache that others own, or a full disk
+    except OSError:  # a folder of another user, or a full disk
         return None
 
 
 def _read_seconds(fd: int, size: int) -> float:
-    """Of reading the file from its start, not from the page cache."""
+    """Seconds of reading the file from its start, not from the page cache."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     room = memoryview(bytearray(4 << 20))
     start = time.perf_counter()
@@ -258,7 +256,7 @@ def _read_seconds(fd: int, size: int) -> float:
 
 
 def fingerprint() -> dict[str, str]:
-    """What the figures depend on: where it differs, they are measured again."""
+    """The properties on which the figures depend. If one differs, the machine is measured again."""
     cpu = detect_cpu()
     module = Path(_native.__file__).read_bytes()
     return {
@@ -290,8 +288,8 @@ def machine_json(machine: Machine) -> str:
 
 
 def load_machine(path: Path) -> Machine:
-    """What was measured before. Raises PellucidError, with the reason, where that is not there or
-    is of another machine.
+    """What was measured before. Raises PellucidError, with the reason, if there is none or if it is
+    of another machine.
     """
     if not path.is_file():
         raise PellucidError("this machine was not measured yet")

@@ -1,11 +1,11 @@
 """What a model will need and how fast it will be, before anything is loaded: weights, KV cache and
-activations, what fits beside each other, and the speed that the roofline predicts.
+activations, how many requests fit, and the speed that the roofline predicts.
 
     seconds of a step = Σ over its ops of max(bytes / bandwidth, FLOPs / peak, time of its kernel)
 
 On this machine bandwidth and peaks are measured, and so is the time of each kernel in cache
-(`kernel_times.py`), with what Python takes per step. On a device of a data sheet the sum is the
-roofline alone: nothing there was ever run, so real programs are slower.
+(`kernel_times.py`), with what Python takes per step. For a device from a data sheet only the
+roofline counts. Nothing was run on it, so real programs are slower.
 
 Tensor parallelism cuts the heads, the MLP and the vocabulary into equal parts, one per device; two
 sums over all devices per layer go over the link (2·(N-1)/N of the hidden states, as in a ring).
@@ -37,7 +37,7 @@ __all__ = ["MemoryPlan", "Speed", "WeightGroup", "build_memory_plan", "predict",
 
 CHUNK = 512  # tokens of a step of prefill: EngineConfig's default
 USABLE = 0.9  # of a device's memory, vLLM's default too
-# What Python takes of a step on this class of machine: the schedule, the batch, sampling, text.
+# Seconds of Python in a step on this class of machine: schedule, batch, sampling, text.
 PYTHON_SECONDS = 0.35e-3
 PYTHON_SECONDS_PER_LOGIT = 0.8e-9  # of sampling: a pass over each row of logits
 PYTHON_SECONDS_PER_REQUEST = 20e-6
@@ -106,8 +106,8 @@ def build_memory_plan(
     hardware: Ceilings | None = None,
     tp: int = 1,
 ) -> MemoryPlan:
-    """Add up what an engine takes. `hardware` is a data sheet; None: this machine. `ctx` None: the
-    model's own context, 4,096 tokens at most.
+    """Add up the memory of an engine. `hardware` is a data sheet; None: this machine. `ctx` None:
+    the model's own context, 4,096 tokens at most.
     """
     config = headers.config
     longest = config.max_position_embeddings
@@ -120,7 +120,7 @@ def build_memory_plan(
         raise ConfigError(
             f"tp is {tp}; on this machine one process runs the model: name --hardware"
         )
-    # One device's part of the model.
+    # Cut the model for one device.
     asked = [name.strip() for name in kv_dtype.split(",")]
     plain = ",".join(KV_ALIASES.get(name, name) for name in asked)
     dtypes = choose_kv_dtypes(plain, backend.kv_dtypes)
@@ -130,7 +130,7 @@ def build_memory_plan(
     part, specs = _part(config, headers.specs, tp)
     program = build_model_program(part, specs, backend, dtypes)
     layout = program.layout
-    # What a step needs, at its largest.
+    # Compute the memory of the largest step.
     if hardware is None:
         engine = EngineConfig(max_model_len=ctx)
         rows = count_logits(part, engine, batch)
@@ -144,7 +144,7 @@ def build_memory_plan(
             "logits": batch * program.result.width * 4,
         }
         available = int(hardware.memory_bytes * USABLE)
-    # What is left for the KV cache.
+    # Compute the rest, for the KV cache.
     rest = available - program.weight_bytes - sum(items.values())
     blocks = max(0, rest) // layout.bytes_per_block
     formula = kv_formula(part, layout, (names[0], names[1]))
@@ -168,7 +168,7 @@ def build_memory_plan(
 def _part(
     config: ModelConfig, specs: Mapping[str, TensorSpec], tp: int
 ) -> tuple[ModelConfig, Mapping[str, TensorSpec]]:
-    """What one of `tp` devices holds."""
+    """The part of the model that one of `tp` devices holds."""
     if tp == 1:
         return config, specs
     for name, size in (
@@ -274,7 +274,7 @@ def _speed(plan: MemoryPlan, tokens: int, parts: Mapping[str, float], step: Step
 def _step(
     plan: MemoryPlan, ceilings: Ceilings, backend: NativeBackend | None, step: StepShape
 ) -> dict[str, float]:
-    """Seconds of a step by what binds each of its ops."""
+    """Seconds of a step, by the resource that binds each op."""
     program = plan.program
     kernels = None if backend is None else measure_kernel_times(program, backend, step)
     parts = {"memory": 0.0, "arithmetic": 0.0, "kernels": 0.0}
@@ -287,7 +287,7 @@ def _step(
             "arithmetic": ceilings.arithmetic_seconds(cost),
             "kernels": 0.0 if kernels is None else kernels.seconds[i],
         }
-        if kernels is not None and not item.is_streamed:  # it was measured where it runs
+        if kernels is not None and not item.is_streamed:  # the measured time includes the memory
             times["memory"] = 0.0
         bound = max(times, key=lambda name: times[name])
         # kernels near the peak are bound by it
@@ -310,6 +310,6 @@ def _step(
 
 
 def _on_accelerator(cost: OpCost, *, is_small: bool) -> OpCost:
-    """Weights are multiplied in 16 bits there, and activations are kept in them."""
+    """The cost on a device that multiplies weights and stores activations in 16 bits."""
     halves = 2 if is_small else 1
     return OpCost(cost.flops, cost.bytes_read // halves, cost.bytes_written // halves)

@@ -48,7 +48,7 @@ class _ObjectReader:
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
         self.name: str | None = None
-        self.arguments = ""  # as far as they were read, and not yet taken
+        self.arguments = ""  # the part that was read and not yet returned
         self.has_arguments = False
         self.is_done = False
         self._read: Callable[[str], None] = self._begin
@@ -58,7 +58,7 @@ class _ObjectReader:
         self._in_string = self._is_escaped = False
 
     def push(self, char: str) -> None:
-        """Take one character. Raises _NotACallError where it cannot belong to a call."""
+        """Read one character. Raises _NotACallError if it cannot belong to a call."""
         self._read(char)
 
     def _begin(self, char: str) -> None:

@@ -1,13 +1,13 @@
-"""From `StructuredOutputsParams` to a constraint: `llguidance` compiles JSON Schemas, regexes and
-grammars, and computes which tokens may follow.
+"""Compiles `StructuredOutputsParams` to a constraint. `llguidance` compiles JSON Schemas, regexes
+and grammars, and computes which tokens may follow.
 
 At each position the parser's state allows some byte strings. A mask over the vocabulary keeps the
-tokens whose bytes continue one of them; sampling bans the others before it draws. So an answer is
-valid as soon as it is complete, whatever the model prefers.
+tokens whose bytes continue one of them; sampling bans the others before it draws. So every complete
+answer is valid.
 
-Everything here comes from strangers: texts are bounded in length and depth, and the library is
-given limits for the size of a grammar and for the work of one step. A grammar that exceeds them
-ends its own request with an error.
+All of this is untrusted input. Texts are bounded in length and depth, and the library gets limits
+for the size of a grammar and for the work of one step. A grammar that exceeds them ends its own
+request with an error.
 """
 
 import json
@@ -43,7 +43,7 @@ _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")  # these have a meaning in a
 
 
 class GrammarCompiler:
-    """Compiles for one tokenizer, and keeps what was compiled last. For any number of threads.
+    """Compiles for one tokenizer, and caches the latest grammars. Any number of threads may use it.
 
     The library's own view of the vocabulary is built at the first call; it takes about a second for
     150,000 tokens.
@@ -51,19 +51,19 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()  # guards all that follows
+        self._lock = threading.Lock()  # guards all fields below
         self._vocabulary: llguidance.LLTokenizer | None = None
         # by kind and text; the last used is at the end
         self._compiled: OrderedDict[tuple[str, str], GrammarConstraint] = OrderedDict()
 
     def constraint(self, params: SamplingParams) -> GrammarConstraint | None:
-        """The constraint of a request; None where it asks for none."""
+        """The constraint of a request; None if it has none."""
         wanted = params.structured_outputs
         return None if wanted is None else self.compile(wanted)
 
     def compile(self, params: StructuredOutputsParams) -> GrammarConstraint:
-        """A constraint at its beginning. Raises RequestError for a text that is no valid schema,
-        regex or grammar, and ConfigError where the library is not installed.
+        """A new constraint. Raises RequestError for a text that is no valid schema, regex or
+        grammar, and ConfigError if the library is not installed.
         """
         kind, text = params.kind_and_text()
         with self._lock:
@@ -108,7 +108,7 @@ class GrammarCompiler:
 
 
 def _grammar(library: "type[llguidance.LLMatcher]", kind: str, text: str) -> str:
-    """The grammar as the library takes it."""
+    """The grammar in the library's format."""
     if kind in ("json", "json_object"):
         schema = json.loads(text)
         # an options' object within a schema would undo the limit on whitespace
@@ -127,7 +127,7 @@ def _grammar(library: "type[llguidance.LLMatcher]", kind: str, text: str) -> str
 
 
 class _View:
-    """What the library reads of a tokenizer."""
+    """The part of a tokenizer that the library reads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_token_id = min(tokenizer.eos_token_ids, default=0)

@@ -25,7 +25,7 @@ class GrammarConstraint:
     def masks(self, draft_token_ids: Sequence[int]) -> list[NDArray[np.bool_] | None]:
         """See `Constraint.masks`."""
         masks: list[NDArray[np.bool_] | None] = [self._mask()]
-        # Go along the drafts as far as they may be drawn, and back.
+        # Advance along the drafts as far as they are allowed, then roll back.
         num_taken = 0
         for token_id in draft_token_ids:
             if self._matcher.is_stopped() or not self._matcher.try_consume_tokens([token_id]):
@@ -40,7 +40,7 @@ class GrammarConstraint:
     def advance(self, token_id: int) -> bool:
         """See `Constraint.advance`."""
         self._matcher.consume_token(token_id)
-        # a matcher that failed says so at its next mask
+        # if it fails, the matcher reports that at its next mask
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def copy(self) -> "GrammarConstraint":
