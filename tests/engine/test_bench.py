@@ -189,3 +189,11 @@ def test_what_throughput_cannot_measure_is_said_in_one_sentence(
     result = run("throughput", tiny_path, "-ntg", "2", "-npl", "1", *arguments)
     assert result.exit_code == 1
     assert sentence in result.output and len(result.output.splitlines()) == 1
+
+
+def test_a_cold_start_is_a_fresh_process(tiny_path: Path) -> None:
+    (row,) = last_line(run("latency", tiny_path, "--cold-start", "-r", "2", "-t", "1"))["results"]
+    assert len(row["starts"]) == 2 and row["peer_starts"] == []
+    for start in row["starts"]:
+        assert 0 < start["first_token"] <= start["end"]
+        assert start["peak"] > 1 << 20 or sys.platform != "linux"

@@ -51,6 +51,11 @@ __all__ = ["latency"]
     help="Tokens that lie in the cache before.",
 )
 @size_options
+@click.option(
+    "--cold-start",
+    is_flag=True,
+    help="Instead: a fresh process from its start to the first token, and its peak of memory.",
+)
 @debug_option
 def latency(
     options: BenchOptions,
@@ -60,6 +65,7 @@ def latency(
     n_depth: tuple[int, ...],
     batch_size: tuple[int, ...],
     ubatch_size: tuple[int, ...],
+    cold_start: bool,
 ) -> None:
     """Measure the speed of one sequence, in tokens per second: mean ± standard deviation.
 
@@ -75,6 +81,11 @@ def latency(
     from ..measure.bench_rounds import Samples
     from ..measure.bench_tests import build_tests
 
+    if cold_start:
+        from .bench_cold import run_cold_start
+
+        run_cold_start(options)
+        return
     # The rows and the columns.
     tests = build_tests(n_prompt, n_gen, pairs, n_depth)
     with_sizes = len(batch_size) > 1 or len(ubatch_size) > 1

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ConfigError, PellucidError
+from .bench_start import ColdStart, PeakMeter
 from .bench_tests import Test
 
 __all__ = [
@@ -92,6 +93,10 @@ class Peer(Protocol):
 
     def run_requests(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> float:
         """Seconds until all requests have ended, which are there at once."""
+        ...
+
+    def run_cold(self) -> ColdStart:
+        """A fresh process that loads the model and computes one token."""
         ...
 
     def close(self) -> None: ...
@@ -184,6 +189,20 @@ class LlamaCpp:
 
     def run_requests(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> float:
         raise PellucidError("llama.cpp's benchmarks take no requests")
+
+    def run_cold(self) -> ColdStart:
+        bench = find_program("llama-bench", self.folder)
+        command = [bench, *self._options(), "-p", 1, "-n", 0, "-r", 1, "--no-warmup"]
+        meters: list[PeakMeter] = []
+
+        def watch(pid: int) -> None:
+            if not meters:
+                meters.append(PeakMeter(pid))
+
+        start = time.perf_counter()
+        _run([*command, "-o", "json"], watch)
+        end = time.perf_counter() - start
+        return ColdStart(end, end, meters[0].stop())
 
     def close(self) -> None:
         pass
@@ -301,13 +320,13 @@ def _run(
     with process:
         try:
             while True:
+                if watch is not None:
+                    watch(process.pid)
                 try:
                     out, err = process.communicate(timeout=0.05 if watch else None)
                     break
                 except subprocess.TimeoutExpired:
-                    if watch is not None:
-                        watch(process.pid)
-                    time.sleep(0)
+                    continue
         except BaseException:
             process.kill()
             raise

@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,6 +22,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError, PellucidError
 from ..weights.checkpoint import open_checkpoint
 from .bench_peers import LlamaCpp, Peer, PeerFacts, Setup, find_program
+from .bench_start import ColdStart, PeakMeter
 from .bench_tests import Test
 
 __all__ = ["PythonPeer", "open_peer", "vllm_config"]
@@ -63,6 +66,7 @@ class PythonPeer:
         self._log: deque[str] = deque(maxlen=20)  # the last lines that it wrote to standard error
         self._folder = tempfile.TemporaryDirectory(prefix="pellucid-bench-")
         self._facts: PeerFacts | None = None
+        self._opened: dict[str, Any] = {}
 
     def open(self, path: Path, setup: Setup) -> None:
         """Start a process, and load the model in it."""
@@ -74,18 +78,13 @@ class PythonPeer:
             path = Path(self._folder.name, path.stem)
             path.mkdir(exist_ok=True)
             (path / "config.json").write_text(json.dumps(values))
+        self._opened = {"path": str(path.absolute()), **asdict(setup)}
+        self._load()
+
+    def _load(self) -> None:
         self._stop()
         self._start()
-        facts = self._ask(
-            "open",
-            path=str(path.absolute()),
-            threads=setup.threads,
-            batch=setup.batch,
-            ubatch=setup.ubatch,
-            longest=setup.longest,
-            sequences=setup.sequences,
-            vocab_size=setup.vocab_size,
-        )["facts"]
+        facts = self._ask("open", **self._opened)["facts"]
         self._facts = PeerFacts(
             self.name, str(facts["version"]), str(facts["build"]), tuple(facts["backends"])
         )
@@ -109,6 +108,15 @@ class PythonPeer:
     def run_requests(self, prompts: Sequence[Sequence[int]], outputs: Sequence[int]) -> float:
         (seconds,) = self._ask("requests", prompts=list(prompts), outputs=list(outputs))["seconds"]
         return float(seconds)
+
+    def run_cold(self) -> ColdStart:
+        start = time.perf_counter()
+        self._load()
+        assert self._process is not None
+        meter = PeakMeter(self._process.pid)
+        self._ask("test", prompt=1, output=0, depth=0)
+        end = time.perf_counter() - start
+        return ColdStart(end, end, meter.stop())
 
     def close(self) -> None:
         self._stop()
