@@ -6,8 +6,9 @@ measurement each, so that both see the same state of the machine.
 OTHER_CHECKOUT is a folder with its own built `_native` beside src/pellucid. Shapes of `pellucid
 bench` are measured in short pieces. Both processes drive the backend by this checkout's
 `measure/bench_model.py`, so the other one must have the interfaces that it uses. Each pair gives a
-ratio, this over other, and the median stands with the quartiles. Runs that are minutes apart differ
-by a tenth on a shared machine; pairs tell one or two percent. The last line is JSON.
+ratio, this over other, and the median is shown with the quartiles. On a shared machine, runs that
+are minutes apart differ by a tenth; pairs detect differences of one or two percent. The last line
+is JSON.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Draw what `pellucid bench --against llama.cpp` measured: how many times llama.cpp's speed, with
-the spread.
+"""Plot a run of `pellucid bench --against llama.cpp`: the ratios to llama.cpp's speed, with their
+spread.
 
     pellucid bench latency MODEL … --against llama.cpp > latency.txt
     pellucid bench throughput MODEL … --against llama.cpp > throughput.txt
