@@ -1,4 +1,4 @@
-"""The result of a request: its completions, their logprobs, its times and what explains them. Names
+"""The result of a request: its completions, their logprobs, its times and their explanation. Names
 and classes are vLLM's.
 """
 
@@ -58,7 +58,7 @@ class CompletionOutput:
 class PhaseTime:
     """Prefill or decode of one request."""
 
-    num_tokens: int  # that were computed
+    num_tokens: int  # tokens that were computed
     seconds: float
     bound: str | None  # "memory" or "arithmetic"; None: unknown
     roof_share: float | None  # the least time at the machine's ceilings over the time taken
@@ -73,13 +73,13 @@ class Explanation:
     bound: str | None = None
     # of prefill and decode: the least time at the machine's ceilings over the time taken
     share_of_ceiling: float | None = None
-    prefill: PhaseTime | None = None  # None: no token came
-    decode: PhaseTime | None = None  # None: the first token was the last
+    prefill: PhaseTime | None = None  # None: it gave no token
+    decode: PhaseTime | None = None  # None: it gave only one token
 
 
 class _Explained:
-    """Holds what explains a request's times. It is no field: `asdict`, `repr` and comparison are
-    about the figures alone.
+    """Holds the function that explains a request's times. It is not a dataclass field, so `asdict`,
+    `repr` and comparison see only the figures.
     """
 
     __slots__ = ("_explain",)
@@ -91,14 +91,14 @@ class _Explained:
         return made
 
     def explained_by(self, explain: "Callable[[RequestMetrics], Explanation] | None") -> Self:
-        """Itself, with what explains it when it is asked."""
+        """Set the function that explains the times on request. Returns this object."""
         self._explain = explain
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """An explanation that was made before: a copy in another process carries it."""
+    """An explanation that was computed earlier: it is pickled with a copy for another process."""
 
     explanation: Explanation
 

@@ -37,7 +37,9 @@ __all__ = [
 
 
 class BenchRun:
-    """One run: what was measured so far, and its end, which an interruption brings forward."""
+    """One run: its results so far, and its last lines, which are also printed after an
+    interruption.
+    """
 
     def __init__(self, printer: RowPrinter, options: BenchOptions) -> None:
         self._printer, self._options = printer, options
@@ -126,7 +128,7 @@ class BenchRun:
                 )
 
     def open_peer(self, path: Path, setup: "Setup") -> None:
-        """The peer, where there is one, takes this model; what it is stands above the table."""
+        """Open this model in the peer, if there is one; print its facts above the table."""
         if self.peer is None:
             return
         progress(f"{self.peer.name} loads {path.name}")

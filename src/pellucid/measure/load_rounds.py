@@ -1,8 +1,8 @@
-"""A load test from what the user asked for: one run on one server, or rounds on two in turns.
+"""Runs a load test: one run on one server, or rounds on two servers in turns.
 
-In each round both servers get the same requests, A first. Each round has requests of its own, so
-that no prefix cache holds them, and one run's conditions are close in time to those of the run that
-it is compared with. The ratio of a figure is taken within each round.
+In each round both servers get the same requests, A first. Each round has new requests, so that no
+prefix cache holds them. The two runs of a round are close in time, so they see similar conditions,
+and ratios are taken within each round.
 """
 
 import statistics
@@ -26,7 +26,7 @@ _WARMUP_SEED = 1 << 62  # its prompts are in no round
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """All that decides a load test."""
+    """The parameters of a load test."""
 
     urls: tuple[str, ...]  # one server, or two that are compared
     models: tuple[str | None, ...]  # of each; None: its first
@@ -75,7 +75,7 @@ class Ratio:
 
 @dataclass(slots=True)
 class RoundResults:
-    """What was measured so far."""
+    """The results so far."""
 
     plan: LoadPlan
     runs: list[MeasuredRun] = field(default_factory=list)
@@ -108,9 +108,9 @@ class RoundResults:
 
 
 async def run_rounds(results: RoundResults, progress: Callable[[str, int, int, int], None]) -> None:
-    """Check each server, warm it up, and fill `results`; what is cancelled is in them too.
+    """Check each server, warm it up, and fill `results`, also if this is cancelled.
 
-    Raises RequestError where a server does not answer the first request.
+    Raises RequestError if a server does not answer the first request.
     """
     plan = results.plan
     files = _read_files(plan)  # before anything is sent
@@ -189,7 +189,7 @@ async def _measure(
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What was read of the user's files."""
+    """The content of the user's files."""
 
     trace: Sequence[TraceEntry] | None
     dataset: Workload | None
