@@ -162,6 +162,7 @@ PLACES = {
     "pull": "stored:pull",
     "rm": "stored:rm",
     "run": "run:run",
+    "serve": "serve:serve",
     "verify": "verify:verify",
 }
 

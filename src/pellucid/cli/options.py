@@ -45,7 +45,7 @@ _FOR_ONE_REQUEST = ("max_model_len", "kv_cache_dtype", "backend")
 # Not made into options: the engine's seed (--seed sets the requests'), and fields with their own
 # options.
 _NO_ENGINE_OPTION = ("seed", "backend_options")
-_NO_SAMPLING_OPTION = ("detokenize",)
+_NO_SAMPLING_OPTION = ("detokenize", "structured_outputs")
 _SHORT_NAMES = {"max_tokens": "-n"}
 
 
@@ -131,11 +131,38 @@ class Sampling:
         return ", ".join(parts)
 
 
-def model_options(command: _Command) -> _Command:
-    """-m and the options of loading. The command gets them as one argument, `model`."""
+def options_of(config: Any, argument: str) -> Callable[[_Command], _Command]:
+    """An option for each field of a config class: the command gets what was said as `argument`."""
+    return _gathered(declarations(config), argument)
+
+
+def loading_options(command: _Command) -> _Command:
+    """What concerns the loading of a model: the command gets what was said as `loading`."""
+    return _gathered(_loading_declarations(), "loading")(command)
+
+
+def _gathered(chosen: Sequence[Declaration], argument: str) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def gather(*args: Any, **rest: Any) -> Any:
+            said = _take(chosen, rest)
+            return command(*args, **{argument: said}, **rest)
+
+        return _with_options(gather, chosen)
+
+    return decorate
+
+
+def _loading_declarations() -> list[Declaration]:
     chosen = [d for d in declarations(EngineConfig) if d.name in _FOR_ONE_REQUEST]
     for kind in BACKENDS.values():
         chosen += declarations(kind.options)
+    return chosen
+
+
+def model_options(command: _Command) -> _Command:
+    """-m and what concerns its loading: the command gets them as one argument, `model`."""
+    chosen = _loading_declarations()
 
     @functools.wraps(command)
     def gather(*args: Any, model: str, **rest: Any) -> Any:

@@ -36,8 +36,9 @@ from .prompts import (
     tokenize_chat,
     tokenize_prompt,
     with_priorities,
+    with_standing,
 )
-from .stats import EngineStats
+from .stats import EngineStats, RequestStats, list_requests
 from .task_mailbox import TaskMailbox
 
 __all__ = ["AsyncEngine"]
@@ -117,9 +118,14 @@ class AsyncEngine:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        priority: int = 0,
+        tenant: str = "",
+        cache_salt: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Answer one conversation: rendered as in `LLM.chat`, yielded as in `generate`."""
-        tokenize = functools.partial(
+        """Answer one conversation, rendered as in `LLM.chat`, yielded as in `generate`. The last three
+        are those of a prompt (`TextPrompt`).
+        """
+        render = functools.partial(
             tokenize_chat,
             self.tokenizer,
             messages,
@@ -130,6 +136,10 @@ class AsyncEngine:
             continue_final_message=continue_final_message,
             max_tokens=longest_prompt(self.max_model_len, sampling_params),
         )
+
+        def tokenize() -> TokenizedPrompt:
+            return with_standing(render(), priority, tenant, cache_salt)
+
         return self._stream(tokenize, sampling_params, request_id)
 
     def abort(self, request_id: str) -> None:
@@ -145,6 +155,17 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         """The state of the engine after its last step, and its counts since it was loaded."""
         return self._thread.stats
+
+    async def requests(self) -> list[RequestStats]:
+        """The requests that run or wait, as between two steps."""
+        return await asyncio.to_thread(
+            self._thread.call, lambda core: list_requests(core.scheduler)
+        )
+
+    @property
+    def is_dead(self) -> bool:
+        """True once it was closed, or ended by a crash."""
+        return self._thread.is_dead
 
     async def close(self) -> None:
         """Stop after the current step. Open streams raise EngineDeadError, and so does every later

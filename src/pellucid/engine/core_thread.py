@@ -163,6 +163,11 @@ class CoreThread:
         elif thread is not threading.current_thread():
             thread.join()
 
+    @property
+    def is_dead(self) -> bool:
+        """True once it was stopped, or ended by a crash."""
+        return self._end is not None
+
     def _check_owner(self) -> None:
         """Raise EngineError in a fork of the process that loaded the model. There the lock may stay
         locked forever, so this check comes before it.

@@ -41,6 +41,7 @@ __all__ = [
     "tokenize_prompts",
     "truncate_prompt",
     "with_priorities",
+    "with_standing",
 ]
 
 MAX_PRIORITY = 1 << 31
@@ -224,6 +225,16 @@ def tokenize_chat(
         tokenizer.check_length(text.plain, max_tokens)
     return TokenizedPrompt(
         tokenizer.encode(text, add_special=False, parse_special=True), text.plain
+    )
+
+
+def with_standing(
+    prompt: TokenizedPrompt, priority: int, tenant: str, cache_salt: str
+) -> TokenizedPrompt:
+    """The prompt of a request that is treated so. Raises RequestError, naming the field."""
+    fields = _Fields(priority=priority, tenant=tenant, cache_salt=cache_salt)
+    return prompt._replace(
+        priority=fields.priority, tenant=fields.tenant, cache_salt=fields.cache_salt or ""
     )
 
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from ..scheduler import Scheduler
 from .model_runner import ModelRunner
 
-__all__ = ["STEP_SECONDS", "Counts", "EngineStats", "StepTimes", "build_stats"]
+__all__ = [
+    "STEP_SECONDS",
+    "Counts",
+    "EngineStats",
+    "RequestStats",
+    "StepTimes",
+    "build_stats",
+    "list_requests",
+]
 
 # Upper bounds of the histogram's buckets; the last bucket has all longer steps.
 STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -60,6 +68,22 @@ class EngineStats:
     step_histogram: tuple[int, ...]  # steps by their total, in the buckets of STEP_SECONDS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStats:
+    """One request that runs or waits."""
+
+    request_id: str
+    status: str  # running, waiting, preempted
+    priority: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    max_tokens: int
+    num_blocks: int  # of the KV cache, over all layer groups
+    waits_for: str | None  # None while it runs
+
+
 @dataclass(slots=True)
 class Counts:
     """Sums that the core updates with each step; the names are those of EngineStats."""
@@ -100,3 +124,34 @@ def build_stats(scheduler: Scheduler, runner: ModelRunner, counts: Counts) -> En
         all_steps=StepTimes(*counts.all_steps),
         step_histogram=tuple(counts.step_histogram),
     )
+
+
+def list_requests(scheduler: Scheduler) -> list[RequestStats]:
+    """All requests that have not ended: those that run by rank, then those that wait in order."""
+    running, waiting = scheduler.running, scheduler.waiting.requests()
+    place = None
+    if len(running) >= scheduler.max_num_seqs:
+        place = f"a place: all {scheduler.max_num_seqs} sequences run"
+    found = []
+    for i, request in enumerate([*running, *waiting]):
+        before = i - len(running)
+        waits_for = None
+        if before >= 0:
+            waits_for = place or "KV blocks, tokens of a step, or a prefix that is being computed"
+            if before:
+                waits_for += f"; {before} wait before it"
+        found.append(
+            RequestStats(
+                request_id=request.request_id,
+                status=request.status.value,
+                priority=request.priority,
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_cached_tokens=request.num_cached_tokens,
+                num_computed_tokens=request.num_computed_tokens,
+                num_output_tokens=len(request.output_token_ids),
+                max_tokens=request.max_tokens,
+                num_blocks=sum(map(len, request.block_tables)),
+                waits_for=waits_for,
+            )
+        )
+    return found

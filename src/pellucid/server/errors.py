@@ -1,0 +1,114 @@
+"""Every failure as OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from ..checks import show
+from ..errors import EngineError, PellucidError, QueueFullError
+
+__all__ = ["ApiError", "add_handlers", "as_api_error", "error_body"]
+
+_log = logging.getLogger(__name__)
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class ApiError(Exception):
+    """A failure with its status. `param` names the field of the request that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after  # seconds
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """OpenAI's body of an error."""
+    kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else _TYPES[400])
+    return {
+        "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    }
+
+
+def as_api_error(error: BaseException, fields: Iterable[str] = ()) -> ApiError:
+    """What a client is told of `error`. A message of ours begins with the name of the field that is
+    wrong; it becomes `param` if it is one of `fields`.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValidationError):
+        return _of_validation(error)
+    if isinstance(error, QueueFullError):
+        return ApiError(503, str(error), code="queue_full", retry_after=1)
+    if isinstance(error, EngineError):
+        return ApiError(500, str(error), code="engine_error")
+    if isinstance(error, PellucidError):
+        first = str(error).split(maxsplit=1)[0].partition("[")[0].rstrip(":")
+        name = first.partition(".")[0]
+        return ApiError(400, str(error), param=first if name in set(fields) else None)
+    _log.error("a request failed by a fault of the server", exc_info=error)
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+def _of_validation(error: ValidationError) -> ApiError:
+    """The first mistake that pydantic found, in one sentence."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    # names of the alternatives of a union stand between those of fields
+    place = [str(p) for p in first["loc"] if isinstance(p, int) or p.isidentifier()]
+    path = ".".join(p for p in place if p not in ("str", "int", "float", "bool"))
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['msg'][:200]}", code="invalid_json")
+    if first["type"] == "missing":
+        return ApiError(400, f"{path} is missing", param=path, code="missing_required_parameter")
+    reason = first["msg"].removeprefix("Value error, ")
+    message = f"{path or 'the body'} is {show(first['input'])}: {reason[0].lower()}{reason[1:]}"
+    return ApiError(400, message, param=path or None, code="invalid_value")
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer all failures of routes with our body."""
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        found = as_api_error(error)
+        return JSONResponse(error_body(found), found.status, headers=found.headers)
+
+    async def answer_http(_: Request, error: HTTPException) -> JSONResponse:
+        message = HTTPStatus(error.status_code).phrase.lower()
+        headers: Mapping[str, str] = error.headers or {}
+        found = ApiError(error.status_code, message, code=message.replace(" ", "_"))
+        return JSONResponse(error_body(found), found.status, headers=dict(headers))
+
+    app.add_exception_handler(ApiError, answer)
+    app.add_exception_handler(ValidationError, answer)
+    app.add_exception_handler(PellucidError, answer)
+    app.add_exception_handler(HTTPException, answer_http)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, answer)

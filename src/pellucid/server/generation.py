@@ -1,0 +1,170 @@
+"""From a checked body to outputs of the engine, for all routes that generate."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError
+from ..outputs import RequestOutput
+from ..sampling_params import SamplingParams
+from ..structured_params import StructuredOutputsParams
+from .errors import ApiError
+from .protocol import SAMPLING_FIELDS, GenerationRequest
+from .service import Service
+
+__all__ = ["Job", "build_params", "check_limits", "merge", "timings", "usage"]
+
+Outputs = AsyncGenerator[RequestOutput, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A request that is ready to run: a stream of outputs for each of its prompts."""
+
+    id: str
+    streams: Sequence[Outputs]
+    n: int  # completions of each prompt
+    is_stream: bool
+    includes_usage: bool
+    key: str  # the client's API key, or empty
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def build(
+        cls, prefix: str, body: GenerationRequest, n: int, key: str, streams: Sequence[Outputs]
+    ) -> "Job":
+        """`prefix` begins the id: "chatcmpl", "cmpl"."""
+        options = body.stream_options
+        return cls(
+            id=f"{prefix}-{uuid.uuid4().hex}",
+            streams=streams,
+            n=n,
+            is_stream=bool(body.stream),
+            includes_usage=options is not None and bool(options.include_usage),
+            key=key,
+        )
+
+
+def check_limits(body: GenerationRequest, service: Service) -> None:
+    """Raise ApiError for a body that asks for more than the settings allow."""
+    settings = service.settings
+    service.check_model(body.model)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
+    stops = body.stop if isinstance(body.stop, list) else []
+    for name, count, most in (
+        ("stop", len(stops), settings.max_stop),
+        ("logit_bias", len(body.logit_bias or ()), settings.max_logit_bias),
+        ("n", body.n or 1, settings.max_completions),
+        ("prompt_logprobs", body.prompt_logprobs or 0, settings.max_logprobs),
+    ):
+        if count > most:
+            raise ApiError(
+                400, f"{name} is or has {count}; this server allows at most {most}", param=name
+            )
+    if body.prompt_logprobs == -1:
+        raise ApiError(400, "prompt_logprobs is -1; it must be at least 0", param="prompt_logprobs")
+
+
+def build_params(body: GenerationRequest, service: Service, **given: Any) -> SamplingParams:
+    """What the body asks for, over the model's own defaults. `given` overrides both. Raises
+    ConfigError with the field's name.
+    """
+    fields: dict[str, Any] = dict(service.engine.generation_config)
+    for name in SAMPLING_FIELDS:
+        value = getattr(body, name)
+        if value is not None:
+            fields[name] = value
+    constraints = [
+        StructuredOutputsParams.from_optional(**body.structured_outputs)
+        if body.structured_outputs is not None
+        else None,
+        StructuredOutputsParams.from_response_format(body.response_format)
+        if body.response_format is not None
+        else None,
+    ]
+    wanted = [constraint for constraint in constraints if constraint is not None]
+    if len(wanted) > 1:
+        raise ConfigError("response_format and structured_outputs exclude each other")
+    fields["structured_outputs"] = wanted[0] if wanted else None
+    return SamplingParams.from_optional(**{**fields, **given})
+
+
+async def merge(streams: Sequence[Outputs]) -> AsyncIterator[tuple[int, RequestOutput]]:
+    """The outputs of several streams as they come, with the place of each one's stream. Closing it
+    closes all; an error of one ends all.
+    """
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as stream:
+            async for only in stream:
+                yield 0, only
+        return
+    # Each stream is read by a task, which hands on one output at a time.
+    found: asyncio.Queue[tuple[int, RequestOutput | BaseException | None]] = asyncio.Queue(1)
+
+    async def read(place: int, stream: Outputs) -> None:
+        try:
+            async with aclosing(stream):
+                async for output in stream:
+                    await found.put((place, output))
+            await found.put((place, None))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            await found.put((place, error))
+
+    tasks = [asyncio.create_task(read(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        left = len(tasks)
+        while left:
+            place, output = await found.get()
+            if isinstance(output, BaseException):
+                raise output
+            if output is None:
+                left -= 1
+            else:
+                yield place, output
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    """OpenAI's usage of a request with one or more prompts."""
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    completion = sum(len(c.token_ids) for output in outputs for c in output.outputs)
+    cached = sum(output.num_cached_tokens for output in outputs)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def timings(output: RequestOutput) -> dict[str, Any]:
+    """Where the time of a request went, with llama-server's names; times in milliseconds."""
+    times = output.metrics
+    num_prompt = len(output.prompt_token_ids) - output.num_cached_tokens
+    num_output = sum(len(c.token_ids) for c in output.outputs)
+    queue, prefill, decode = times.time_in_queue, times.time_in_prefill, times.time_in_decode
+    found: dict[str, Any] = {"cache_n": output.num_cached_tokens}
+    if queue is not None:
+        found["queue_ms"] = round(1e3 * queue, 3)
+    for name, count, seconds in (
+        ("prompt", num_prompt, prefill),
+        ("predicted", num_output, decode),
+    ):
+        found[f"{name}_n"] = count
+        if seconds is not None:
+            # the first token comes with prefill
+            steps = count if name == "prompt" else count - len(output.outputs)
+            found[f"{name}_ms"] = round(1e3 * seconds, 3)
+            found[f"{name}_per_token_ms"] = round(1e3 * seconds / max(1, steps), 3)
+            found[f"{name}_per_second"] = round(steps / seconds, 3) if seconds > 0 else 0.0
+    return found

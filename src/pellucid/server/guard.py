@@ -1,0 +1,130 @@
+"""The outermost layer of the app: API keys, the size and time of bodies, and the access log."""
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError, error_body
+from .service import Service, tenant_of
+
+__all__ = ["Guard"]
+
+# open to all: whether the server lives, and the files of the page, which hold nothing
+_OPEN = ("/health", "/ready")
+_access = logging.getLogger("pellucid.access")
+
+
+class Guard:
+    """ASGI middleware. It puts the client's API key into `scope["state"]["key"]`."""
+
+    def __init__(self, app: ASGIApp, service: Service, open_paths: Sequence[str] = ()) -> None:
+        self._app = app
+        self._service = service
+        self._open = {*_OPEN, *open_paths}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 0
+        request_id = uuid.uuid4().hex[:16]
+        headers = Headers(scope=scope)
+        scope.setdefault("state", {})["key"] = _key(headers)
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                named = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": named}
+                if status >= 400:
+                    self._service.metrics.refuse(status)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope, headers)
+            if refusal is None:
+                await self._app(scope, self._bounded(receive), send_and_note)
+            else:
+                await JSONResponse(error_body(refusal), refusal.status, headers=refusal.headers)(
+                    scope, receive, send_and_note
+                )
+        finally:
+            if self._service.settings.access_log:
+                seconds = time.perf_counter() - start
+                _access.info("%s", _line(scope, request_id, status, seconds))
+
+    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
+        """Why a request is not let in; None where it is."""
+        settings = self._service.settings
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if settings.api_key and path not in self._open and scope["method"] != "OPTIONS":
+            given = scope["state"]["key"].encode()
+            # all keys are compared, so that the time tells nothing
+            matches = [hmac.compare_digest(given, key.encode()) for key in settings.api_key]
+            if not any(matches):
+                return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length[:20]) > settings.max_body_bytes:
+            return self._too_large()
+        return None
+
+    def _too_large(self) -> ApiError:
+        most = self._service.settings.max_body_bytes
+        return ApiError(
+            413, f"the body has more than {most} bytes, which is the most", code="body_too_large"
+        )
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """`receive` with limits on the body's size and time. Raises ApiError 413 or 408."""
+        settings, num_bytes, is_whole = self._service.settings, 0, False
+        deadline = time.monotonic() + settings.read_timeout
+
+        async def bounded() -> Message:
+            nonlocal num_bytes, is_whole
+            if is_whole:
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(408, "the body took too long", code="timeout") from None
+            if message["type"] == "http.request":
+                num_bytes += len(message.get("body", b""))
+                if num_bytes > settings.max_body_bytes:
+                    raise self._too_large()
+                is_whole = not message.get("more_body", False)
+            return message
+
+        return bounded
+
+
+def _key(headers: Headers) -> str:
+    """The API key that a client sends: as a bearer token, or as Anthropic's clients do."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def _line(scope: Scope, request_id: str, status: int, seconds: float) -> str:
+    """A line of the access log: JSON, without prompts and without keys."""
+    client = scope.get("client") or ("", 0)
+    return json.dumps(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "request_id": request_id,
+            "client": client[0],
+            "tenant": tenant_of(scope["state"]["key"])[:8],
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": status,  # 0: the client left before the response began
+            "ms": round(1e3 * seconds, 1),
+        }
+    )

@@ -1,0 +1,168 @@
+"""Metrics for Prometheus, with vLLM's names and labels behind the prefix `pellucid:`, and behind
+`vllm:` too where aliases are switched on.
+
+Counters and gauges of the engine are read when they are asked for; only histograms are kept here.
+They are filled once per request and once per output of a stream.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from ..engine.stats import STEP_SECONDS
+from ..outputs import RequestOutput
+
+if TYPE_CHECKING:
+    from .service import Service
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+_BETWEEN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+
+# histogram: what it measures, its buckets
+_HISTOGRAMS = {
+    "time_to_first_token_seconds": ("Seconds from arrival to the first token", _SECONDS),
+    "inter_token_latency_seconds": ("Seconds between tokens of a stream", _BETWEEN),
+    "time_per_output_token_seconds": ("Mean seconds per token after the first", _BETWEEN),
+    "e2e_request_latency_seconds": ("Seconds from arrival to the last token", _SECONDS),
+    "request_queue_time_seconds": ("Seconds before the first step", _SECONDS),
+    "request_prefill_time_seconds": ("Seconds from the first step to the first token", _SECONDS),
+    "request_decode_time_seconds": ("Seconds from the first token to the last", _SECONDS),
+    "request_prompt_tokens": ("Tokens of a prompt", _TOKENS),
+    "request_generation_tokens": ("Tokens of an answer", _TOKENS),
+}
+
+
+class Metrics:
+    """One server's metrics. `prefixes` are the namespaces that they are told under."""
+
+    def __init__(self, service: "Service", prefixes: tuple[str, ...] = ("pellucid:",)) -> None:
+        self._service = service
+        self._registry = CollectorRegistry(auto_describe=False)
+        labels = ("model_name",)
+        self._histograms: dict[str, list[Histogram]] = {}
+        for name, (help_text, buckets) in _HISTOGRAMS.items():
+            families = [
+                Histogram(p + name, help_text, labels, buckets=buckets, registry=self._registry)
+                for p in prefixes
+            ]
+            self._histograms[name] = [h.labels(service.name) for h in families]
+        self._finished = [
+            Counter(
+                f"{p}request_success",
+                "Answers that ended, by reason",
+                (*labels, "finished_reason"),
+                registry=self._registry,
+            )
+            for p in prefixes
+        ]
+        self._refused = [
+            Counter(
+                f"{p}request_errors",
+                "Requests that were answered with an error, by status",
+                (*labels, "status"),
+                registry=self._registry,
+            )
+            for p in prefixes
+        ]
+        self._registry.register(_EngineCollector(service, prefixes))
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def observe(self, name: str, value: float | None) -> None:
+        """Add one reading to a histogram."""
+        if value is not None:
+            for histogram in self._histograms[name]:
+                histogram.observe(value)
+
+    def refuse(self, status: int) -> None:
+        """Count an error."""
+        for counter in self._refused:
+            counter.labels(self._service.name, str(status)).inc()
+
+    def finish(self, output: RequestOutput) -> None:
+        """Count an answer that ended."""
+        times = output.metrics
+        num_tokens = sum(len(c.token_ids) for c in output.outputs)
+        first, last, arrival = times.first_token_time, times.last_token_time, times.arrival_time
+        self.observe("time_to_first_token_seconds", None if first is None else first - arrival)
+        self.observe("e2e_request_latency_seconds", None if last is None else last - arrival)
+        self.observe("request_queue_time_seconds", times.time_in_queue)
+        self.observe("request_prefill_time_seconds", times.time_in_prefill)
+        self.observe("request_decode_time_seconds", times.time_in_decode)
+        self.observe("request_prompt_tokens", len(output.prompt_token_ids))
+        self.observe("request_generation_tokens", num_tokens)
+        longest = max(len(c.token_ids) for c in output.outputs)
+        if times.time_in_decode is not None and longest > 1:
+            self.observe("time_per_output_token_seconds", times.time_in_decode / (longest - 1))
+        for completion in output.outputs:
+            for counter in self._finished:
+                counter.labels(self._service.name, completion.finish_reason or "abort").inc()
+
+
+class _EngineCollector(Collector):
+    """What the engine counts itself, read at each scrape."""
+
+    def __init__(self, service: "Service", prefixes: tuple[str, ...]) -> None:
+        self._service = service
+        self._prefixes = prefixes
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]:
+        """The families of metrics, for each prefix."""
+        for prefix in self._prefixes:
+            yield from self._collect(prefix)
+
+    def _collect(
+        self, prefix: str
+    ) -> Iterator[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]:
+        stats, model = self._service.engine.stats(), self._service.name
+        usage = stats.num_held_blocks / max(1, stats.num_kv_blocks)
+        for name, text, value in (
+            ("num_requests_running", "Requests in the batch", stats.num_running),
+            ("num_requests_waiting", "Requests that wait", stats.num_waiting),
+            ("num_requests_preempted", "Those that were preempted", stats.num_preempted),
+            ("kv_cache_usage_perc", "Share of the KV cache that requests hold, 0 to 1", usage),
+            ("kv_cache_blocks", "Blocks of the KV cache", stats.num_kv_blocks),
+            ("kv_cache_cached_blocks", "Blocks that hold prefixes alone", stats.num_cached_blocks),
+            ("swap_file_bytes", "Size of the swap file", stats.swap_file_bytes),
+            ("num_http_requests", "HTTP requests that are served", self._service.num_requests),
+        ):
+            gauge = GaugeMetricFamily(prefix + name, text, labels=("model_name",))
+            gauge.add_metric((model,), value)
+            yield gauge
+        for name, text, count in (
+            ("prompt_tokens", "Tokens of prompts", stats.num_prompt_tokens),
+            ("prefix_cache_queries", "Tokens of prompts looked up", stats.num_prompt_tokens),
+            ("prefix_cache_hits", "Those that the prefix cache had", stats.num_cached_tokens),
+            ("computed_tokens", "Positions that went through the model", stats.num_computed_tokens),
+            ("generation_tokens", "Tokens of answers", stats.num_output_tokens),
+            ("num_preemptions", "Requests that gave way to others", stats.num_preemptions),
+            ("steps", "Steps of the engine", stats.num_steps),
+        ):
+            counter = CounterMetricFamily(prefix + name, text, labels=("model_name",))
+            counter.add_metric((model,), count)
+            yield counter
+        yield _step_histogram(prefix, model, stats.step_histogram, stats.all_steps.total)
+
+
+def _step_histogram(
+    prefix: str, model: str, counts: Iterable[int], total: float
+) -> HistogramMetricFamily:
+    """Seconds per step, with cumulative buckets."""
+    family = HistogramMetricFamily(
+        f"{prefix}step_seconds", "Seconds of a step", labels=("model_name",)
+    )
+    buckets: list[tuple[str, float]] = []
+    so_far = 0
+    for bound, count in zip((*STEP_SECONDS, float("inf")), counts, strict=True):
+        so_far += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), so_far))
+    family.add_metric((model,), buckets, sum_value=total)
+    return family

@@ -1,0 +1,144 @@
+"""The bodies that clients send: fields and types of OpenAI's API, and those that vLLM adds.
+
+Types are strict: "0.7" is no number, 1 is no boolean, NaN and infinity are refused. Values are
+checked where they are used (`SamplingParams`), so that a bound is written once. A field that nobody
+knows is ignored, as other servers do, unless it is nearly the name of one that is known.
+"""
+
+import difflib
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+
+__all__ = [
+    "SAMPLING_FIELDS",
+    "ChatRequest",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "GenerationRequest",
+    "StreamOptions",
+    "TokenizeRequest",
+]
+
+JsonObject: TypeAlias = dict[str, JsonValue]
+
+# fields of a request that are those of SamplingParams, by the same name
+SAMPLING_FIELDS = (
+    *("n", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids"),
+    *("include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens"),
+    *("prompt_logprobs", "truncate_prompt_tokens", "skip_special_tokens"),
+)
+
+
+class _Body(BaseModel):
+    """A body: strict, and open to fields that are not known."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _find_misspelled_fields(self) -> "_Body":
+        known = type(self).model_fields
+        for name in self.model_extra or ():
+            near = difflib.get_close_matches(name[:64], known, n=1, cutoff=0.85)
+            if near:
+                raise ValueError(f"there is no field {name[:64]!r}; did you mean {near[0]!r}?")
+        return self
+
+
+class StreamOptions(_Body):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(_Body):
+    """What all requests for text have in common."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # sampling
+    n: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    # ends
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    # form
+    response_format: JsonObject | None = None
+    structured_outputs: JsonObject | None = None
+    # prompt and output
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    # how it is treated among others
+    priority: int | None = None
+    cache_salt: str | None = None
+    # accepted, and without effect
+    user: str | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+    logprobs: int | None = None
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[JsonObject]
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+    tools: list[JsonObject] | None = None
+    tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: JsonObject | None = None
+
+
+class TokenizeRequest(_Body):
+    """POST /tokenize: a text, or a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[JsonObject] | None = None
+    tools: list[JsonObject] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+    chat_template_kwargs: JsonObject | None = None
+
+
+class DetokenizeRequest(_Body):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
