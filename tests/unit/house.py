@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*PLAIN, "files", "cpu", "units"),
     ),
     "lab": ("pellucid", "measure", *PLAIN),
-    "server": ("engine", "tokenizer", *PLAIN),
+    "server": ("pellucid", "engine", "tokenizer", *PLAIN),
     "measure": ("engine", *BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "units", "_native"),
     "engine": (*BELOW_ENGINE, *PLAIN, "files", "cpu", "host_memory", "units"),
     # the ledger, the part of `measure` that stands below the engine: an output asks it why it took
