@@ -30,7 +30,9 @@ __all__ = [
     "debug_option",
     "engine_options",
     "json_option",
+    "loading_options",
     "model_options",
+    "options_of",
     "sampling_options",
     "template_options",
 ]

@@ -122,8 +122,8 @@ class AsyncEngine:
         tenant: str = "",
         cache_salt: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Answer one conversation, rendered as in `LLM.chat`, yielded as in `generate`. The last three
-        are those of a prompt (`TextPrompt`).
+        """Answer one conversation, rendered as in `LLM.chat`, yielded as in `generate`. The last
+        three are those of a prompt (`TextPrompt`).
         """
         render = functools.partial(
             tokenize_chat,
