@@ -43,7 +43,7 @@ def options_of(command: str) -> set[str]:
 
 
 def test_every_field_of_the_configs_is_an_option() -> None:
-    sampling = set(SamplingParams.__dataclass_fields__) - {"detokenize"}
+    sampling = set(SamplingParams.__dataclass_fields__) - {"detokenize", "structured_outputs"}
     assert sampling <= options_of("batch")
     assert sampling - {"n"} <= options_of("run")
     assert sampling - {"n", "logprobs", "prompt_logprobs"} <= options_of("chat")
