@@ -102,20 +102,13 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
     check_batch(batch);
     using Clock = std::chrono::steady_clock;
     const bool timed = seconds != nullptr;
-    const size_t shares = pool_->size();
     Clock::time_point began;
     uint64_t first_tick = 0;
-    // The ticks of a share of a stage: at its beginning, if it has several entries, and after each
-    // entry.
-    const auto ticks_of = [&](size_t stage, size_t share) {
-        const Stage &s = stages_[stage];
-        return &ticks_[(s.first + 2 * stage) * shares + share * (s.last - s.first + 1)];
-    };
     const auto prepare = [&] {
         make_room(batch);
         divide(batch, out);
         if (timed) {
-            ticks_.resize(shares * (entries_.size() + 2 * stages_.size()));
+            ticks_.resize(pool_->size() * ticks_per_share());
             began = Clock::now();
             first_tick = read_ticks();
         }
@@ -123,7 +116,7 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
     };
     pool_->run(prepare, [&](size_t stage, size_t share) {
         const auto [first, last, merge] = stages_[stage];
-        uint64_t *tick = timed ? ticks_of(stage, share) : nullptr;
+        uint64_t *tick = timed ? &ticks_[tick_index(stage, share)] : nullptr;
         if (timed && last - first > 1) *tick = read_ticks();
         for (size_t i = first; i < last; i++) {
             execute(i, merge && i == first, batch, out, share);
@@ -137,18 +130,31 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
     }
 }
 
+// The ticks of a share lie together and in cache lines of their own: threads that write to the same
+// line wait for each other.
+size_t Program::ticks_per_share() const {
+    constexpr size_t kLine = 64 / sizeof(uint64_t);
+    return (entries_.size() + 2 * stages_.size() + 2 * kLine - 1) / kLine * kLine;
+}
+
+// Where the ticks of a share of a stage lie: when it begins, where the stage has several entries,
+// and after each entry.
+size_t Program::tick_index(size_t stage, size_t share) const {
+    return share * ticks_per_share() + stages_[stage].first + 2 * stage;
+}
+
 // A stage lasts from the end of the one before it to the end of its last share. Divide that time
 // among its entries in proportion to their times, summed over all shares.
 void Program::add_seconds(uint64_t start, double per_tick, double *seconds) const {
     const size_t shares = pool_->size();
     for (size_t stage = 0; stage < stages_.size(); stage++) {
         const auto [first, last, merge] = stages_[stage];
-        const size_t count = last - first, row = count + 1;
-        const uint64_t *ticks = &ticks_[(first + 2 * stage) * shares];
+        const size_t count = last - first;
+        const auto ticks = [&](size_t share) { return &ticks_[tick_index(stage, share)]; };
         uint64_t end = start, all = 0;
         for (size_t share = 0; share < shares; share++) {
-            end = std::max(end, ticks[share * row + count]);
-            if (count > 1) all += ticks[share * row + count] - ticks[share * row];
+            end = std::max(end, ticks(share)[count]);
+            if (count > 1) all += ticks(share)[count] - ticks(share)[0];
         }
         const double lasted = static_cast<double>(end - start) * per_tick;
         if (all == 0) seconds[first] += lasted;
@@ -156,7 +162,7 @@ void Program::add_seconds(uint64_t start, double per_tick, double *seconds) cons
         for (size_t i = 0; i < count && all > 0; i++) {
             uint64_t own = 0;
             for (size_t share = 0; share < shares; share++)
-                own += ticks[share * row + i + 1] - ticks[share * row + i];
+                own += ticks(share)[i + 1] - ticks(share)[i];
             seconds[first + i] += static_cast<double>(own) * scale;
         }
         start = end;

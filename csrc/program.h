@@ -114,6 +114,8 @@ class Program {
     void check_batch(const Batch &batch) const;
     void make_room(const Batch &batch);
     void divide(const Batch &batch, float *out);
+    size_t ticks_per_share() const;
+    size_t tick_index(size_t stage, size_t share) const;
     void add_seconds(uint64_t start, double per_tick, double *seconds) const;
     AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
     void execute(size_t index, bool merge, const Batch &batch, float *out, size_t share);
