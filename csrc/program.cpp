@@ -125,8 +125,9 @@ void Program::run(const Batch &batch, float *out, double *seconds) {
     });
     if (timed) {
         const std::chrono::duration<double> lasted = Clock::now() - began;
-        const double ticks = static_cast<double>(read_ticks() - first_tick);
-        add_seconds(first_tick, ticks > 0 ? lasted.count() / ticks : 0, seconds);
+        const uint64_t last_tick = read_ticks();
+        const double ticks = static_cast<double>(last_tick - first_tick);
+        add_seconds(first_tick, last_tick, ticks > 0 ? lasted.count() / ticks : 0, seconds);
     }
 }
 
@@ -143,15 +144,17 @@ size_t Program::tick_index(size_t stage, size_t share) const {
     return share * ticks_per_share() + stages_[stage].first + 2 * stage;
 }
 
-// A stage lasts from the end of the one before it to the end of its last share. Divide that time
-// among its entries in proportion to their times, summed over all shares.
-void Program::add_seconds(uint64_t start, double per_tick, double *seconds) const {
+// A stage lasts from the end of the one before it to the end of its last share; the last stage lasts
+// until the caller goes on, which may have slept. Divide that time between its entries by what they
+// took in all shares together.
+void Program::add_seconds(uint64_t start, uint64_t last_tick, double per_tick,
+                          double *seconds) const {
     const size_t shares = pool_->size();
     for (size_t stage = 0; stage < stages_.size(); stage++) {
         const auto [first, last, merge] = stages_[stage];
         const size_t count = last - first;
         const auto ticks = [&](size_t share) { return &ticks_[tick_index(stage, share)]; };
-        uint64_t end = start, all = 0;
+        uint64_t end = stage + 1 < stages_.size() ? start : last_tick, all = 0;
         for (size_t share = 0; share < shares; share++) {
             end = std::max(end, ticks(share)[count]);
             if (count > 1) all += ticks(share)[count] - ticks(share)[0];

@@ -116,7 +116,7 @@ class Program {
     void divide(const Batch &batch, float *out);
     size_t ticks_per_share() const;
     size_t tick_index(size_t stage, size_t share) const;
-    void add_seconds(uint64_t start, double per_tick, double *seconds) const;
+    void add_seconds(uint64_t start, uint64_t last_tick, double per_tick, double *seconds) const;
     AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
     void execute(size_t index, bool merge, const Batch &batch, float *out, size_t share);
     float *floats(int buffer, float *out) const;

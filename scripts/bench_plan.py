@@ -3,10 +3,10 @@ predicted from headers and then measured through the whole engine, with the erro
 
     scripts/bench plan MODEL… [--prompt 512] [--output 64] [--batch 1,8] [--runs 3]
 
-A run predicts, then measures, so that both see the same machine: its bandwidth moves within
-seconds. Medians of the runs are shown, and the last line is JSON. The error is predicted over
-measured, less 1. Prefill is of a chunk of 512 tokens, decode is predicted at the middle of the
-output.
+Predictions and measurements take turns, and each measurement is compared with the mean of the
+predictions before and after it: the bandwidth moves within seconds. Medians of the runs are shown,
+and the last line is JSON. The error is predicted over measured, less 1. Prefill is of a chunk of
+512 tokens, and decode is predicted at the end of the prompt.
 """
 
 import argparse
@@ -28,29 +28,32 @@ def predicted(headers: Headers, ctx: int, batch: int) -> dict[str, Speed]:
     return predict(plan, this_machine(plan, backend), backend)
 
 
-def measured(path: Path, prompt: int, output: int, batch: int) -> tuple[float, float]:
-    """(prefill, decode) tokens per second of all requests together, by the median step: steps that
+def measured(path: Path, prompt: int, output: int, batch: int) -> dict[str, float]:
+    """Tokens per second of all requests together in each phase, by the median step: steps that
     another program interrupted do not count.
     """
     found = profile_model(path, prompt=prompt, output=output, batch=batch, options={})
-    prefill, decode = (
-        statistics.median(step.timed.shape.num_tokens / (step.end - step.start) for step in steps)
-        for steps in (phase.steps for phase in found.phases)
-    )
-    return prefill, decode
+    return {
+        phase.name: statistics.median(
+            step.timed.shape.num_tokens / (step.end - step.start) for step in phase.steps
+        )
+        for phase in found.phases
+    }
 
 
 def bench(path: Path, prompt: int, output: int, batch: int, runs: int) -> list[dict[str, object]]:
     """One row each for prefill and decode."""
     headers = read_headers(path)
     pairs: dict[str, list[tuple[float, float]]] = {"prefill": [], "decode": []}
+    before = predicted(headers, prompt, batch)
     for _ in range(runs):
-        at_prompt = predicted(headers, prompt, batch)
-        at_middle = predicted(headers, prompt + output // 2, batch)
-        prefill, decode = measured(path, prompt, output, batch)
-        pairs["prefill"].append((at_prompt["prefill"].tokens_per_second, prefill))
-        pairs["decode"].append((at_middle["decode"].tokens_per_second, decode))
-    bounds = {"prefill": at_prompt["prefill"].bound, "decode": at_middle["decode"].bound}
+        speeds = measured(path, prompt, output, batch)
+        after = predicted(headers, prompt, batch)
+        for phase, found in pairs.items():
+            mean = (before[phase].seconds + after[phase].seconds) / 2
+            tokens = after[phase].seconds * after[phase].tokens_per_second
+            found.append((tokens / mean, speeds[phase]))
+        before = after
     return [
         {
             "model": path.name,
@@ -60,7 +63,7 @@ def bench(path: Path, prompt: int, output: int, batch: int, runs: int) -> list[d
             "measured": statistics.median(m for _, m in found),
             "error": statistics.median(p / m - 1 for p, m in found),
             "worst_error": max((p / m - 1 for p, m in found), key=abs),
-            "bound": bounds[phase],
+            "bound": before[phase].bound,
         }
         for phase, found in pairs.items()
     ]

@@ -39,7 +39,7 @@ from .explanation import Explain, build_explain
 from .memory import check_fits, count_logits, count_scored, engine_bytes, plan_kv_cache
 from .model_runner import ModelRunner
 
-__all__ = ["Engine", "OpenModel", "build_engine", "load_engine", "open_model"]
+__all__ = ["Engine", "OpenModel", "build_core", "build_engine", "load_engine", "open_model"]
 
 _T = TypeVar("_T")
 
@@ -178,7 +178,7 @@ class OpenModel:
                 with Background(lambda: self._load_weights(backend)) as loading:
                     _ = self.tokenizer
                     self._weights[key] = dict(ChainMap(*loading.result()))
-            core = _build_core(
+            core = build_core(
                 self.model_config,
                 self.tokenizer,
                 config,
@@ -245,7 +245,7 @@ class OpenModel:
         )
 
 
-def _build_core(
+def build_core(
     model_config: ModelConfig,
     tokenizer: Tokenizer,
     config: EngineConfig,
@@ -257,6 +257,7 @@ def _build_core(
     num_blocks: int,
     explain: Explain,
 ) -> EngineCore:
+    """The engine's core and all its parts, for weights that are loaded."""
     num_slots = (
         0 if config.preemption == "recompute" else config.swap_bytes // layout.bytes_per_block
     )

@@ -1,17 +1,20 @@
-"""The time of each op of a model on this machine if memory is not the bound. A small model is run,
-with one layer of each kind of the real model, and with weights of zeros.
+"""How long each op of a model takes on this machine, measured with a few layers: three of each kind
+that the real model has, with weights of zeros.
 
-In a decode step, unpacking weights takes time even with fast memory, and small ops take the time of
-a barrier. The roofline has neither; these times have both. The small model fits in a cache of the
-CPU, so the memory's roof is applied afterwards (`plan.py`). Zeros take as long as other numbers,
-because no kernel branches on values.
+Between two tries as many other bytes are read as a step of the real model reads. So the layers find
+weights and the KV cache where the real ones do, in memory or in a cache, and their times hold what
+a formula does not know: how far reading overlaps with arithmetic, how fast a kernel unpacks
+weights, and what barriers take. Zeros take as long as other numbers: no kernel looks at values.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 
+from .. import _native
 from ..backends.native.backend import NativeBackend
 from ..backends.native.capture import spec_of
 from ..backends.native.costs import StepShape
@@ -21,17 +24,30 @@ from ..formats import host_tensor, row_bytes
 from ..formats.tensor import HostTensor, TensorSpec
 from ..models.params import split_name
 from ..models.registry import get_graph
-from ..ops.protocol import KVLayer
+from ..ops.protocol import KVLayer, Tensor
 from .roofline import BLOCK_SIZE, Item, ModelProgram, build_model_program
 
-__all__ = ["KernelTimes", "measure_kernel_times"]
+__all__ = ["FewLayers", "KernelTimes", "load_few_layers", "measure_kernel_times"]
 
 MAX_BYTES = 1 << 30  # of the few layers and their caches: above, nothing is measured
-MAX_VOCAB = 16_384  # rows of the embedding that are run; the time of the head grows with its bytes
-TRIES = 5  # of which the median counts
+MAX_VOCAB = 65_536  # rows of the embedding that are run; the time of the head grows with its bytes
+COPIES = 3  # layers of each kind: the first finds the code of its kernels in no cache
+LEAST_TRIES, MOST_TRIES = 3, 15
+SECONDS = 0.3  # for which steps are tried again
+MOST_SWEPT = 256 << 20  # more leaves no cache as it was either
 
 # Entries are alike if these agree: label, group, format and shape of the weight, outside the head.
 _Key: TypeAlias = tuple[str, str, TensorSpec | None]
+
+
+@dataclass(frozen=True, slots=True)
+class FewLayers:
+    """A model of three layers of each kind, with a vocabulary of MAX_VOCAB tokens at most."""
+
+    whole: ModelProgram  # of the real model
+    program: ModelProgram  # of these layers
+    weights: dict[str, Tensor]
+    sweep: Callable[[], None]  # leave the caches as a step of the real model does
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +57,38 @@ class KernelTimes:
     seconds: list[float]
 
 
-def measure_kernel_times(
-    program: ModelProgram, backend: NativeBackend, step: StepShape
-) -> KernelTimes | None:
-    """Run a step of this shape through one layer of each kind. None if these layers alone are too
-    large to be run for a prediction.
+def load_few_layers(program: ModelProgram, backend: NativeBackend) -> FewLayers | None:
+    """Three layers of each kind, with weights of zeros. None where they are too large to be run
+    for a prediction.
     """
-    config, specs = _one_of_each_kind(program)
+    config, specs = _few_of_each_kind(program)
     first = program.layout.specs[0]
     small = build_model_program(config, specs, backend, (first.k_dtype, first.v_dtype))
+    if small.weight_bytes > MAX_BYTES:
+        return None
+    weights = {name: backend.load_weight(_zeros(spec), name) for name, spec in specs.items()}
+    pool = _native.ThreadPool(backend.threads)
+    swept = min(program.weight_bytes, MOST_SWEPT)
+    buffer = _native.ReadBuffer(pool, swept)
+    return FewLayers(
+        program, small, weights, lambda: buffer.read(backend.isa, pool, swept, 1e-6) and None
+    )
+
+
+def measure_kernel_times(
+    few: FewLayers, backend: NativeBackend, step: StepShape
+) -> KernelTimes | None:
+    """Run a step of this shape through the few layers of the model. None where its cache and its
+    activations are too large to be run for a prediction.
+    """
+    small = few.program
+    config, weights = small.config, few.weights
     blocks = [small.layout.columns_for(length) for length in step.seq_lens]
     cache = sum(blocks) * BLOCK_SIZE * small.layout.bytes_per_token
     activations = small.plan.bytes_per_token * step.num_tokens
     if small.weight_bytes + cache + activations > MAX_BYTES:
         return None
-    # Load zeros, and lay each request's blocks one after another.
-    weights = {name: backend.load_weight(_zeros(spec), name) for name, spec in specs.items()}
+    # Lay each request's blocks one after another.
     layers = [
         KVLayer(backend.new_kv_store(sum(blocks), BLOCK_SIZE, spec)) for spec in small.layout.specs
     ]
@@ -67,24 +99,29 @@ def measure_kernel_times(
     batch = _batch(step, blocks)
     forward(batch)  # memory that is touched for the first time
     forward.ledger = []
-    for _ in range(TRIES):
+    start = time.monotonic()
+    while len(forward.ledger) < LEAST_TRIES or (
+        len(forward.ledger) < MOST_TRIES and time.monotonic() - start < SECONDS
+    ):
+        few.sweep()
         forward(batch)
-    medians = np.median([timed.seconds for timed in forward.ledger], axis=0)
-    # Give each item of the model the mean time of the items like it.
-    found: dict[_Key, list[tuple[float, int]]] = {}
-    for item, cost, seconds in zip(small.items, small.costs(step), medians.tolist(), strict=True):
-        found.setdefault(_key(item), []).append((seconds, cost.bytes))
+    # Items that are alike get the median of all their times.
+    tries = np.array([timed.seconds for timed in forward.ledger])  # [tries, items]
+    places: dict[_Key, list[int]] = {}
+    for i, item in enumerate(small.items):
+        places.setdefault(_key(item), []).append(i)
+    medians = {key: float(np.median(tries[:, found])) for key, found in places.items()}
+    costs = small.costs(step)
     scaled = []
-    for item, cost in zip(program.items, program.costs(step), strict=True):
-        alike = found[_key(item)]
-        seconds = sum(s for s, _ in alike) / len(alike)
+    for item, cost in zip(few.whole.items, few.whole.costs(step), strict=True):
+        seconds = medians[_key(item)]
         if item.group == "head":  # the vocabulary was cut
-            seconds *= max(1.0, cost.bytes / max(1, alike[0][1]))
+            seconds *= max(1.0, cost.bytes / max(1, costs[places[_key(item)][0]].bytes))
         scaled.append(seconds)
     return KernelTimes(scaled)
 
 
-def _one_of_each_kind(program: ModelProgram) -> tuple[ModelConfig, dict[str, TensorSpec]]:
+def _few_of_each_kind(program: ModelProgram) -> tuple[ModelConfig, dict[str, TensorSpec]]:
     """The config and parameters of the few layers. Layers of one window and the same formats are
     of one kind.
     """
@@ -103,15 +140,16 @@ def _one_of_each_kind(program: ModelProgram) -> tuple[ModelConfig, dict[str, Ten
     kinds = {
         (config.windows[layer], tuple(found.items())): layer for layer, found in by_layer.items()
     }
+    layers = [layer for layer in kinds.values() for _ in range(COPIES)]
     specs = others
-    for i, layer in enumerate(kinds.values()):
+    for i, layer in enumerate(layers):
         # copies: an entry is named by the identity of its declaration
         specs |= {f"layers.{i}.{name}": replace(s) for name, s in by_layer[layer].items()}
     few = replace(
         config,
-        num_layers=len(kinds),
+        num_layers=len(layers),
         vocab_size=vocab,
-        windows=tuple(config.windows[layer] for layer in kinds.values()),
+        windows=tuple(config.windows[layer] for layer in layers),
     )
     declared = [param.name for param in get_graph(few.graph).parameters(few)]
     return few, {name: specs[name] for name in declared}

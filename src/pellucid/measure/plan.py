@@ -1,11 +1,14 @@
 """What a model will need and how fast it will be, before anything is loaded: weights, KV cache and
 activations, how many requests fit, and the speed that the roofline predicts.
 
-    seconds of a step = Σ over its ops of max(bytes / bandwidth, FLOPs / peak, time of its kernel)
+    on a device of a data sheet   seconds = Σ over the ops of max(bytes / bandwidth, FLOPs / peak)
+    on this machine               seconds = Σ over the ops of the time measured + time outside them
 
-On this machine bandwidth and peaks are measured, and so is the time of each kernel in cache
-(`kernel_times.py`), with what Python takes per step. For a device from a data sheet only the
-roofline counts. Nothing was run on it, so real programs are slower.
+On a device of a data sheet this is the roofline alone: nothing there was ever run, so real programs
+are slower. On this machine a few layers run (`kernel_times.py`), because neither a sum nor the
+larger of the two times is right for every op. Weights are one stream that a kernel prefetches, so
+reading overlaps with arithmetic; keys and values lie in blocks that attention waits for. The time
+outside the ops is measured too (`step_overhead.py`).
 
 Tensor parallelism cuts the heads, the MLP and the vocabulary into equal parts, one per device; two
 sums over all devices per layer go over the link (2·(N-1)/N of the hidden states, as in a ring).
@@ -28,19 +31,16 @@ from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
 from .hardware import Ceilings
 from .headers import Headers
-from .kernel_times import measure_kernel_times
+from .kernel_times import FewLayers, load_few_layers, measure_kernel_times
 from .kv_formula import KV_ALIASES, kv_formula
 from .machine import measure_ceilings
 from .roofline import ModelProgram, build_model_program
+from .step_overhead import measure_step_overhead
 
 __all__ = ["MemoryPlan", "Speed", "WeightGroup", "build_memory_plan", "predict", "this_machine"]
 
 CHUNK = 512  # tokens of a step of prefill: EngineConfig's default
 USABLE = 0.9  # of a device's memory, vLLM's default too
-# Seconds of Python in a step on this class of machine: schedule, batch, sampling, text.
-PYTHON_SECONDS = 0.35e-3
-PYTHON_SECONDS_PER_LOGIT = 0.8e-9  # of sampling: a pass over each row of logits
-PYTHON_SECONDS_PER_REQUEST = 20e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,15 +239,20 @@ def predict(
     each. With a backend (this machine), its kernels are timed.
     """
     ctx, batch = plan.ctx, plan.batch
+    few = None if backend is None else load_few_layers(plan.program, backend)
+    # The time outside the ops, by the number of requests.
+    outside = {1: 0.0, batch: 0.0}
+    if backend is not None and few is not None:
+        outside = {n: measure_step_overhead(few, backend, n) for n in outside}
     # Prefill: the mean of the first and the last chunk, times their number.
     chunk = min(CHUNK, ctx)
     ends = [StepShape((chunk,), (length,), 1) for length in dict.fromkeys((chunk, ctx))]
-    chunks = [_step(plan, ceilings, backend, step) for step in ends]
+    chunks = [_step(plan, ceilings, backend, few, step, outside[1]) for step in ends]
     scale = ctx / chunk / len(chunks)
     prefill = {name: scale * sum(parts[name] for parts in chunks) for name in chunks[0]}
     # Decode: one step.
     step = StepShape((1,) * batch, (ctx,) * batch, batch)
-    decode = _step(plan, ceilings, backend, step)
+    decode = _step(plan, ceilings, backend, few, step, outside[batch])
     return {
         "prefill": _speed(plan, ctx, prefill, ends[0]),
         "decode": _speed(plan, batch, decode, step),
@@ -272,11 +277,20 @@ def _speed(plan: MemoryPlan, tokens: int, parts: Mapping[str, float], step: Step
 
 
 def _step(
-    plan: MemoryPlan, ceilings: Ceilings, backend: NativeBackend | None, step: StepShape
+    plan: MemoryPlan,
+    ceilings: Ceilings,
+    backend: NativeBackend | None,
+    few: FewLayers | None,
+    step: StepShape,
+    outside: float,
 ) -> dict[str, float]:
-    """Seconds of a step, by the resource that binds each op."""
+    """Seconds of a step by what binds each of its ops; `outside` are seconds beside them. Without
+    the few layers no kernel is timed, which matters little where layers are that large.
+    """
     program = plan.program
-    kernels = None if backend is None else measure_kernel_times(program, backend, step)
+    kernels = None
+    if backend is not None and few is not None:
+        kernels = measure_kernel_times(few, backend, step)
     parts = {"memory": 0.0, "arithmetic": 0.0, "kernels": 0.0}
     for i, (item, cost) in enumerate(zip(program.items, program.costs(step), strict=True)):
         if backend is None and ceilings.float_dtype != "float32":
@@ -287,21 +301,16 @@ def _step(
             "arithmetic": ceilings.arithmetic_seconds(cost),
             "kernels": 0.0 if kernels is None else kernels.seconds[i],
         }
-        if kernels is not None and not item.is_streamed:  # the measured time includes the memory
-            times["memory"] = 0.0
         bound = max(times, key=lambda name: times[name])
-        # kernels near the peak are bound by it
-        if bound == "kernels" and times["arithmetic"] > times["kernels"] / 2:
-            parts["arithmetic"] += times["kernels"]
+        if kernels is not None:
+            bound = next(
+                (n for n in ("memory", "arithmetic") if times[n] > times["kernels"] / 2), "kernels"
+            )
+            parts[bound] += times["kernels"]
         else:
             parts[bound] += times[bound]
-    if backend is not None:
-        logits = step.num_logits * program.config.vocab_size
-        parts["Python"] = (
-            PYTHON_SECONDS
-            + PYTHON_SECONDS_PER_REQUEST * len(step.q_lens)
-            + PYTHON_SECONDS_PER_LOGIT * logits
-        )
+    if few is not None:
+        parts["Python"] = outside
     if plan.tp > 1 and ceilings.link_bandwidth:
         sums = 2 * program.config.num_layers
         sent = sums * step.num_tokens * program.config.hidden_size * 2 * 2 * (plan.tp - 1) / plan.tp

@@ -11,7 +11,7 @@ changes within seconds.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from .hardware import Ceilings
 from .machine import measure_ceilings
 from .roofline import ModelProgram, build_model_program, total
 
-__all__ = ["Line", "Phase", "Profile", "ProfiledStep", "profile_model"]
+__all__ = ["Line", "Phase", "Profile", "ProfiledStep", "profile_model", "run_prompts"]
 
 REPEATS = 3  # of prefill and decoding
 OVERHEAD_SHARE = 0.1  # an op below this share of its roof is bound by neither resource
@@ -160,12 +160,12 @@ def profile_model(
         program = build_model_program(engine.model_config, checkpoint.specs(), backend, dtypes)
     # run once to touch all memory, then alternately with measuring the bandwidth
     working_set = program.weight_bytes + batch * program.kv_bytes(prompt)
-    _run(engine.core, program.config.vocab_size, prompt, 2, batch)
+    run_prompts(engine.core, program.config.vocab_size, prompt, 2, batch)
     readings = [_measure(backend, working_set, 0.1)]
     prefill: list[ProfiledStep] = []
     decode: list[ProfiledStep] = []
     for _ in range(REPEATS):
-        first, rest = _run(engine.core, program.config.vocab_size, prompt, output, batch)
+        first, rest = run_prompts(engine.core, program.config.vocab_size, prompt, output, batch)
         prefill += first
         decode += rest
         readings.append(_measure(backend, working_set, 0.05))
@@ -186,10 +186,16 @@ def _measure(backend: NativeBackend, working_set: int, seconds: float) -> Ceilin
     return measure_ceilings(backend.isa, backend.threads, working_sets=sizes, seconds=seconds)
 
 
-def _run(
-    core: EngineCore, vocab_size: int, prompt: int, output: int, batch: int
+def run_prompts(
+    core: EngineCore,
+    vocab_size: int,
+    prompt: int,
+    output: int,
+    batch: int,
+    *,
+    before_step: Callable[[], None] = lambda: None,
 ) -> tuple[list[ProfiledStep], list[ProfiledStep]]:
-    """(steps of prefill, steps of decode)."""
+    """Run `batch` prompts at once, with the ledger on: (steps of prefill, steps of decode)."""
     params = SamplingParams(temperature=0, max_tokens=output, ignore_eos=True)
     forward = core.runner.forward
     assert isinstance(forward, CapturedForward)
@@ -208,6 +214,7 @@ def _run(
     prefill: list[ProfiledStep] = []
     decode: list[ProfiledStep] = []
     while core.has_unfinished:
+        before_step()
         forward.ledger = []
         start = time.monotonic()
         core.step()
