@@ -255,7 +255,7 @@ def build_core(
     max_num_seqs: int,
     max_model_len: int,
     num_blocks: int,
-    explain: Explain,
+    explain: Explain | None,
 ) -> EngineCore:
     """The engine's core and all its parts, for weights that are loaded."""
     num_slots = (

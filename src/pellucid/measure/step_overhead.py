@@ -42,6 +42,7 @@ def measure_step_overhead(few: FewLayers, backend: NativeBackend, requests: int)
         backend,
         few.weights,
         layout,
+        explain=None,
         max_num_seqs=run,
         max_model_len=PROMPT + STEPS,
         num_blocks=run * layout.blocks_for(PROMPT + STEPS, EngineConfig().max_num_batched_tokens),
