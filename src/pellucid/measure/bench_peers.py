@@ -177,7 +177,8 @@ class LlamaCpp:
     ) -> tuple[float, float]:
         batched = find_program("llama-batched-bench", self.folder)
         shape = ["-npp", prompt, "-ntg", output, "-npl", sequences]
-        context = ["-c", sequences * (prompt + output)]
+        # its warm-up takes 16 tokens
+        context = ["-c", max(64, sequences * (prompt + output))]
         out, _ = _run(
             [
                 *[batched, *self._options(), *shape, *context, *variant.split()],
