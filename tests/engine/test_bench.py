@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pellucid.cli.main import main
-from pellucid.measure.bench_model import BenchModel, Roof
+from pellucid.measure.bench_model import BenchModel
 
 
 def run(*arguments: object) -> Result:
@@ -28,7 +28,7 @@ def last_line(result: Result) -> dict[str, Any]:
     return report
 
 
-SHORT = ("-p", "24", "-n", "3", "-pg", "8,2", "-d", "0,16", "-r", "2", "-t", "2")
+SHORT = ("-p", "24", "-n", "3", "-pg", "8,2", "-d", "0,16", "-r", "2", "-t", "1")
 
 
 def test_latency_has_llama_benchs_rows_and_ends_with_json(tiny_path: Path) -> None:
@@ -129,7 +129,8 @@ def test_the_cache_behind_a_context_is_computed_once(tiny_path: Path) -> None:
 
 def test_the_roof_of_a_step_grows_with_its_tokens(tiny_path: Path) -> None:
     model = BenchModel(tiny_path, options={"threads": 1}, sequences=2, longest=64)
-    roof = Roof(model)
+    roof = model.roof
+    assert roof is not None
     now = roof.take()
     one, _ = roof.least_seconds(now, 1, 0, 16, 16)
     many, memory = roof.least_seconds(now, 2, 0, 32, 16)

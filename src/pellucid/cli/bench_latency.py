@@ -129,10 +129,9 @@ def _measure(
     samples: "Samples",
 ) -> None:
     """Fill `samples`, round by round."""
-    from ..measure.bench_model import Roof
     from ..measure.bench_rounds import run_rounds
 
-    meter = Roof(model) if options.roof and Roof.is_known(model) else None
+    meter = model.roof if options.roof else None
 
     def ours() -> list[float]:
         model.fill(1, test.depth)

@@ -156,11 +156,10 @@ class _Batch:
 
     def measure(self, model: "BenchModel", options: BenchOptions, peer: "Peer | None") -> None:
         """Fill the samples, round by round."""
-        from ..measure.bench_model import Roof
         from ..measure.bench_rounds import run_rounds
 
         prompt, output, many = self.prompt, self.output, self.sequences
-        meter = Roof(model) if options.roof and Roof.is_known(model) else None
+        meter = model.roof if options.roof else None
 
         def ours() -> list[float]:
             model.step(many, 0, 1)  # wakes the threads

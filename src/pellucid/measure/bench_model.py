@@ -7,6 +7,7 @@ function of position and sequence.
 
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,13 @@ class BenchModel:
         self.filled = (0, 0)  # sequences, and tokens of each that the cache holds
         self.prefill(1, 0, min(chunk, longest))  # touches all memory for the first time
 
+    @cached_property
+    def roof(self) -> "Roof | None":
+        """What the machine allows; None where the cost of a step is not known: on the native
+        backend alone it is.
+        """
+        return Roof(self) if isinstance(self.forward, CapturedForward) else None
+
     def prefill(self, sequences: int, start: int, tokens: int) -> float:
         """Seconds of positions start … start + tokens - 1 of each sequence, in chunks."""
         width = max(1, self.chunk // sequences)
@@ -177,11 +185,6 @@ class Roof:
             backend.isa, backend.threads, working_sets=[1 << 20], seconds=0.2
         )
         self._meter = ReadMeter(backend.isa, backend.threads, model.weight_bytes)
-
-    @staticmethod
-    def is_known(model: BenchModel) -> bool:
-        """Whether the cost of the model's steps is known: on the native backend."""
-        return isinstance(model.forward, CapturedForward)
 
     def take(self) -> Ceilings:
         """What the machine reaches now."""
