@@ -7,8 +7,8 @@ activations, how many requests fit, and the speed that the roofline predicts.
 On a device of a data sheet this is the roofline alone: nothing there was ever run, so real programs
 are slower. On this machine a few layers run (`kernel_times.py`), because neither a sum nor the
 larger of the two times is right for every op. Weights are one stream that a kernel prefetches, so
-reading overlaps with arithmetic; keys and values lie in blocks that attention waits for. The time
-outside the ops is measured too (`step_overhead.py`).
+reading overlaps with arithmetic; in attention the two times about add up. The time outside the ops
+is measured too (`step_overhead.py`).
 
 Tensor parallelism cuts the heads, the MLP and the vocabulary into equal parts, one per device; two
 sums over all devices per layer go over the link (2·(N-1)/N of the hidden states, as in a ring).
