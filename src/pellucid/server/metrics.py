@@ -145,6 +145,7 @@ class _EngineCollector(Collector):
             ("generation_tokens", "Tokens of answers", stats.num_output_tokens),
             ("num_preemptions", "Requests that gave way to others", stats.num_preemptions),
             ("steps", "Steps of the engine", stats.num_steps),
+            ("forward_seconds", "Seconds of steps in the model", stats.all_steps.forward),
         ):
             counter = CounterMetricFamily(prefix + name, text, labels=("model_name",))
             counter.add_metric((model,), count)

@@ -6,8 +6,9 @@ from typing import Any
 __all__ = ["compact"]
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def compact(data: Any) -> bytes:
     """UTF-8 without spaces. Text that holds lone surrogates is escaped."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(
-        errors="surrogatepass"
-    )
+    return _encode(data).encode(errors="surrogatepass")
