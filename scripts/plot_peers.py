@@ -5,9 +5,9 @@ spread.
     pellucid bench throughput MODEL … --against llama.cpp > throughput.txt
     python scripts/plot_peers.py latency.txt throughput.txt docs/peers.svg
 
-Reads the JSON on the last line of each run, so no figure is typed by hand. One panel per model, one
-bar per row: the median of the ratios, a line from the least to the largest, and the two speeds in
-tokens per second. Needs matplotlib (the extra `plot`).
+Reads the JSON on the last line of each run, so no figure is typed by hand. One panel per row of the
+benchmark (prefill, decode), one bar per file: the median of the ratios, a line from the least to
+the largest, and the two speeds in tokens per second. Needs matplotlib (the extra `plot`).
 """
 
 import argparse
@@ -27,26 +27,28 @@ def draw(results: list[dict[str, Any]], target: Path) -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams["svg.hashsalt"] = "pellucid"  # the same run gives the same file
-    models = list(dict.fromkeys(row["model"] for row in results))
+    shapes = list(dict.fromkeys(row["shape"] for row in results))
+    files = list(dict.fromkeys(row["model"] for row in results))
+    height = 0.8 + 0.24 * len(files)
     figure, panels = plt.subplots(
-        1, len(models), figsize=(4.2 * len(models), 3.1), sharey=True, squeeze=False
+        1, len(shapes), figsize=(2.4 + 3.6 * len(shapes), height), sharey=True, squeeze=False
     )
-    for panel, model in zip(panels[0], models, strict=True):
-        rows = [row for row in results if row["model"] == model]
-        medians = [statistics.median(row["ratios"]) for row in rows]
-        places = range(len(rows))
-        panel.barh(places, medians, color=OURS, height=0.62)
-        for place, row, median in zip(places, rows, medians, strict=True):
+    for panel, shape in zip(panels[0], shapes, strict=True):
+        rows = [row for row in results if row["shape"] == shape]
+        for row in rows:
+            place, median = files.index(row["model"]), statistics.median(row["ratios"])
+            panel.barh(place, median, color=OURS, height=0.62)
             panel.hlines(place, min(row["ratios"]), max(row["ratios"]), color="black", linewidth=1)
             ours, theirs = (statistics.median(row[name]) for name in ("ours", "theirs"))
             end = max(median, *row["ratios"])
             label = f" {median:.1f}×   {ours:,.0f} : {theirs:,.0f}"
-            panel.text(end, place, label, va="center", fontsize=8)
+            panel.text(end, place, label, va="center", fontsize=7)
         panel.axvline(1, color=PEER, linewidth=1.2, linestyle="--")
-        panel.set_yticks(list(places), [row["shape"] for row in rows], fontsize=8)
-        panel.set_title(model, fontsize=9)
-        panel.set_xlim(0, 1.75 * max(max(row["ratios"]) for row in rows))
+        panel.set_yticks(range(len(files)), files, fontsize=8)
+        panel.set_title(shape, fontsize=9)
+        panel.set_xlim(0, 1.6 * max(max(row["ratios"]) for row in rows))
         panel.tick_params(axis="x", labelsize=8)
+        panel.tick_params(axis="y", length=0)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].invert_yaxis()
     figure.suptitle(
