@@ -24,7 +24,7 @@ import numbers
 import operator
 import reprlib
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import (
     TYPE_CHECKING,
@@ -367,10 +367,7 @@ def _integer(bounds: Bounds) -> _Kind:
 
     def take(value: object) -> object:
         # int and everything that can be an index: NumPy's integers, but no float and no string
-        try:
-            number = operator.index(value)  # type: ignore[arg-type]
-        except TypeError:
-            raise _refuse(value, noun) from None
+        number = _asked(operator.index, value, noun)
         if isinstance(value, bool) or not bounds.hold(number):
             raise _refuse(value, noun)
         return number
@@ -384,10 +381,7 @@ def _real(bounds: Bounds) -> _Kind:
     def take(value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise _refuse(value, noun)
-        try:
-            number = float(value)
-        except OverflowError:
-            raise _refuse(value, noun) from None
+        number = _asked(float, value, noun)
         if not math.isfinite(number) or not bounds.hold(number):
             raise _refuse(value, noun)
         return number
@@ -433,13 +427,13 @@ def _collection(build: Callable[[Iterable[object]], object], entry: _Kind, bound
         )
         if refused or not isinstance(value, Collection):
             raise _refuse(value, noun)
-        _check_length(value, bounds)
+        _check_length(value, bounds, noun)
         taken: list[object] = []
-        try:
-            for item in value:
+        for item in _entries(value, noun):
+            try:
                 taken.append(entry.take(item))
-        except _Wrong as wrong:
-            raise _Wrong(f"[{len(taken)}]{wrong}", is_inside=True) from None
+            except _Wrong as wrong:
+                raise _Wrong(f"[{len(taken)}]{wrong}", is_inside=True) from None
         return build(taken)
 
     return _Kind(noun, take)
@@ -451,9 +445,9 @@ def _mapping(key: _Kind, entry: _Kind, bounds: Bounds) -> _Kind:
     def take(value: object) -> object:
         if not isinstance(value, Mapping):
             raise _refuse(value, noun)
-        _check_length(value, bounds)
+        _check_length(value, bounds, noun)
         taken = {}
-        for name, item in value.items():
+        for name, item in _entries(_asked(operator.methodcaller("items"), value, noun), noun):
             try:
                 name_taken = key.take(name)
             except _Wrong:
@@ -469,9 +463,30 @@ def _mapping(key: _Kind, entry: _Kind, bounds: Bounds) -> _Kind:
     return _Kind(noun, take)
 
 
-def _check_length(value: Collection[object], bounds: Bounds) -> None:
-    if not bounds.hold(len(value)):
-        raise _Wrong(f" has {len(value)} entries; it must have {bounds.count()}", is_inside=True)
+def _check_length(value: Collection[object], bounds: Bounds, noun: str) -> None:
+    length = _asked(len, value, noun)
+    if not bounds.hold(length):
+        raise _Wrong(f" has {length} entries; it must have {bounds.count()}", is_inside=True)
+
+
+def _asked(method: Callable[[Any], Any], value: object, noun: str) -> Any:
+    """The answer of one of the value's own methods; a value whose method raises is refused.
+
+    A class may have a method that does not work for every instance: an array without dimensions
+    has `__len__`, and a range of 2⁶⁴ has one that overflows.
+    """
+    try:
+        return method(value)
+    except Exception:
+        raise _refuse(value, noun) from None
+
+
+def _entries(value: Iterable[Any], noun: str) -> Iterator[Any]:
+    """The entries of a value; refused if its own iterator raises."""
+    try:
+        yield from value
+    except Exception:
+        raise _refuse(value, noun) from None
 
 
 _SCALARS: dict[object, Callable[[Bounds], _Kind]] = {

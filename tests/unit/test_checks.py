@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import pytest
@@ -44,6 +44,35 @@ class Config:
 
 def build(**values: Any) -> Config:
     return Config(**{"needed": 1, **values})
+
+
+class Broken(Fraction):
+    """A number and list whose every method raises an error of its own."""
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise RuntimeError("broken")
+
+    __len__ = __iter__ = __index__ = __float__ = __contains__ = _raise
+
+    def __repr__(self) -> str:
+        return "<broken>"
+
+
+class BrokenMapping(dict[int, float]):
+    """A mapping whose entries cannot be had."""
+
+    def items(self) -> NoReturn:
+        raise RuntimeError("broken")
+
+
+class BrokenList(list[int]):
+    """A list whose entries cannot be had."""
+
+    def __iter__(self) -> NoReturn:
+        raise RuntimeError("broken")
+
+    def __repr__(self) -> str:
+        return "<broken>"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +115,20 @@ def build(**values: Any) -> Config:
         ({"bias": {"1": 1.0}}, "bias has the key '1'; a key must be an integer between 0 and 9"),
         ({"bias": {1: math.inf}}, "bias[1] is inf; it must be a number"),
         ({"bias": [1]}, "bias is [1]; it must be a mapping from integers to numbers, or None"),
+        ({"ids": np.array(2)}, "ids is array(2); it must be a list of integers"),
+        (
+            {"ids": range(2**64)},
+            "ids is range(0, 18446744073709551616); it must be a list of integers",
+        ),
+        ({"ids": Broken()}, "ids is <broken>; it must be a list of integers"),
+        ({"pair": np.array(2.0)}, "pair is array(2.); it must be a list of values"),
+        ({"ids": BrokenList([1])}, "ids is <broken>; it must be a list of integers"),
+        (
+            {"bias": BrokenMapping()},
+            "bias is {}; it must be a mapping from integers to numbers, or None",
+        ),
+        ({"needed": Broken()}, "needed is <broken>; it must be an integer between 1 and 8"),
+        ({"share": Broken()}, "share is <broken>; it must be a number above 0 and below 1"),
         ({"inner": {"x": 1}}, "inner is {'x': 1}; it must be an instance of Inner, or None"),
     ],
 )

@@ -91,7 +91,7 @@ def _sentence(error: Exception) -> str:
         return f"there is not enough memory{_limit('RLIMIT_AS', 'v', 1024, ' KiB')}"
     if isinstance(error, OSError) and error.strerror:
         if error.errno == errno.EMFILE:
-            return f"too many files are open{_limit('RLIMIT_NOFILE', 'n', 1, '')}"
+            return f"there are too many open files{_limit('RLIMIT_NOFILE', 'n', 1, '')}"
         if error.filename is not None:
             return f"{os.fsdecode(error.filename)}: {error.strerror}"
         wrote = "the output could not be written: " if error.errno in _CANNOT_WRITE else ""

@@ -153,7 +153,7 @@ class _Process:
                 except OSError as error:
                     raise CapacityError(
                         f"no process could be started to render the chat template: {error.strerror}"
-                    ) from None
+                    ) from error
             undo.pop_all()
         self._process, self._socket = process, ours
         self._is_ready = False
