@@ -3,6 +3,7 @@
     PellucidError
     ├── ConfigError        an option or parameter has a value it cannot have     (a ValueError)
     ├── RequestError       a request cannot be served as it was asked            (a ValueError)
+    │   └── PromptTooLongError its prompt leaves no room for a token
     ├── FormatError        a file is truncated, corrupt, inconsistent or hostile (a ValueError)
     ├── UnsupportedError   a sound file asks for a feature that does not exist   (a ValueError)
     ├── CapacityError      it does not fit in memory                             (a MemoryError)
@@ -26,6 +27,7 @@ __all__ = [
     "EngineError",
     "FormatError",
     "PellucidError",
+    "PromptTooLongError",
     "QueueFullError",
     "RequestError",
     "UnsupportedError",
@@ -44,6 +46,10 @@ class RequestError(PellucidError, ValueError):
     """A request cannot be served as it was asked: its prompt is too long, its messages do not fit
     the chat template.
     """
+
+
+class PromptTooLongError(RequestError):
+    """The prompt of a request leaves no room for a token in the context."""
 
 
 class FormatError(PellucidError, ValueError):

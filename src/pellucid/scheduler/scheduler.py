@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 
 from ..batch import BlockOp
 from ..engine_config import Batching, SchedulingPolicy
-from ..errors import RequestError
+from ..errors import PromptTooLongError, RequestError
 from ..kv.manager import Hit, KVCacheManager
 from ..outputs import FinishReason
 from ..request import Request, RequestStatus
@@ -107,7 +107,7 @@ class Scheduler:
             if not request.prompt_token_ids:
                 raise RequestError("the prompt is empty; it must hold at least one token")
             if request.num_tokens >= self.max_model_len:
-                raise RequestError(
+                raise PromptTooLongError(
                     f"the prompt has {request.num_tokens} tokens; with room for one more it must "
                     f"be at most {self.max_model_len - 1} "
                     f"(max_model_len is {self.max_model_len})"

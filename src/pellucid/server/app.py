@@ -84,7 +84,8 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         async def endpoint(request: Request) -> Response:
             body = await _read(request, model)
             try:
-                return JSONResponse(await respond(service, body))
+                with service.admitted(request.state.key):
+                    return JSONResponse(await respond(service, body))
             except Exception as error:
                 raise as_api_error(error, model.model_fields) from error
 

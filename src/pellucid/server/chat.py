@@ -63,7 +63,8 @@ def chat(service: Service, body: ChatRequest, key: str) -> Response:
         cache_salt=body.cache_salt or tenant,
     )
     job = Job.build("chatcmpl", body, body.n or 1, key, [stream])
-    return GeneratedResponse(service, job, _Renderer(service, job, body, [_name(t) for t in tools]))
+    renderer = _Renderer(service, job, body, [_name(t) for t in tools])
+    return GeneratedResponse(service, job, renderer)
 
 
 def _check_chat(body: ChatRequest, service: Service) -> None:
@@ -77,12 +78,18 @@ def _check_chat(body: ChatRequest, service: Service) -> None:
     for name, count, most in (
         ("messages", len(body.messages), settings.max_messages),
         ("tools", len(body.tools or ()), settings.max_tools),
-        ("top_logprobs", body.top_logprobs or 0, settings.max_logprobs),
     ):
         if count > most:
             raise ApiError(
                 400, f"{name} is or has {count}; this server allows at most {most}", param=name
             )
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= settings.max_logprobs:
+        raise ApiError(
+            400,
+            f"top_logprobs is {body.top_logprobs}; it must be between 0 and "
+            f"{settings.max_logprobs}",
+            param="top_logprobs",
+        )
     if not body.messages:
         raise ApiError(400, "messages is empty; it must hold at least one", param="messages")
     if body.top_logprobs is not None and not body.logprobs:

@@ -94,6 +94,7 @@ class _Renderer:
         self._is_prompt_only = is_prompt_only
         # of each completion, by its index in the response: characters and tokens that were sent
         self._sent: dict[int, tuple[int, int]] = {}
+        self._offsets: dict[int, int] = {}  # characters of the tokens whose logprobs were sent
         self._head = {
             "id": job.id,
             "object": "text_completion",
@@ -153,14 +154,18 @@ class _Renderer:
             rows: list[Any] = completion.logprobs[num_tokens:stop]
             if self._is_prompt_only:
                 token_ids, rows = [], []
-            offset = num_chars + (len(self._echo(output)) if self._body.echo else 0)
+            first = ""
             if self._body.echo and is_first:
                 token_ids = output.prompt_token_ids + token_ids
                 rows = list(output.prompt_logprobs or [None]) + rows
-                offset = 0
-            choice["logprobs"] = text_logprobs(token_ids, rows, self._body.logprobs, offset)
+                first = self._service.engine.tokenizer.token_text(token_ids[0])
+            # the texts of tokens, not the text that was sent: some of that may be held back
+            offset = self._offsets.get(index, 0)
+            told = text_logprobs(token_ids, rows, self._body.logprobs, offset, first)
+            self._offsets[index] = offset + sum(map(len, told["tokens"]))
+            choice["logprobs"] = told
         if self._body.return_token_ids:
-            choice["token_ids"] = completion.token_ids[num_tokens:]
+            choice["token_ids"] = [] if self._is_prompt_only else completion.token_ids[num_tokens:]
             if is_first:
                 choice["prompt_token_ids"] = output.prompt_token_ids
         if is_first and self._body.prompt_logprobs is not None:
@@ -175,9 +180,15 @@ class _Renderer:
     def end(self, outputs: list[RequestOutput]) -> bytes:
         last = b""
         if self._job.includes_usage:
-            told = {"choices": [], "usage": usage(outputs), "timings": timings(outputs[0])}
+            told = {"choices": [], "usage": self._usage(outputs), "timings": timings(outputs[0])}
             last = event(self._head | told)
         return last + b"data: [DONE]\n\n"
+
+    def _usage(self, outputs: list[RequestOutput]) -> dict[str, Any]:
+        told = usage(outputs)
+        if self._is_prompt_only:
+            told |= {"completion_tokens": 0, "total_tokens": told["prompt_tokens"]}
+        return told
 
     def whole(self, outputs: list[RequestOutput]) -> dict[str, Any]:
         choices = [
@@ -185,7 +196,7 @@ class _Renderer:
             for place, output in enumerate(outputs)
             for c in output.outputs
         ]
-        told = {"choices": choices, "usage": usage(outputs)}
+        told = {"choices": choices, "usage": self._usage(outputs)}
         if len(outputs) == 1:
             told["timings"] = timings(outputs[0])
         return self._head | told

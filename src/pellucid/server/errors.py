@@ -1,7 +1,7 @@
 """Every failure as OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ..checks import show
-from ..errors import EngineError, PellucidError, QueueFullError
+from ..errors import EngineError, PellucidError, PromptTooLongError, QueueFullError
 
 __all__ = ["ApiError", "add_handlers", "as_api_error", "error_body"]
 
@@ -24,6 +24,10 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+
+
+# how the engine's sentences about a prompt begin
+_ABOUT_PROMPT = ("the prompt ", "prompt token id ", "prompt_token_ids")
 
 
 class ApiError(Exception):
@@ -59,7 +63,7 @@ def error_body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def as_api_error(error: BaseException, fields: Iterable[str] = ()) -> ApiError:
+def as_api_error(error: BaseException, fields: Collection[str] = ()) -> ApiError:
     """What a client is told of `error`. A message of ours begins with the name of the field that is
     wrong; it becomes `param` if it is one of `fields`.
     """
@@ -71,12 +75,22 @@ def as_api_error(error: BaseException, fields: Iterable[str] = ()) -> ApiError:
         return ApiError(503, str(error), code="queue_full", retry_after=1)
     if isinstance(error, EngineError):
         return ApiError(500, str(error), code="engine_error")
+    if isinstance(error, PromptTooLongError):
+        param = _prompt_field(fields)
+        return ApiError(400, str(error), param=param, code="context_length_exceeded")
     if isinstance(error, PellucidError):
+        if str(error).startswith(_ABOUT_PROMPT):
+            return ApiError(400, str(error), param=_prompt_field(fields))
         first = str(error).split(maxsplit=1)[0].partition("[")[0].rstrip(":")
         name = first.partition(".")[0]
-        return ApiError(400, str(error), param=first if name in set(fields) else None)
+        return ApiError(400, str(error), param=first if name in fields else None)
     _log.error("a request failed by a fault of the server", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+def _prompt_field(fields: Collection[str]) -> str | None:
+    """The field of a body that is the prompt."""
+    return next((name for name in ("prompt", "messages") if name in fields), None)
 
 
 def _of_validation(error: ValidationError) -> ApiError:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,7 @@ class Job:
     is_stream: bool
     includes_usage: bool
     key: str  # the client's API key, or empty
+    body_fields: Collection[str]  # of which an error may name one
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -46,6 +47,7 @@ class Job:
             is_stream=bool(body.stream),
             includes_usage=options is not None and bool(options.include_usage),
             key=key,
+            body_fields=type(body).model_fields,
         )
 
 

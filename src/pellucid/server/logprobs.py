@@ -20,15 +20,20 @@ def chat_logprobs(
 
 
 def text_logprobs(
-    token_ids: Sequence[int], rows: Sequence[LogprobsOnePosition | None], top: int, offset: int
+    token_ids: Sequence[int],
+    rows: Sequence[LogprobsOnePosition | None],
+    top: int,
+    offset: int,
+    first: str = "",
 ) -> dict[str, Any]:
     """`logprobs` of a completion: four lists. `offset`: characters of text before the first
-    token. A row that is None belongs to the first token of an echoed prompt.
+    token. A row that is None belongs to the first token of an echoed prompt, whose text is
+    `first`.
     """
     tokens, values, tops, offsets = [], [], [], []
     for token, row in zip(token_ids, rows, strict=True):
         chosen = None if row is None else row[token]
-        text = "" if chosen is None else chosen.decoded_token or ""
+        text = first if chosen is None else chosen.decoded_token or ""
         tokens.append(text)
         values.append(None if chosen is None else chosen.logprob)
         offsets.append(offset)

@@ -63,6 +63,9 @@ class ServerSettings:
     max_completions: int = option(
         128, low=1, high=1 << 16, help="Prompts of a request times n: answers of one request"
     )
+    max_tokenized: int = option(
+        1 << 19, low=1, high=1 << 24, help="Characters for /tokenize, tokens for /detokenize"
+    )
     max_tools: int = option(128, low=1, high=1 << 12, help="Tools of a chat")
     max_logprobs: int = option(20, low=0, high=1024, help="Likeliest tokens per position")
     max_logit_bias: int = option(1024, low=0, high=4096, help="Entries of logit_bias")

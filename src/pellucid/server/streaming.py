@@ -76,6 +76,12 @@ class GeneratedResponse(Response):
         self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._respond(scope, receive, send)
+        except Exception as error:
+            raise as_api_error(error, self._job.body_fields) from error
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._service.admitted(self._job.key):
             work = asyncio.create_task(self._work(scope, receive, send))
             leaving = asyncio.create_task(_wait_for_disconnect(receive))

@@ -14,6 +14,7 @@ __all__ = ["detokenize", "tokenize"]
 async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
     """The token ids of a text or of a chat."""
     service.check_model(body.model)
+    _check_size(service, "prompt", len(body.prompt or ""), "characters")
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "exactly one of prompt and messages must be given", param="prompt")
     tokenizer, most = service.engine.tokenizer, service.engine.max_model_len
@@ -42,6 +43,7 @@ async def tokenize(service: Service, body: TokenizeRequest) -> dict[str, Any]:
 async def detokenize(service: Service, body: DetokenizeRequest) -> dict[str, Any]:
     """The text of token ids."""
     service.check_model(body.model)
+    _check_size(service, "tokens", len(body.tokens), "entries")
     tokenizer = service.engine.tokenizer
     wrong = next((t for t in body.tokens if not 0 <= t < tokenizer.vocab_size), None)
     if wrong is not None:
@@ -51,3 +53,10 @@ async def detokenize(service: Service, body: DetokenizeRequest) -> dict[str, Any
             param="tokens",
         )
     return {"prompt": await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special=False)}
+
+
+def _check_size(service: Service, name: str, count: int, unit: str) -> None:
+    most = service.settings.max_tokenized
+    if count > most:
+        message = f"{name} has {count} {unit}; this server allows at most {most}"
+        raise ApiError(400, message, param=name)

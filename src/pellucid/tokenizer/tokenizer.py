@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError, PellucidError, RequestError
+from ..errors import FormatError, PellucidError, PromptTooLongError, RequestError
 from .chat_template import ChatTemplate
 from .rendered import RenderedEncoder, tokenizer_like
 from .traced_text import TracedText
@@ -143,13 +143,13 @@ class Tokenizer:
             return ids
 
     def check_length(self, text: str, max_tokens: int) -> None:
-        """Raise RequestError for a `text` that is too long to be `max_tokens` tokens or fewer.
+        """Raise PromptTooLongError for a `text` that cannot be `max_tokens` tokens or fewer.
 
         The text is not tokenized for this, so a prompt of a hundred megabytes costs no time.
         """
         most = max_tokens * self.max_token_chars
         if len(text) > most:
-            raise RequestError(
+            raise PromptTooLongError(
                 f"the text has {len(text)} characters; {max_tokens} tokens of this model hold at "
                 f"most {most}"
             )
