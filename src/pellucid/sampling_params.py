@@ -4,7 +4,7 @@ defaults are vLLM's; only `typical_p` is not in vLLM.
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -207,12 +207,15 @@ def params_for_prompts(given: object, count: int) -> list[SamplingParams]:
     """
     if given is None or isinstance(given, SamplingParams):
         return [(given or SamplingParams()).clone() for _ in range(count)]
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+    try:
+        if isinstance(given, str | bytes | Mapping):
+            raise TypeError
+        listed = list(itertools.islice(given, count + 1))  # type: ignore[call-overload]
+    except TypeError:  # an array without dimensions is an Iterable, too
         raise ConfigError(
             f"sampling_params is {show(given)}; it must be SamplingParams, one for each prompt, or "
             "None"
-        )
-    listed = list(itertools.islice(given, count + 1))
+        ) from None
     if len(listed) != count:
         number = len(given) if isinstance(given, Sized) else len(listed)
         raise RequestError(

@@ -330,3 +330,14 @@ def test_a_text_far_beyond_the_context_is_refused_before_it_is_cut_into_tokens(l
     cut = SamplingParams(temperature=0, max_tokens=2, truncate_prompt_tokens=5)
     output = llm.generate("x" * 100_000, cut, use_tqdm=False)[0]
     assert output.prompt_token_ids == [120] * 5
+
+
+@pytest.mark.parametrize("wrong", [5, None, "hi", np.array(3), {"role": "user"}, iter([])])
+def test_what_is_no_list_of_messages_is_refused(llm: LLM, wrong: Any) -> None:
+    with pytest.raises(RequestError, match=r"^messages is .*; it must be a list of messages"):
+        llm.chat(wrong, use_tqdm=False)
+
+
+def test_an_array_is_no_list_of_sampling_params(llm: LLM) -> None:
+    with pytest.raises(ConfigError, match=r"^sampling_params is array\(2\); it must be"):
+        llm.generate("ab", np.array(2), use_tqdm=False)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from .prompts import (
     Message,
     Prompt,
     TokenizedPrompt,
+    list_conversations,
     longest_prompt,
     tokenize_chat,
     tokenize_prompt,
@@ -154,9 +155,6 @@ class LLM:
         with the model's own chat template. The keywords are those of
         `Tokenizer.apply_chat_template`.
         """
-        conversations: Sequence[Any] = (
-            [messages] if messages and isinstance(messages[0], Mapping) else messages
-        )
         longest = longest_prompt(self.max_model_len, sampling_params)
         tokenized = [
             tokenize_chat(
@@ -169,7 +167,7 @@ class LLM:
                 continue_final_message=continue_final_message,
                 max_tokens=longest,
             )
-            for conversation in conversations
+            for conversation in list_conversations(messages)
         ]
         return self._run(tokenized, sampling_params, use_tqdm)
 

@@ -34,6 +34,7 @@ __all__ = [
     "TokenizedPrompt",
     "TokensPrompt",
     "check_prompt_ids",
+    "list_conversations",
     "list_prompts",
     "longest_prompt",
     "tokenize_chat",
@@ -236,6 +237,17 @@ def with_standing(
     return prompt._replace(
         priority=fields.priority, tenant=fields.tenant, cache_salt=fields.cache_salt or ""
     )
+
+
+def list_conversations(messages: object) -> Sequence[Any]:
+    """The conversations of a call: `messages` is one of them, or a list of several. Raises
+    RequestError if it is no list.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise RequestError(
+            f"messages is {show(messages)}; it must be a list of messages, or a list of such lists"
+        )
+    return [messages] if messages and isinstance(messages[0], Mapping) else messages
 
 
 def with_priorities(
