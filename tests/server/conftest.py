@@ -86,3 +86,13 @@ def smol(
     path = real_model("smollm2-135m-instruct-q4_1")
     with serving(path, log, "--served-model-name", "smol") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tiny model whose answers end at max_tokens alone, behind an API key."""
+    folder = tmp_path_factory.mktemp("endless")
+    model = write_tiny(folder / "tiny.gguf", context=8192, ends=False)
+    options = ("--served-model-name", "endless", "--api-key", "secret")
+    with serving(model, folder / "server.log", *options) as running:
+        yield running

@@ -302,6 +302,7 @@ def test_the_map_of_the_house_has_a_phrase_for_every_file_and_no_other() -> None
         for path in PACKAGE.rglob("*.py")
         if path.name != "__init__.py"
     }
+    files |= {str(path.relative_to(PACKAGE)) for path in PACKAGE.glob("server/static/*")}
     files |= {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")} | {
         "__init__.py"
     }

@@ -23,7 +23,7 @@ from .admission import Submission, build_requests
 from .drafts import Proposer, check_drafts
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
-from .stats import STEP_SECONDS, Counts, EngineStats, build_stats
+from .stats import STEP_SECONDS, Counts, EngineStats, StepRecord, build_stats
 
 __all__ = ["EngineCore"]
 
@@ -138,7 +138,8 @@ class EngineCore:
         self._now = now = self._clock()
         # Count the step's work before `update` moves the requests' counters.
         counts = self._counts
-        counts.num_computed_tokens += sum([r.num_scheduled_tokens for r in step.requests])
+        num_tokens = sum([r.num_scheduled_tokens for r in step.requests])
+        counts.num_computed_tokens += num_tokens
         if self._propose is not None:
             counts.num_draft_tokens += sum(r.num_scheduled_drafts for r in step.requests)
             counts.num_accepted_tokens += sum(len(t) - 1 for t in result.sampled.values())
@@ -150,6 +151,15 @@ class EngineCore:
         counts.last_step = times
         counts.all_steps = tuple(map(add, counts.all_steps, times))
         counts.step_histogram[bisect_left(STEP_SECONDS, end - start)] += 1
+        counts.recent_steps.append(
+            StepRecord(
+                counts.num_steps,
+                end - start,
+                result.forward_seconds,
+                num_tokens,
+                len(step.requests),
+            )
+        )
         return outputs
 
     def _take_drafts(self, propose: Proposer) -> None:

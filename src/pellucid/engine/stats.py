@@ -4,20 +4,26 @@ Times are seconds of the core's clock. `EngineStats` counts from the engine's st
 the difference of two of them.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..scheduler import Scheduler
 from .model_runner import ModelRunner
 
 __all__ = [
+    "NUM_RECENT_STEPS",
     "STEP_SECONDS",
     "Counts",
     "EngineStats",
     "RequestStats",
+    "StepRecord",
     "StepTimes",
     "build_stats",
     "list_requests",
 ]
+
+NUM_RECENT_STEPS = 128  # how many of the last steps are kept one by one
 
 # Upper bounds of the histogram's buckets; the last bucket has all longer steps.
 STEP_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -35,6 +41,16 @@ class StepTimes:
     @property
     def total(self) -> float:
         return self.schedule + self.execute + self.update
+
+
+class StepRecord(NamedTuple):
+    """One of the last steps."""
+
+    step: int  # its number, from 1
+    seconds: float
+    forward_seconds: float  # of them in the model
+    num_tokens: int  # that it computed
+    num_requests: int  # that they belong to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +82,7 @@ class EngineStats:
     last_step: StepTimes
     all_steps: StepTimes
     step_histogram: tuple[int, ...]  # steps by their total, in the buckets of STEP_SECONDS
+    recent_steps: tuple[StepRecord, ...]  # the last NUM_RECENT_STEPS, the oldest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +113,7 @@ class Counts:
     last_step: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # the fields of StepTimes
     all_steps: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     step_histogram: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))
+    recent_steps: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
 
 
 def build_stats(scheduler: Scheduler, runner: ModelRunner, counts: Counts) -> EngineStats:
@@ -123,6 +141,7 @@ def build_stats(scheduler: Scheduler, runner: ModelRunner, counts: Counts) -> En
         last_step=StepTimes(*counts.last_step),
         all_steps=StepTimes(*counts.all_steps),
         step_histogram=tuple(counts.step_histogram),
+        recent_steps=tuple(counts.recent_steps),
     )
 
 

@@ -18,6 +18,7 @@ from .completions import complete
 from .errors import ApiError, add_handlers, as_api_error
 from .guard import Guard
 from .openapi import describe
+from .page import PAGE_PATHS, add_page
 from .protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .service import Service
 from .settings import ServerSettings
@@ -45,6 +46,7 @@ def create_app(engine: AsyncEngine, name: str, settings: ServerSettings) -> Fast
     _add_generation(app, service)
     _add_models(app, service)
     _add_health(app, service)
+    add_page(app, service)
     describe(app)
     if settings.allowed_origins:
         app.add_middleware(
@@ -53,7 +55,7 @@ def create_app(engine: AsyncEngine, name: str, settings: ServerSettings) -> Fast
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    app.add_middleware(Guard, service=service)
+    app.add_middleware(Guard, service=service, open_paths=PAGE_PATHS)
     return app
 
 

@@ -180,7 +180,8 @@ class _Renderer:
     def end(self, outputs: list[RequestOutput]) -> bytes:
         last = b""
         if self._job.includes_usage:
-            told = {"choices": [], "usage": self._usage(outputs), "timings": timings(outputs[0])}
+            times = timings(outputs[0], is_explained=self._job.includes_explanation)
+            told = {"choices": [], "usage": self._usage(outputs), "timings": times}
             last = event(self._head | told)
         return last + b"data: [DONE]\n\n"
 

@@ -58,7 +58,9 @@ class Guard:
                     scope, receive, send_and_note
                 )
         finally:
-            if self._service.settings.access_log:
+            # a route may ask not to be logged while all is well
+            is_logged = status >= 400 or scope["state"].get("is_logged", True)
+            if self._service.settings.access_log and is_logged:
                 seconds = time.perf_counter() - start
                 _access.info("%s", _line(scope, request_id, status, seconds))
 

@@ -52,6 +52,7 @@ class StreamOptions(_Body):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_explanation: bool | None = None  # in the timings: what bound the answer
 
 
 class GenerationRequest(_Body):
