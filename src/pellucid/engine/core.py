@@ -151,15 +151,8 @@ class EngineCore:
         counts.last_step = times
         counts.all_steps = tuple(map(add, counts.all_steps, times))
         counts.step_histogram[bisect_left(STEP_SECONDS, end - start)] += 1
-        counts.recent_steps.append(
-            StepRecord(
-                counts.num_steps,
-                end - start,
-                result.forward_seconds,
-                num_tokens,
-                len(step.requests),
-            )
-        )
+        sizes = num_tokens, len(step.requests)
+        counts.recent_steps.append(StepRecord(counts.num_steps, end - start, times[2], *sizes))
         return outputs
 
     def _take_drafts(self, propose: Proposer) -> None:
