@@ -4,7 +4,7 @@ and classes are vLLM's.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 __all__ = [
     "CompletionOutput",
@@ -78,22 +78,12 @@ class Explanation:
 
 
 class _Explained:
-    """Holds the function that explains a request's times. It is not a dataclass field, so `asdict`,
-    `repr` and comparison see only the figures.
+    """Has a place for the function that explains a request's times. It is not a dataclass field, so
+    `asdict`, `repr` and comparison see only the figures.
     """
 
-    __slots__ = ("_explain",)
-    _explain: "Callable[[RequestMetrics], Explanation] | None"
-
-    def __new__(cls, *_: object, **__: object) -> Self:
-        made = super().__new__(cls)
-        made._explain = None
-        return made
-
-    def explained_by(self, explain: "Callable[[RequestMetrics], Explanation] | None") -> Self:
-        """Set the function that explains the times on request. Returns this object."""
-        self._explain = explain
-        return self
+    __slots__ = ("explainer",)
+    explainer: "Callable[[RequestMetrics], Explanation]"  # where an engine has set it
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +141,13 @@ class RequestMetrics(_Explained):
 
     def explain(self) -> Explanation:
         """Where the time went, phase by phase, and why."""
-        if self._explain is None:
+        try:
+            explainer = self.explainer
+        except AttributeError:
             return Explanation("no engine made these times, so nothing explains them")
-        if not isinstance(self._explain, _Told):
-            self.explained_by(_Told(self._explain(self)))
-            return self.explain()
-        return self._explain.explanation
+        if not isinstance(explainer, _Told):
+            self.explainer = explainer = _Told(explainer(self))
+        return explainer.explanation
 
     @property
     def bound(self) -> str | None:
@@ -177,8 +168,8 @@ class RequestMetrics(_Explained):
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """A copy carries the explanation, and not what explains."""
-        told = None if self._explain is None else _Told(self.explain())
-        return None, {f.name: getattr(self, f.name) for f in fields(self)} | {"_explain": told}
+        figures: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return None, figures | {"explainer": _Told(self.explain())}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -149,8 +149,9 @@ def test_metrics_are_explained_once_and_copies_carry_the_explanation(ledger: Led
         asked.append(metrics)
         return explain_request(metrics, ledger, chunk=512)
 
-    done = metrics(51, **TIMES).explained_by(explain)
-    assert "_explain" not in repr(done) and done == metrics(51, **TIMES)
+    done = metrics(51, **TIMES)
+    done.explainer = explain
+    assert "explainer" not in repr(done) and done == metrics(51, **TIMES)
     json.dumps(asdict(done))
     assert asked == []  # it costs nothing until it is wanted
     assert done.bound == "memory" and done.share_of_ceiling is not None

@@ -158,7 +158,7 @@ class CoreThread:
             self._end = self._end or "the engine is closed"
             thread = self._thread
             self._wake.put(None)
-        if thread is None:
+        if thread is None or thread.ident is None:  # Ctrl-C came before its start
             self._forget_core()
         elif thread is not threading.current_thread():
             thread.join()

@@ -107,6 +107,8 @@ class OutputGroup:
             num_output_tokens=sum([len(r.output_token_ids) for r in self.requests]),
             num_other_tokens=max(0, others) if self._num_computed else 0,
         )
+        if self._explain is not None:
+            metrics.explainer = self._explain
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
@@ -115,7 +117,7 @@ class OutputGroup:
             finished=all(request.is_finished for request in self.requests),
             prompt_logprobs=list(first.prompt_logprobs) or None,
             num_cached_tokens=first.num_cached_tokens,
-            metrics=metrics.explained_by(self._explain),
+            metrics=metrics,
         )
 
     def _completion(self, index: int, request: Request) -> CompletionOutput:
