@@ -1,8 +1,9 @@
-"""What uvicorn leaves open to hostile connections: headers that never end or are too large, and
-too many connections at once.
+"""What uvicorn leaves open to hostile connections: headers and bodies that never end, headers that
+are too large, responses that are never read, and too many connections at once.
 
-A connection has `read_timeout` to send the headers of its first request, and of each later one from
-its first byte. Idle connections are closed by uvicorn's keep-alive timeout; slow bodies by `guard`.
+A connection has `read_timeout` to send the headers of a request, and again for its body. One that
+reads nothing of a large response for `write_timeout` is cut off. Idle connections are closed by
+uvicorn's keep-alive timeout. What is no HTTP gets an error body like any other request.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from .wire import compact
 
 __all__ = ["guarded_protocol"]
 
+_GRACE = 1  # seconds: within them the app itself refuses a body that is late
+
 
 def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
     """uvicorn's protocol with the limits of the settings."""
@@ -23,7 +26,9 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
     class GuardedProtocol(HttpToolsProtocol):
         """One connection."""
 
-        _deadline: asyncio.TimerHandle | None = None
+        _reading: asyncio.TimerHandle | None = None  # ends headers or a body that are late
+        _writing: asyncio.TimerHandle | None = None  # ends a connection that reads nothing
+        _is_head = True  # headers are expected
         _num_bytes = 0  # received since the headers began
         _num_header_bytes = 0
 
@@ -35,18 +40,24 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
                 self._await_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._has_headers()
+            self._stop_reading()
+            self._stop_writing()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
             self._num_bytes += len(data)
             super().data_received(data)
-            if self._deadline is not None and self._num_bytes > settings.max_header_bytes:
+            if self._is_head and self._num_bytes > settings.max_header_bytes:
                 self._refuse_headers()
+            # Blank lines between requests end uvicorn's timeout of idle connections.
+            elif self._reading is self.timeout_keep_alive_task is None and not self._is_answering:
+                self._await_headers()
 
         def on_message_begin(self) -> None:
             self._num_bytes = self._num_header_bytes = 0
-            if self._deadline is None:
+            if self._reading is None:
                 self._await_headers()
             super().on_message_begin()
 
@@ -60,46 +71,74 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
                 super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
-            self._has_headers()
+            self._stop_reading()
+            self._is_head = False
             if self._num_header_bytes > settings.max_header_bytes:
                 self._refuse_headers()
-            else:
-                super().on_headers_complete()
+                return
+            super().on_headers_complete()
+            self._reading = self.loop.call_later(
+                settings.read_timeout + _GRACE, self.transport.close
+            )
 
         def on_body(self, body: bytes) -> None:
             if self.cycle is not None:
                 super().on_body(body)
 
         def on_message_complete(self) -> None:
+            self._stop_reading()
             if self.cycle is not None:
                 super().on_message_complete()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._writing is None:
+                self._writing = self.loop.call_later(settings.write_timeout, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._stop_writing()
+            super().resume_writing()
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, "this is no valid HTTP request")
+
+        @property
+        def _is_answering(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
         def _await_headers(self) -> None:
-            self._deadline = self.loop.call_later(
+            self._is_head = True
+            self._reading = self.loop.call_later(
                 settings.read_timeout, self._refuse, 408, "the headers took too long"
             )
 
-        def _has_headers(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+        def _stop_reading(self) -> None:
+            if self._reading is not None:
+                self._reading.cancel()
+                self._reading = None
+
+        def _stop_writing(self) -> None:
+            if self._writing is not None:
+                self._writing.cancel()
+                self._writing = None
 
         def _refuse_headers(self) -> None:
             most = settings.max_header_bytes
             self._refuse(431, f"the headers have more than {most} bytes")
 
         def _refuse(self, status: int, message: str) -> None:
-            """Answer with an error, and close."""
-            self._has_headers()
+            """Answer with an error, unless another answer has begun, and close."""
+            self._stop_reading()
             if self.transport.is_closing():
                 return
-            body = compact(error_body(ApiError(status, message)))
-            self.transport.write(
-                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-                "content-type: application/json\r\nconnection: close\r\n"
-                f"content-length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
+            if not (self._is_answering and self.cycle.response_started):
+                body = compact(error_body(ApiError(status, message)))
+                self.transport.write(
+                    f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+                    "content-type: application/json\r\nconnection: close\r\n"
+                    f"content-length: {len(body)}\r\n\r\n".encode()
+                    + body
+                )
             self.transport.close()
 
     return GuardedProtocol

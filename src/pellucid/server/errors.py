@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..checks import show
 from ..errors import EngineError, PellucidError, PromptTooLongError, QueueFullError
@@ -69,6 +70,8 @@ def as_api_error(error: BaseException, fields: Collection[str] = ()) -> ApiError
     """
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, ClientDisconnect):
+        return ApiError(400, "the client left before its body was whole", code="client_left")
     if isinstance(error, ValidationError):
         return _of_validation(error)
     if isinstance(error, QueueFullError):

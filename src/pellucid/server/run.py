@@ -48,7 +48,7 @@ def run_server(
         ws="none",
         lifespan="off",
         access_log=False,
-        log_level="warning",
+        log_level="critical",  # routes log their own faults, and a lost connection is none
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_STOP,
@@ -58,7 +58,7 @@ def run_server(
     )
     try:
         _Server(config, app.state.service, on_ready).run()
-    except SystemExit:  # uvicorn has logged why it could not start
+    except SystemExit:  # uvicorn could not listen
         raise ConfigError(
             f"host {settings.host} and port {settings.port} cannot be listened on: the port is in "
             "use, or the address is not this machine's"
@@ -104,6 +104,12 @@ class _Server(uvicorn.Server):
             logging.getLogger(__name__).warning(
                 "%d requests are given up after %g s", self._service.num_requests, timeout
             )
+            # Each is told so, and its blocks are freed.
+            self._service.giving_up.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STOP):
+                    while self._service.num_requests:
+                        await asyncio.sleep(0.02)
         self.should_exit = True
 
 

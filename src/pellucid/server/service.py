@@ -3,6 +3,7 @@
 It admits requests within the limits of the settings, and knows when the server drains.
 """
 
+import asyncio
 import hashlib
 import math
 import time
@@ -31,6 +32,7 @@ class Service:
         self.settings = settings
         self.created = int(time.time())
         self.is_draining = False
+        self.giving_up = asyncio.Event()  # set once the drain has taken too long
         self.num_requests = 0  # that are served or wait
         self.metrics = Metrics(self)
         self._by_key: Counter[str] = Counter()

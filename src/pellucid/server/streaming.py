@@ -85,13 +85,17 @@ class GeneratedResponse(Response):
         with self._service.admitted(self._job.key):
             work = asyncio.create_task(self._work(scope, receive, send))
             leaving = asyncio.create_task(_wait_for_disconnect(receive))
+            giving_up = asyncio.create_task(self._service.giving_up.wait())
+            tasks = {work, leaving, giving_up}
             try:
-                await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                leaving.cancel()
-                if not work.done():
-                    work.cancel()
-                await asyncio.gather(work, leaving, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            if work.cancelled() and self._service.giving_up.is_set():
+                message = "the server shut down before the answer was whole"
+                await self._fail(ApiError(503, message, code="draining"), send)
             if not work.cancelled() and (error := work.exception()) is not None:
                 raise error
 
@@ -100,7 +104,11 @@ class GeneratedResponse(Response):
         seconds = self._service.settings.request_timeout or None
         try:
             async with asyncio.timeout(seconds):
-                await self._generate(scope, receive, send)
+                outputs = await self._generate(send)
+            if not self._job.is_stream:
+                response = JSONResponse(self._renderer.whole(outputs))
+                self._is_started = True
+                await response(scope, receive, send)
         except TimeoutError:
             await self._fail(
                 ApiError(504, f"the request took more than {seconds} s", code="timeout"), send
@@ -110,7 +118,8 @@ class GeneratedResponse(Response):
                 raise
             await self._fail(as_api_error(error), send)
 
-    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _generate(self, send: Send) -> list[RequestOutput]:
+        """All prompts' last outputs; a stream has been sent by then."""
         job, renderer = self._job, self._renderer
         outputs: dict[int, RequestOutput] = {}
         async with aclosing(merge(job.streams)) as found:  # type: ignore[type-var]
@@ -128,8 +137,7 @@ class GeneratedResponse(Response):
         ordered = [outputs[place] for place in range(len(job.streams))]
         if job.is_stream:
             await self._send(renderer.end(ordered), send, is_last=True)
-        else:
-            await JSONResponse(renderer.whole(ordered))(scope, receive, send)
+        return ordered
 
     def _observe(self, before: RequestOutput | None, output: RequestOutput) -> None:
         """The time between two outputs of a stream."""
@@ -157,6 +165,8 @@ class GeneratedResponse(Response):
         """Tell of an error, within the stream if it has begun."""
         if not self._is_started:
             raise error
+        if not self._job.is_stream:
+            return  # half a body cannot be mended: the connection is closed
         self._service.metrics.refuse(error.status)
         await self._send(self._failed(error), send, is_last=True)
 

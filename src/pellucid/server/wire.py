@@ -11,4 +11,8 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 def compact(data: Any) -> bytes:
     """UTF-8 without spaces. Text that holds lone surrogates is escaped."""
-    return _encode(data).encode(errors="surrogatepass")
+    text = _encode(data)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(data, separators=(",", ":")).encode()

@@ -1,0 +1,280 @@
+"""Limits of time, size and number: each is told by a status, and frees what it held."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Server, serving
+from tests.server.raw_http import SECONDS, connect, exchange, get, post, read_answer, request
+
+CHAT = "/v1/chat/completions"
+LONG: dict[str, Any] = {"prompt": "A ", "max_tokens": 1500, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def strict(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with short times and low limits."""
+    log = tmp_path_factory.mktemp("log") / "strict.log"
+    options = {
+        "api-key": "secret",
+        "read-timeout": 1,
+        "write-timeout": 1,
+        "request-timeout": 0.2,
+        "max-body-bytes": 20_000,
+        "max-header-bytes": 2048,
+        "max-requests": 4,
+        "max-requests-per-key": 2,
+        "max-connections": 64,
+        "max-messages": 3,
+        "max-stop": 2,
+        "max-prompts": 3,
+        "max-completions": 4,
+    }
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with serving(tiny_model, log, "--served-model-name", "tiny", "--api-key", "other", *given) as s:
+        yield s
+
+
+KEY = "Authorization: Bearer secret"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def running(server: Server) -> list[Any]:
+    """The requests that the engine has."""
+    found: list[Any] = json.loads(get(server.url, "/debug/requests", KEY).body)["requests"]
+    return found
+
+
+def metric(server: Server, name: str) -> float:
+    """One number of /metrics."""
+    text = get(server.url, "/metrics", KEY).body.decode()
+    line = next(line for line in text.splitlines() if line.startswith(f"pellucid:{name}{{"))
+    return float(line.rpartition(" ")[2])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models",
+        "/metrics",
+        "/version",
+        "/docs",
+        "/openapi.json",
+        "/debug/requests",
+        "/nothing",
+    ],  # fmt: skip
+)
+@pytest.mark.parametrize("header", ["X: 1", "Authorization: Bearer wrong", "Authorization: Bearer",
+                                    "Authorization: Basic secret", "X-Api-Key: secre",
+                                    "Authorization: Bearer sécret"])  # fmt: skip
+def test_every_route_asks_for_the_key(strict: Server, path: str, header: str) -> None:
+    answer = get(strict.url, path, header)
+    assert answer.status == 401 and answer.error["code"] == "invalid_api_key"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
+def test_every_route_that_works_asks_for_the_key(strict: Server, path: str) -> None:
+    assert post(strict.url, path, {}).status == 401
+
+
+def test_health_is_open_and_each_key_works(strict: Server) -> None:
+    assert get(strict.url, "/health").status == get(strict.url, "/ready").status == 200
+    assert get(strict.url, "/v1/models", KEY).status == 200
+    assert get(strict.url, "/v1/models", "X-Api-Key: other").status == 200
+
+
+def test_a_large_body_is_refused(strict: Server) -> None:
+    large = {"prompt": "a" * 30_000}
+    answer = post(strict.url, "/v1/completions", large, KEY)
+    assert answer.status == 413 and "20000" in answer.error["message"]
+    chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
+    head = request("POST", "/v1/completions", b"", KEY, "Transfer-Encoding: chunked")
+    answer = exchange(strict.url, head + 10 * chunk + b"0\r\n\r\n")
+    assert answer.status == 413 and answer.error["code"] == "body_too_large"
+
+
+def test_a_body_that_is_not_sent_is_refused_at_once(strict: Server) -> None:
+    head = request("POST", CHAT, b"", KEY, "Content-Length: 99999999999999999999999")
+    assert exchange(strict.url, head).status in (400, 413)
+    answer = exchange(strict.url, request("POST", CHAT, b"", KEY, "Content-Length: 9999999999"))
+    assert answer.status == 413
+
+
+@pytest.mark.parametrize("header", [f"X: {'a' * 3000}", "\r\n".join(["X: 1"] * 600)])
+def test_large_headers_are_refused(strict: Server, header: str) -> None:
+    answer = get(strict.url, "/health", header)
+    assert answer.status == 431 and "2048" in answer.error["message"]
+
+
+def test_a_long_path_is_refused(strict: Server) -> None:
+    assert get(strict.url, "/" + "a" * 3000).status == 431
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: a\r\nX:"])
+def test_headers_that_never_end_are_refused(strict: Server, data: bytes) -> None:
+    with connect(strict.url) as connection:
+        connection.sendall(data)
+        answer = read_answer(connection)
+    assert answer.status == 408 and "headers" in answer.error["message"]
+
+
+def test_headers_that_trickle_are_refused(strict: Server) -> None:
+    """Each byte comes in time, but not the whole."""
+    assert _trickle(strict, b"GET /health HTTP/1.1\r\nX: ") == 408
+
+
+def test_a_body_that_trickles_is_refused(strict: Server) -> None:
+    head = request("POST", "/tokenize", b"", KEY, "Content-Length: 10000")
+    assert _trickle(strict, head) == 408
+
+
+def test_a_body_that_nobody_reads_is_cut_off(strict: Server) -> None:
+    """A route that is answered before its body has come holds no connection for it."""
+    head = request("GET", "/health", b"", "Content-Length: 10000")
+    with connect(strict.url) as connection:
+        connection.sendall(head)
+        assert read_answer(connection).status == 200
+        until(lambda: _is_closed(connection))
+
+
+def test_blank_lines_do_not_hold_a_connection(strict: Server) -> None:
+    with connect(strict.url) as connection:
+        connection.sendall(request("GET", "/health"))
+        assert read_answer(connection).status == 200
+        connection.sendall(b"\r\n")
+        assert read_answer(connection).status == 408
+
+
+def _trickle(server: Server, head: bytes) -> int:
+    """Send a byte at a time until there is an answer; its status."""
+    with connect(server.url) as connection:
+        connection.sendall(head)
+        connection.settimeout(0.1)
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if connection.recv(1, socket.MSG_PEEK):
+                    break
+            except TimeoutError:
+                connection.sendall(b" ")
+        connection.settimeout(SECONDS)
+        return read_answer(connection).status
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """True once the other side has closed."""
+    try:
+        connection.sendall(b"a")
+        connection.settimeout(0.1)
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_request_that_takes_too_long_is_told(strict: Server, is_stream: bool) -> None:
+    body = {"prompt": ["A "] * 2, "max_tokens": 2000, "ignore_eos": True, "stream": is_stream}
+    body |= {"n": 2, "logprobs": 20}
+    answer = post(strict.url, "/v1/completions", body, KEY)
+    if is_stream:
+        last = answer.body.strip().split(b"\n\n")[-1]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "timeout"
+    else:
+        assert answer.status == 504 and answer.error["code"] == "timeout"
+    until(lambda: running(strict) == [])
+
+
+def test_too_many_requests_of_one_key_are_refused(strict: Server) -> None:
+    """429 for one key, 503 for all; both tell when to come back."""
+    data = request("POST", "/v1/completions", json.dumps(LONG | {"stream": True}).encode(), KEY)
+    other = data.replace(b"secret", b"other")
+    held = [connect(strict.url) for _ in range(4)]
+    try:
+        for connection, sent in zip(held, (data, data, other, other), strict=True):
+            connection.sendall(sent)
+        until(lambda: metric(strict, "num_http_requests") >= 2)
+        answer = post(strict.url, "/v1/completions", LONG, KEY)
+        assert answer.status in (429, 503) and answer.error["code"] in (
+            "rate_limit_exceeded", "overloaded"
+        )  # fmt: skip
+        assert int(answer.headers["retry-after"]) >= 1
+    finally:
+        for connection in held:
+            connection.close()
+    until(lambda: running(strict) == [])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "a"}] * 4}, "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": ["a"] * 3}, "stop"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 5}, "n"),
+        ("/v1/completions", {"prompt": ["a"] * 4}, "prompt"),
+        ("/v1/completions", {"prompt": ["a"] * 3, "n": 2}, "n"),
+    ],
+)
+def test_counts_are_limited(strict: Server, path: str, body: Any, param: str) -> None:
+    answer = post(strict.url, path, body, KEY)
+    assert answer.status == 400 and answer.error["param"] == param
+
+
+def test_idle_connections_are_refused_beyond_the_limit(strict: Server) -> None:
+    """64 are open at most; the others are told so, and the server goes on."""
+    held = [connect(strict.url) for _ in range(100)]
+    try:
+        answers = [read_answer(connection).status for connection in held]
+        assert set(answers) <= {503, 408, 0} and 408 in answers and 503 in answers
+    finally:
+        for connection in held:
+            connection.close()
+    until(lambda: get(strict.url, "/health").status == 200)
+
+
+def test_a_thousand_idle_connections(server: Server) -> None:
+    held = [connect(server.url) for _ in range(1000)]
+    try:
+        assert get(server.url, "/health").status == 200
+        answer = server.client().completions.create(model="tiny", prompt="A ", max_tokens=4)
+        assert answer.choices
+    finally:
+        for connection in held:
+            connection.close()
+    assert get(server.url, "/health").status == 200
+
+
+def test_a_slow_reader_is_dropped_and_holds_nobody(strict: Server) -> None:
+    """It asks for much and reads nothing: others are served, and its place becomes free."""
+    # A response far larger than all buffers: pipelined descriptions of the API.
+    asked = request("GET", "/openapi.json", b"", KEY) * 2000
+    with connect(strict.url, receive_buffer=4096) as connection:
+        connection.settimeout(2)
+        with contextlib.suppress(OSError):  # the server stops reading too
+            connection.sendall(asked)
+        assert get(strict.url, "/health").status == 200
+        connection.settimeout(SECONDS)
+        until(lambda: _is_closed(connection))
+    until(lambda: running(strict) == [])
+    assert get(strict.url, "/v1/models", KEY).status == 200
+
+
+def test_the_log_holds_no_tracebacks(strict: Server) -> None:
+    """Runs last in this file: nothing above was a fault of the server."""
+    log = strict.log.read_text()
+    assert "Traceback" not in log and "secret" not in log.replace("sécret", "")
