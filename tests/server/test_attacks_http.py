@@ -1,4 +1,4 @@
-"""Requests that break HTTP or JSON: refused with OpenAI's error body, never a fault of the server."""
+"""Requests that break HTTP or JSON: refused with OpenAI's error body, never by a fault."""
 
 import json
 import random

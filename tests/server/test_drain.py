@@ -98,9 +98,10 @@ def test_a_second_signal_ends_at_once(tiny_model: Path, tmp_path: Path) -> None:
 def test_idle_connections_do_not_hold_the_end(tiny_model: Path, tmp_path: Path) -> None:
     options = ("--served-model-name", "tiny", "--drain-timeout", "100000")
     with serving(tiny_model, tmp_path / "log", *options) as server:
-        with connect(server.url), connect(server.url) as used:
-            used.sendall(request("GET", "/health"))
-            assert read_answer(used).status == 200
+        used = connect(server.url)
+        used.sendall(request("GET", "/health"))
+        assert read_answer(used).status == 200
+        with used, connect(server.url):
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(SECONDS) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
@@ -118,7 +119,7 @@ def test_idle_connections_do_not_hold_the_end(tiny_model: Path, tmp_path: Path) 
     ],
 )
 def test_a_server_that_cannot_start_says_why(tiny_model: Path, options: list[str]) -> None:
-    """One sentence, and exit code 2 as for every wrong setting."""
+    """One sentence, and exit code 1 as for every wrong setting."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -128,7 +129,8 @@ def test_a_server_that_cannot_start_says_why(tiny_model: Path, options: list[str
             [sys.executable, "-m", "pellucid", "serve", str(tiny_model), *given],
             capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip
-    assert found.returncode == 2, found.stderr
+    assert found.returncode == 1, found.stderr
     assert "Traceback" not in found.stderr
-    errors = [line for line in found.stderr.splitlines() if line.lower().startswith("error")]
-    assert len(errors) == 1
+    assert found.stderr.count("error:") == 1 and found.stderr.splitlines()[-1].startswith(
+        "pellucid"
+    )

@@ -67,15 +67,7 @@ def metric(server: Server, name: str) -> float:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        "/v1/models",
-        "/metrics",
-        "/version",
-        "/docs",
-        "/openapi.json",
-        "/debug/requests",
-        "/nothing",
-    ],  # fmt: skip
+    ["/v1/models", "/metrics", "/version", "/docs", "/openapi.json", "/debug/requests", "/nothing"],
 )
 @pytest.mark.parametrize("header", ["X: 1", "Authorization: Bearer wrong", "Authorization: Bearer",
                                     "Authorization: Basic secret", "X-Api-Key: secre",

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import resource
+import ssl
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,10 @@ def run_server(
     """Serve until SIGTERM or SIGINT. `on_ready` is called with the port once requests are taken.
 
     The first signal drains: /ready says 503, new requests are refused, and those that run have
-    `drain_timeout`. The second ends at once. Raises ConfigError where the port cannot be had.
+    `drain_timeout`. The second ends at once. Raises ConfigError where the port cannot be had, or
+    the certificate cannot be read.
     """
+    _check_certificate(settings)
     app = create_app(engine, name, settings)
     _raise_file_limit(settings.max_connections)
     config = uvicorn.Config(
@@ -111,6 +114,23 @@ class _Server(uvicorn.Server):
                     while self._service.num_requests:
                         await asyncio.sleep(0.02)
         self.should_exit = True
+
+
+def _check_certificate(settings: ServerSettings) -> None:
+    """Raise ConfigError for files that are no certificate and key."""
+    if settings.ssl_certfile is None:
+        if settings.ssl_keyfile is not None:
+            raise ConfigError("ssl_keyfile is set without ssl_certfile; HTTPS needs a certificate")
+        return
+    try:
+        ssl.create_default_context().load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    except OSError as error:
+        is_format = isinstance(error, ssl.SSLError)
+        reason = "no PEM certificate with its key" if is_format else error.strerror
+        raise ConfigError(
+            f"ssl_certfile {settings.ssl_certfile} and ssl_keyfile {settings.ssl_keyfile} cannot "
+            f"be used: {reason}"
+        ) from None
 
 
 def _raise_file_limit(connections: int) -> None:
