@@ -3,6 +3,8 @@
 import contextlib
 import json
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,3 +95,24 @@ def post(url: str, path: str, body: Any, *headers: str) -> Answer:
 def get(url: str, path: str, *headers: str) -> Answer:
     """GET a path."""
     return exchange(url, request("GET", path, b"", *headers))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def running(url: str, *headers: str) -> list[Any]:
+    """The requests that the engine has."""
+    found: list[Any] = json.loads(get(url, "/debug/requests", *headers).body)["requests"]
+    return found
+
+
+def metric(url: str, name: str, *headers: str) -> float:
+    """One number of /metrics."""
+    text = get(url, "/metrics", *headers).body.decode()
+    line = next(line for line in text.splitlines() if line.startswith(f"pellucid:{name}{{"))
+    return float(line.rpartition(" ")[2])

@@ -5,15 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.server.conftest import Server, serving
-from tests.server.raw_http import SECONDS, connect, get, post, read_answer, request
+from tests.server.raw_http import SECONDS, connect, get, post, read_answer, request, wait_until
 
 LONG: dict[str, Any] = {"prompt": "A ", "max_tokens": 1900, "ignore_eos": True, "stream": True}
 ENDLESS = LONG | {"logprobs": 20, "n": 8}
@@ -75,14 +73,6 @@ def test_what_takes_too_long_is_told_and_given_up(
             assert answer.status == 503 and answer.error["code"] == "draining"
         assert server.process.wait(SECONDS) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_second_signal_ends_at_once(tiny_model: Path, tmp_path: Path) -> None:

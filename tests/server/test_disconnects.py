@@ -1,0 +1,104 @@
+"""Clients that leave or do not read: their requests end, and their blocks are free again."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import Server, serving
+from tests.server.raw_http import connect, get, metric, post, request, running, wait_until
+
+LONG: dict[str, Any] = {"prompt": "A ", "max_tokens": 1900, "ignore_eos": True, "logprobs": 20}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "A "}], "max_tokens": 1900,
+                        "ignore_eos": True, "logprobs": True, "top_logprobs": 20}  # fmt: skip
+ROUTES = {"/v1/completions": LONG, "/v1/chat/completions": CHAT}
+
+
+def send(server: Server, path: str, body: dict[str, Any]) -> socket.socket:
+    """A connection with a request whose answer is not read."""
+    connection = connect(server.url, receive_buffer=4096)
+    connection.sendall(request("POST", path, json.dumps(body).encode()))
+    return connection
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_client_that_leaves_frees_its_blocks(
+    server: Server, path: str, is_stream: bool, count: int
+) -> None:
+    before = metric(server.url, "generation_tokens_total")
+    body = ROUTES[path] | {"stream": is_stream, "n": count}
+    with send(server, path, body):
+        wait_until(lambda: metric(server.url, "kv_cache_usage_perc") > 0)
+    wait_until(lambda: running(server.url) == [])
+    assert metric(server.url, "kv_cache_usage_perc") == 0
+    assert metric(server.url, "num_http_requests") == 0
+    # It was given up, and nothing is computed for it any more.
+    tokens = metric(server.url, "generation_tokens_total")
+    assert tokens - before < 1900 * count
+    assert metric(server.url, "generation_tokens_total") == tokens
+
+
+def test_a_client_that_leaves_one_of_several_prompts(server: Server) -> None:
+    body = LONG | {"prompt": ["A ", "B ", "C "], "stream": True}
+    with send(server, "/v1/completions", body):
+        wait_until(lambda: len(running(server.url)) == 3)
+    wait_until(lambda: running(server.url) == [])
+    assert metric(server.url, "kv_cache_usage_perc") == 0
+
+
+def test_a_client_that_leaves_while_it_sends(server: Server) -> None:
+    """Half a head, half a body: nothing begins, and it is no fault of the server."""
+    data = request("POST", "/v1/completions", json.dumps(LONG).encode())
+    for length in (0, 1, 20, len(data) // 2, len(data) - 1):
+        with connect(server.url) as connection:
+            connection.sendall(data[:length])
+    wait_until(lambda: metric(server.url, "num_http_requests") == 0)
+    assert running(server.url) == []
+    assert get(server.url, "/health").status == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_client_that_waits_in_the_queue_and_leaves(tiny_model: Path, tmp_path: Path) -> None:
+    options = ("--served-model-name", "tiny", "--max-num-seqs", "1")
+    with serving(tiny_model, tmp_path / "log", *options) as server:
+        with send(server, "/v1/completions", LONG | {"stream": True}):
+            wait_until(lambda: metric(server.url, "num_requests_running") == 1)
+            with send(server, "/v1/completions", LONG):
+                wait_until(lambda: metric(server.url, "num_requests_waiting") == 1)
+            wait_until(lambda: metric(server.url, "num_requests_waiting") == 0)
+        wait_until(lambda: running(server.url) == [])
+        assert post(server.url, "/v1/completions", {"prompt": "A ", "max_tokens": 1}).status == 200
+
+
+@pytest.mark.parametrize("asked", ["stream", "descriptions"])
+def test_a_slow_reader_is_dropped_and_holds_nobody(
+    tiny_model: Path, tmp_path: Path, asked: str
+) -> None:
+    """It asks for much and reads nothing: others are served, and the server closes its connection,
+    whatever is still to be sent.
+    """
+    options = ("--served-model-name", "tiny", "--write-timeout", "1")
+    with serving(tiny_model, tmp_path / "log", *options) as server:
+        files = Path(f"/proc/{server.process.pid}/fd")
+        assert get(server.url, "/health").status == 200
+        time.sleep(1)  # the server closes its side a moment later
+        before = len(os.listdir(files))
+        if asked == "stream":
+            connection = send(server, "/v1/completions", LONG | {"n": 8, "stream": True})
+        else:
+            connection = connect(server.url, receive_buffer=4096)
+            connection.setblocking(False)
+            connection.send(request("GET", "/openapi.json") * 1000)
+        with connection:
+            wait_until(lambda: len(os.listdir(files)) > before)
+            assert post(server.url, "/v1/completions", {"prompt": "A "}).status == 200
+            wait_until(lambda: len(os.listdir(files)) <= before)
+            assert running(server.url) == []
+        assert get(server.url, "/health").status == 200
+    assert "Traceback" not in (tmp_path / "log").read_text()
