@@ -52,6 +52,19 @@ def test_a_client_that_leaves_one_of_several_prompts(server: Server) -> None:
     assert metric(server.url, "kv_cache_usage_perc") == 0
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_client_that_leaves_requests_in_a_row(server: Server, is_stream: bool) -> None:
+    """The first runs, the others wait for its answer: all of them are given up."""
+    data = request("POST", "/v1/completions", json.dumps(LONG | {"stream": is_stream}).encode())
+    with connect(server.url, receive_buffer=4096) as connection:
+        connection.sendall(3 * data)
+        wait_until(lambda: metric(server.url, "num_http_requests") == 1)
+        before = metric(server.url, "generation_tokens_total")
+    wait_until(lambda: metric(server.url, "num_http_requests") == 0)
+    assert running(server.url) == []
+    assert metric(server.url, "generation_tokens_total") - before < 1900
+
+
 def test_a_client_that_leaves_while_it_sends(server: Server) -> None:
     """Half a head, half a body: nothing begins, and it is no fault of the server."""
     data = request("POST", "/v1/completions", json.dumps(LONG).encode())

@@ -19,7 +19,13 @@ from .errors import ApiError, add_handlers, as_api_error
 from .guard import Guard
 from .openapi import describe
 from .page import PAGE_PATHS, add_page
-from .protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    client_names,
+)
 from .service import Service
 from .settings import ServerSettings
 from .tokens import detokenize, tokenize
@@ -70,7 +76,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             try:
                 return respond(service, body, request.state.key)
             except Exception as error:
-                raise as_api_error(error, model.model_fields) from error
+                raise as_api_error(error, client_names(body)) from error
 
         endpoint.__doc__ = respond.__doc__
         app.add_api_route(
@@ -89,7 +95,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
                 with service.admitted(request.state.key):
                     return JSONResponse(await respond(service, body))
             except Exception as error:
-                raise as_api_error(error, model.model_fields) from error
+                raise as_api_error(error, client_names(body)) from error
 
         app.add_api_route(
             path, endpoint, methods=["POST"], openapi_extra={"body": model}, response_model=None

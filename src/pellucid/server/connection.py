@@ -9,7 +9,7 @@ uvicorn's keep-alive timeout. What is no HTTP gets an error body like any other 
 import asyncio
 from http import HTTPStatus
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .errors import ApiError, error_body
 from .settings import ServerSettings
@@ -31,6 +31,7 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
         _is_head = True  # headers are expected
         _num_bytes = 0  # received since the headers began
         _num_header_bytes = 0
+        _cycles: tuple[RequestResponseCycle, ...] = ()  # the requests that are not yet answered
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -42,6 +43,11 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_reading()
             self._stop_writing()
+            # uvicorn tells only the newest request that its client has left.
+            for cycle in self._cycles:
+                if not cycle.response_complete:
+                    cycle.disconnected = True
+                cycle.message_event.set()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -77,6 +83,8 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
                 self._refuse_headers()
                 return
             super().on_headers_complete()
+            open_cycles = (cycle for cycle in self._cycles if not cycle.response_complete)
+            self._cycles = (*open_cycles, self.cycle)
             self._reading = self.loop.call_later(
                 settings.read_timeout + _GRACE, self.transport.close
             )
@@ -131,7 +139,8 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
             self._stop_reading()
             if self.transport.is_closing():
                 return
-            if not (self._is_answering and self.cycle.response_started):
+            cycles = (cycle for cycle in self._cycles if not cycle.response_complete)
+            if not any(cycle.response_started for cycle in cycles):
                 body = compact(error_body(ApiError(status, message)))
                 self.transport.write(
                     f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from ..errors import EngineError, PellucidError, PromptTooLongError, QueueFullEr
 
 __all__ = ["ApiError", "add_handlers", "as_api_error", "error_body"]
 
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 _log = logging.getLogger(__name__)
 
 _TYPES = {
@@ -64,9 +66,9 @@ def error_body(error: ApiError) -> dict[str, Any]:
     }
 
 
-def as_api_error(error: BaseException, fields: Collection[str] = ()) -> ApiError:
+def as_api_error(error: BaseException, fields: Mapping[str, str] = _NO_FIELDS) -> ApiError:
     """What a client is told of `error`. A message of ours begins with the name of the field that is
-    wrong; it becomes `param` if it is one of `fields`.
+    wrong. If it is one of `fields`, the client's name for it takes its place and becomes `param`.
     """
     if isinstance(error, ApiError):
         return error
@@ -86,7 +88,11 @@ def as_api_error(error: BaseException, fields: Collection[str] = ()) -> ApiError
             return ApiError(400, str(error), param=_prompt_field(fields))
         first = str(error).split(maxsplit=1)[0].partition("[")[0].rstrip(":")
         name = first.partition(".")[0]
-        return ApiError(400, str(error), param=first if name in fields else None)
+        if name not in fields:
+            return ApiError(400, str(error))
+        if fields[name] == name:
+            return ApiError(400, str(error), param=first)
+        return ApiError(400, fields[name] + str(error)[len(first) :], param=fields[name])
     _log.error("a request failed by a fault of the server", exc_info=error)
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
 from ..structured_params import StructuredOutputsParams
 from .errors import ApiError
-from .protocol import SAMPLING_FIELDS, GenerationRequest
+from .protocol import SAMPLING_FIELDS, GenerationRequest, client_names
 from .service import Service
 
 __all__ = ["Job", "build_params", "check_limits", "merge", "timings", "usage"]
@@ -32,7 +32,7 @@ class Job:
     includes_usage: bool
     includes_explanation: bool
     key: str  # the client's API key, or empty
-    body_fields: Collection[str]  # of which an error may name one
+    body_fields: Mapping[str, str]  # that an error may name, with the client's names for them
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -49,7 +49,7 @@ class Job:
             includes_usage=options is not None and bool(options.include_usage),
             includes_explanation=options is not None and bool(options.include_explanation),
             key=key,
-            body_fields=type(body).model_fields,
+            body_fields=client_names(body),
         )
 
 
@@ -83,19 +83,22 @@ def build_params(body: GenerationRequest, service: Service, **given: Any) -> Sam
         value = getattr(body, name)
         if value is not None:
             fields[name] = value
-    constraints = [
-        StructuredOutputsParams.from_optional(**body.structured_outputs)
-        if body.structured_outputs is not None
-        else None,
-        StructuredOutputsParams.from_response_format(body.response_format)
-        if body.response_format is not None
-        else None,
-    ]
-    wanted = [constraint for constraint in constraints if constraint is not None]
-    if len(wanted) > 1:
-        raise ConfigError("response_format and structured_outputs exclude each other")
-    fields["structured_outputs"] = wanted[0] if wanted else None
+    fields["structured_outputs"] = _constraint(body)
     return SamplingParams.from_optional(**{**fields, **given})
+
+
+def _constraint(body: GenerationRequest) -> StructuredOutputsParams | None:
+    """The form that the answer must have, if any."""
+    if body.response_format is not None:
+        if body.structured_outputs is not None:
+            raise ConfigError("response_format and structured_outputs exclude each other")
+        return StructuredOutputsParams.from_response_format(body.response_format)
+    if body.structured_outputs is None:
+        return None
+    try:
+        return StructuredOutputsParams.from_optional(**body.structured_outputs)
+    except ConfigError as error:
+        raise ApiError(400, str(error), param="structured_outputs") from None
 
 
 async def merge(streams: Sequence[Outputs]) -> AsyncIterator[tuple[int, RequestOutput]]:

@@ -18,6 +18,7 @@ __all__ = [
     "GenerationRequest",
     "StreamOptions",
     "TokenizeRequest",
+    "client_names",
 ]
 
 JsonObject: TypeAlias = dict[str, JsonValue]
@@ -143,3 +144,18 @@ class DetokenizeRequest(_Body):
 
     model: str | None = None
     tokens: list[int]
+
+
+def client_names(body: BaseModel) -> dict[str, str]:
+    """The fields of a body that an error may name. Some of the engine's are made from others: those
+    have the name of the field that the client set.
+    """
+    names = {name: name for name in type(body).model_fields}
+    if isinstance(body, GenerationRequest) and body.response_format is not None:
+        names["structured_outputs"] = "response_format"
+    if isinstance(body, ChatRequest):
+        if body.max_completion_tokens is not None:
+            names["max_tokens"] = "max_completion_tokens"
+        if body.tools and body.tool_choice not in (None, "none", "auto"):
+            names["structured_outputs"] = "tools"
+    return names
