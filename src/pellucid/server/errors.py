@@ -104,7 +104,9 @@ def _prompt_field(fields: Collection[str]) -> str | None:
 
 def _of_validation(error: ValidationError) -> ApiError:
     """The first mistake that pydantic found, in one sentence."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    errors = error.errors(include_url=False, include_context=False)
+    # of the alternatives of a union, the one that fits but for its length
+    first = next((e for e in errors if e["type"] == "too_long"), errors[0])
     # names of the alternatives of a union stand between those of fields
     place = [str(p) for p in first["loc"] if isinstance(p, int) or p.isidentifier()]
     path = ".".join(p for p in place if p not in ("str", "int", "float", "bool"))

@@ -6,9 +6,9 @@ knows is ignored, as other servers do, unless it is nearly the name of one that 
 """
 
 import difflib
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 __all__ = [
     "SAMPLING_FIELDS",
@@ -23,6 +23,25 @@ __all__ = [
 
 JsonObject: TypeAlias = dict[str, JsonValue]
 
+# A body of some megabytes holds millions of values, and each error costs microseconds. So the first
+# error in a list ends its validation, and so does the first alternative that fits.
+_Item = TypeVar("_Item")
+Many: TypeAlias = Annotated[list[_Item], Field(fail_fast=True, max_length=1 << 20)]
+Few: TypeAlias = Annotated[list[_Item], Field(fail_fast=True, max_length=1 << 16)]
+Texts: TypeAlias = Annotated[str | Many[str], Field(union_mode="left_to_right")]
+Prompts: TypeAlias = Annotated[
+    str | Few[str] | Many[int] | Few[Many[int]], Field(union_mode="left_to_right")
+]
+
+
+def _check_count(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > 4096:
+        raise ValueError(f"it has {len(value)} entries; it must have at most 4096")
+    return value
+
+
+LogitBias: TypeAlias = Annotated[dict[str, float], BeforeValidator(_check_count)]
+
 # fields of a request that are those of SamplingParams, by the same name
 SAMPLING_FIELDS = (
     *("n", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"),
@@ -33,6 +52,9 @@ SAMPLING_FIELDS = (
 )
 
 
+_MAX_UNKNOWN = 64  # fields that are ignored
+
+
 class _Body(BaseModel):
     """A body: strict, and open to fields that are not known."""
 
@@ -40,8 +62,10 @@ class _Body(BaseModel):
 
     @model_validator(mode="after")
     def _find_misspelled_fields(self) -> "_Body":
-        known = type(self).model_fields
-        for name in self.model_extra or ():
+        known, unknown = type(self).model_fields, self.model_extra or {}
+        if len(unknown) > _MAX_UNKNOWN:
+            raise ValueError(f"{len(unknown)} fields are not known; at most {_MAX_UNKNOWN} may be")
+        for name in unknown:
             near = difflib.get_close_matches(name[:64], known, n=1, cutoff=0.85)
             if near:
                 raise ValueError(f"there is no field {name[:64]!r}; did you mean {near[0]!r}?")
@@ -73,12 +97,12 @@ class GenerationRequest(_Body):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: Many[int] | None = None
+    bad_words: Many[str] | None = None
     # ends
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Texts | None = None
+    stop_token_ids: Many[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     max_tokens: int | None = None
@@ -101,7 +125,7 @@ class GenerationRequest(_Body):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
@@ -111,11 +135,11 @@ class CompletionRequest(GenerationRequest):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[JsonObject]
+    messages: Many[JsonObject]
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
-    tools: list[JsonObject] | None = None
+    tools: Many[JsonObject] | None = None
     tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
@@ -131,8 +155,8 @@ class TokenizeRequest(_Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[JsonObject] | None = None
-    tools: list[JsonObject] | None = None
+    messages: Many[JsonObject] | None = None
+    tools: Many[JsonObject] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -143,7 +167,7 @@ class DetokenizeRequest(_Body):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Many[int]
 
 
 def client_names(body: BaseModel) -> dict[str, str]:

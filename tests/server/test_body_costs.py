@@ -1,0 +1,43 @@
+"""A body of megabytes costs its parsing, not an error or a comparison for each of its values."""
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server needs the extra 'server'")
+
+from pydantic import BaseModel, ValidationError
+
+from pellucid.server.errors import as_api_error
+from pellucid.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
+
+COUNT = 100_000
+
+BODIES: dict[str, tuple[type[BaseModel], dict[str, Any], str | None]] = {
+    "prompts of null": (CompletionRequest, {"prompt": [None] * COUNT}, "prompt"),
+    "empty lists": (CompletionRequest, {"prompt": [[]] * COUNT}, "prompt"),
+    "prompts": (CompletionRequest, {"prompt": ["a"] * COUNT}, "prompt"),
+    "token ids": (CompletionRequest, {"prompt": [1] * (1 << 20) + [1]}, "prompt"),
+    "messages": (ChatRequest, {"messages": [1] * COUNT}, "messages"),
+    "stop": (CompletionRequest, {"prompt": "a", "stop": [1] * COUNT}, "stop"),
+    "stop ids": (CompletionRequest, {"prompt": "a", "stop_token_ids": [""] * COUNT},
+                 "stop_token_ids"),
+    "tokens": (DetokenizeRequest, {"tokens": ["a"] * COUNT}, "tokens"),
+    "biases": (CompletionRequest, {"prompt": "a", "logit_bias": dict.fromkeys(
+        map(str, range(COUNT)), "a")}, "logit_bias"),
+    "tools": (ChatRequest, {"messages": [{}], "tools": [1] * COUNT}, "tools"),
+    "unknown fields": (CompletionRequest, {"prompt": "a"} | {f"x{i}": 1 for i in range(COUNT)},
+                       None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_first_mistakes_end_the_check(name: str) -> None:
+    model, body, param = BODIES[name]
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate_json(json.dumps(body))
+    assert caught.value.error_count() < 10
+    told = as_api_error(caught.value)
+    assert told.status == 400 and len(told.message) < 500
+    assert (told.param or "").split(".")[0] == (param or "")
