@@ -88,6 +88,21 @@ def test_a_large_body_is_refused(strict: Server) -> None:
     assert answer.status == 413 and answer.error["code"] == "body_too_large"
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/nothing", "/health"])
+@pytest.mark.parametrize("key", [KEY, "X: 1"])
+def test_a_refusal_arrives_before_the_connection_ends(strict: Server, path: str, key: str) -> None:
+    """A server that closes before it has read the whole body resets the connection, and the
+    client loses the answer.
+    """
+    data = request("POST", path, b"a" * (8 << 20), key, "Connection: close")
+    for _ in range(5):
+        with connect(strict.url) as connection:
+            connection.sendall(data)
+            answer = read_answer(connection)
+        assert answer.status == (401 if key != KEY and path != "/health" else 413)
+        assert answer.error["message"]
+
+
 def test_a_body_that_is_not_sent_is_refused_at_once(strict: Server) -> None:
     head = request("POST", CHAT, b"", KEY, "Content-Length: 99999999999999999999999")
     assert exchange(strict.url, head).status in (400, 413)

@@ -1,6 +1,7 @@
 """The outermost layer of the app: API keys, the size and time of bodies, and the access log."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, error_body
 from .service import Service, tenant_of
+from .settings import ServerSettings
 
 __all__ = ["Guard"]
 
@@ -39,6 +41,8 @@ class Guard:
         headers = Headers(scope=scope)
         scope.setdefault("state", {})["key"] = _key(headers)
 
+        body = _Body(receive, self._service.settings)
+
         async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
@@ -47,12 +51,16 @@ class Guard:
                 message = {**message, "headers": named}
                 if status >= 400:
                     self._service.metrics.refuse(status)
+            elif not message.get("more_body", False) and not body.is_whole:
+                await send({**message, "more_body": True})
+                await body.skip()
+                message = {"type": "http.response.body"}
             await send(message)
 
         try:
             refusal = self._refusal(scope, headers)
             if refusal is None:
-                await self._app(scope, self._bounded(receive), send_and_note)
+                await self._app(scope, body.receive, send_and_note)
             else:
                 await JSONResponse(error_body(refusal), refusal.status, headers=refusal.headers)(
                     scope, receive, send_and_note
@@ -76,37 +84,52 @@ class Guard:
                 return ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length[:20]) > settings.max_body_bytes:
-            return self._too_large()
+            return _too_large(settings.max_body_bytes)
         return None
 
-    def _too_large(self) -> ApiError:
-        most = self._service.settings.max_body_bytes
-        return ApiError(
-            413, f"the body has more than {most} bytes, which is the most", code="body_too_large"
-        )
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """`receive` with limits on the body's size and time. Raises ApiError 413 or 408."""
-        settings, num_bytes, is_whole = self._service.settings, 0, False
-        deadline = time.monotonic() + settings.read_timeout
+class _Body:
+    """The body of a request, with limits on its size and time."""
 
-        async def bounded() -> Message:
-            nonlocal num_bytes, is_whole
-            if is_whole:
-                return await receive()
-            try:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    message = await receive()
-            except TimeoutError:
-                raise ApiError(408, "the body took too long", code="timeout") from None
-            if message["type"] == "http.request":
-                num_bytes += len(message.get("body", b""))
-                if num_bytes > settings.max_body_bytes:
-                    raise self._too_large()
-                is_whole = not message.get("more_body", False)
-            return message
+    def __init__(self, receive: Receive, settings: ServerSettings) -> None:
+        self._receive = receive
+        self._most = settings.max_body_bytes
+        self._deadline = time.monotonic() + settings.read_timeout
+        self._num_bytes = 0
+        self.is_whole = False  # it has come, or its client has left
 
-        return bounded
+    async def receive(self) -> Message:
+        """The next message of the connection. Raises ApiError 413 or 408."""
+        if self.is_whole:
+            return await self._receive()
+        try:
+            message = await self._next()
+        except TimeoutError:
+            raise ApiError(408, "the body took too long", code="timeout") from None
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._most:
+            raise _too_large(self._most)
+        return message
+
+    async def skip(self) -> None:
+        """Read what is left and drop it, for as long as the deadline allows. A connection that is
+        closed before all was read is reset, and its client may lose the answer.
+        """
+        with contextlib.suppress(TimeoutError):
+            while not self.is_whole:
+                await self._next()
+
+    async def _next(self) -> Message:
+        async with asyncio.timeout(self._deadline - time.monotonic()):
+            message = await self._receive()
+        self.is_whole = not message.get("more_body", False)
+        return message
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(
+        413, f"the body has more than {most} bytes, which is the most", code="body_too_large"
+    )
 
 
 def _key(headers: Headers) -> str:
