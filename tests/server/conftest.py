@@ -43,11 +43,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(model: Path, log: Path, *options: str) -> Iterator[Server]:
+def serving(
+    model: Path, log: Path, *options: str, preexec_fn: Callable[[], None] | None = None
+) -> Iterator[Server]:
     """`pellucid serve` at a free port, until the block ends."""
     command = [sys.executable, "-m", "pellucid", "serve", str(model), "--port", "0", *options]
     with log.open("w") as stderr:
-        process = subprocess.Popen(command, stderr=stderr, text=True, env={**os.environ})
+        process = subprocess.Popen(
+            command, stderr=stderr, text=True, env={**os.environ}, preexec_fn=preexec_fn
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         while not (found := re.search(r"API +(http\S+)/v1", log.read_text())):

@@ -1,6 +1,7 @@
 """Limits of time, size and number: each is told by a status, and frees what it held."""
 
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -241,6 +242,22 @@ def test_idle_connections_are_refused_beyond_the_limit(strict: Server) -> None:
         for connection in held:
             connection.close()
     wait_until(lambda: get(strict.url, "/health").status == 200)
+
+
+def test_a_system_with_few_files_refuses_connections(tiny_model: Path, tmp_path: Path) -> None:
+    """Where the system allows 100 open files, connections beyond them are told so."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+    with serving(tiny_model, tmp_path / "log", preexec_fn=limit) as few:
+        held = [connect(few.url) for _ in range(120)]
+        statuses = [read_answer(connection).status for connection in held[100:]]
+        assert set(statuses) == {503}
+        for connection in held:
+            connection.close()
+        wait_until(lambda: get(few.url, "/health").status == 200)
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_a_thousand_idle_connections(server: Server) -> None:

@@ -20,8 +20,10 @@ __all__ = ["guarded_protocol"]
 _GRACE = 1  # seconds: within them the app itself refuses a body that is late
 
 
-def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol with the limits of the settings."""
+def guarded_protocol(settings: ServerSettings, max_connections: int) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol with the limits of the settings, and as many connections as the system
+    allows.
+    """
 
     class GuardedProtocol(HttpToolsProtocol):
         """One connection."""
@@ -35,7 +37,7 @@ def guarded_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > settings.max_connections:
+            if len(self.connections) > max_connections:
                 self._refuse(503, "too many connections are open")
             else:
                 self._await_headers()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["run_server"]
 
 _KEEP_ALIVE = 30  # seconds that an idle connection stays open
+_OTHER_FILES = 64  # that are open beside connections
 _STOP = 2  # seconds for what is left after the drain
 
 
@@ -41,12 +42,12 @@ def run_server(
     """
     _check_certificate(settings)
     app = create_app(engine, name, settings)
-    _raise_file_limit(settings.max_connections)
+    max_connections = _raise_file_limit(settings.max_connections)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=guarded_protocol(settings),
+        http=guarded_protocol(settings, max_connections),
         loop="uvloop",
         ws="none",
         lifespan="off",
@@ -133,11 +134,17 @@ def _check_certificate(settings: ServerSettings) -> None:
         ) from None
 
 
-def _raise_file_limit(connections: int) -> None:
-    """Allow as many open files as connections need, as far as the system does."""
+def _raise_file_limit(connections: int) -> int:
+    """Allow as many open files as connections need, as far as the system does. Returns how many
+    connections that leaves room for.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 256
+    wanted = connections + _OTHER_FILES
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return max(1, min(connections, soft - _OTHER_FILES))
