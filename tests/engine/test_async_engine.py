@@ -50,6 +50,33 @@ def test_32_streams_at_once_give_what_each_gives_alone(tiny_path: Path) -> None:
     assert len({o.request_id for o in together}) == 32
 
 
+def test_prompts_of_one_submission_answer_as_alone_or_none_runs(
+    tiny_path: Path, tiny: LLM, backend: str
+) -> None:
+    prompts: list[Any] = ["The capital", [5, 6, 7], "of the towns"]
+    alone = [o.outputs for o in tiny.generate(prompts, LONG, use_tqdm=False)]
+
+    async def main() -> None:
+        served = Served(tiny_path, backend=backend)
+        async with served.engine as engine:
+            found = {}
+            async for index, output in engine.generate_all(prompts, LONG):
+                found[index] = output
+            assert [found[i].outputs for i in range(3)] == alone
+            before = engine.stats()
+            for bad, sentence in (
+                ([10**6], "token id"),
+                ("a" * 9999, "prompt"),
+                (5, r"prompts\[1"),
+            ):
+                with pytest.raises(RequestError, match=sentence):
+                    await anext(engine.generate_all(["fine", bad], LONG))
+            await served.settled()
+            assert engine.stats().num_steps == before.num_steps
+
+    run(main())
+
+
 def test_a_stream_grows_to_what_generate_returns(tiny_path: Path, tiny: LLM, backend: str) -> None:
     async def main() -> list[RequestOutput]:
         served = Served(tiny_path, backend=backend)

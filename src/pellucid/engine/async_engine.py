@@ -18,6 +18,7 @@ import asyncio
 import functools
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from .prompts import (
     longest_prompt,
     tokenize_chat,
     tokenize_prompt,
+    tokenize_prompts,
     with_priorities,
     with_standing,
 )
@@ -106,6 +108,25 @@ class AsyncEngine:
             return tokenized
 
         return self._stream(tokenize, sampling_params, request_id)
+
+    async def generate_all(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams | None = None
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """Complete several prompts, yielding the index of a prompt and its answer so far.
+
+        All prompts are submitted together at the first `anext`: it raises if one is refused, and
+        then none runs. Leaving the iterator aborts them all.
+        """
+        (params,) = params_for_prompts(sampling_params or self.get_default_sampling_params(), 1)
+
+        def tokenize() -> list[TokenizedPrompt]:
+            longest = longest_prompt(self.max_model_len, params)
+            return tokenize_prompts(self.tokenizer, prompts, max_tokens=longest)
+
+        index_of = {self._thread.new_id(): i for i in range(len(prompts))}
+        async with aclosing(self._outputs(tokenize, params, list(index_of))) as outputs:
+            async for output in outputs:
+                yield index_of[output.request_id], output
 
     def chat(
         self,
@@ -187,22 +208,31 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         (params,) = params_for_prompts(params or self.get_default_sampling_params(), 1)
         name = self._thread.new_id() if request_id is None else request_id
-        return self._outputs(tokenize, params, name)
+        return self._outputs(lambda: [tokenize()], params, [name])
 
     async def _outputs(
-        self, tokenize: Callable[[], TokenizedPrompt], params: SamplingParams, request_id: str
+        self,
+        tokenize: Callable[[], list[TokenizedPrompt]],
+        params: SamplingParams,
+        request_ids: Sequence[str],
     ) -> AsyncGenerator[RequestOutput, None]:
-        def submission() -> Submission:
-            return Submission(request_id, tokenize(), params, self._grammars.constraint(params))
+        """The outputs of one submission: a request for each prompt."""
 
-        box = TaskMailbox([await asyncio.to_thread(submission)], asyncio.get_running_loop())
+        def submissions() -> list[Submission]:
+            prompts, constraint = tokenize(), self._grammars.constraint(params)
+            return [
+                Submission(name, prompt, params, constraint)
+                for name, prompt in zip(request_ids, prompts, strict=True)
+            ]
+
+        box = TaskMailbox(await asyncio.to_thread(submissions), asyncio.get_running_loop())
         try:
             self._thread.submit(box)
-            finished = False
-            while not finished:
+            num_left = len(request_ids)
+            while num_left:
                 await box.event.wait()
                 for output in self._thread.take(box):
-                    finished = output.finished
+                    num_left -= output.finished
                     yield output
         finally:
             self._thread.leave(box)

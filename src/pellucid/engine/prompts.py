@@ -166,7 +166,7 @@ def tokenize_prompts(
         try:
             tokenized.append(tokenize(prompt))
         except PellucidError as error:
-            raise RequestError(f"prompts[{i}]: {error}") from None
+            raise type(error)(f"prompts[{i}]: {error}") from None
     return tokenized
 
 

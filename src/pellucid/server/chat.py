@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..outputs import CompletionOutput, RequestOutput
 from ..structured_params import StructuredOutputsParams
 from .errors import ApiError
-from .generation import Job, build_params, check_limits, timings, usage
+from .generation import Job, at_index_0, build_params, check_limits, timings, usage
 from .logprobs import chat_logprobs, prompt_logprobs
 from .protocol import ChatRequest
 from .reasoning import ReasoningReader, opens_reasoning
@@ -62,7 +62,7 @@ def chat(service: Service, body: ChatRequest, key: str) -> Response:
         tenant=tenant,
         cache_salt=body.cache_salt or tenant,
     )
-    job = Job.build("chatcmpl", body, body.n or 1, key, [stream])
+    job = Job.build("chatcmpl", body, body.n or 1, key, at_index_0(stream))
     renderer = _Renderer(service, job, body, [_name(t) for t in tools])
     return GeneratedResponse(service, job, renderer)
 

@@ -47,13 +47,14 @@ def complete(service: Service, body: CompletionRequest, key: str) -> Response:
     standing: dict[str, Any] = {"tenant": tenant, "cache_salt": body.cache_salt or tenant}
     if body.priority is not None:
         standing["priority"] = body.priority
-    streams = [
-        service.engine.generate(
-            ({"prompt": p} if isinstance(p, str) else {"prompt_token_ids": p}) | standing, params
-        )
-        for p in prompts
-    ]
-    job = Job.build("cmpl", body, n, key, streams)
+    outputs = service.engine.generate_all(
+        [
+            ({"prompt": p} if isinstance(p, str) else {"prompt_token_ids": p}) | standing
+            for p in prompts
+        ],
+        params,
+    )
+    job = Job.build("cmpl", body, n, key, outputs)
     return GeneratedResponse(service, job, _Renderer(service, job, body, is_prompt_only))
 
 

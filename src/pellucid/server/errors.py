@@ -1,6 +1,7 @@
 """Every failure as OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
+import re
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -30,7 +31,7 @@ _TYPES = {
 
 
 # how the engine's sentences about a prompt begin
-_ABOUT_PROMPT = ("the prompt ", "prompt token id ", "prompt_token_ids")
+_ABOUT_PROMPT = ("the prompt ", "prompt token id ", "prompt_token_ids", "prompts[")
 
 
 class ApiError(Exception):
@@ -81,11 +82,10 @@ def as_api_error(error: BaseException, fields: Mapping[str, str] = _NO_FIELDS) -
     if isinstance(error, EngineError):
         return ApiError(500, str(error), code="engine_error")
     if isinstance(error, PromptTooLongError):
-        param = _prompt_field(fields)
-        return ApiError(400, str(error), param=param, code="context_length_exceeded")
+        return _of_prompt(error, fields, "context_length_exceeded")
     if isinstance(error, PellucidError):
         if str(error).startswith(_ABOUT_PROMPT):
-            return ApiError(400, str(error), param=_prompt_field(fields))
+            return _of_prompt(error, fields)
         first = str(error).split(maxsplit=1)[0].partition("[")[0].rstrip(":")
         name = first.partition(".")[0]
         if name not in fields:
@@ -97,9 +97,11 @@ def as_api_error(error: BaseException, fields: Mapping[str, str] = _NO_FIELDS) -
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
 
-def _prompt_field(fields: Collection[str]) -> str | None:
-    """The field of a body that is the prompt."""
-    return next((name for name in ("prompt", "messages") if name in fields), None)
+def _of_prompt(error: PellucidError, fields: Collection[str], code: str | None = None) -> ApiError:
+    """The engine's error about a prompt, with the name of the body's field that is the prompt."""
+    field = next((name for name in ("prompt", "messages") if name in fields), None)
+    message = re.sub(r"^prompts\[", f"{field}[", str(error)) if field else str(error)
+    return ApiError(400, message, param=field, code=code)
 
 
 def _of_validation(error: ValidationError) -> ApiError:

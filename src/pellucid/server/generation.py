@@ -1,9 +1,8 @@
 """From a checked body to outputs of the engine, for all routes that generate."""
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,17 +15,18 @@ from .errors import ApiError
 from .protocol import SAMPLING_FIELDS, GenerationRequest, client_names
 from .service import Service
 
-__all__ = ["Job", "build_params", "check_limits", "merge", "timings", "usage"]
+__all__ = ["Job", "at_index_0", "build_params", "check_limits", "timings", "usage"]
 
-Outputs = AsyncGenerator[RequestOutput, None]
+# the index of a prompt, and its answer so far
+Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A request that is ready to run: a stream of outputs for each of its prompts."""
+    """A request that is ready to run: the stream of its outputs."""
 
     id: str
-    streams: Sequence[Outputs]
+    outputs: Outputs
     n: int  # completions of each prompt
     is_stream: bool
     includes_usage: bool
@@ -37,13 +37,13 @@ class Job:
 
     @classmethod
     def build(
-        cls, prefix: str, body: GenerationRequest, n: int, key: str, streams: Sequence[Outputs]
+        cls, prefix: str, body: GenerationRequest, n: int, key: str, outputs: Outputs
     ) -> "Job":
         """`prefix` begins the id: "chatcmpl", "cmpl"."""
         options = body.stream_options
         return cls(
             id=f"{prefix}-{uuid.uuid4().hex}",
-            streams=streams,
+            outputs=outputs,
             n=n,
             is_stream=bool(body.stream),
             includes_usage=options is not None and bool(options.include_usage),
@@ -101,44 +101,11 @@ def _constraint(body: GenerationRequest) -> StructuredOutputsParams | None:
         raise ApiError(400, str(error), param="structured_outputs") from None
 
 
-async def merge(streams: Sequence[Outputs]) -> AsyncIterator[tuple[int, RequestOutput]]:
-    """The outputs of several streams as they come, with the place of each one's stream. Closing it
-    closes all; an error of one ends all.
-    """
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as stream:
-            async for only in stream:
-                yield 0, only
-        return
-    # Each stream is read by a task, which hands on one output at a time.
-    found: asyncio.Queue[tuple[int, RequestOutput | BaseException | None]] = asyncio.Queue(1)
-
-    async def read(place: int, stream: Outputs) -> None:
-        try:
-            async with aclosing(stream):
-                async for output in stream:
-                    await found.put((place, output))
-            await found.put((place, None))
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            await found.put((place, error))
-
-    tasks = [asyncio.create_task(read(i, stream)) for i, stream in enumerate(streams)]
-    try:
-        left = len(tasks)
-        while left:
-            place, output = await found.get()
-            if isinstance(output, BaseException):
-                raise output
-            if output is None:
-                left -= 1
-            else:
-                yield place, output
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def at_index_0(stream: AsyncGenerator[RequestOutput, None]) -> Outputs:
+    """The outputs of a route that has one prompt."""
+    async with aclosing(stream):
+        async for output in stream:
+            yield 0, output
 
 
 def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:

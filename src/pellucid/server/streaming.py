@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..outputs import RequestOutput
 from .errors import ApiError, as_api_error, error_body
-from .generation import Job, merge
+from .generation import Job
 from .service import Service
 from .wire import compact
 
@@ -122,7 +122,7 @@ class GeneratedResponse(Response):
         """All prompts' last outputs; a stream has been sent by then."""
         job, renderer = self._job, self._renderer
         outputs: dict[int, RequestOutput] = {}
-        async with aclosing(merge(job.streams)) as found:  # type: ignore[type-var]
+        async with aclosing(job.outputs) as found:
             async for place, output in found:
                 self._observe(outputs.get(place), output)
                 outputs[place] = output
@@ -134,7 +134,7 @@ class GeneratedResponse(Response):
                     await self._send(chunk, send)
                 if output.finished:
                     self._service.metrics.finish(output)
-        ordered = [outputs[place] for place in range(len(job.streams))]
+        ordered = [outputs[place] for place in sorted(outputs)]
         if job.is_stream:
             await self._send(renderer.end(ordered), send, is_last=True)
         return ordered
