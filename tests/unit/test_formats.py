@@ -183,16 +183,6 @@ def test_blocks_too_small_for_their_scale_become_zeros(name: str) -> None:
     assert not dequantize(quantize(tiny, name)).any()
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in WRITABLE])
-def test_formats_that_are_only_read_say_so(name: str) -> None:
-    with pytest.raises(
-        UnsupportedError,
-        match=f"{name} can be read but not written; "
-        ".* F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0$",
-    ):
-        quantize(np.zeros((1, 256), np.float32), name)
-
-
 @pytest.mark.parametrize("name", BLOCKS_OF_32)
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3e38, -3e38])
 def test_values_that_a_format_cannot_hold_are_refused(name: str, bad: float) -> None:

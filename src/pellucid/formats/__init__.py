@@ -138,27 +138,33 @@ def encode_dense(array: NDArray[Any]) -> HostTensor:
     return host_tensor(names[array.dtype.name], array.shape, little.reshape(-1).view(np.uint8))
 
 
-def quantize(array: NDArray[Any], format: str) -> HostTensor:
-    """An array of numbers, rounded to `format` as ggml's reference does. Raises FormatError for
-    values that the format cannot hold.
+def quantize(
+    array: NDArray[Any], format: str, importance: NDArray[np.float32] | None = None
+) -> HostTensor:
+    """An array of numbers, rounded to `format` as ggml does. Raises FormatError for values that the
+    format cannot hold.
+
+    `importance` [columns]: how much each column matters, from an importance matrix. Formats without
+    a search (F16, Q8_0 and so on) make no use of it.
     """
     block = get_format(format)
-    if block.quantize_blocks is None:
-        able = ", ".join(
-            other.name for other in FORMATS.values() if other.quantize_blocks is not None
-        )
-        raise UnsupportedError(
-            f"{format} can be read but not written; the formats that can be written are {able}"
-        )
     size = row_bytes(format, array.shape[-1]) * math.prod(array.shape[:-1]) if array.ndim else 0
     tensor = host_tensor(format, array.shape, np.empty(size, np.uint8))
-    blocks = tensor.data.reshape(-1, block.block_bytes)
-    values = np.ascontiguousarray(array).reshape(-1, block.block_size)
-    step = SLICE_VALUES // block.block_size
-    for start in range(0, len(blocks), step):
-        blocks[start : start + step] = block.quantize_blocks(
-            values[start : start + step].astype(np.float32, copy=False)
+    rows = array.reshape(-1, array.shape[-1])
+    if importance is not None and importance.shape != rows.shape[1:]:
+        raise FormatError(
+            f"the importance of {importance.shape} columns does not fit an array of shape "
+            f"{array.shape}"
         )
+    step = max(1, SLICE_VALUES // rows.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for start in range(0, len(rows), step):
+            values = np.ascontiguousarray(rows[start : start + step], np.float32)
+            weights = None
+            if importance is not None and block.weigh is not None:
+                weights = block.weigh(values, importance).reshape(-1, block.block_size)
+            blocks = block.quantize_blocks(values.reshape(-1, block.block_size), weights)
+            tensor.data[start : start + step] = blocks.reshape(len(values), -1)
     return tensor
 
 

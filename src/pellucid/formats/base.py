@@ -1,8 +1,8 @@
-"""What a block format is, and three small functions that all formats use.
+"""What a block format is, and small functions that all formats use.
 
-One idea: a quantized row is a run of equal blocks, and a block is a C struct. So a format is a
-NumPy structured dtype, a function from n blocks to n · block_size float32 values, and (if it can be
-written) the inverse function. Both work on all n blocks at once.
+A quantized row is a run of equal blocks, and a block is a C struct. So a format is a NumPy
+structured dtype, a function from n blocks to n · block_size float32 values, and the inverse
+function. Both work on all n blocks at once.
 
 Shapes: n blocks, B bytes per block, S values per block; blocks are uint8 [n, B], values float32 [n,
 S]. Everything is little-endian. This module has no particular format. `formats/__init__.py` decides
@@ -16,7 +16,21 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BlockFormat", "Blocks", "Values", "bit_planes", "block_fields", "block_scale"]
+from ..errors import FormatError
+from .importance import Weigh
+
+__all__ = [
+    "BlockFormat",
+    "Blocks",
+    "Values",
+    "as_bytes",
+    "bit_planes",
+    "block_fields",
+    "block_scale",
+    "check_values",
+    "pack_planes",
+    "stored_scale",
+]
 
 Blocks: TypeAlias = NDArray[np.uint8]  # [n, B]
 Values: TypeAlias = NDArray[np.float32]  # [n, S]
@@ -31,7 +45,9 @@ class BlockFormat:
     block_size: int  # S: values per quant_block
     block_bytes: int  # B
     dequantize_blocks: Callable[[Blocks], Values]
-    quantize_blocks: Callable[[Values], Blocks] | None = None  # None: the format can only be read
+    # (values, weights of values or None) -> blocks
+    quantize_blocks: Callable[[Values, Values | None], Blocks]
+    weigh: Weigh | None = None  # None: the format makes no use of the importance of columns
 
 
 def block_fields(blocks: Blocks, layout: np.dtype[np.void]) -> NDArray[Any]:
@@ -64,3 +80,39 @@ def bit_planes(packed: NDArray[np.uint8], bits: int, span: int) -> NDArray[np.ui
         np.right_shift(spans, np.uint8(plane * bits), out=codes[:, :, plane])
     codes &= np.uint8((1 << bits) - 1)
     return codes.reshape(n, -1)
+
+
+def pack_planes(codes: NDArray[np.uint8], bits: int, span: int) -> NDArray[np.uint8]:
+    """The inverse of `bit_planes`: codes uint8 [n, m · 8/bits] of `bits` bits each -> bytes
+    [n, m].
+    """
+    planes = codes.reshape(len(codes), -1, 8 // bits, span)
+    packed = planes[:, :, 0].copy()
+    for plane in range(1, 8 // bits):
+        packed |= planes[:, :, plane] << np.uint8(plane * bits)
+    return packed.reshape(len(codes), -1)
+
+
+def as_bytes(blocks: NDArray[np.void]) -> Blocks:
+    """Structs [n] as bytes [n, B]."""
+    return blocks.view(np.uint8).reshape(len(blocks), blocks.dtype.itemsize)
+
+
+def check_values(values: Values, name: str) -> None:
+    """Raise FormatError unless all values can be stored in the format called `name`."""
+    if not np.isfinite(values).all():
+        raise FormatError(f"{name} cannot hold values that are infinite or not numbers")
+
+
+def stored_scale(x: Values, name: str) -> NDArray[np.float16]:
+    """Scales or minima as they are stored, in float16. Raises FormatError where one is beyond its
+    range.
+    """
+    with np.errstate(over="ignore"):
+        halves = x.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise FormatError(
+            f"{name} cannot hold a block whose scale or minimum is {np.abs(x).max():g}; they are "
+            "stored in F16, up to 65504"
+        )
+    return halves

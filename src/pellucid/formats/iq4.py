@@ -1,16 +1,28 @@
 """Four bits on an uneven grid: IQ4_NL and IQ4_XS.
 
-One idea: most weights lie near zero, so the sixteen levels should too. A code is not the level
+Most weights lie near zero, so the sixteen levels should too. A code is not the level
 itself but an index into a fixed table of sixteen integers, fine near zero and coarse far from it.
 The table and the layouts are ggml's.
 
-Blocks are uint8 [n, B], values float32 [n, S]. These formats are only read: writing them needs a
-search over each group.
+Blocks are uint8 [n, B], values float32 [n, S].
 """
 
 import numpy as np
 
-from .base import BlockFormat, Blocks, Values, bit_planes, block_fields, block_scale
+from .base import (
+    BlockFormat,
+    Blocks,
+    Values,
+    as_bytes,
+    bit_planes,
+    block_fields,
+    block_scale,
+    check_values,
+    pack_planes,
+    stored_scale,
+)
+from .importance import by_blocks
+from .search import ALL_ZERO, Codes, Floats, first_extreme, nearest, sum_in_order
 
 __all__ = ["IQ4_FORMATS", "IQ4_LEVELS"]
 
@@ -60,10 +72,84 @@ def _dequantize_iq4_xs(blocks: Blocks) -> Values:
 
 def _levels(q: Blocks) -> Values:
     """The level of each code."""
-    return np.array(IQ4_LEVELS, np.float32)[q]
+    return _LEVELS[q]
 
+
+def _quantize_iq4_nl(values: Values, weights: Values | None) -> Blocks:
+    """The best of fifteen scales. Codes are rounded with the scale before it becomes float16."""
+    check_values(values, "IQ4_NL")
+    scale = _search_scale(values, values * values if weights is None else weights)
+    blocks = np.empty(len(values), IQ4_NL_LAYOUT)
+    blocks["d"] = stored_scale(scale, "IQ4_NL")
+    codes = _nearest_level(_inverse(scale)[:, None] * values)
+    blocks["qs"] = pack_planes(codes.astype(np.uint8), 4, 16)
+    return as_bytes(blocks)
+
+
+def _quantize_iq4_xs(values: Values, weights: Values | None) -> Blocks:
+    """The best scale of each group, quantized with one scale for all eight; then the codes."""
+    check_values(values, "IQ4_XS")
+    x = values.reshape(-1, 32)
+    weighted = x * x if weights is None else weights.reshape(-1, 32)
+    grouped = _search_scale(x, weighted).reshape(-1, 8)
+    d = -first_extreme(grouped) / np.float32(
+        32
+    )  # not rounded to float16 before its use, as in ggml
+    scales = np.clip(nearest(_inverse(d)[:, None] * grouped), -32, 31)  # [n, 8]
+    inverse = _inverse(d[:, None] * scales.astype(np.float32))
+    codes = _nearest_level(inverse.reshape(-1, 1) * x).reshape(-1, 256).astype(np.uint8)
+    blocks = np.empty(len(values), IQ4_XS_LAYOUT)
+    blocks["d"] = stored_scale(d, "IQ4_XS")
+    packed = (scales + 32).astype(np.uint8)
+    blocks["scales_l"] = pack_planes(packed & np.uint8(15), 4, 1)
+    blocks["scales_h"] = pack_planes(packed >> np.uint8(4), 2, 1)
+    blocks["qs"] = pack_planes(codes, 4, 16)
+    return as_bytes(blocks)
+
+
+def _search_scale(x: Floats, w: Floats) -> Floats:
+    """The scale of each group of 32: [n, 32] -> [n]. Fifteen scales near those that map the extreme
+    value to the first level are tried, as in quantize_row_iq4_nl_impl of ggml.
+    """
+    extreme = first_extreme(x)
+    first = np.float32(IQ4_LEVELS[0])
+    scale = best = np.zeros(len(x), np.float32)
+    for trial in (None, *range(-7, 8)):
+        inverse = (
+            np.float32(1) / (-extreme / first)
+            if trial is None
+            else (np.float32(trial) + first) / extreme
+        )
+        q = _LEVELS[_nearest_level(inverse[:, None] * x)]
+        wq = w * q
+        sum_qx, sum_q2 = sum_in_order(wq * x), sum_in_order(wq * q)
+        better = (sum_q2 > 0) & ((trial is None) | (sum_qx * sum_qx > best * sum_q2))
+        fitted = sum_qx / sum_q2
+        scale = np.where(better, fitted, scale)
+        best = np.where(better, fitted * sum_qx, best)
+    return np.where(np.abs(extreme) < ALL_ZERO, np.float32(0), scale)
+
+
+def _nearest_level(x: Floats) -> Codes:
+    """The code of the nearest level; of two that are equally near, the greater."""
+    return np.searchsorted(_MIDPOINTS, x, side="right").astype(np.int32)
+
+
+def _inverse(x: Floats) -> Floats:
+    """1/x, and 0 where x is 0."""
+    return np.where(x != 0, np.float32(1) / x, np.float32(0))
+
+
+_LEVELS = np.array(IQ4_LEVELS, np.float32)
+_MIDPOINTS = (_LEVELS[1:] + _LEVELS[:-1]) / np.float32(2)
 
 IQ4_FORMATS = (
-    BlockFormat("IQ4_NL", 20, 32, IQ4_NL_LAYOUT.itemsize, _dequantize_iq4_nl),
-    BlockFormat("IQ4_XS", 23, 256, IQ4_XS_LAYOUT.itemsize, _dequantize_iq4_xs),
+    BlockFormat(
+        *("IQ4_NL", 20, 32, IQ4_NL_LAYOUT.itemsize),
+        *(_dequantize_iq4_nl, _quantize_iq4_nl, by_blocks(32, 2.0)),
+    ),
+    BlockFormat(
+        *("IQ4_XS", 23, 256, IQ4_XS_LAYOUT.itemsize),
+        *(_dequantize_iq4_xs, _quantize_iq4_xs, by_blocks(256, 2.0)),
+    ),
 )

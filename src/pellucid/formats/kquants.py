@@ -1,7 +1,7 @@
 """The k-quants: 256 values share one or two float16 scales, which scale small integer scales of 16
 or 32 values each.
 
-One idea: scales are quantized too. A super-block has one float16 d, and each of its groups has a 4-
+Scales are quantized too. A super-block has one float16 d, and each of its groups has a 4-
 to 8-bit multiple of it, so a scale for a group of 16 costs half a bit per value. Where there are
 minima, dmin scales them in the same way. A value is
 
@@ -9,24 +9,24 @@ minima, dmin scales them in the same way. A value is
     d · scale[group] · (q - half)                       Q3_K  Q6_K
 
 Blocks are uint8 [n, B], values float32 [n, 256]. The layouts are ggml's; `bit_planes` in base.py
-explains how codes lie in bytes. These formats are only read: choosing scales and codes well needs a
-search over each group.
+explains how codes lie in bytes. `kquants_encode.py` chooses scales and codes.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base import BlockFormat, Blocks, Values, bit_planes, block_fields, block_scale
+from .importance import as_given, by_blocks
+from .kquants_encode import (
+    quantize_q2_k,
+    quantize_q3_k,
+    quantize_q4_k,
+    quantize_q5_k,
+    quantize_q6_k,
+)
+from .kquants_layout import Q2_K_LAYOUT, Q3_K_LAYOUT, Q4_K_LAYOUT, Q5_K_LAYOUT, Q6_K_LAYOUT
 
 __all__ = ["K_QUANT_FORMATS"]
-
-Q2_K_LAYOUT = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
-Q3_K_LAYOUT = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
-Q4_K_LAYOUT = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
-Q5_K_LAYOUT = np.dtype(
-    [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
-)
-Q6_K_LAYOUT = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 
 
 def _dequantize_q2_k(blocks: Blocks) -> Values:
@@ -153,9 +153,23 @@ def _scaled(
 
 
 K_QUANT_FORMATS = (
-    BlockFormat("Q2_K", 10, 256, Q2_K_LAYOUT.itemsize, _dequantize_q2_k),
-    BlockFormat("Q3_K", 11, 256, Q3_K_LAYOUT.itemsize, _dequantize_q3_k),
-    BlockFormat("Q4_K", 12, 256, Q4_K_LAYOUT.itemsize, _dequantize_q4_k),
-    BlockFormat("Q5_K", 13, 256, Q5_K_LAYOUT.itemsize, _dequantize_q5_k),
-    BlockFormat("Q6_K", 14, 256, Q6_K_LAYOUT.itemsize, _dequantize_q6_k),
+    BlockFormat(
+        *("Q2_K", 10, 256, Q2_K_LAYOUT.itemsize),
+        *(_dequantize_q2_k, quantize_q2_k, by_blocks(256, 1.0)),
+    ),
+    BlockFormat(
+        *("Q3_K", 11, 256, Q3_K_LAYOUT.itemsize),
+        *(_dequantize_q3_k, quantize_q3_k, by_blocks(256, 2.0)),
+    ),
+    BlockFormat(
+        *("Q4_K", 12, 256, Q4_K_LAYOUT.itemsize),
+        *(_dequantize_q4_k, quantize_q4_k, by_blocks(256, 2.0)),
+    ),
+    BlockFormat(
+        *("Q5_K", 13, 256, Q5_K_LAYOUT.itemsize),
+        *(_dequantize_q5_k, quantize_q5_k, by_blocks(256, 2.0)),
+    ),
+    BlockFormat(
+        *("Q6_K", 14, 256, Q6_K_LAYOUT.itemsize), *(_dequantize_q6_k, quantize_q6_k, as_given)
+    ),
 )

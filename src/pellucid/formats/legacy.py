@@ -6,8 +6,8 @@ each value becomes a small integer q. The formats whose name ends in _0 are symm
 with a signed q; those in _1 have an offset as well, value = d · q + m. Layouts and rounding are
 ggml's, bit for bit. Blocks are uint8 [n, B], values float32 [n, 32].
 
-A scale is fitted to the extreme values of its block, and values are divided by it before it is
-rounded to float16. That is cheap and a little less accurate than a search for the best scale.
+Without weights, a scale is fitted to the extreme values of its block, and values are divided by it
+before it is rounded to float16. With weights, the best scale is searched (`search.py`).
 """
 
 from typing import Any
@@ -16,7 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FormatError
-from .base import BlockFormat, Blocks, Values, bit_planes, block_fields, block_scale
+from .base import (
+    BlockFormat,
+    Blocks,
+    Values,
+    as_bytes,
+    bit_planes,
+    block_fields,
+    block_scale,
+    check_values,
+    stored_scale,
+)
+from .importance import by_row
+from .search import WEIGHTED_TRIALS, first_extreme, search_min, search_symmetric
 
 __all__ = ["LEGACY_FORMATS"]
 
@@ -35,7 +47,7 @@ def _dequantize_f32(blocks: Blocks) -> Values:
     return blocks.view("<f4").astype(np.float32, copy=False)
 
 
-def _quantize_f32(values: Values) -> Blocks:
+def _quantize_f32(values: Values, _weights: Values | None) -> Blocks:
     """float32, as it is."""
     return values.astype("<f4").view(np.uint8)
 
@@ -45,7 +57,7 @@ def _dequantize_f16(blocks: Blocks) -> Values:
     return blocks.view("<f2").astype(np.float32)
 
 
-def _quantize_f16(values: Values) -> Blocks:
+def _quantize_f16(values: Values, _weights: Values | None) -> Blocks:
     """To the nearest half, ties to even. Raises FormatError for a finite value beyond its range."""
     with np.errstate(over="ignore"):
         halves = values.astype("<f2")
@@ -68,7 +80,7 @@ def _dequantize_bf16(blocks: Blocks) -> Values:
     return (blocks.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _quantize_bf16(values: Values) -> Blocks:
+def _quantize_bf16(values: Values, _weights: Values | None) -> Blocks:
     """To the nearest, ties to even: add half of the last kept bit, minus one if that bit is 0, and
     truncate. A NaN stays a (quiet) NaN.
     """
@@ -97,16 +109,15 @@ def _dequantize_q4_0(blocks: Blocks) -> Values:
     return block_scale(block["d"]) * q
 
 
-def _quantize_q4_0(values: Values) -> Blocks:
+def _quantize_q4_0(values: Values, weights: Values | None) -> Blocks:
     """The value of largest magnitude becomes q = 0, that is -8, the longer end of the range; d gets
-    its sign.
+    its sign. With weights, d is searched.
     """
-    d = _signed_extreme(values) / np.float32(-8)
-    q = _truncate(_reciprocal(d, "Q4_0") * values + np.float32(8.5), 15)
+    d, q = _symmetric(values, weights, 8, "Q4_0")
     blocks = np.empty(len(values), Q4_0_LAYOUT)
     blocks["d"] = _halves(d, "Q4_0")
     blocks["qs"] = _nibbles(q)
-    return _as_bytes(blocks)
+    return as_bytes(blocks)
 
 
 def _dequantize_q4_1(blocks: Blocks) -> Values:
@@ -123,14 +134,13 @@ def _dequantize_q4_1(blocks: Blocks) -> Values:
     return values
 
 
-def _quantize_q4_1(values: Values) -> Blocks:
-    """The smallest value becomes q = 0, the largest q = 15."""
-    d, m = _range(values, 15)
-    q = _truncate(_reciprocal(d, "Q4_1") * (values - m) + np.float32(0.5), 15)
+def _quantize_q4_1(values: Values, weights: Values | None) -> Blocks:
+    """The smallest value becomes q = 0, the largest q = 15. With weights, d and m are searched."""
+    d, m, q = _with_minimum(values, weights, 15, "Q4_1")
     blocks = np.empty(len(values), Q4_1_LAYOUT)
     blocks["d"], blocks["m"] = _halves(d, "Q4_1"), _halves(m, "Q4_1")
     blocks["qs"] = _nibbles(q)
-    return _as_bytes(blocks)
+    return as_bytes(blocks)
 
 
 def _dequantize_q5_0(blocks: Blocks) -> Values:
@@ -150,14 +160,13 @@ def _dequantize_q5_0(blocks: Blocks) -> Values:
     return block_scale(block["d"]) * q
 
 
-def _quantize_q5_0(values: Values) -> Blocks:
+def _quantize_q5_0(values: Values, weights: Values | None) -> Blocks:
     """As Q4_0, with -16 in place of -8."""
-    d = _signed_extreme(values) / np.float32(-16)
-    q = _truncate(_reciprocal(d, "Q5_0") * values + np.float32(16.5), 31)
+    d, q = _symmetric(values, weights, 16, "Q5_0")
     blocks = np.empty(len(values), Q5_0_LAYOUT)
     blocks["d"] = _halves(d, "Q5_0")
     blocks["qh"], blocks["qs"] = _fifths(q), _nibbles(q)
-    return _as_bytes(blocks)
+    return as_bytes(blocks)
 
 
 def _dequantize_q5_1(blocks: Blocks) -> Values:
@@ -174,14 +183,13 @@ def _dequantize_q5_1(blocks: Blocks) -> Values:
     return values
 
 
-def _quantize_q5_1(values: Values) -> Blocks:
-    """The smallest value becomes q = 0, the largest q = 31."""
-    d, m = _range(values, 31)
-    q = _truncate(_reciprocal(d, "Q5_1") * (values - m) + np.float32(0.5), 31)
+def _quantize_q5_1(values: Values, weights: Values | None) -> Blocks:
+    """As Q4_1, with 31 in place of 15."""
+    d, m, q = _with_minimum(values, weights, 31, "Q5_1")
     blocks = np.empty(len(values), Q5_1_LAYOUT)
     blocks["d"], blocks["m"] = _halves(d, "Q5_1"), _halves(m, "Q5_1")
     blocks["qh"], blocks["qs"] = _fifths(q), _nibbles(q)
-    return _as_bytes(blocks)
+    return as_bytes(blocks)
 
 
 def _dequantize_q8_0(blocks: Blocks) -> Values:
@@ -197,7 +205,7 @@ def _dequantize_q8_0(blocks: Blocks) -> Values:
     return values
 
 
-def _quantize_q8_0(values: Values) -> Blocks:
+def _quantize_q8_0(values: Values, _weights: Values | None) -> Blocks:
     """The largest magnitude becomes 127; halves are rounded away from zero."""
     d = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
     scaled = _reciprocal(d, "Q8_0") * values
@@ -207,7 +215,7 @@ def _quantize_q8_0(values: Values) -> Blocks:
     blocks = np.empty(len(values), Q8_0_LAYOUT)
     blocks["d"] = _halves(d, "Q8_0")
     blocks["qs"] = np.sign(scaled) * whole
-    return _as_bytes(blocks)
+    return as_bytes(blocks)
 
 
 # Functions that these formats share.
@@ -221,9 +229,29 @@ def _five_bits(block: NDArray[Any]) -> NDArray[np.uint8]:
     return fifth
 
 
-def _signed_extreme(values: Values) -> Values:
-    """The value of largest magnitude of each block, with its sign; the first of equals. [n, 1]"""
-    return np.take_along_axis(values, np.abs(values).argmax(axis=1, keepdims=True), axis=1)
+def _symmetric(
+    values: Values, weights: Values | None, half: int, name: str
+) -> tuple[Values, NDArray[np.uint8]]:
+    """(d [n, 1], q [n, 32] in 0 … 2 half - 1) with value = d · (q - half)."""
+    if weights is not None:
+        check_values(values, name)
+        scale, codes = search_symmetric(values, weights, half)
+        return scale[:, None], codes.astype(np.uint8)
+    d = first_extreme(values)[:, None] / np.float32(-half)
+    q = _reciprocal(d, name) * values + np.float32(half + 0.5)
+    return d, _truncate(q, 2 * half - 1)
+
+
+def _with_minimum(
+    values: Values, weights: Values | None, steps: int, name: str
+) -> tuple[Values, Values, NDArray[np.uint8]]:
+    """(d [n, 1], m [n, 1], q [n, 32] in 0 … steps) with value = d · q + m."""
+    if weights is not None:
+        check_values(values, name)
+        scale, minimum, codes = search_min(values, weights, steps, WEIGHTED_TRIALS)
+        return scale[:, None], -minimum[:, None], codes.astype(np.uint8)
+    d, m = _range(values, steps)
+    return d, m, _truncate(_reciprocal(d, name) * (values - m) + np.float32(0.5), steps)
 
 
 def _range(values: Values, steps: int) -> tuple[Values, Values]:
@@ -238,8 +266,7 @@ def _reciprocal(d: Values, name: str) -> Values:
     """1/d, or 0 if d is 0 or so small that 1/d is infinite; such a block is stored as zeros. [n,
     1]
     """
-    if not np.isfinite(d).all():
-        raise FormatError(f"{name} cannot hold values that are infinite or not numbers")
+    check_values(d, name)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / d
     return np.where(np.isinf(inverse), np.float32(0), inverse)
@@ -254,14 +281,7 @@ def _truncate(x: Values, largest: int) -> NDArray[np.uint8]:
 
 def _halves(x: Values, name: str) -> NDArray[np.float16]:
     """Scales or minima [n, 1] as they are stored, float16 [n]."""
-    with np.errstate(over="ignore"):
-        halves = x[:, 0].astype(np.float16)
-    if np.isinf(halves).any():
-        raise FormatError(
-            f"{name} cannot hold a block whose scale or minimum is {np.abs(x).max():g}; they are "
-            "stored in F16, up to 65504"
-        )
-    return halves
+    return stored_scale(x[:, 0], name)
 
 
 def _nibbles(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -274,18 +294,21 @@ def _fifths(q: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.packbits(q >> np.uint8(4), axis=1, bitorder="little")
 
 
-def _as_bytes(blocks: NDArray[np.void]) -> Blocks:
-    """Structs [n] as bytes [n, B]."""
-    return blocks.view(np.uint8).reshape(len(blocks), blocks.dtype.itemsize)
-
-
 LEGACY_FORMATS = (
     BlockFormat("F32", 0, 1, 4, _dequantize_f32, _quantize_f32),
     BlockFormat("F16", 1, 1, 2, _dequantize_f16, _quantize_f16),
     BlockFormat("BF16", 30, 1, 2, _dequantize_bf16, _quantize_bf16),
-    BlockFormat("Q4_0", 2, 32, Q4_0_LAYOUT.itemsize, _dequantize_q4_0, _quantize_q4_0),
-    BlockFormat("Q4_1", 3, 32, Q4_1_LAYOUT.itemsize, _dequantize_q4_1, _quantize_q4_1),
-    BlockFormat("Q5_0", 6, 32, Q5_0_LAYOUT.itemsize, _dequantize_q5_0, _quantize_q5_0),
-    BlockFormat("Q5_1", 7, 32, Q5_1_LAYOUT.itemsize, _dequantize_q5_1, _quantize_q5_1),
+    BlockFormat(
+        *("Q4_0", 2, 32, Q4_0_LAYOUT.itemsize), *(_dequantize_q4_0, _quantize_q4_0, by_row)
+    ),
+    BlockFormat(
+        *("Q4_1", 3, 32, Q4_1_LAYOUT.itemsize), *(_dequantize_q4_1, _quantize_q4_1, by_row)
+    ),
+    BlockFormat(
+        *("Q5_0", 6, 32, Q5_0_LAYOUT.itemsize), *(_dequantize_q5_0, _quantize_q5_0, by_row)
+    ),
+    BlockFormat(
+        *("Q5_1", 7, 32, Q5_1_LAYOUT.itemsize), *(_dequantize_q5_1, _quantize_q5_1, by_row)
+    ),
     BlockFormat("Q8_0", 8, 32, Q8_0_LAYOUT.itemsize, _dequantize_q8_0, _quantize_q8_0),
 )
