@@ -64,11 +64,12 @@ def test_prompts_of_one_submission_answer_as_alone_or_none_runs(
                 found[index] = output
             assert [found[i].outputs for i in range(3)] == alone
             before = engine.stats()
-            for bad, sentence in (
+            refused: list[tuple[Any, str]] = [
                 ([10**6], "token id"),
                 ("a" * 9999, "prompt"),
                 (5, r"prompts\[1"),
-            ):
+            ]
+            for bad, sentence in refused:
                 with pytest.raises(RequestError, match=sentence):
                     await anext(engine.generate_all(["fine", bad], LONG))
             await served.settled()
