@@ -167,6 +167,8 @@ class KVCacheManager:
             node.locks += 1
         for block in shared:
             self._pool.share(block)
+        # Copy the block in which the hit ends, before loads can evict it.
+        targets = [] if partial is None else self._copy_partial(*partial)
         # Build the tables, node by node; load saved nodes.
         tables: list[list[int]] = [[] for _ in groups]
         for node in path:
@@ -184,9 +186,9 @@ class KVCacheManager:
             node.locks -= 1
         self._tree.touch(end)
         self._held[request.request_id] = held
-        # Append a copy of the block in which the hit ends, and free blocks.
-        if partial is not None:
-            self._copy_partial(held, *partial)
+        # Append the copy and free blocks.
+        for table, target in zip(tables, targets, strict=False):
+            table.append(target)
         self._grow(held, hit.num_tokens + num_new_tokens)
         request.num_computed_tokens, request.block_tables = hit.num_tokens, tables
         request.next_kv_event = self._next_event(held)
@@ -203,9 +205,9 @@ class KVCacheManager:
         blocks = [[next(fresh) if want else HOLE for want in row] for row in wanted]
         self._tree.promote(node, blocks)
 
-    def _copy_partial(self, held: _Held, node: Node, column: int) -> None:
+    def _copy_partial(self, node: Node, column: int) -> list[int]:
         """Copy-on-write: the hit ends inside a block that others may hold, so the request goes on
-        in a copy of it.
+        in a copy of it. The copies, one for each group.
 
         Making room for the copy must not evict its source. So the source is held until the copy is
         listed in `ops`: a block is shared, or the node of a slot is locked.
@@ -227,8 +229,7 @@ class KVCacheManager:
             for block in sources:
                 self._pool.release(block)
                 self._tree.offer_block(block)
-        for table, target in zip(held.tables, targets, strict=True):
-            table.append(target)
+        return targets
 
     # ---- running: a request calls allocate_slots and publish only at its `next_kv_event`, which in
     # decode comes once per block
