@@ -192,7 +192,7 @@ def test_unknown_architectures_are_refused_with_the_list_of_known_ones() -> None
             "partial_rotary_factor is 0.5",
         ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification'"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized by 'gptq'"),
+        ({"quantization_config": {"quant_method": "fp8", "bits": 4}}, "quantized by 'fp8'"),
         (
             {"quantization": {"group_size": 64, "bits": 4}},
             r"quantized by MLX \(4 bits\), which is not supported; the model's original folder",

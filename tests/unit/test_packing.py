@@ -75,7 +75,7 @@ def test_symmetric_zero_points_of_four_bits() -> None:
 def test_a_stored_largest_zero_point_minus_one_is_zero() -> None:
     stored = np.array([[-1]], np.int32)
     assert not gptq_zeros(stored, 4, minus_one=True).any()
-    with pytest.raises(FormatError, match="zero point is 0.*gptq_v2"):
+    with pytest.raises(FormatError, match=r"zero point is 0.*gptq_v2"):
         gptq_zero_words(np.zeros((8, 1), np.uint8), 4, minus_one=True)
 
 
@@ -92,14 +92,19 @@ def test_awq_words_hold_eight_columns_in_awqs_order() -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("count", [96, 37])
-def test_compressed_words_hold_whole_codes(bits: int, count: int) -> None:
-    codes, per = random_codes(bits, 4, count), 32 // bits
+def test_a_row_of_compressed_words_is_one_stream_of_bits(bits: int, count: int) -> None:
+    codes = random_codes(bits, 4, count)
     words = compressed_words(codes, bits)
-    assert words.shape == (4, -(-count // per))
-    for row, found in zip(codes, words.view(np.uint32), strict=True):
-        for i, code in enumerate(row):
-            assert found[i // per] >> (bits * (i % per)) & ((1 << bits) - 1) == code
+    assert words.shape == (4, -(-count * bits // 32))
+    for row, found in zip(codes, words, strict=True):
+        assert whole_number(found) == sum(int(code) << (bits * i) for i, code in enumerate(row))
     assert np.array_equal(compressed_codes(words, bits, count), codes)
+
+
+def test_older_compressed_words_hold_ten_codes_of_three_bits() -> None:
+    words = np.array([[0o7654321076, 0o0000000005]], np.uint32).view(np.int32)
+    codes = compressed_codes(words, 3, 11, padded=True)
+    assert codes.tolist() == [[6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 5]]
 
 
 def test_codes_that_fill_no_whole_words_are_refused() -> None:

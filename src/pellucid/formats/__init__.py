@@ -6,8 +6,8 @@ this is several times faster than decoding everything at once, and it needs only
 beside the result.
 
 A decoded value depends only on the bytes of its own block, bit for bit as ggml defines it. To add a
-format, add its `BlockFormat` to the tables of `legacy.py`, `kquants.py` or `iq4.py`; this module
-treats all formats alike.
+format, add its `BlockFormat` to the tables of `legacy.py`, `kquants.py`, `iq4.py` or `groups.py`;
+this module treats all formats alike. `FORMATS` are those that GGUF files can hold.
 """
 
 import math
@@ -19,18 +19,21 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError, UnsupportedError
 from .base import BlockFormat
+from .groups import GROUP_FORMATS
 from .iq4 import IQ4_FORMATS
 from .kquants import K_QUANT_FORMATS
 from .legacy import LEGACY_FORMATS
 from .tensor import HostTensor, TensorSpec
 
 __all__ = [
+    "ALL_FORMATS",
     "FORMATS",
     "BlockFormat",
     "HostTensor",
     "dequantize",
     "encode_dense",
     "format_of_ggml_type",
+    "format_of_number",
     "get_format",
     "host_tensor",
     "packed_bytes",
@@ -41,6 +44,8 @@ __all__ = [
 FORMATS = MappingProxyType(
     {format.name: format for format in LEGACY_FORMATS + K_QUANT_FORMATS + IQ4_FORMATS}
 )
+ALL_FORMATS = MappingProxyType({**FORMATS, **{format.name: format for format in GROUP_FORMATS}})
+_BY_NUMBER = MappingProxyType({format.ggml_type: format for format in ALL_FORMATS.values()})
 
 # values decoded at a time: 2 MiB of float32, and as much again in scratch arrays
 SLICE_VALUES = 1 << 19
@@ -75,11 +80,16 @@ _OTHER_GGML_TYPES = MappingProxyType(
 
 def get_format(name: str) -> BlockFormat:
     """The format called `name`."""
-    if name not in FORMATS:
+    if name not in ALL_FORMATS:
         raise UnsupportedError(
-            f"the block format {name!r} is not known; there are {', '.join(FORMATS)}"
+            f"the block format {name!r} is not known; there are {', '.join(ALL_FORMATS)}"
         )
-    return FORMATS[name]
+    return ALL_FORMATS[name]
+
+
+def format_of_number(number: int) -> BlockFormat:
+    """The format with this `ggml_type`, which must exist, in GGUF files or not."""
+    return _BY_NUMBER[number]
 
 
 def format_of_ggml_type(ggml_type: int) -> BlockFormat:
@@ -101,7 +111,7 @@ def row_bytes(format: str, num_values: int) -> int:
             f"a row of {num_values} values cannot be stored as {format}: its blocks hold "
             f"{block.block_size} values"
         )
-    return num_values // block.block_size * block.block_bytes
+    return block.row_header + num_values // block.block_size * block.block_bytes
 
 
 def packed_bytes(spec: TensorSpec) -> int:
@@ -148,6 +158,11 @@ def quantize(
     a search (F16, Q8_0 and so on) make no use of it.
     """
     block = get_format(format)
+    if block.quantize_blocks is None:
+        raise UnsupportedError(
+            f"{format} can be read but not written; the formats that can be written are "
+            f"{', '.join(FORMATS)}"
+        )
     size = row_bytes(format, array.shape[-1]) * math.prod(array.shape[:-1]) if array.ndim else 0
     tensor = host_tensor(format, array.shape, np.empty(size, np.uint8))
     rows = array.reshape(-1, array.shape[-1])
@@ -173,11 +188,17 @@ def dequantize(tensor: HostTensor) -> NDArray[np.float32]:
     damaged file gives infinities and NaNs.
     """
     block = get_format(tensor.format)
-    checked = host_tensor(tensor.format, tensor.shape, tensor.data)
-    blocks = checked.data.reshape(-1, block.block_bytes)
+    rows = host_tensor(tensor.format, tensor.shape, tensor.data).data
+    blocks = np.ascontiguousarray(rows[:, block.row_header :]).reshape(-1, block.block_bytes)
     values = np.empty((len(blocks), block.block_size), np.float32)
     step = SLICE_VALUES // block.block_size
     with np.errstate(invalid="ignore"):
         for start in range(0, len(blocks), step):
             values[start : start + step] = block.dequantize_blocks(blocks[start : start + step])
-    return values.reshape(tensor.shape)
+        if block.row_scale:
+            scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
+            values.reshape(len(rows), -1)[:] *= scales
+    values = values.reshape(tensor.shape)
+    if tensor.input_order is not None:
+        values[..., tensor.input_order] = values.copy()
+    return values

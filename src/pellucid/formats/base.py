@@ -38,16 +38,25 @@ Values: TypeAlias = NDArray[np.float32]  # [n, S]
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """One way to store numbers. `ggml_type` is its number in GGUF files."""
+    """One way to store numbers. `ggml_type` is its number in GGUF files; the formats that those
+    cannot hold have numbers from 1000.
+    """
 
     name: str
     ggml_type: int
     block_size: int  # S: values per quant_block
     block_bytes: int  # B
     dequantize_blocks: Callable[[Blocks], Values]
-    # (values, weights of values or None) -> blocks
-    quantize_blocks: Callable[[Values, Values | None], Blocks]
+    # (values, weights of values or None) -> blocks; None: the format can only be read
+    quantize_blocks: Callable[[Values, Values | None], Blocks] | None = None
     weigh: Weigh | None = None  # None: the format makes no use of the importance of columns
+    # whether each row begins with a float32, which all of its values are to be multiplied by
+    row_scale: bool = False
+
+    @property
+    def row_header(self) -> int:
+        """Bytes before the blocks of each row."""
+        return 4 if self.row_scale else 0
 
 
 def block_fields(blocks: Blocks, layout: np.dtype[np.void]) -> NDArray[Any]:

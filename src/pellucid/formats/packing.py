@@ -9,8 +9,7 @@ stream of bits. Codes of 3 bits cross word borders there: 32 codes take 3 words.
     GPTQ                 words along the inputs:  [in · bits / 32, out]; zero points along the
                          outputs: [groups, out · bits / 32]
     AWQ                  words along the outputs: [in, out / 8], 4 bits, columns in AWQ_ORDER
-    compressed-tensors   words along the inputs:  [out, in / per word]; a word holds 32 // bits
-                         codes, and the last one is padded
+    compressed-tensors   words along the inputs:  [out, ceil(in · bits / 32)]
 
 References: AutoGPTQ `qlinear_cuda.py`, AutoAWQ `gemm.py`, compressed-tensors `pack_quantized`.
 """
@@ -28,6 +27,7 @@ __all__ = [
     "awq_words",
     "codes_of",
     "compressed_codes",
+    "compressed_width",
     "compressed_words",
     "gptq_codes",
     "gptq_words",
@@ -144,25 +144,38 @@ def awq_codes(words: Words) -> Codes:
 
 
 def compressed_words(codes: Codes, bits: int) -> Words:
-    """The words [n, ceil(m / per)] of compressed-tensors, per = 32 // bits codes in each. Zero
-    points [out, groups] are packed along the outputs: `compressed_words(zeros.T, bits).T`.
+    """The words [n, ceil(m · bits / 32)] of compressed-tensors. Zero points [out, groups] are
+    packed along the outputs: `compressed_words(zeros.T, bits).T`.
     """
     n, m = codes.shape
-    per = 32 // bits
-    places = np.zeros((n, -(-m // per) * per), np.uint32)
-    places[:, :m] = codes
-    shifts = np.arange(per, dtype=np.uint32) * np.uint32(bits)
-    words = np.bitwise_or.reduce(places.reshape(n, -1, per) << shifts, axis=2)
-    return words.astype("<u4").view("<i4")
+    padded = np.zeros((n, -(-m // 32) * 32), np.uint8)
+    padded[:, :m] = codes
+    return np.ascontiguousarray(words_of(padded, bits)[:, : compressed_width(m, bits)])
 
 
-def compressed_codes(words: Words, bits: int, count: int) -> Codes:
-    """The inverse of `compressed_words`: the first `count` codes of each row. [n, count]"""
-    per = 32 // bits
-    shifts = np.arange(per, dtype=np.uint32) * np.uint32(bits)
-    unsigned = np.ascontiguousarray(words, "<i4").view("<u4")
-    codes = (unsigned[..., None] >> shifts) & np.uint32((1 << bits) - 1)
-    return codes.astype(np.uint8).reshape(len(words), -1)[:, :count]
+def compressed_codes(words: Words, bits: int, count: int, *, padded: bool = False) -> Codes:
+    """The inverse of `compressed_words`: the first `count` codes of each row. [n, count]
+
+    With `padded`, no code crosses a word border, so a word of 3-bit codes holds 10 of them. Older
+    versions of the library wrote such words.
+    """
+    if padded:
+        per = 32 // bits
+        shifts = np.arange(per, dtype=np.uint32) * np.uint32(bits)
+        unsigned = np.ascontiguousarray(words, "<i4").view("<u4")
+        places = (unsigned[..., None] >> shifts) & np.uint32((1 << bits) - 1)
+        codes = places.astype(np.uint8).reshape(len(words), -1)
+    else:
+        n, width = words.shape
+        whole = np.zeros((n, -(-count // 32) * bits), "<i4")
+        whole[:, :width] = words
+        codes = codes_of(whole, bits)
+    return np.ascontiguousarray(codes[:, :count])
+
+
+def compressed_width(count: int, bits: int, *, padded: bool = False) -> int:
+    """The words of a row of `count` codes."""
+    return -(-count // (32 // bits)) if padded else -(-count * bits // 32)
 
 
 def _check_whole(count: int, bits: int) -> None:

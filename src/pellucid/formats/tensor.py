@@ -19,8 +19,9 @@ class TensorSpec:
     Quantized blocks run along the last axis.
     """
 
-    format: str  # a key of formats.FORMATS: "F32", "Q4_K", …
+    format: str  # a name that formats.get_format knows: "F32", "Q4_K", …
     shape: tuple[int, ...]
+    permuted: bool = False  # whether the inputs lie in another order, which the tensor holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +31,19 @@ class HostTensor:
 
     `format` and `shape` are those of `TensorSpec`. Quantized blocks never cross a row, so rows may
     be permuted or split as bytes without decoding them.
+
+    `input_order` int32 [in] says which input each place of a row belongs to, where a quantizer
+    sorted them (GPTQ's act-order). None: place k is input k.
     """
 
     format: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+    input_order: NDArray[np.int32] | None = None
 
     @property
     def spec(self) -> TensorSpec:
-        return TensorSpec(self.format, self.shape)
+        return TensorSpec(self.format, self.shape, self.input_order is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ rows (split, join, permute) works with any format without decoding, and a split 
 that moves or changes single values (transpose, 1 + w) needs a dense format.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,7 +51,7 @@ class SliceOutputs:
         (source,) = sources
         if len(source.shape) == 1:
             _check_dense(source.format)
-        return TensorSpec(source.format, (self.stop - self.start, *source.shape[1:]))
+        return replace(source, shape=(self.stop - self.start, *source.shape[1:]))
 
     def __call__(self, *sources: HostTensor) -> HostTensor:
         (source,) = sources
@@ -59,7 +59,7 @@ class SliceOutputs:
         if len(shape) == 1:
             values = _values(source)[:, self.start : self.stop]
             return HostTensor(source.format, shape, values.view(np.uint8))
-        return HostTensor(source.format, shape, source.data[self.start : self.stop])
+        return replace(source, shape=shape, data=source.data[self.start : self.stop])
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class InterleavedToHalfSplit:
         pairs = rows.reshape(self.num_heads, -1, 2, rows.shape[-1])  # [H, D/2, 2, bytes of a row]
         moved = pairs.swapaxes(1, 2).reshape(rows.shape)  # [H · 2 · D/2, bytes of a row]
         data = moved.view(np.uint8).reshape(source.data.shape)
-        return HostTensor(source.format, source.shape, data)
+        return replace(source, data=data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,14 @@ from ..config import ModelConfig
 from ..errors import UnsupportedError
 from .families import HFReader, find_hf_reader
 from .fields import Fields, config_from_file
+from .quantization import read_quantization
 
 __all__ = ["build_hf_config", "hf_reader"]
 
 
 def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
     """The reader of the family that config.json names. Raises UnsupportedError unless it is a
-    causal language model with plain weights. `where` names the file in messages.
+    causal language model whose weights can be read. `where` names the file in messages.
     """
     fields = Fields(where, values)
     model_type = fields.text("model_type")
@@ -40,18 +41,7 @@ def hf_reader(values: Mapping[str, object], where: str) -> HFReader:
                 f"{where}: architectures names {architecture!r}; only causal language models "
                 "(…ForCausalLM) run"
             )
-    mlx = fields.section("quantization")
-    if mlx is not None and mlx.has("group_size"):
-        raise UnsupportedError(
-            f"{where}: weights are quantized by MLX ({mlx.integer('bits', 4)} bits), which is not "
-            "supported; the model's original folder or a GGUF file of it can be read"
-        )
-    quantization = fields.section("quantization_config")
-    if quantization is not None:
-        raise UnsupportedError(
-            f"{where}: weights are quantized by "
-            f"{quantization.text('quant_method', 'an unnamed method')!r}, which is not supported"
-        )
+    read_quantization(values, where)
     # refuse what transformers reads for every family and no family reads here
     for name in ("per_layer_config", "default_theta"):
         if fields.value(name) is not None:

@@ -45,10 +45,12 @@ _IGNORED = re.compile(
 class ParamSource:
     """The tensors of the file that make one parameter, by name: each with its required shape, in
     the order in which `fold` takes them. Without a fold there is one tensor, used unchanged.
+    `packed`: the tensors are parts of a quantized matrix, and the fold checks their types.
     """
 
     tensors: Mapping[str, Shape]
     fold: Fold | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,11 @@ def build_plan(
     tensors: Mapping[str, TensorSpec],
     where: str,
     formats: Collection[str] = FORMATS.keys(),
+    ignored: Callable[[str], bool] = lambda name: False,
 ) -> Plan:
     """How each declared parameter is made from the `tensors` of a file. `where` names the file in
-    messages; `formats` are the formats that can be read from such a file.
+    messages; `formats` are the formats that can be read from such a file. `ignored` says whether a
+    tensor that no parameter uses may be there.
 
     Raises FormatError if a tensor is missing, misshapen or unexpected, and UnsupportedError if its
     format cannot be used.
@@ -82,7 +86,7 @@ def build_plan(
         source = source_of(config, param)
         for name, shape in source.tensors.items():
             _check_tensor(config, param, tensors, name, shape, where)
-            if tensors[name].format not in formats:
+            if not source.packed and tensors[name].format not in formats:
                 raise UnsupportedError(
                     f"{where}: tensor {name!r} is of type {tensors[name].format}; those that can "
                     f"be read are {', '.join(formats)}"
@@ -98,7 +102,7 @@ def build_plan(
         plan.append(PlannedParam(param.name, source, spec))
     # refuse tensors that no parameter uses
     used = {name for planned in plan for name in planned.source.tensors}
-    extra = [name for name in tensors if name not in used and not is_ignored(name)]
+    extra = [n for n in tensors if n not in used and not is_ignored(n) and not ignored(n)]
     if extra:
         others = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise FormatError(

@@ -18,13 +18,16 @@ from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ..models.params import Param
 from .families import SourceOf
 from .hf_config import build_hf_config, hf_reader
+from .packed import packed_source
 from .plan import ParamSource, Plan, build_plan, read_plan, stored_matrices
+from .quantization import read_quantization
 from .safetensors_file import DTYPES, SafetensorsFile
 
 __all__ = ["SafetensorsCheckpoint"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+QUANTIZE_CONFIG = "quantize_config.json"  # of older folders of GPTQ
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 64 << 20  # a hundred thousand tensors take 10 MB
 
@@ -60,10 +63,15 @@ class SafetensorsCheckpoint:
         config = _untie(config, source, files)
         # check them against the graph's declaration
         specs = {name: file.specs[name] for name, file in files.items()}
+        quantization = read_quantization(_with_quantize_config(path, values), str(config_path))
+        if quantization is not None:
+            source = packed_source(quantization, source, specs)
         if config.tie_word_embeddings:
             # equal to the embedding, which `_untie` has checked
             specs.pop("lm_head.weight", None)
-        plan = build_plan(config, source, specs, str(path), DTYPES)
+        plan = build_plan(
+            config, source, specs, str(path), DTYPES, lambda name: _is_empty_bias(name, files)
+        )
         return cls(path, config, files, plan)
 
     @property
@@ -159,6 +167,26 @@ def _check_shard_name(index: Path, name: object) -> str:
             "same folder"
         )
     return name
+
+
+def _with_quantize_config(folder: Path, values: Mapping[str, object]) -> Mapping[str, object]:
+    """The values of config.json, with those of AutoGPTQ's quantize_config.json if that says how
+    the weights are quantized and config.json does not.
+    """
+    if values.get("quantization_config") is not None or not is_there(folder / QUANTIZE_CONFIG):
+        return values
+    older = read_json(folder / QUANTIZE_CONFIG, MAX_CONFIG_BYTES, within=folder)
+    return {**values, "quantization_config": {"quant_method": "gptq", **older}}
+
+
+def _is_empty_bias(name: str, files: Mapping[str, SafetensorsFile]) -> bool:
+    """Whether a tensor is a bias of zeros beside a packed matrix. AutoGPTQ writes one for each
+    matrix, also where the model has no biases.
+    """
+    module = name.removesuffix(".bias")
+    if module == name or f"{module}.qweight" not in files:
+        return False
+    return not any(any(chunk) for chunk in files[name].chunks(name))
 
 
 def _without_prefix(source: SourceOf, prefix: str) -> SourceOf:

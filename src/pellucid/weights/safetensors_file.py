@@ -25,9 +25,11 @@ from ..formats import HostTensor, host_tensor
 from ..formats.tensor import TensorSpec
 from .scratch import Scratch
 
-__all__ = ["DTYPES", "SafetensorsFile"]
+__all__ = ["DTYPES", "INTEGER_DTYPES", "SafetensorsFile"]
 
 DTYPES = ("F32", "F16", "BF16")  # the file's types that are also formats here, with the same names
+# types of the parts of packed matrices; a tensor of one has the type's name in place of a format
+INTEGER_DTYPES = ("I8", "I32", "I64")
 # bits of one number, by type
 _BITS = (
     dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
@@ -80,17 +82,19 @@ class SafetensorsFile:
 
     def tensor(self, name: str, scratch: Scratch | None = None) -> HostTensor:
         """One tensor, read into `scratch` or into new memory. Raises UnsupportedError for types
-        other than float32, float16 and bfloat16, and FormatError if it cannot be read.
+        other than DTYPES and INTEGER_DTYPES, and FormatError if it cannot be read.
         """
         entry = self._entries[name]
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in DTYPES + INTEGER_DTYPES:
             raise UnsupportedError(
                 f"{self.path}: tensor {name!r} is of type {entry.dtype}; those that can be read "
-                f"are {', '.join(DTYPES)}"
+                f"are {', '.join(DTYPES + INTEGER_DTYPES)}"
             )
         data = (scratch or Scratch()).array(entry.stop - entry.start)
         read_at(self._file, entry.start, data.data, f"tensor {name!r}")
         data.flags.writeable = False
+        if entry.dtype in INTEGER_DTYPES:
+            return HostTensor(entry.dtype, entry.shape, data)
         return host_tensor(entry.dtype, entry.shape, data)
 
     def place(self, name: str) -> tuple[BinaryIO, int, str]:

@@ -89,6 +89,11 @@ def spec_of(weight: Matrix | Vector) -> TensorSpec:
     return TensorSpec(format, (weight.outputs, weight.inputs))
 
 
+def _is_quantized(spec: TensorSpec) -> bool:
+    """Whether products with this weight read activations in 8 bits."""
+    return spec.format in FORMATS and FORMATS[spec.format].block_size > 1
+
+
 def kv_spec_of(cache: Cache) -> KVSpec:
     """The declaration of a cache, allocated or not."""
     return cache if isinstance(cache, KVSpec) else cache.spec
@@ -152,7 +157,7 @@ class Recorder:
         outputs, inputs = spec.shape
         if x.width != inputs:
             raise AssertionError(f"a linear layer of {inputs} inputs is given {x.width}")
-        source = self._quantize(x) if FORMATS[spec.format].block_size > 1 else x
+        source = self._quantize(x) if _is_quantized(spec) else x
         vectors = [] if bias is None else [bias]
         output = Symbol(outputs, x.logits_rows)
         return self._add("linear", [source], output, weight=weight, vectors=vectors)

@@ -38,7 +38,7 @@ def _scratch_bytes(entry: Entry, isa: str) -> int:
     """The scratch memory of each thread."""
     if entry.op == "linear" and entry.weight is not None:
         spec = spec_of(entry.weight)
-        quantized = FORMATS[spec.format].block_size > 1
+        quantized = spec.format in FORMATS and FORMATS[spec.format].block_size > 1
         return _native.linear_scratch_bytes(spec.shape[1]) if quantized else 0
     if entry.op == "attention" and entry.kv is not None:
         spec_kv = kv_spec_of(entry.kv)

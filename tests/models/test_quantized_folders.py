@@ -1,0 +1,242 @@
+"""Folders quantized by GPTQ, AWQ and compressed-tensors (tests/golden/quantized): read without
+rounding, and run.
+
+The reference backend is held to the logits that transformers computed with the weights that each
+library itself unpacks. Changed copies of the folders are refused in one sentence.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from pellucid.errors import FormatError, PellucidError, UnsupportedError
+from pellucid.weights.checkpoint import open_checkpoint
+
+from .harness import Session, check_close, load
+
+QUANTIZED = Path(__file__).parents[1] / "golden" / "quantized"
+NAMES = sorted(folder.name for folder in QUANTIZED.iterdir() if folder.is_dir())
+LAYER = "model.layers.0.mlp.down_proj"
+Change = Callable[[dict[str, Any]], object]
+
+# the format of the down projection, of 96 inputs, in each folder
+FORMATS = {
+    "awq-int4-g32": "UINT4_G32",
+    "compressed-w3a16": "UINT3_G32",
+    "compressed-w4a16": "INT4_G32",
+    "compressed-w4a16-asym": "UINT4_G32",
+    "compressed-w8a16": "INT8_G32",
+    "compressed-w8a8": "INT8_ROW",
+    "gptq-int2-g64": "UINT2_G32",
+    "gptq-int3-g32-v2": "UINT3_G32",
+    "gptq-int4-g32": "INT4_G32",
+    "gptq-int4-g32-actorder": "UINT4_G32",
+    "gptq-int8-rows": "INT8_G32",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """folder(name, config=…, tensors=…) -> a changed copy of that folder."""
+
+    def copy(
+        name: str, *, config: Change = lambda c: None, tensors: Change = lambda t: None
+    ) -> Path:
+        path = Path(shutil.copytree(QUANTIZED / name, tmp_path / name))
+        values = json.loads((path / "config.json").read_text())
+        config(values)
+        (path / "config.json").write_text(json.dumps(values))
+        arrays = load_file(path / "model.safetensors")
+        tensors(arrays)
+        save_file(
+            {n: np.ascontiguousarray(a) for n, a in arrays.items()}, path / "model.safetensors"
+        )
+        return path
+
+    return copy
+
+
+def expected(name: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    with np.load(QUANTIZED / name / "expected.npz") as file:
+        return file["input_ids"], file["logits"]
+
+
+def read_all(path: Path) -> dict[str, Any]:
+    with open_checkpoint(path) as checkpoint:
+        return dict(checkpoint.parameters())
+
+
+def test_every_folder_is_listed() -> None:
+    assert list(FORMATS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_those_of_the_library(name: str) -> None:
+    input_ids, logits = expected(name)
+    check_close(Session(load(QUANTIZED / name, "reference")).prefill(input_ids), logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_knows_formats_without_reading(name: str) -> None:
+    with open_checkpoint(QUANTIZED / name) as checkpoint:
+        specs = checkpoint.specs()
+        assert specs["layers.0.down_proj.weight"].format == FORMATS[name]
+        for parameter, tensor in checkpoint.parameters():
+            assert tensor.spec == specs[parameter]
+
+
+def test_act_order_is_kept_as_an_order_of_inputs() -> None:
+    tensor = read_all(QUANTIZED / "gptq-int4-g32-actorder")["layers.0.down_proj.weight"]
+    assert tensor.input_order is not None
+    assert sorted(tensor.input_order.tolist()) == list(range(96))
+
+
+def test_a_natural_g_idx_is_no_order(folder: Callable[..., Path]) -> None:
+    tensor = read_all(QUANTIZED / "gptq-int4-g32")["layers.0.down_proj.weight"]
+    assert tensor.input_order is None
+    # a folder without it is the same
+    without = folder("gptq-int4-g32", tensors=lambda t: t.pop(f"{LAYER}.g_idx"))
+    assert np.array_equal(read_all(without)["layers.0.down_proj.weight"].data, tensor.data)
+
+
+def test_an_older_folder_says_it_in_quantize_config_json(folder: Callable[..., Path]) -> None:
+    found: dict[str, Any] = {}
+    path = folder("gptq-int4-g32", config=lambda c: found.update(c.pop("quantization_config")))
+    del found["quant_method"]
+    (path / "quantize_config.json").write_text(json.dumps(found))
+    assert read_all(path)["layers.0.down_proj.weight"].format == "INT4_G32"
+
+
+def test_biases_of_zeros_beside_packed_matrices_are_ignored(folder: Callable[..., Path]) -> None:
+    path = folder(
+        "gptq-int4-g32", tensors=lambda t: t.update({f"{LAYER}.bias": np.zeros(64, np.float16)})
+    )
+    assert "layers.0.down_proj.bias" not in read_all(path)
+
+
+def test_a_bias_that_the_model_lacks_is_refused(folder: Callable[..., Path]) -> None:
+    path = folder(
+        "gptq-int4-g32", tensors=lambda t: t.update({f"{LAYER}.bias": np.ones(64, np.float16)})
+    )
+    with pytest.raises(FormatError, match=r"down_proj\.bias"):
+        open_checkpoint(path)
+
+
+def test_modules_that_are_not_quantized_are_read_as_they_are(folder: Callable[..., Path]) -> None:
+    """The tensors say it, so lists of modules need not be evaluated."""
+
+    def unpack(t: dict[str, Any]) -> None:
+        for part in ("qweight", "qzeros", "scales", "g_idx"):
+            del t[f"{LAYER}.{part}"]
+        t[f"{LAYER}.weight"] = np.ones((64, 96), np.float16)
+
+    tensors = read_all(folder("gptq-int4-g32", tensors=unpack))
+    assert tensors["layers.0.down_proj.weight"].format == "F16"
+    assert tensors["layers.1.down_proj.weight"].format == "INT4_G32"
+
+
+def quantization(**fields: Any) -> Change:
+    return lambda config: config["quantization_config"].update(fields)
+
+
+def arguments(part: str, **fields: Any) -> Change:
+    def change(config: dict[str, Any]) -> None:
+        config["quantization_config"]["config_groups"]["group_0"][part].update(fields)
+
+    return change
+
+
+REFUSED_CONFIGS: list[tuple[str, Change, str]] = [
+    ("gptq-int4-g32", quantization(quant_method="bitsandbytes"), "'bitsandbytes'.*methods that"),
+    ("gptq-int4-g32", quantization(quant_method="fp8"), "'fp8', which is not supported"),
+    ("gptq-int4-g32", quantization(checkpoint_format="marlin"), "checkpoint_format is 'marlin'"),
+    ("gptq-int4-g32", quantization(is_marlin_format=True), "'marlin', which is not supported"),
+    ("gptq-int4-g32", quantization(bits=5), "bits is 5; it must be one of: 2, 3, 4, 8"),
+    ("gptq-int4-g32", quantization(bits="four"), "bits is 'four'; it must be an integer"),
+    ("gptq-int4-g32", quantization(group_size=0), "group_size is 0; it must be -1 or at least 1"),
+    ("gptq-int4-g32", quantization(pack_dtype="int64"), "pack_dtype is 'int64'"),
+    ("awq-int4-g32", quantization(version="gemv"), "version is 'gemv'.*gemm"),
+    ("awq-int4-g32", quantization(backend="llm-awq"), "version is 'llm-awq'"),
+    ("compressed-w4a16", quantization(format="marlin-24"), "format is 'marlin-24'"),
+    ("compressed-w4a16", quantization(format="float-quantized"), "format is 'float-quantized'"),
+    ("compressed-w4a16", quantization(config_groups={}), "config_groups is missing, or not"),
+    ("compressed-w4a16", quantization(config_groups={"a": {}}), "a is a group without weights"),
+    ("compressed-w4a16", quantization(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme is set"),
+    ("compressed-w4a16", quantization(sparsity_config={"format": "sparse-24"}), "'sparse-24'"),
+    ("compressed-w4a16", arguments("weights", type="float"), "type is 'float'"),
+    ("compressed-w4a16", arguments("weights", num_bits=6), "num_bits is 6"),
+    ("compressed-w4a16", arguments("weights", strategy="block"), "strategy is 'block'"),
+    ("compressed-w4a16", arguments("weights", rotation="x"), "the field 'rotation' is not known"),
+    ("compressed-w8a8", arguments("input_activations", dynamic=False), "dynamic is false"),
+    ("compressed-w8a8", arguments("input_activations", num_bits=4), "num_bits is 4"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), REFUSED_CONFIGS)
+def test_what_cannot_be_read_is_refused_by_its_field(
+    folder: Callable[..., Path], name: str, change: Change, message: str
+) -> None:
+    with pytest.raises(PellucidError, match=message) as caught:
+        open_checkpoint(folder(name, config=change))
+    assert isinstance(caught.value, FormatError | UnsupportedError)
+
+
+def put(part: str, value: Callable[[NDArray[Any]], Any]) -> Change:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[f"{LAYER}.{part}"] = value(tensors[f"{LAYER}.{part}"])
+
+    return change
+
+
+def with_value(index: tuple[int, ...], value: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def change(array: NDArray[Any]) -> NDArray[Any]:
+        changed = array.copy()
+        changed[index] = value
+        return changed
+
+    return change
+
+
+REFUSED_TENSORS: list[tuple[str, Change, str]] = [
+    ("gptq-int4-g32", put("qweight", lambda a: a[:-1]), r"qweight' has shape \[11, 64\].*12, 64"),
+    ("gptq-int4-g32", put("scales", lambda a: a[:-1]), r"scales' has shape \[2, 64\].*3, 64"),
+    ("gptq-int4-g32", put("qzeros", lambda a: a.T), r"qzeros' has shape \[8, 3\]"),
+    ("gptq-int4-g32", put("scales", lambda a: a.astype(np.int32)), "scales is of type I32"),
+    ("gptq-int4-g32", put("qweight", lambda a: a.view(np.float32)), "qweight is of type F32"),
+    ("gptq-int4-g32", lambda t: t.pop(f"{LAYER}.qzeros"), "lacks the tensor.*qzeros"),
+    ("gptq-int4-g32", put("scales", with_value((0, 5), np.nan)), "scales hold NaN or infinity"),
+    ("awq-int4-g32", put("scales", with_value((0, 5), np.inf)), "scales hold NaN or infinity"),
+    ("compressed-w8a8", put("weight_scale", with_value((5, 0), np.nan)), "scales hold NaN"),
+    ("gptq-int4-g32", put("qzeros", lambda a: a + 1), "zero point of 9; .* all are 8"),
+    ("gptq-int4-g32-actorder", put("g_idx", with_value((0,), 7)), "32 inputs into each of 3"),
+    ("gptq-int4-g32-actorder", put("g_idx", with_value((0,), -1)), "32 inputs into each of 3"),
+    ("compressed-w4a16", put("weight_shape", lambda a: a[::-1]), r"weight_shape is \[96, 64\]"),
+    ("compressed-w4a16", put("weight_packed", lambda a: a[:, :-1]), "weight_packed' has shape"),
+    ("compressed-w4a16-asym", put("weight_zero_point", lambda a: a[:-1]), "has shape"),
+    ("compressed-w8a8", put("weight", lambda a: a.T), r"weight' has shape \[96, 64\]"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), REFUSED_TENSORS)
+def test_damaged_parts_are_refused_by_their_names(
+    folder: Callable[..., Path], name: str, change: Change, message: str
+) -> None:
+    path = folder(name, tensors=change)
+    with pytest.raises(PellucidError, match=message) as caught:
+        read_all(path)
+    assert isinstance(caught.value, FormatError | UnsupportedError)
+    assert "down_proj" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_native_backend_runs_it(name: str) -> None:
+    input_ids, logits = expected(name)
+    actual = Session(load(QUANTIZED / name, "native")).prefill(input_ids)
+    check_close(actual, logits, 0.1)
