@@ -64,3 +64,9 @@ def real_rows(path: Path, name: str) -> Floats:
 
 def digest(data: NDArray[np.uint8]) -> str:
     return hashlib.sha256(data.tobytes()).hexdigest()[:32]
+
+
+def map_digest(formats: dict[str, str]) -> str:
+    """A hash of the formats of all tensors in their order."""
+    lines = "".join(f"{name}={format}\n" for name, format in formats.items())
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -160,6 +160,7 @@ PLACES = {
     "plan": "plan:plan",
     "profile": "profile:profile",
     "pull": "stored:pull",
+    "quantize": "quantize:quantize",
     "rm": "stored:rm",
     "run": "run:run",
     "serve": "serve:serve",

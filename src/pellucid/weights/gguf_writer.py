@@ -11,18 +11,23 @@ only the key `general.alignment`.
 import os
 import secrets
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..files import publish
-from ..formats import HostTensor, get_format, host_tensor
+from ..formats import HostTensor, get_format, host_tensor, packed_bytes
+from ..formats.tensor import TensorSpec
 from .gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MAX_NAME_BYTES, check_alignment
 from .gguf_metadata import U64, Metadata, Typed, ValueType
 
-__all__ = ["Typed", "ValueType", "write_gguf"]
+__all__ = ["GGUFWriter", "Typed", "ValueType", "write_gguf"]
 
 VERSION = 3
 _INTEGER_RANGES = (
@@ -33,41 +38,114 @@ _INTEGER_RANGES = (
 )
 
 
+class GGUFWriter:
+    """Writes one file as a context manager. The shapes and formats of all tensors are known at
+    first; their bytes then come tensor by tensor, in order, in pieces of any size.
+
+    `metadata` may be another file's `Metadata`, whose types are kept, or any mapping. Of a mapping,
+    a bool, str or float is written as that type (float32), an int as the first of UINT32, INT32,
+    UINT64, INT64 that holds it, and a list as an array of one of these types. Integers of a list
+    try INT32 first, as ggml's readers expect. Raises ConfigError for values that cannot be written,
+    and where the disk is full.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        metadata: Mapping[str, object],
+        tensors: Sequence[tuple[str, TensorSpec]],
+    ) -> None:
+        self._path = Path(path)
+        values = metadata.typed() if isinstance(metadata, Metadata) else metadata
+        self._alignment = _alignment(values, self._path)
+        header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(values)))
+        for key, value in values.items():
+            header += _string(key, "a metadata key", MAX_KEY_BYTES) + _value(key, value)
+        header += _tensor_infos(tensors, self._alignment)
+        header += bytes(-len(header) % self._alignment)
+        self._header = header
+        # bytes that the tensors still lack, the next one last
+        self._missing = [packed_bytes(spec) for _, spec in reversed(tensors)]
+        self._size = self._missing[-1] if tensors else 0  # of the tensor that is being written
+        self._scratch = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}.part")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        with self._disk():
+            self._file = self._scratch.open("xb")
+        try:
+            self._put(self._header)
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def write(self, data: NDArray[np.uint8]) -> None:
+        """The next bytes: the rest of a tensor, or a part of it."""
+        if not self._missing or data.nbytes > self._missing[-1]:
+            raise ValueError("more bytes than the tensors have")
+        self._put(np.ascontiguousarray(data).data)
+        self._missing[-1] -= data.nbytes
+        if not self._missing[-1]:
+            self._put(bytes(-self._size % self._alignment))
+            self._missing.pop()
+            self._size = self._missing[-1] if self._missing else 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the file its name, or leave nothing after an error."""
+        try:
+            if kind is None:
+                if self._missing:
+                    raise ValueError(f"{len(self._missing)} tensors were not written")
+                with self._disk():
+                    self._opened.close()
+                    publish(self._scratch, self._path)
+        finally:
+            self._abandon()
+
+    @property
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            raise ValueError("the writer is not open")
+        return self._file
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
+        with self._disk():
+            self._opened.write(data)
+
+    def _abandon(self) -> None:
+        """Close and remove the unfinished file."""
+        if self._file is not None:
+            with suppress(OSError):  # the disk is full: what could not be written is given up
+                self._file.close()
+        self._scratch.unlink(missing_ok=True)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """An error of the disk as one sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be written: {error.strerror}") from error
+
+
 def write_gguf(
     path: str | os.PathLike[str],
     metadata: Mapping[str, object],
     tensors: Iterable[tuple[str, HostTensor]],
 ) -> None:
-    """Write a model file.
-
-    `metadata` may be another file's `Metadata`, whose types are kept, or any mapping. Of a mapping,
-    a bool, str or float is written as that type (float32), an int as the first of UINT32, INT32,
-    UINT64, INT64 that holds it, and a list as an array of one of these types. Integers of a list
-    try INT32 first, as ggml's readers expect. Raises ConfigError for values that cannot be written.
-    """
-    path = Path(path)
-    values = metadata.typed() if isinstance(metadata, Metadata) else metadata
-    # the header
+    """Write tensors that are in memory; `GGUFWriter` explains `metadata` and the errors."""
     listed = list(tensors)
-    alignment = _alignment(values, path)
-    header = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(listed), len(values)))
-    for key, value in values.items():
-        header += _string(key, "a metadata key", MAX_KEY_BYTES) + _value(key, value)
-    header += _tensor_infos(listed, alignment)
-    header += bytes(-len(header) % alignment)
-    # write everything under another name, then rename
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        with scratch.open("xb") as file:
-            file.write(header)
-            for _, tensor in listed:
-                file.write(np.ascontiguousarray(tensor.data).data)
-                file.write(bytes(-tensor.data.nbytes % alignment))
-        publish(scratch, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    for _, tensor in listed:
+        host_tensor(tensor.format, tensor.shape, tensor.data)  # checks the number of its bytes
+    with GGUFWriter(path, metadata, [(name, tensor.spec) for name, tensor in listed]) as writer:
+        for _, tensor in listed:
+            writer.write(tensor.data)
 
 
 def _alignment(values: Mapping[str, object], path: Path) -> int:
@@ -78,7 +156,7 @@ def _alignment(values: Mapping[str, object], path: Path) -> int:
     return check_alignment(value, str(path))
 
 
-def _tensor_infos(tensors: list[tuple[str, HostTensor]], alignment: int) -> bytes:
+def _tensor_infos(tensors: Sequence[tuple[str, TensorSpec]], alignment: int) -> bytes:
     infos = bytearray()
     offset = 0
     seen: set[str] = set()
@@ -86,8 +164,6 @@ def _tensor_infos(tensors: list[tuple[str, HostTensor]], alignment: int) -> byte
         if name in seen:
             raise ConfigError(f"the tensor {name!r} is given twice")
         seen.add(name)
-        # checks the number of its bytes
-        host_tensor(tensor.format, tensor.shape, tensor.data)
         if len(tensor.shape) > MAX_DIMS:
             raise ConfigError(
                 f"the tensor {name!r} has {len(tensor.shape)} dimensions; a GGUF file allows at "
@@ -97,7 +173,7 @@ def _tensor_infos(tensors: list[tuple[str, HostTensor]], alignment: int) -> byte
         infos += _string(name, "a tensor's name", MAX_NAME_BYTES - 1)
         infos += struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
         infos += struct.pack("<IQ", get_format(tensor.format).ggml_type, offset)
-        offset += -(-tensor.data.nbytes // alignment) * alignment
+        offset += -(-packed_bytes(tensor) // alignment) * alignment
     return bytes(infos)
 
 

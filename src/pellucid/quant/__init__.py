@@ -1,0 +1,3 @@
+"""Writing quantized models: which tensor gets which format, and the files."""
+
+__all__: list[str] = []
