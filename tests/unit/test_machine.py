@@ -3,6 +3,8 @@ void.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 from pellucid import _native
 from pellucid.backends.native.backend import choose_isa
+from pellucid.cli import machine as command
 from pellucid.cli.main import main
 from pellucid.errors import PellucidError
 from pellucid.measure import machine as machine_module
@@ -19,10 +22,12 @@ from pellucid.measure.machine import (
     ReadMeter,
     fingerprint,
     load_machine,
+    machine_json,
     measure_ceilings,
     measure_machine,
     save_machine,
 )
+from pellucid.ops.cost import OpCost
 
 SIZES = (1 << 20, 1 << 22)
 
@@ -79,8 +84,52 @@ def test_what_was_measured_is_kept_until_the_machine_changes(
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"fingerprint": 3}', "{" * 10000])
 def test_a_file_that_is_broken_is_measured_again(text: str, tmp_path: Path) -> None:
     (tmp_path / "machine.json").write_text(text)
-    with pytest.raises(PellucidError, match="cannot be read"):
+    with pytest.raises(PellucidError, match="cannot be used"):
         load_machine(tmp_path / "machine.json")
+
+
+WRONG = [None, "x", -1, 0, [], {}, True, 3.5, 1e300, "9" * 30, {"least": 1}]
+
+
+def places(value: object, here: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every value in a JSON object, itself left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*here, key)
+            yield from places(inner, (*here, key))
+
+
+def test_a_file_with_any_wrong_value_is_refused_or_can_be_used(
+    measured: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each value in turn is missing, or of a wrong type or size. Nothing may fail later."""
+    now = fingerprint()
+    monkeypatch.setattr(machine_module, "fingerprint", lambda: now)  # reads the module's file
+    path = tmp_path / "machine.json"
+    refused = 0
+    for keys in places(json.loads(machine_json(measured))):
+        for wrong in ("missing", *WRONG):
+            broken = json.loads(machine_json(measured))
+            inner = broken
+            for key in keys[:-1]:
+                inner = inner[key]
+            if wrong == "missing":
+                del inner[keys[-1]]
+            else:
+                inner[keys[-1]] = wrong
+            path.write_text(json.dumps(broken))
+            try:
+                found = load_machine(path)
+            except PellucidError:
+                refused += 1
+                continue
+            for isa, by in found.peaks.items():
+                for threads in by:
+                    ceilings = found.ceilings(isa, threads)
+                    assert 0 < ceilings.least_seconds(OpCost(1, 1, 1, int8_flops=1), 1) < math.inf
+            with CliRunner().isolation():
+                command._print(found)
+    assert refused > 300
 
 
 def test_the_command_measures_once(

@@ -56,6 +56,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 LARGE = 256 << 20  # larger working sets are read only with one thread and with all threads
 BARRIERS = 2000
 MAX_FILE_BYTES = 1 << 20
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 PEAKS = {"int8": _native.measure_int8_peak, "float32": _native.measure_float_peak}
 
 
@@ -177,7 +178,7 @@ def measure_machine(
     # by what was measured
     return Machine(
         fingerprint=fingerprint(),
-        measured_at=time.strftime("%Y-%m-%d %H:%M:%S"),
+        measured_at=time.strftime(TIME_FORMAT),
         seconds=round(time.monotonic() - start, 1),
         memory_bytes=memory,
         read_bandwidth={
@@ -186,8 +187,7 @@ def measure_machine(
         },
         peaks={
             isa: {n: {dtype: found["peak", isa, n, dtype] for dtype in PEAKS} for n in threads}
-            for isa in ISAS
-            if ("peak", isa, 1, "int8") in found
+            for isa in _usable_isas()
         },
         barrier_seconds={n: found["barrier", n] for n in threads if n > 1},
         disk_bandwidth=disk,
@@ -199,14 +199,19 @@ def _thread_counts(cpus: int) -> list[int]:
     return sorted({1 << n for n in range(cpus.bit_length()) if 1 << n < cpus} | {cpus})
 
 
+def _usable_isas() -> list[str]:
+    """The instruction sets of kernels that this CPU can run, the best first."""
+    features = set(detect_cpu().features)
+    return [isa for isa, needs in ISAS.items() if needs <= features]
+
+
 def _figures(
     threads: Sequence[int], sizes: Sequence[int]
 ) -> dict[tuple[str | int, ...], Callable[[], float]]:
     """The figures to measure, each with a function that takes one reading."""
     pools = {n: _native.ThreadPool(n) for n in threads}
     buffer = _native.ReadBuffer(pools[max(threads)], max(sizes))
-    features = set(detect_cpu().features)
-    isas = [isa for isa, needs in ISAS.items() if needs <= features]
+    isas = _usable_isas()
     figures: dict[tuple[str | int, ...], Callable[[], float]] = {}
     for n, pool in pools.items():
         for size in sizes:
@@ -294,34 +299,69 @@ def load_machine(path: Path) -> Machine:
     if not path.is_file():
         raise PellucidError("this machine was not measured yet")
     try:
-        machine = _machine_from(read_json(path, MAX_FILE_BYTES))
+        fields: Mapping[str, Any] = read_json(path, MAX_FILE_BYTES)
+        kept = {str(name): str(value) for name, value in fields["fingerprint"].items()}
+        changed = [name for name, value in fingerprint().items() if kept.get(name) != value]
+        machine = None if changed else _machine_from(fields, kept)
     except (FormatError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PellucidError(f"{path} cannot be read: {error}") from None
-    now = fingerprint()
-    changed = [name for name, value in now.items() if machine.fingerprint.get(name) != value]
-    if changed:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise PellucidError(f"{path} cannot be used: {reason}") from None
+    if machine is None:
         raise PellucidError(f"the machine has changed since it was measured: {', '.join(changed)}")
     return machine
 
 
-def _machine_from(fields: Mapping[str, Any]) -> Machine:
-    def ranges(by: Mapping[str, Any]) -> dict[int, Range]:
-        return {int(key): Range(**value) for key, value in by.items()}
+def _machine_from(fields: Mapping[str, Any], kept: Mapping[str, str]) -> Machine:
+    """The figures in the file of a machine, checked: a later division by one of them must not fail.
+    `kept` is its fingerprint. Raises KeyError, TypeError, ValueError or AttributeError.
+    """
 
+    def ranges(by: Mapping[str, Any]) -> dict[int, Range]:
+        return {int(key): _checked_range(value) for key, value in by.items()}
+
+    time.strptime(fields["measured_at"], TIME_FORMAT)
     disk = fields["disk_bandwidth"]
-    return Machine(
-        fingerprint={str(name): str(value) for name, value in fields["fingerprint"].items()},
-        measured_at=str(fields["measured_at"]),
+    machine = Machine(
+        fingerprint=kept,
+        measured_at=fields["measured_at"],
         seconds=float(fields["seconds"]),
         memory_bytes=int(fields["memory_bytes"]),
         read_bandwidth={int(n): ranges(by) for n, by in fields["read_bandwidth"].items()},
         peaks={
             isa: {
-                int(n): {dtype: Range(**value) for dtype, value in rates.items()}
+                int(n): {dtype: _checked_range(value) for dtype, value in rates.items()}
                 for n, rates in by.items()
             }
             for isa, by in fields["peaks"].items()
         },
         barrier_seconds=ranges(fields["barrier_seconds"]),
-        disk_bandwidth=None if disk is None else Range(**disk),
+        disk_bandwidth=None if disk is None else _checked_range(disk),
     )
+    # Each number of threads has every figure, and the sizes rise.
+    threads = list(machine.read_bandwidth)
+    if threads != _thread_counts(available_cpus()):
+        raise ValueError("read_bandwidth is not of 1, 2, 4 … and all threads")
+    for n, by in machine.read_bandwidth.items():
+        if not by or list(by) != sorted(by) or min(by) < 1:
+            raise ValueError(f"the working sets of {n} threads do not rise from 1 byte")
+    isas = _usable_isas()
+    if list(machine.peaks) != isas or any(
+        list(by) != threads or any(list(rates) != list(PEAKS) for rates in by.values())
+        for by in machine.peaks.values()
+    ):
+        raise ValueError(f"peaks are not of {', '.join(isas)} with each number of threads")
+    if list(machine.barrier_seconds) != [n for n in threads if n > 1]:
+        raise ValueError("barrier_seconds is not of each number of threads above 1")
+    if not (0 < machine.memory_bytes < 1 << 60 and 0 <= machine.seconds < 1e6):
+        raise ValueError("memory_bytes or seconds is out of range")
+    return machine
+
+
+def _checked_range(value: Mapping[str, Any]) -> Range:
+    found = Range(**value)
+    figures = [found.least, found.median, found.most]
+    if not all(type(x) in (int, float) and 0 < x < 1e18 for x in figures):
+        raise ValueError(f"{figures} are not three positive numbers")
+    if figures != sorted(figures) or type(found.readings) is not int or found.readings < 1:
+        raise ValueError(f"{found} is no range of readings")
+    return found
