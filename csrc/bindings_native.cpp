@@ -32,7 +32,7 @@ using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::
 using Tables = nb::ndarray<const int32_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Blocks = nb::ndarray<nb::numpy, uint8_t, nb::ndim<2>, nb::c_contig>;
 using Floats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Results2D = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool condition, const char *what) {
     if (!condition) throw std::invalid_argument(what);
@@ -197,19 +197,22 @@ Entry entry_from_python(const PythonEntry &from) {
 // A program is complete when it is constructed: nothing is added while a thread runs it.
 std::shared_ptr<Program> new_program(
     const std::string &isa, std::shared_ptr<ThreadPool> pool,
-    const std::vector<std::tuple<size_t, size_t, bool, bool>> &buffers, size_t bytes_per_token,
-    int output, const std::vector<PythonEntry> &entries) {
+    const std::vector<std::tuple<size_t, size_t, bool, int>> &buffers, size_t bytes_per_token,
+    int output, int hidden, const std::vector<PythonEntry> &entries) {
     std::vector<Buffer> planned;
-    for (auto [offset, width, quantized, logits_rows] : buffers)
-        planned.push_back({offset, width, quantized, logits_rows});
+    for (auto [offset, width, quantized, rows] : buffers) {
+        require(rows >= 0 && rows <= static_cast<int>(RowsOf::Hidden), "no rows have this number");
+        planned.push_back({offset, width, quantized, static_cast<RowsOf>(rows)});
+    }
     auto program = std::make_shared<Program>(kernels_by_name(isa), std::move(pool),
-                                             std::move(planned), bytes_per_token, output);
+                                             std::move(planned), bytes_per_token, output, hidden);
     for (const PythonEntry &entry : entries) program->add(entry_from_python(entry));
     return program;
 }
 
-void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints cu_seqlens_q,
-         Ints seq_lens, Tables block_tables, Table slot_mapping, Logits out,
+void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices,
+         Ints hidden_indices, Ints cu_seqlens_q, Ints seq_lens, Tables block_tables,
+         Table slot_mapping, Results2D out, std::optional<Results2D> hidden,
          std::optional<Floats> seconds) {
     const size_t tokens = input_ids.shape(0), requests = seq_lens.shape(0);
     require(tokens > 0 && positions.shape(0) == tokens && slot_mapping.shape(1) == tokens,
@@ -217,22 +220,27 @@ void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, 
     require(cu_seqlens_q.shape(0) == requests + 1 && block_tables.shape(1) == requests,
             "arrays of one batch differ in length");
     require(block_tables.shape(0) == slot_mapping.shape(0), "arrays of one batch differ in groups");
-    const Buffer &output = program.output();
-    require(out.shape(0) == (output.logits_rows ? logits_indices.shape(0) : tokens) &&
-                out.shape(1) == output.width,
-            "the output has the wrong shape");
-    const Batch batch{input_ids.data(),        positions.data(),
-                      logits_indices.data(),   cu_seqlens_q.data(),
-                      seq_lens.data(),         block_tables.data(),
-                      slot_mapping.data(),     tokens,
-                      logits_indices.shape(0), requests,
-                      block_tables.shape(2),   block_tables.shape(0)};
+    const Batch batch{input_ids.data(),      positions.data(),
+                      logits_indices.data(), hidden_indices.data(),
+                      cu_seqlens_q.data(),   seq_lens.data(),
+                      block_tables.data(),   slot_mapping.data(),
+                      tokens,                logits_indices.shape(0),
+                      hidden_indices.shape(0), requests,
+                      block_tables.shape(2), block_tables.shape(0)};
+    const auto fits = [&](const Results2D &result, const Buffer &buffer) {
+        return result.shape(0) == batch.count(buffer.rows) && result.shape(1) == buffer.width;
+    };
+    require(fits(out, program.output()), "the output has the wrong shape");
+    require(hidden.has_value() == (program.hidden() != nullptr) &&
+                (!hidden || fits(*hidden, *program.hidden())),
+            "the hidden states have the wrong shape, or should not be given, or are missing");
     require(!seconds || seconds->shape(0) == program.size(),
             "there is not one time for each entry");
     std::vector<double> times(seconds ? program.size() : 0);
     {
         nb::gil_scoped_release release;
-        program.run(batch, out.data(), seconds ? times.data() : nullptr);
+        program.run(batch, {out.data(), hidden ? hidden->data() : nullptr},
+                    seconds ? times.data() : nullptr);
     }
     for (size_t i = 0; i < times.size(); i++) seconds->data()[i] += static_cast<float>(times[i]);
 }
@@ -258,8 +266,9 @@ void bind_native(nb::module_ &m) {
     nb::class_<KVStore>(m, "KVStore").def("block_bytes", &block_bytes);
     nb::class_<Program>(m, "Program")
         .def("run", &run, nb::arg("input_ids"), nb::arg("positions"), nb::arg("logits_indices"),
-             nb::arg("cu_seqlens_q"), nb::arg("seq_lens"), nb::arg("block_tables"),
-             nb::arg("slot_mapping"), nb::arg("out").noconvert(),
+             nb::arg("hidden_indices"), nb::arg("cu_seqlens_q"), nb::arg("seq_lens"),
+             nb::arg("block_tables"), nb::arg("slot_mapping"), nb::arg("out").noconvert(),
+             nb::arg("hidden").noconvert() = nb::none(),
              nb::arg("seconds").noconvert() = nb::none())
         .def_prop_ro("size", &Program::size);
     m.def("load_weight", &load_weight);

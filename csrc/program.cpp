@@ -28,12 +28,13 @@ Range row_tiles(const Weight &weight, size_t share, size_t shares) {
 }  // namespace
 
 Program::Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool,
-                 std::vector<Buffer> buffers, size_t bytes_per_token, int output)
+                 std::vector<Buffer> buffers, size_t bytes_per_token, int output, int hidden)
     : kernels_(kernels),
       pool_(std::move(pool)),
       buffers_(std::move(buffers)),
       bytes_per_token_(bytes_per_token),
-      output_(output) {
+      output_(output),
+      hidden_(hidden) {
     check_buffers();
 }
 
@@ -51,8 +52,9 @@ void Program::add(Entry entry) {
     entries_.push_back(std::move(entry));
 }
 
-float *Program::floats(int buffer, float *out) const {
-    if (buffer == output_) return out;
+float *Program::floats(int buffer, Results out) const {
+    if (buffer == output_) return out.output;
+    if (buffer == hidden_) return out.hidden;
     return reinterpret_cast<float *>(arena_.get() +
                                      buffers_[static_cast<size_t>(buffer)].offset * capacity_);
 }
@@ -81,7 +83,7 @@ void Program::make_room(const Batch &batch) {
 
 // Divide the entries into stages at their barriers. An attention that is divided by splits becomes
 // two stages, and gets memory for its partial results.
-void Program::divide(const Batch &batch, float *out) {
+void Program::divide(const Batch &batch, Results out) {
     stages_.clear();
     for (size_t i = 0; i < entries_.size(); i++) {
         const Entry &e = entries_[i];
@@ -98,7 +100,7 @@ void Program::divide(const Batch &batch, float *out) {
     }
 }
 
-void Program::run(const Batch &batch, float *out, double *seconds) {
+void Program::run(const Batch &batch, Results out, double *seconds) {
     check_batch(batch);
     using Clock = std::chrono::steady_clock;
     const bool timed = seconds != nullptr;
@@ -172,7 +174,7 @@ void Program::add_seconds(uint64_t start, uint64_t last_tick, double per_tick,
     }
 }
 
-AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, float *out) {
+AttentionArgs Program::attention_args(const Entry &e, const Batch &batch, Results out) {
     return {floats(e.in[0], out),
             e.kv->k.get(),
             e.kv->v.get(),
@@ -205,12 +207,12 @@ const uint8_t *Program::next_weights(size_t entry, size_t share) const {
     return nullptr;
 }
 
-void Program::execute(size_t index, bool merge, const Batch &batch, float *out, size_t share) {
+void Program::execute(size_t index, bool merge, const Batch &batch, Results out, size_t share) {
     const Entry &e = entries_[index];
     const size_t shares = pool_->size();
     const bool writes = e.out >= 0;
     const Buffer *to = writes ? &buffers_[static_cast<size_t>(e.out)] : nullptr;
-    const size_t rows = writes && to->logits_rows ? batch.logits : batch.tokens;
+    const size_t rows = writes ? batch.count(to->rows) : batch.tokens;
     const auto [first, last] =
         part(rows, share, shares);  // of ops that treat each token on its own
     float *y = writes && !to->quantized ? floats(e.out, out) : nullptr;
@@ -309,12 +311,13 @@ void Program::execute(size_t index, bool merge, const Batch &batch, float *out, 
                 kernels_->attention_partials(args, scratch, splits, share, shares);
             break;
         }
-        case Op::TakeRows:
+        case Op::TakeRows: {
+            const int32_t *indices = batch.indices_of(to->rows);
             for (size_t r = first; r < last; r++)
-                std::memcpy(y + r * to->width,
-                            x(0) + static_cast<size_t>(batch.logits_indices[r]) * to->width,
+                std::memcpy(y + r * to->width, x(0) + static_cast<size_t>(indices[r]) * to->width,
                             to->width * sizeof(float));
             break;
+        }
     }
 }
 

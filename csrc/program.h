@@ -44,11 +44,13 @@ struct KVStore {  // keys and values of a layer, or of several whose groups own 
     Memory k, v;
 };
 
+enum class RowsOf { Tokens, Logits, Hidden };  // one per token, per wanted logit, per hidden state
+
 struct Buffer {
     size_t offset;  // bytes per token before it in the arena
     size_t width;   // elements
     bool quantized;
-    bool logits_rows;  // one row per wanted logit, not per token
+    RowsOf rows;
 };
 
 struct Entry {
@@ -66,11 +68,19 @@ struct Entry {
 };
 
 struct Batch {
-    const int32_t *input_ids, *positions, *logits_indices, *cu_seqlens_q, *seq_lens;
+    const int32_t *input_ids, *positions, *logits_indices, *hidden_indices, *cu_seqlens_q;
+    const int32_t *seq_lens;
     const int32_t *block_tables;  // [groups, requests, table_width]
     const int32_t *slot_mapping;  // [groups, tokens]
-    size_t tokens, logits, requests, table_width, groups;
+    size_t tokens, logits, hidden, requests, table_width, groups;
 
+    size_t count(RowsOf rows) const {
+        return rows == RowsOf::Tokens ? tokens : rows == RowsOf::Logits ? logits : hidden;
+    }
+    // The tokens whose rows a TakeRows takes.
+    const int32_t *indices_of(RowsOf rows) const {
+        return rows == RowsOf::Logits ? logits_indices : hidden_indices;
+    }
     const int32_t *block_tables_of(int group) const {
         return block_tables + static_cast<size_t>(group) * requests * table_width;
     }
@@ -83,25 +93,35 @@ struct Batch {
     }
 };
 
+struct Results {  // the caller's memory for what a run returns
+    float *output, *hidden = nullptr;
+};
+
 class Program {
   public:
-    // Throws std::invalid_argument if a buffer does not lie in the arena, or if the output is not a
+    // `output` and `hidden` are the buffers of the results; -1: the program has no hidden states.
+    // Throws std::invalid_argument if a buffer does not lie in the arena, or if a result is not a
     // buffer of floats.
     Program(const Kernels *kernels, std::shared_ptr<ThreadPool> pool, std::vector<Buffer> buffers,
-            size_t bytes_per_token, int output);
+            size_t bytes_per_token, int output, int hidden = -1);
 
     // Throws std::invalid_argument if the parts of an entry do not fit together. An accepted entry
     // stays within its memory for every batch.
     void add(Entry entry);
 
-    // Run the list; the output buffer is `out`. If an index of the batch is out of range, throws
-    // std::out_of_range and runs nothing. With `seconds` (one per entry) the time of each entry is
-    // added up. The times sum to the time of the run: a stage's time is divided among its entries
-    // in proportion to their own times, so waiting at a barrier counts for the entries before it.
-    void run(const Batch &batch, float *out, double *seconds = nullptr);
+    // Run the list; the buffers of the results lie in `out`. If an index of the batch is out of
+    // range, throws std::out_of_range and runs nothing. With `seconds` (one per entry) the time of
+    // each entry is added up. The times sum to the time of the run: a stage's time is divided among
+    // its entries in proportion to their own times, so waiting at a barrier counts for the entries
+    // before it.
+    void run(const Batch &batch, Results out, double *seconds = nullptr);
 
     size_t size() const { return entries_.size(); }
     const Buffer &output() const { return buffers_[static_cast<size_t>(output_)]; }
+    // The buffer of the hidden states, or null.
+    const Buffer *hidden() const {
+        return hidden_ < 0 ? nullptr : &buffers_[static_cast<size_t>(hidden_)];
+    }
 
   private:
     struct Stage {  // entries between two barriers
@@ -113,13 +133,13 @@ class Program {
     void check_entry(const Entry &entry) const;
     void check_batch(const Batch &batch) const;
     void make_room(const Batch &batch);
-    void divide(const Batch &batch, float *out);
+    void divide(const Batch &batch, Results out);
     size_t ticks_per_share() const;
     size_t tick_index(size_t stage, size_t share) const;
     void add_seconds(uint64_t start, uint64_t last_tick, double per_tick, double *seconds) const;
-    AttentionArgs attention_args(const Entry &entry, const Batch &batch, float *out);
-    void execute(size_t index, bool merge, const Batch &batch, float *out, size_t share);
-    float *floats(int buffer, float *out) const;
+    AttentionArgs attention_args(const Entry &entry, const Batch &batch, Results out);
+    void execute(size_t index, bool merge, const Batch &batch, Results out, size_t share);
+    float *floats(int buffer, Results out) const;
     Quantized quantized(int buffer) const;
     const uint8_t *next_weights(size_t entry, size_t share) const;
 
@@ -127,7 +147,7 @@ class Program {
     std::shared_ptr<ThreadPool> pool_;
     std::vector<Buffer> buffers_;
     size_t bytes_per_token_;
-    int output_;  // the buffer that is the result: it lies in the caller's memory
+    int output_, hidden_;  // the buffers of the results: they lie in the caller's memory
     std::vector<Entry> entries_;
     size_t capacity_ = 0;  // tokens the arena has room for
     size_t scratch_bytes_ = 0;

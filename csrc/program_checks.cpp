@@ -37,12 +37,16 @@ void Program::check_buffers() const {
     require(output_ >= 0 && static_cast<size_t>(output_) < buffers_.size(),
             "the output is not a buffer");
     require(!output().quantized, "the output is not of floats");
+    require(hidden_ >= -1 && (hidden_ < 0 || static_cast<size_t>(hidden_) < buffers_.size()),
+            "the hidden states are not a buffer");
+    require(hidden_ != output_ && (hidden_ < 0 || !hidden()->quantized),
+            "the hidden states are not of floats, or are the output");
     require(bytes_per_token_ <= kMostBytesPerToken, "a token takes too many bytes");
     for (const Buffer &b : buffers_) {
         require(b.width > 0 && b.width <= kMostWidth, "a buffer has no width, or too much");
         require(!b.quantized || b.width % kTileInputs == 0,
                 "a quantized buffer is not a whole number of blocks");
-        if (&b == &output()) continue;  // it lies in the caller's memory
+        if (&b == &output() || &b == hidden()) continue;  // they lie in the caller's memory
         require(b.offset % sizeof(float) == 0, "a buffer is not aligned");
         require(b.offset <= bytes_per_token_ &&
                     pellucid::bytes_per_token(b) <= bytes_per_token_ - b.offset,
@@ -75,7 +79,7 @@ void Program::check_entry(const Entry &e) const {
     for (int i : e.in) {
         require(e.op == Op::Linear || !buffer(i).quantized, "an input is quantized");
         require(e.op == Op::KvWrite || e.op == Op::TakeRows ||
-                    buffer(i).logits_rows == buffer(e.out).logits_rows,
+                    buffer(i).rows == buffer(e.out).rows,
                 "an input has other rows than the output");
     }
     if (e.op != Op::KvWrite)
@@ -86,7 +90,7 @@ void Program::check_entry(const Entry &e) const {
         for (int i : e.in)
             require(buffer(i).width == width, "an input is not as wide as the output");
     };
-    const bool of_tokens = e.op == Op::KvWrite || !buffer(e.out).logits_rows;
+    const bool of_tokens = e.op == Op::KvWrite || buffer(e.out).rows == RowsOf::Tokens;
     const auto heads_of = [&](int heads, int head_dim) {
         require(heads > 0 && head_dim > 0, "a number of heads, or their size, is not positive");
         return static_cast<size_t>(heads) * static_cast<size_t>(head_dim);
@@ -151,7 +155,7 @@ void Program::check_entry(const Entry &e) const {
             require(e.kv != nullptr, "a cache is missing");
             require(e.group >= 0, "the group is negative");
             for (int i : e.in)
-                require(!buffer(i).logits_rows &&
+                require(buffer(i).rows == RowsOf::Tokens &&
                             buffer(i).width == heads_of(e.kv->kv_heads, e.kv->head_dim),
                         "keys or values do not fit the cache");
             break;
@@ -167,17 +171,18 @@ void Program::check_entry(const Entry &e) const {
         case Op::TakeRows:
             takes(1);
             as_wide_as_output();
-            require(!of_tokens && !buffer(e.in[0]).logits_rows,
-                    "rows are taken from those of tokens, to those of logits");
+            require(!of_tokens && buffer(e.in[0]).rows == RowsOf::Tokens,
+                    "rows are taken from those of tokens, to those of logits or hidden states");
             break;
     }
 }
 
 void Program::check_batch(const Batch &batch) const {
     if (batch.tokens > kMostTokens) throw std::out_of_range("the batch has too many tokens");
-    if (batch.logits > batch.tokens)
-        throw std::out_of_range("logits are asked for more rows than there are tokens");
+    if (batch.logits > batch.tokens || batch.hidden > batch.tokens)
+        throw std::out_of_range("results are asked for more rows than there are tokens");
     require_below(batch.logits_indices, batch.logits, batch.tokens, "logits index");
+    require_below(batch.hidden_indices, batch.hidden, batch.tokens, "hidden states index");
     require_below(batch.cu_seqlens_q, batch.requests + 1, batch.tokens + 1, "cu_seqlens_q");
     if (batch.cu_seqlens_q[0] != 0 ||
         static_cast<size_t>(batch.cu_seqlens_q[batch.requests]) != batch.tokens)

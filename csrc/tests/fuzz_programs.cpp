@@ -81,7 +81,8 @@ std::vector<Buffer> random_buffers(size_t &bytes_per_token) {
     std::vector<Buffer> buffers;
     size_t end = 0;
     for (int n = random_int(2, 8); n > 0; n--) {
-        Buffer b{end, pick_width(), random_int(0, 2) == 0, random_int(0, 3) == 0};
+        const RowsOf rows = random_int(0, 3) > 0 ? RowsOf::Tokens : static_cast<RowsOf>(random_int(1, 2));
+        Buffer b{end, pick_width(), random_int(0, 2) == 0, rows};
         if (rarely()) b.offset = static_cast<size_t>(random_int(0, 300));
         if (rarely())
             b.offset = std::numeric_limits<size_t>::max() - static_cast<size_t>(random_int(0, 300));
@@ -134,7 +135,7 @@ Entry random_entry(const std::vector<Buffer> &buffers, const Parts &parts) {
 
 // One to three requests, in blocks that any cache has; then perhaps one number that is wrong.
 struct Step {
-    std::vector<int32_t> ids, positions, logits, cu{0}, lens, tables, slots;
+    std::vector<int32_t> ids, positions, logits, hidden, cu{0}, lens, tables, slots;
     size_t width = 0, groups = 2;
 
     Step() {
@@ -148,22 +149,24 @@ struct Step {
             ids.push_back(random_int(0, kWords - 1));
             positions.push_back(random_int(0, 15));
             if (random_int(0, 2) == 0) logits.push_back(t);
+            if (random_int(0, 2) == 0) hidden.push_back(t);
         }
         const size_t wide = static_cast<size_t>(random_int(1, 5));
         width = wide;
         for (size_t i = 0; i < groups * lens.size() * width; i++)
             tables.push_back(random_int(0, 1) * random_int(0, 3));
         for (size_t i = 0; i < groups * ids.size(); i++) slots.push_back(random_int(0, 15));
-        std::vector<int32_t> *arrays[] = {&ids, &positions, &logits, &cu, &lens, &tables, &slots};
-        if (std::vector<int32_t> &a = *arrays[random_int(0, 6)];
+        std::vector<int32_t> *arrays[] = {&ids, &positions, &logits, &hidden,
+                                          &cu,  &lens,      &tables, &slots};
+        if (std::vector<int32_t> &a = *arrays[random_int(0, 7)];
             random_int(0, 1) == 0 && !a.empty())
             a[random_bits() % a.size()] = any_int();
         if (rarely()) groups = static_cast<size_t>(random_int(0, 1));
     }
     Batch batch() const {
-        return {ids.data(),    positions.data(), logits.data(), cu.data(),
-                lens.data(),   tables.data(),    slots.data(),  ids.size(),
-                logits.size(), lens.size(),      width,         groups};
+        return {ids.data(), positions.data(), logits.data(), hidden.data(), cu.data(),
+                lens.data(), tables.data(),    slots.data(),  ids.size(),    logits.size(),
+                hidden.size(), lens.size(),    width,         groups};
     }
 };
 
@@ -178,7 +181,8 @@ void fuzz(const Kernels *kernels) {
         try {
             Program program(
                 kernels, pick(pools), buffers, bytes_per_token,
-                rarely() ? any_int() : random_int(0, static_cast<int>(buffers.size()) - 1));
+                rarely() ? any_int() : random_int(0, static_cast<int>(buffers.size()) - 1),
+                rarely() ? any_int() : random_int(-1, static_cast<int>(buffers.size()) - 1));
             for (int n = 0; n < 120; n++) try {
                     program.add(random_entry(buffers, parts));
                     entries++;
@@ -187,11 +191,14 @@ void fuzz(const Kernels *kernels) {
                 }
             for (int n = 0; n < 3; n++) try {
                     const Step step;
-                    const size_t rows =
-                        program.output().logits_rows ? step.logits.size() : step.ids.size();
                     if (step.ids.empty() || program.output().width > 1000) continue;
-                    std::vector<float> out(rows * program.output().width);
-                    program.run(step.batch(), out.data());
+                    if (program.hidden() && program.hidden()->width > 1000) continue;
+                    const auto room_for = [&](const Buffer &b) {
+                        return std::vector<float>(step.batch().count(b.rows) * b.width);
+                    };
+                    std::vector<float> out = room_for(program.output()), hidden;
+                    if (program.hidden()) hidden = room_for(*program.hidden());
+                    program.run(step.batch(), {out.data(), hidden.data()});
                     ran++;
                 } catch (const std::out_of_range &) {
                     refused++;

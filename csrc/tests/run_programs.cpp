@@ -54,7 +54,8 @@ enum : int {
     SEEN,
     TAKEN,
     PACKED_TAKEN,
-    LOGITS
+    LOGITS,
+    HIDDEN
 };
 
 std::shared_ptr<Weight> random_weight(ThreadPool &pool, Format format, size_t outputs,
@@ -109,18 +110,19 @@ struct Layer {
     static std::vector<Buffer> buffers() {
         std::vector<Buffer> out;
         size_t offset = 0;
-        const auto place = [&](size_t width, bool quantized, bool logits) {
-            out.push_back({offset, width, quantized, logits});
+        const auto place = [&](size_t width, bool quantized, RowsOf rows) {
+            out.push_back({offset, width, quantized, rows});
             offset += quantized ? width + width / 2 : width * 4;
         };
-        for (size_t width : {kWidth, kWidth}) place(width, false, false);
-        place(kWidth, true, false);
+        for (size_t width : {kWidth, kWidth}) place(width, false, RowsOf::Tokens);
+        place(kWidth, true, RowsOf::Tokens);
         for (size_t width :
              {kWidth, kKvWidth, kKvWidth, size_t{kHeadDim}, kWidth, kKvWidth, kWidth})
-            place(width, false, false);
-        place(kWidth, false, true);
-        place(kWidth, true, true);
-        out.push_back({0, kWords, false, true});
+            place(width, false, RowsOf::Tokens);
+        place(kWidth, false, RowsOf::Logits);
+        place(kWidth, true, RowsOf::Logits);
+        out.push_back({0, kWords, false, RowsOf::Logits});
+        out.push_back({0, kWidth, false, RowsOf::Hidden});
         return out;
     }
     static size_t bytes_per_token() { return buffers()[PACKED_TAKEN].offset + kWidth + kWidth / 2; }
@@ -167,6 +169,7 @@ struct Layer {
              .scale = 0.25,
              .cap = 30.0},
             {.op = Op::TakeRows, .in = {SEEN}, .out = TAKEN, .barrier = true},
+            {.op = Op::TakeRows, .in = {SEEN}, .out = HIDDEN},
             {.op = Op::Quantize, .in = {TAKEN}, .out = PACKED_TAKEN},
             {.op = Op::Linear,
              .in = {PACKED_TAKEN},
@@ -188,16 +191,16 @@ std::shared_ptr<KVStore> new_cache() {  // blocks of 32 tokens, one more than ar
 
 Program new_program(const Kernels *kernels, const std::shared_ptr<ThreadPool> &pool,
                     const Layer &layer) {
-    Program program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), LOGITS);
+    Program program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), LOGITS, HIDDEN);
     for (Entry &e : layer.entries(new_cache())) program.add(std::move(e));
     return program;
 }
 
-// Tokens first … last - 1 of one request, whose blocks lie backwards; logits of every token. Arrays
-// of the exact size.
+// Tokens first … last - 1 of one request, whose blocks lie backwards; logits of every token, and
+// the hidden states of every token at an even position. Arrays of the exact size.
 struct Step {
-    std::vector<int32_t> ids, positions, logits, cu, lens, table, slots;
-    std::vector<float> out;
+    std::vector<int32_t> ids, positions, logits, hidden, cu, lens, table, slots;
+    std::vector<float> out, hidden_out;
 
     Step(size_t first, size_t last)
         : cu{0, static_cast<int32_t>(last - first)}, lens{static_cast<int32_t>(last)} {
@@ -207,17 +210,19 @@ struct Step {
             ids.push_back(static_cast<int32_t>(t * 17 % kTokens));
             positions.push_back(static_cast<int32_t>(t));
             logits.push_back(static_cast<int32_t>(t - first));
+            if (t % 2 == 0) hidden.push_back(static_cast<int32_t>(t - first));
             slots.push_back(table[t / 32] * 32 + static_cast<int32_t>(t % 32));
         }
         out.resize(logits.size() * kWords);
+        hidden_out.resize(hidden.size() * kWidth);
     }
     Batch batch() const {
-        return {ids.data(),    positions.data(), logits.data(), cu.data(),
-                lens.data(),   table.data(),     slots.data(),  ids.size(),
-                logits.size(), lens.size(),      table.size(),  1};
+        return {ids.data(), positions.data(), logits.data(), hidden.data(), cu.data(),
+                lens.data(), table.data(),     slots.data(),  ids.size(),    logits.size(),
+                hidden.size(), lens.size(),    table.size(),  1};
     }
     const std::vector<float> &run(Program &program, double *seconds = nullptr) {
-        program.run(batch(), out.data(), seconds);
+        program.run(batch(), {out.data(), hidden_out.data()}, seconds);
         return out;
     }
 };
@@ -227,20 +232,23 @@ void check_bits(const Kernels *kernels) {
         auto one = std::make_shared<ThreadPool>(1);
         const Layer layer(*one, window);
         Program measure = new_program(kernels, one, layer);
-        const std::vector<float> whole = Step(0, kTokens).run(measure);
+        Step all(0, kTokens);
+        const std::vector<float> whole = all.run(measure);
         for (size_t threads : {1, 2, 4}) {
             auto pool = std::make_shared<ThreadPool>(threads);
             Program program = new_program(kernels, pool, layer);
-            std::vector<float> parts;
+            std::vector<float> parts, hidden;
             std::vector<double> seconds(program.size());
             for (size_t first = 0, size = 1; first < kTokens;
                  first += size, size = first > 600 ? 1 : 1 + first % 67) {
                 Step step(first, std::min(first + size, kTokens));
                 const auto &out = step.run(program, first % 2 ? seconds.data() : nullptr);
                 parts.insert(parts.end(), out.begin(), out.end());
+                hidden.insert(hidden.end(), step.hidden_out.begin(), step.hidden_out.end());
             }
             check(parts.size() == whole.size() &&
-                      std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)) == 0,
+                      std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)) == 0 &&
+                      hidden == all.hidden_out,
                   std::string(kernels->name) + ": in parts on " + std::to_string(threads) +
                       " threads, window " + std::to_string(window));
         }
@@ -263,7 +271,8 @@ void check_refusals(const Kernels *kernels) {
     const auto entries = layer.entries(cache);
     for (size_t i = 0; i < entries.size(); i++) {
         const auto refused = [&](const char *what, const std::function<void(Entry &)> &change) {
-            Program program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), LOGITS);
+            Program program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), LOGITS,
+                            HIDDEN);
             Entry e = entries[i];
             change(e);
             throws<std::invalid_argument>("entry " + std::to_string(i) + " with " + what,
@@ -292,6 +301,10 @@ void check_refusals(const Kernels *kernels) {
     throws<std::invalid_argument>("an output that is none", [&] {
         Program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), 99);
     });
+    for (int hidden : {static_cast<int>(PACKED), static_cast<int>(LOGITS), 99, -2})
+        throws<std::invalid_argument>("hidden states that cannot be a result", [&] {
+            Program(kernels, pool, Layer::buffers(), Layer::bytes_per_token(), LOGITS, hidden);
+        });
 
     Program program = new_program(kernels, pool, layer);
     const std::vector<float> before = Step(0, 70).run(program);
@@ -307,6 +320,7 @@ void check_refusals(const Kernels *kernels) {
         refused("a slot", [&](Step &s) { s.slots[0] = bad; });
         refused("a block", [&](Step &s) { s.table[2] = bad; });
         refused("a logits index", [&](Step &s) { s.logits[5] = bad; });
+        refused("a hidden states index", [&](Step &s) { s.hidden[5] = bad; });
         refused("a length", [&](Step &s) { s.lens[0] = bad; });
         refused("the first of cu_seqlens_q", [&](Step &s) { s.cu[0] = bad; });
         refused("the last of cu_seqlens_q", [&](Step &s) { s.cu[1] = bad; });
@@ -320,6 +334,8 @@ void check_refusals(const Kernels *kernels) {
     refused("a length with a block too many", [](Step &s) { s.lens[0] = 97; });
     refused("more logits than tokens",
             [](Step &s) { s.logits.resize(31), s.out.resize(31 * kWords); });
+    refused("more hidden states than tokens",
+            [](Step &s) { s.hidden.resize(31), s.hidden_out.resize(31 * kWidth); });
     refused("a request of negative length",
             [](Step &s) { s.cu = {0, 31, 30}, s.lens = {70, 70}, s.table.resize(6); });
     check(Step(0, 70).run(program) == before, "a batch after those that were refused");

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from .engine.prompts import TextPrompt, TokensPrompt
     from .engine_config import EngineConfig
     from .errors import PellucidError
-    from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+    from .outputs import (
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        RequestMetrics,
+        RequestOutput,
+    )
+    from .pooling_params import PoolingParams
     from .sampling_params import SamplingParams
     from .structured_params import StructuredOutputsParams
 
@@ -22,9 +30,12 @@ __all__ = [
     "LLM",
     "AsyncEngine",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineConfig",
     "Logprob",
     "PellucidError",
+    "PoolingParams",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
@@ -40,9 +51,12 @@ _HOME = {
     "LLM": ".engine.llm",
     "AsyncEngine": ".engine.async_engine",
     "CompletionOutput": ".outputs",
+    "EmbeddingOutput": ".outputs",
+    "EmbeddingRequestOutput": ".outputs",
     "EngineConfig": ".engine_config",
     "Logprob": ".outputs",
     "PellucidError": ".errors",
+    "PoolingParams": ".pooling_params",
     "RequestMetrics": ".outputs",
     "RequestOutput": ".outputs",
     "SamplingParams": ".sampling_params",

@@ -71,11 +71,13 @@ class Program:
         input_ids: NDArray[np.int32],
         positions: NDArray[np.int32],
         logits_indices: NDArray[np.int32],
+        hidden_indices: NDArray[np.int32],
         cu_seqlens_q: NDArray[np.int32],
         seq_lens: NDArray[np.int32],
         block_tables: NDArray[np.int32],
         slot_mapping: NDArray[np.int32],
         out: NDArray[np.float32],
+        hidden: NDArray[np.float32] | None = None,
         seconds: NDArray[np.float32] | None = None,
     ) -> None: ...
     @property
@@ -96,9 +98,10 @@ def new_kv_store(
 def new_program(
     isa: str,
     pool: ThreadPool,
-    buffers: list[tuple[int, int, bool, bool]],
+    buffers: list[tuple[int, int, bool, int]],
     bytes_per_token: int,
     output: int,
+    hidden: int,
     entries: Sequence[Entry],
 ) -> Program: ...
 def measure_barrier(pool: ThreadPool, stages: int) -> float: ...

@@ -46,6 +46,7 @@ class ForwardBatch:
     input_ids: IntArray  # [T]
     positions: IntArray  # [T]  position of each token in its own request
     logits_indices: IntArray  # [L], rising: the rows whose logits are needed
+    hidden_indices: IntArray  # [E], rising: the rows whose hidden states are needed
     attention: AttentionMetadata
 
 

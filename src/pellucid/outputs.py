@@ -8,11 +8,14 @@ from typing import Any, Literal
 
 __all__ = [
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "Explanation",
     "FinishReason",
     "Logprob",
     "LogprobsOnePosition",
     "PhaseTime",
+    "PooledOutput",
     "RequestMetrics",
     "RequestOutput",
 ]
@@ -184,4 +187,38 @@ class RequestOutput:
     metrics: RequestMetrics
     # one per prompt token, the first None; None if not requested
     prompt_logprobs: list[LogprobsOnePosition | None] | None = None
+    num_cached_tokens: int = 0  # of the prompt: found in the cache
+
+
+@dataclass(slots=True, kw_only=True)
+class PooledOutput(RequestOutput):
+    """What the engine says of a request for an embedding: a completion without tokens, and the
+    embedding.
+    """
+
+    embedding: list[float] | None  # None until it is finished, or where it was aborted
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """One embedding."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        """How many numbers it has."""
+        return len(self.embedding)
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingRequestOutput:
+    """The embedding of one prompt."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt: str | None
+    prompt_token_ids: list[int]  # those that were used: `truncate_prompt_tokens` leaves some out
+    finished: bool
+    metrics: RequestMetrics
     num_cached_tokens: int = 0  # of the prompt: found in the cache

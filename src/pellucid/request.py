@@ -1,11 +1,9 @@
 """A request as the engine sees it: its parameters, its tokens, and its progress.
 
-One idea: a request has two counters. `num_tokens` counts the known token ids (prompt and output),
+A request has two counters. `num_tokens` counts the known token ids (prompt and output),
 `num_computed_tokens` those whose keys and values are in the cache. A step computes some of the
 difference. This subtraction covers prefill, decode, chunked prefill, a prefix hit and recomputation
 after preemption; there are no phases.
-
-Its parameters are in `sampling_params.py`, and what its caller sees is in `outputs.py`.
 """
 
 import enum
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 
 from .constraint import Constraint
 from .outputs import FinishReason, LogprobsOnePosition
+from .pooling_params import Pooling
 from .sampling_params import SamplingParams
 
 __all__ = ["Request", "RequestStatus"]
@@ -38,6 +37,7 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     banned_sequences: tuple[tuple[int, ...], ...] = ()  # bad_words, tokenized
     constraint: Constraint | None = None  # of its output
+    pooling: Pooling | None = None  # it asks for an embedding, and has no output
     max_tokens: int = 16  # resolved against the context
     priority: int = 0  # the policy "priority" serves the smallest first
     tenant: str = ""  # the policy "fair" is fair among tenants
@@ -50,16 +50,13 @@ class Request:
     stop_reason: int | str | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
-    # this step computes positions num_computed_tokens … num_computed_tokens + num_scheduled_tokens
-    # - 1
-    num_scheduled_tokens: int = 0
+    num_scheduled_tokens: int = 0  # positions that this step computes, from num_computed_tokens on
     num_cached_tokens: int = 0  # of the prompt: found in the cache when the request started
     # per layer group, while it runs; kept by the KV manager
     block_tables: list[list[int]] = field(default_factory=list)
     # while it runs: the number of computed tokens at which the KV manager must act again
     next_kv_event: int = 0
-    # guesses for the positions after the known tokens; they are computed with them, and those that
-    # are not drawn are dropped
+    # guesses of the next tokens, computed behind the known ones; what is not drawn is dropped
     draft_token_ids: list[int] = field(default_factory=list)
     # from its first token until it is preempted: all known tokens but the last are computed
     is_decoding: bool = False
@@ -85,7 +82,18 @@ class Request:
     @property
     def is_sampling(self) -> bool:
         """True if this step computes the last known token, so that the next one can be drawn."""
-        return self.num_computed_tokens + self.num_scheduled_tokens >= self.num_tokens
+        stop = self.num_computed_tokens + self.num_scheduled_tokens
+        return self.pooling is None and stop >= self.num_tokens
+
+    @property
+    def num_reusable(self) -> int:
+        """How many first tokens may come from the cache. The others must be computed: the last one,
+        and those whose logprobs or hidden states are still needed.
+        """
+        limit = self.num_tokens - 1
+        if self.params.prompt_logprobs is not None:
+            limit = min(limit, max(0, len(self.prompt_logprobs) - 1))
+        return limit if self.pooling is None else min(limit, self.pooling.next)
 
     def scored(self, start: int, stop: int) -> range:
         """The positions of start … stop - 1 whose logits give logprobs of the prompt. A position

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Protocol, Self, TypeVar
 
 from .checks import Bounds, check_fields, check_value, option, show, unknown_name
 from .errors import ConfigError, RequestError
@@ -18,6 +18,7 @@ __all__ = [
     "MAX_STOP_STRINGS",
     "SamplingParams",
     "TokenId",
+    "listed_params",
     "params_for_prompts",
 ]
 
@@ -199,35 +200,45 @@ class SamplingParams:
         return cls(**given)  # type: ignore[arg-type]
 
 
+class _Clonable(Protocol):
+    def clone(self) -> Self: ...
+
+
+_P = TypeVar("_P", bound=_Clonable)
+
+
 def params_for_prompts(given: object, count: int) -> list[SamplingParams]:
+    """`listed_params` of SamplingParams."""
+    return listed_params("sampling_params", given, count, SamplingParams)
+
+
+def listed_params(field: str, given: object, count: int, kind: type[_P]) -> list[_P]:
     """A clone for each of `count` prompts. `given`: None (the defaults), one for all, or a list.
 
-    Raises ConfigError if an entry is no SamplingParams or has a value that is not allowed, and
-    RequestError if their number is not that of the prompts.
+    Raises ConfigError if an entry is not of `kind` or has a value that is not allowed, and
+    RequestError if their number is not that of the prompts. They name the `field`.
     """
-    if given is None or isinstance(given, SamplingParams):
-        return [(given or SamplingParams()).clone() for _ in range(count)]
+    if given is None or isinstance(given, kind):
+        one = kind() if given is None else given
+        return [one.clone() for _ in range(count)]
     try:
         if isinstance(given, str | bytes | Mapping):
             raise TypeError
         listed = list(itertools.islice(given, count + 1))  # type: ignore[call-overload]
     except TypeError:  # an array without dimensions is an Iterable, too
         raise ConfigError(
-            f"sampling_params is {show(given)}; it must be SamplingParams, one for each prompt, or "
-            "None"
+            f"{field} is {show(given)}; it must be {kind.__name__}, one for each prompt, or None"
         ) from None
     if len(listed) != count:
         number = len(given) if isinstance(given, Sized) else len(listed)
         raise RequestError(
-            f"{number} sampling_params are given for {count} prompts; give one, or one for each"
+            f"{number} {field} are given for {count} prompts; give one, or one for each"
         )
     clones = []
     for i, params in enumerate(listed):
         try:
-            clones.append(check_value(f"sampling_params[{i}]", params, SamplingParams).clone())
+            clones.append(check_value(f"{field}[{i}]", params, kind).clone())
         except ConfigError as error:
-            is_named = not isinstance(params, SamplingParams)
-            raise ConfigError(
-                str(error) if is_named else f"sampling_params[{i}]: {error}"
-            ) from None
+            is_named = not isinstance(params, kind)
+            raise ConfigError(str(error) if is_named else f"{field}[{i}]: {error}") from None
     return clones

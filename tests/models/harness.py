@@ -129,6 +129,7 @@ class Session:
             input_ids=np.concatenate([c.input_ids for c in chunks]).astype(np.int32),
             positions=positions.astype(np.int32),
             logits_indices=np.array(rows, np.int32),
+            hidden_indices=np.zeros(0, np.int32),
             attention=AttentionMetadata(
                 cu_seqlens_q=np.cumsum([0, *lengths]).astype(np.int32),
                 seq_lens=np.array(

@@ -5,7 +5,10 @@ import whom, which libraries have which rooms, and how much may be written.
 # Whom each room may import, beside itself. A room that is not here may not exist: give it a row,
 # and docs/design.md a line. "kv.manager" means that module alone. The rows run from the top of the
 # house to its ground.
-REQUEST = ("request", "sampling_params", "structured_params", "outputs", "constraint")
+REQUEST = (
+    *("request", "sampling_params", "structured_params", "pooling_params"),
+    *("outputs", "constraint"),
+)
 PLAIN = ("config", "engine_config", "checks", "kv_spec", *REQUEST, "batch", "errors")
 BELOW_ENGINE = (
     *("scheduler", "speculative", "sampling", "parallel", "quant", "models", "weights"),
@@ -52,9 +55,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kv_spec": ("config",),
     "config": ("checks", "errors"),
     "engine_config": ("checks", "config"),
-    "request": ("sampling_params", "outputs", "constraint", "errors"),
+    "request": ("sampling_params", "pooling_params", "outputs", "constraint", "errors"),
     "sampling_params": ("structured_params", "checks", "errors"),
     "structured_params": ("checks", "errors"),
+    "pooling_params": ("checks", "errors"),
     "constraint": (),
     "outputs": (),
     "checks": ("errors",),

@@ -33,12 +33,13 @@ Program = dict[str, Any]
 
 def captured(seed: int) -> Program:
     """A program of a random forward pass, as the calls that build it."""
-    entries, result = capture(random_forward(seed, num_ops=8))
-    plan = build_plan(entries, result)
+    captured = capture(random_forward(seed, num_ops=8))
+    entries, plan = captured.entries, build_plan(captured)
     return {
-        "buffers": [(p.offset, p.width, p.quantized, p.logits_rows) for p in plan.buffers],
+        "buffers": [(p.offset, p.width, p.quantized, int(p.rows)) for p in plan.buffers],
         "bytes_per_token": plan.bytes_per_token,
         "output": plan.output,
+        "hidden": plan.hidden,
         "entries": [
             {
                 "op": entry.op,
@@ -62,12 +63,16 @@ def mutate(program: Program, rng: np.random.Generator) -> None:
     number = int(rng.choice(INTS))
     match rng.integers(11):
         case 0:  # the result lies elsewhere: in the caller's memory
-            program["output"] = int(rng.integers(len(program["buffers"])))
+            name = str(rng.choice(["output", "hidden"]))
+            program[name] = int(rng.integers(-1, len(program["buffers"])))
         case 1:
             at = rng.integers(len(program["buffers"]))
             buffer = list(program["buffers"][at])
             field = rng.integers(4)
-            buffer[field] = max(number, 0) if field < 2 else not buffer[field]
+            if field < 2:
+                buffer[field] = max(number, 0)
+            else:
+                buffer[field] = not buffer[field] if field == 2 else int(rng.integers(-1, 4))
             program["buffers"][at] = tuple(buffer)
         case 2:
             program["bytes_per_token"] = max(number, 0)
@@ -99,6 +104,7 @@ def arrays_of(rng: np.random.Generator) -> list[Any]:
         batch.input_ids,
         batch.positions,
         batch.logits_indices,
+        batch.hidden_indices,
         a.cu_seqlens_q,
         a.seq_lens,
         a.block_tables,
@@ -125,27 +131,33 @@ def attempt(program: Program, pool: "_native.ThreadPool", rng: np.random.Generat
             program["buffers"],
             program["bytes_per_token"],
             program["output"],
+            program["hidden"],
             [tuple(entry.values()) for entry in program["entries"]],
         )
     except REFUSALS:
         return False
-    _, width, _, logits_rows = program["buffers"][program["output"]]
-    if width > 1 << 16:
+    results = [program[name] for name in ("output", "hidden") if program[name] >= 0]
+    shapes = [program["buffers"][result] for result in results]
+    if any(width > 1 << 16 for _, width, *_ in shapes):
         return False
     ran = False
     for _ in range(3):
         arrays = arrays_of(rng)
-        rows = len(arrays[2] if logits_rows else arrays[0])
-        memory = np.full(rows * width + 2 * GUARD, GUARD_VALUE, np.float32)
-        out = memory[GUARD : GUARD + rows * width].reshape(rows, width)
+        memories, views = [], []
+        for _, width, _, rows in shapes:
+            count = len(arrays[(0, 2, 3)[rows]])
+            memory = np.full(count * width + 2 * GUARD, GUARD_VALUE, np.float32)
+            views.append(memory[GUARD : GUARD + count * width].reshape(count, width))
+            memories.append((memory, GUARD + count * width))
         try:
-            arguments: list[Any] = [*arrays, out]
+            arguments: list[Any] = [*arrays, *views]
             built.run(*arguments)
             ran = True
         except REFUSALS:
             pass
-        guards = np.concatenate([memory[:GUARD], memory[GUARD + rows * width :]])
-        assert (guards == GUARD_VALUE).all(), "a run wrote beyond its result"
+        for memory, end in memories:
+            guards = np.concatenate([memory[:GUARD], memory[end:]])
+            assert (guards == GUARD_VALUE).all(), "a run wrote beyond its result"
     return ran
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pellucid.backends.native.capture import Entry, Symbol
+from pellucid.backends.native.capture import Entry, Rows, Symbol
 from pellucid.backends.native.plan import Plan
 
 __all__ = ["find_overwritten", "find_races"]
@@ -33,12 +33,16 @@ class _Arena:
     def __init__(
         self, entries: list[Entry], plan: Plan, tokens: int, logits: int, threads: int
     ) -> None:
-        self.plan, self.rows, self.threads = plan, {False: tokens, True: logits}, threads
+        self.plan, self.threads = plan, threads
+        # as many hidden states as logits
+        self.rows = {Rows.TOKENS: tokens, Rows.LOGITS: logits, Rows.HIDDEN: logits}
         self.capacity = -(-tokens // 16) * 16
         self.caches: dict[Any, int] = {}
         end = plan.bytes_per_token // 4 * self.capacity
-        self.output = end
-        end += plan.buffers[plan.output].width * tokens
+        self.results = {}  # where they lie, by their buffers
+        for result in [r for r in (plan.output, plan.hidden) if r >= 0]:
+            self.results[result] = end
+            end += plan.buffers[result].width * tokens
         for entry in entries:
             if entry.kv is not None and entry.kv not in self.caches:
                 self.caches[entry.kv] = end
@@ -53,11 +57,7 @@ class _Arena:
         """The units of some rows of a symbol."""
         place = self.plan.buffers[self.plan.index[symbol.storage]]
         units = np.zeros(self.size, bool)
-        start = (
-            self.output
-            if self.plan.index[symbol.storage] == self.plan.output
-            else place.offset * self.capacity // 4
-        )
+        start = self.results.get(self.plan.index[symbol.storage], place.offset * self.capacity // 4)
         planes = [place.width]
         if place.quantized:  # codes, scales, sums of 32, sums of 16
             planes = [place.width // 4, place.width // 32, place.width // 32, place.width // 16]
@@ -69,13 +69,9 @@ class _Arena:
     def columns_of(self, symbol: Symbol, columns: range) -> Units:
         """The units of some columns of every row."""
         place = self.plan.buffers[self.plan.index[symbol.storage]]
-        start = (
-            self.output
-            if self.plan.index[symbol.storage] == self.plan.output
-            else place.offset * self.capacity // 4
-        )
+        start = self.results.get(self.plan.index[symbol.storage], place.offset * self.capacity // 4)
         units = np.zeros(self.size, bool)
-        rows = self.rows[place.logits_rows]
+        rows = self.rows[place.rows]
         units[start : start + rows * place.width].reshape(rows, place.width)[
             :, columns.start : columns.stop
         ] = True
@@ -91,7 +87,7 @@ class _Arena:
         for thread in range(self.threads):
             read, write = np.zeros(self.size, bool), np.zeros(self.size, bool)
             for symbol in entry.inputs:
-                count = self.rows[symbol.logits_rows]
+                count = self.rows[symbol.rows]
                 whole = entry.op in ("linear", "attention", "take_rows")
                 read |= self.rows_of(symbol, range(count) if whole else self.share(count, thread))
             if entry.op == "linear":
@@ -101,13 +97,15 @@ class _Arena:
                     entry.output, range(tiles.start * 16, min(tiles.stop * 16, entry.output.width))
                 )
             elif entry.output is not None:
-                count = self.rows[entry.output.logits_rows]
+                count = self.rows[entry.output.rows]
                 rows = range(count) if found.any_thread else self.share(count, thread)
                 write |= self.rows_of(entry.output, rows)
             if entry.op == "kv_write":
-                write |= self.span(self.caches[entry.kv], self.share(self.rows[False], thread))
+                write |= self.span(
+                    self.caches[entry.kv], self.share(self.rows[Rows.TOKENS], thread)
+                )
             if entry.op == "attention":
-                read |= self.span(self.caches[entry.kv], range(self.rows[False]))
+                read |= self.span(self.caches[entry.kv], range(self.rows[Rows.TOKENS]))
                 write |= self.span(self.partials, range(1))
             found.reads.append(read)
             found.writes.append(write)

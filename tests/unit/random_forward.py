@@ -40,7 +40,7 @@ def _vector(width: int) -> Tensor:
 
 def random_forward(seed: int, num_ops: int = 20) -> Forward:
     """The same ops in the same order at every call; a cache is new at every call of this
-    function.
+    function. Every second one returns hidden states too.
     """
     caches: list[KVLayer] = [
         KVLayer(
@@ -52,7 +52,7 @@ def random_forward(seed: int, num_ops: int = 20) -> Forward:
     ]
     tables = [RopeTable(tuple(1.0 / (1 + i) for i in range(pairs))) for pairs in (16, 12)]
 
-    def forward(ops: Ops, batch: ForwardBatch) -> Tensor:
+    def forward(ops: Ops, batch: ForwardBatch) -> Tensor | tuple[Tensor, Tensor]:
         rng = np.random.default_rng(seed)
         live: list[tuple[Tensor, int]] = []  # with their widths
         for width in rng.choice(WIDTHS, 3):
@@ -107,18 +107,25 @@ def random_forward(seed: int, num_ops: int = 20) -> Forward:
             if len(live) > 4:
                 del live[rng.integers(len(live) - 1)]
         made, width = live[-1]
+        hidden = None
+        if seed % 2:
+            hidden = ops.take_rows(made, batch.hidden_indices)
+            hidden = ops.rms_norm(hidden, _vector(width), 1e-5)
         if rng.random() < 0.5:
             made = ops.take_rows(made, batch.logits_indices)
         normed = ops.rms_norm(made, _vector(width), 1e-5)
         logits = ops.linear(normed, _weight(48, width, "Q8_0" if width % 32 == 0 else "F32"))
-        return ops.softcap(logits, 5.0) if rng.random() < 0.5 else logits
+        if rng.random() < 0.5:
+            logits = ops.softcap(logits, 5.0)
+        return logits if hidden is None else (logits, hidden)
 
     return forward
 
 
 def batch_of(tokens: int) -> ForwardBatch:
-    """One new request; the logits of every third token."""
+    """One new request; the logits of every third token, the hidden states of every fourth."""
     table = np.arange(TOKENS // 16, dtype=np.int32)[None, ::-1].copy()
-    batch = build_attention_batch([tokens], [tokens], table, 16, range(0, tokens, 3))
+    rows = range(0, tokens, 3), range(0, tokens, 4)
+    batch = build_attention_batch([tokens], [tokens], table, 16, *rows)
     batch.input_ids[:] %= VOCAB
     return batch

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pellucid.backends.native.backend import NativeBackend
-from pellucid.backends.native.capture import Entry, Symbol, capture
+from pellucid.backends.native.capture import Capture, Entry, Symbol, capture
 from pellucid.backends.native.plan import Plan, build_plan
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense
@@ -36,8 +36,8 @@ STEPS = [
 
 
 def planned(seed: int) -> tuple[list[Entry], Plan]:
-    entries, result = capture(random_forward(seed))
-    return entries, build_plan(entries, result)
+    captured = capture(random_forward(seed))
+    return captured.entries, build_plan(captured)
 
 
 def races(entries: list[Entry], plan: Plan, barriers: list[bool]) -> list[tuple[int, int]]:
@@ -92,7 +92,7 @@ def test_quantized_rows_in_the_place_of_plain_ones_are_waited_for() -> None:
     before, after = Symbol(48), Symbol(128, quantized=True)
     entries = [embed(before), embed(x), Entry("add", [before, before], Symbol(48))]
     entries += [*meanwhile, Entry("quantize", [x], after), Entry("linear", [after], result)]
-    plan = build_plan(entries, result)
+    plan = build_plan(Capture(entries, result))
     places = [plan.buffers[plan.index[symbol]] for symbol in (before, after)]
     assert places[0].offset == places[1].offset and places[0].size == places[1].size
     assert races(entries, plan, plan.barriers) == []
@@ -110,7 +110,7 @@ def test_reading_needs_no_barrier_and_rows_of_ones_own_neither() -> None:
             assert not plan.barriers[i + 1]
     x, y, z = Symbol(64), Symbol(64), Symbol(64)
     chain = [embed(x), Entry("silu_mul", [x, x], y), Entry("add", [x, y], z)]
-    assert build_plan(chain, z).barriers == [False] * 3
+    assert build_plan(Capture(chain, z)).barriers == [False] * 3
 
 
 def test_a_softcap_writes_over_its_input_only_where_nobody_reads_that_later() -> None:
@@ -127,7 +127,7 @@ def test_a_softcap_writes_over_its_input_only_where_nobody_reads_that_later() ->
     for again, expected in ((True, x + 2 * np.tanh(x / 2)), (False, 4 * np.tanh(x / 2))):
         found = native.build_forward(functools.partial(capped, again=again))(batch).to_host()
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    entries, _ = capture(functools.partial(capped, again=False))
+    entries = capture(functools.partial(capped, again=False)).entries
     assert entries[1].output is not None and entries[1].output.storage is entries[0].output
 
 

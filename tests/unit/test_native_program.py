@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from pellucid.backends.native.backend import NativeBackend
-from pellucid.backends.native.capture import OPS, Entry, Symbol, capture
+from pellucid.backends.native.capture import OPS, Entry, Rows, Symbol, capture
 from pellucid.backends.native.costs import StepShape, entry_cost
 from pellucid.cli.main import main
 from pellucid.formats import encode_dense, quantize
@@ -169,9 +169,9 @@ def test_entries_without_weights_are_counted_as_their_ops() -> None:
     assert entry_cost(
         Entry("rms_norm", [heads], heads, attributes={"width": 16, "eps": 1e-6}), step
     ) == cost.rms_norm(16, 16)
-    assert entry_cost(
-        Entry("take_rows", [x], Symbol(64, logits_rows=True)), step
-    ) == cost.take_rows(2, 64)
+    assert entry_cost(Entry("take_rows", [x], Symbol(64, Rows.LOGITS)), step) == cost.take_rows(
+        2, 64
+    )
     # 4 tokens: 64 numbers read as float32, written as 64 codes and two groups of 16 bytes
     assert entry_cost(Entry("quantize", [x], Symbol(64, quantized=True)), step) == OpCost(
         4 * 64 * 6, 4 * 256, 4 * 96
@@ -260,7 +260,9 @@ def test_a_program_captured_from_declarations_costs_what_the_loaded_one_costs(ti
     graph = get_graph(config.graph)
 
     def entries_of(weights: Mapping[str, Any], caches: Sequence[KVLayer]) -> list[Entry]:
-        return capture(lambda ops, batch: graph.forward(ops, config, weights, batch, caches))[0]
+        return capture(
+            lambda ops, batch: graph.forward(ops, config, weights, batch, caches)
+        ).entries
 
     stores = [KVLayer(backend.new_kv_store(1, 16, SPEC)) for _ in range(LAYERS)]
     found = [entries_of(loaded, stores), entries_of(specs, [KVLayer(SPEC)] * LAYERS)]

@@ -43,7 +43,7 @@ def rows_of(backend: NativeBackend, weight: Tensor) -> NDArray[np.float32]:
         slot_mapping=np.zeros((1, ROWS), np.int32),
         block_size=16,
     )
-    return backend.build_forward(forward)(ForwardBatch(ids, ids, ids, metadata)).to_host()
+    return backend.build_forward(forward)(ForwardBatch(ids, ids, ids, ids[:0], metadata)).to_host()
 
 
 @pytest.mark.parametrize("heads", [0, 8])

@@ -1,4 +1,6 @@
-"""Logits in host memory: the handle that CPU backends return from a forward pass."""
+"""Logits in host memory: the handle that CPU backends return from a forward pass. Hidden states may
+come with them.
+"""
 
 from collections.abc import Sequence
 
@@ -12,10 +14,13 @@ __all__ = ["HostLogits"]
 
 
 class HostLogits:
-    """Implements `ops.backend.Logits` over a float32 array [L, V]."""
+    """Implements `ops.backend.Logits` over float32 arrays [L, V] and [E, C]."""
 
-    def __init__(self, array: NDArray[np.float32]) -> None:
+    def __init__(
+        self, array: NDArray[np.float32], hidden: NDArray[np.float32] | None = None
+    ) -> None:
         self._array = array
+        self.hidden = hidden
 
     @property
     def num_rows(self) -> int:

@@ -75,14 +75,16 @@ def build_listing(path: Path, num_tokens: int) -> Listing:
     layout = build_layout(specs, [backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE)
     groups = {layer: g for g, group in enumerate(layout.groups) for layer in group.layers}
     caches = [KVLayer(replace(spec), groups[layer]) for layer, spec in enumerate(specs)]
-    entries, result = capture(lambda ops, batch: graph.forward(ops, config, weights, batch, caches))
-    plan = build_plan(entries, result)
+    captured = capture(
+        lambda ops, batch: graph.forward_with_hidden(ops, config, weights, batch, caches)
+    )
+    plan = build_plan(captured)
     step = StepShape((num_tokens,), (num_tokens,), 1)
     names = {id(spec): name for name, spec in weights.items()}
     weight_bytes = sum(map(backend.weight_bytes, weights.values()))
     lines = [
         _line(entry, barrier, step, names)
-        for entry, barrier in zip(entries, plan.barriers, strict=True)
+        for entry, barrier in zip(captured.entries, plan.barriers, strict=True)
     ]
     ceilings = measure_ceilings(
         backend.isa, backend.threads, working_sets=[weight_bytes], seconds=0.1
@@ -103,7 +105,7 @@ def _line(entry: Entry, barrier: bool, step: StepShape, names: dict[int, str]) -
     return _Line(
         barrier=barrier,
         op=entry.op,
-        rows=step.num_logits if output is not None and output.logits_rows else step.num_tokens,
+        rows=step.num_tokens if output is None else step.num_rows(output.rows),
         width=0 if output is None else output.width,
         detail=", ".join(parts),
         format=None if weight is None else _matrix(spec_of(weight)),

@@ -6,7 +6,10 @@ import random
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..config import ModelConfig
 from ..constraint import Constraint
+from ..errors import ConfigError
+from ..pooling_params import Pooling, PoolingParams
 from ..request import Request
 from ..sampling import check_token_ids
 from ..sampling_params import SamplingParams
@@ -16,12 +19,16 @@ from .prompts import TokenizedPrompt, check_prompt_ids, truncate_prompt
 __all__ = ["Submission", "build_requests"]
 
 
+# of a request for an embedding
+_NO_SAMPLING = SamplingParams(detokenize=False)
+
+
 class Submission(NamedTuple):
-    """What a reader asks for: `params.n` completions of a prompt, under one id."""
+    """What a reader asks for: `params.n` completions of a prompt under one id, or an embedding."""
 
     request_id: str
     prompt: TokenizedPrompt
-    params: SamplingParams
+    params: SamplingParams | PoolingParams
     constraint: Constraint | None = None  # params.structured_outputs, compiled
 
 
@@ -29,18 +36,21 @@ def build_requests(
     submission: Submission,
     tokenizer: Tokenizer,
     *,
-    vocab_size: int,
+    model: ModelConfig,
     max_model_len: int,
     seeds: random.Random,
 ) -> list[Request]:
-    """One request for each completion. `seeds` provides a seed where the parameters have none.
+    """One request for each completion, or one for an embedding. `seeds` provides a seed where the
+    parameters have none.
 
-    Raises RequestError or ConfigError for token ids that the model does not have.
+    Raises RequestError or ConfigError for token ids or dimensions that the model does not have.
     """
     request_id, prompt, params, constraint = submission
-    check_prompt_ids(prompt.token_ids, vocab_size)
+    check_prompt_ids(prompt.token_ids, model.vocab_size)
+    if isinstance(params, PoolingParams):
+        return [_build_pooled(request_id, prompt, params, model, max_model_len)]
     tokens = truncate_prompt(prompt.token_ids, params, max_model_len)
-    check_token_ids(params, vocab_size)
+    check_token_ids(params, model.vocab_size)
     seed = params.seed if params.seed is not None else seeds.getrandbits(63)
     room = max_model_len - len(tokens)
     banned = tuple(_banned_sequences(params, tokenizer))
@@ -62,6 +72,35 @@ def build_requests(
         )
         for i in range(params.n)
     ]
+
+
+def _build_pooled(
+    request_id: str,
+    prompt: TokenizedPrompt,
+    params: PoolingParams,
+    model: ModelConfig,
+    max_model_len: int,
+) -> Request:
+    """The request for an embedding."""
+    if params.dimensions is not None and params.dimensions > model.hidden_size:
+        raise ConfigError(
+            f"dimensions is {params.dimensions}; the embeddings of this model have "
+            f"{model.hidden_size} numbers, so it must be at most that"
+        )
+    tokens, last = prompt.token_ids, params.truncate_prompt_tokens
+    if last is not None:
+        tokens = tokens[-(max_model_len if last == -1 else last) :]
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tokens,
+        params=_NO_SAMPLING,
+        seed=0,
+        pooling=Pooling(params, len(tokens)),
+        max_tokens=0,
+        priority=prompt.priority,
+        tenant=prompt.tenant,
+        cache_salt=prompt.cache_salt,
+    )
 
 
 def _banned_sequences(params: SamplingParams, tokenizer: Tokenizer) -> list[tuple[int, ...]]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from ..engine_config import EngineConfig
 from ..outputs import RequestOutput
+from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams, params_for_prompts
 from ..structured import GrammarCompiler
 from .admission import Submission
@@ -128,6 +129,24 @@ class AsyncEngine:
             async for output in outputs:
                 yield index_of[output.request_id], output
 
+    async def embed(
+        self, prompts: Sequence[Prompt], pooling_params: PoolingParams | None = None
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """The embeddings of several prompts, yielding the index of a prompt and its `PooledOutput`
+        when it is finished. Prompts are submitted and aborted as by `generate_all`.
+        """
+        params = (pooling_params or PoolingParams()).clone()
+
+        def tokenize() -> list[TokenizedPrompt]:
+            longest = longest_prompt(self.max_model_len, params)
+            return tokenize_prompts(self.tokenizer, prompts, max_tokens=longest)
+
+        index_of = {self._thread.new_id(): i for i in range(len(prompts))}
+        async with aclosing(self._outputs(tokenize, params, list(index_of))) as outputs:
+            async for output in outputs:
+                if output.finished:
+                    yield index_of[output.request_id], output
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -213,13 +232,15 @@ class AsyncEngine:
     async def _outputs(
         self,
         tokenize: Callable[[], list[TokenizedPrompt]],
-        params: SamplingParams,
+        params: SamplingParams | PoolingParams,
         request_ids: Sequence[str],
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs of one submission: a request for each prompt."""
 
         def submissions() -> list[Submission]:
-            prompts, constraint = tokenize(), self._grammars.constraint(params)
+            prompts, constraint = tokenize(), None
+            if isinstance(params, SamplingParams):
+                constraint = self._grammars.constraint(params)
             return [
                 Submission(name, prompt, params, constraint)
                 for name, prompt in zip(request_ids, prompts, strict=True)

@@ -23,6 +23,7 @@ from .admission import Submission, build_requests
 from .drafts import Proposer, check_drafts
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
+from .pooling import build_group
 from .stats import STEP_SECONDS, Counts, EngineStats, StepRecord, build_stats
 
 __all__ = ["EngineCore"]
@@ -51,7 +52,7 @@ class EngineCore:
         did, when a reader of its outputs asks.
         """
         self.scheduler = scheduler
-        self._vocab_size = model.vocab_size
+        self._model = model
         self._tokenizer = tokenizer
         self.runner = runner
         self._clock = clock
@@ -77,7 +78,7 @@ class EngineCore:
             requests = build_requests(
                 submission,
                 self._tokenizer,
-                vocab_size=self._vocab_size,
+                model=self._model,
                 max_model_len=self.scheduler.max_model_len,
                 seeds=self._seeds,
             )
@@ -86,15 +87,9 @@ class EngineCore:
             is_used = name in self._groups or name in groups
             if is_used or any(m in self._group_of or m in group_of for m in members):
                 raise RequestError(f"request_id {name!r} is in use")
-            group = OutputGroup(
-                name,
-                submission.prompt.text,
-                requests,
-                self._tokenizer,
-                self._clock(),
-                self._explain,
+            groups[name] = group = build_group(
+                submission, requests, self._tokenizer, self._clock(), self._explain
             )
-            groups[name] = group
             group_of.update(dict.fromkeys(members, group))
         # Queue all or nothing, and only then keep their groups.
         self.scheduler.add(*(request for group in groups.values() for request in group.requests))
@@ -160,7 +155,7 @@ class EngineCore:
         decoding = [request for request in self.scheduler.running if request.is_decoding]
         try:
             limit = self.scheduler.max_num_batched_tokens
-            drafts = check_drafts(propose(decoding), decoding, self._vocab_size, limit)
+            drafts = check_drafts(propose(decoding), decoding, self._model.vocab_size, limit)
         except Exception as error:
             what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
             _log.warning("no more tokens are drafted, because the proposer is wrong: %s", what)

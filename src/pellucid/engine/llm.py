@@ -5,19 +5,22 @@
         print(llm.generate(["The capital of France is"], params)[0].outputs[0].text)
 
 `generate` and `chat` return whole answers in the order of their prompts; `stream` and `chat_stream`
-yield one answer as it grows. All of them may be used at once and from several threads: the core
-runs in its own thread (`core_thread`), and each call reads from its own mailbox.
+yield one answer as it grows; `embed` returns embeddings. All of them may be used at once and from
+several threads: the core runs in its own thread (`core_thread`), and each call reads from its own
+mailbox.
 """
 
 import time
 import weakref
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from ..config import ModelConfig
-from ..outputs import RequestOutput
-from ..sampling_params import SamplingParams, params_for_prompts
+from ..outputs import EmbeddingRequestOutput, PooledOutput, RequestOutput
+from ..pooling_params import PoolingParams
+from ..sampling_params import SamplingParams, listed_params, params_for_prompts
 from ..structured import GrammarCompiler
 from ..tokenizer import Tokenizer
 from .admission import Submission
@@ -25,11 +28,13 @@ from .core_thread import CoreThread
 from .loader import load_engine
 from .mailbox import ThreadMailbox
 from .options import build_engine_config
+from .pooling import as_embedding
 from .prompts import (
     Message,
     Prompt,
     TokenizedPrompt,
     list_conversations,
+    list_prompts,
     longest_prompt,
     tokenize_chat,
     tokenize_prompt,
@@ -171,6 +176,40 @@ class LLM:
         ]
         return self._run(tokenized, sampling_params, use_tqdm)
 
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: int | Sequence[int] | None = None,
+        parse_special: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """The embedding of each prompt, in their order: `output.outputs.embedding`, a list of
+        floats. PoolingParams and priority are one value for all prompts, or a list with one for
+        each. Without PoolingParams, it is the hidden state of the last token, of length 1.
+
+        A prompt that the context does not hold is refused. `truncate_prompt_tokens` replaces that
+        of the PoolingParams: use only so many last tokens of each prompt; -1: as many as the
+        context holds. If one prompt cannot be served, RequestError is raised and none is run.
+        Embeddings run together with the requests of other calls.
+        """
+        listed = list_prompts(prompts)
+        params = listed_params("pooling_params", pooling_params, len(listed), PoolingParams)
+        if truncate_prompt_tokens is not None:
+            params = [replace(p, truncate_prompt_tokens=truncate_prompt_tokens) for p in params]
+        tokenized = tokenize_prompts(
+            self.tokenizer,
+            listed,
+            parse_special=parse_special,
+            max_tokens=longest_prompt(self.max_model_len, params),
+        )
+        pairs = zip(with_priorities(tokenized, priority), params, strict=True)
+        submissions = [Submission(self._thread.new_id(), *pair) for pair in pairs]
+        outputs = dict(self._as_completed(submissions, use_tqdm, "embed"))
+        return [as_embedding(outputs[i], f"prompts[{i}]") for i in range(len(submissions))]
+
     def stream(
         self,
         prompt: Prompt,
@@ -245,16 +284,18 @@ class LLM:
         return self._as_completed(submissions, use_tqdm)
 
     def _as_completed(
-        self, submissions: list[Submission], use_tqdm: bool
+        self, submissions: list[Submission], use_tqdm: bool, verb: str = "generate"
     ) -> Generator[tuple[int, RequestOutput], None, None]:
         box = ThreadMailbox(submissions, only_whole=True)
         places = {submission.request_id: i for i, submission in enumerate(submissions)}
         try:
             self._thread.submit(box)
-            with _progress_bar(len(places), use_tqdm) as bar:
+            with _progress_bar(len(places), use_tqdm, verb) as bar:
                 start, num_tokens = time.monotonic(), 0
                 while places:
                     for output in self._thread.wait(box):
+                        if isinstance(output, PooledOutput):
+                            num_tokens += len(output.prompt_token_ids)
                         num_tokens += sum(len(c.token_ids) for c in output.outputs)
                         speed = num_tokens / (time.monotonic() - start)
                         bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
@@ -286,8 +327,8 @@ class LLM:
             self._thread.leave(box)
 
 
-def _progress_bar(total: int, use_tqdm: bool) -> Any:
+def _progress_bar(total: int, use_tqdm: bool, verb: str) -> Any:
     from tqdm import tqdm
 
     # disable=None: drawn on a terminal only
-    return tqdm(total=total, unit="request", desc="generate", disable=None if use_tqdm else True)
+    return tqdm(total=total, unit="request", desc=verb, disable=None if use_tqdm else True)

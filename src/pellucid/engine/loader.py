@@ -144,7 +144,7 @@ class OpenModel:
         graph, model = get_graph(self.model_config.graph), self.model_config
         layers = [KVLayer(spec) for spec in layout.specs]
         return backend.step_bytes(
-            lambda ops, batch: graph.forward(ops, model, self._specs, batch, layers),
+            lambda ops, batch: graph.forward_with_hidden(ops, model, self._specs, batch, layers),
             config.max_num_batched_tokens,
             num_logits,
             config.max_model_len or model.max_position_embeddings,
@@ -264,7 +264,7 @@ def build_core(
     storage = KVStorage(backend, layout, num_blocks, num_slots)
     if config.preemption == "swap":
         storage.open_tier()  # a requested swap_space is opened now, so that it fails now
-    forward = get_graph(model_config.graph).forward
+    forward = get_graph(model_config.graph).forward_with_hidden
     runner = ModelRunner(
         backend.build_forward(
             lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)

@@ -30,6 +30,7 @@ from ..outputs import LogprobsOnePosition
 from ..request import Request
 from ..sampling import SamplingRow, top_logprobs
 from ..scheduler import ScheduledStep
+from .pooling import needed_positions, pool_hidden_states
 
 __all__ = ["ModelRunner", "StepResult"]
 
@@ -104,6 +105,7 @@ class ModelRunner:
             self._seconds_per_token = result.forward_seconds / len(batch.input_ids)
         self._score_prompts(rows, logits, result)
         self._sample(rows, logits, result)
+        pool_hidden_states(step.requests, logits, result.errors)
         return result
 
     @property
@@ -121,11 +123,13 @@ class ModelRunner:
         input_ids: list[int] = []
         positions: list[int] = []
         logits_indices: list[int] = []
+        hidden_indices: list[int] = []
         cu_seqlens_q, seq_lens = [0], []
         for r in rows:
             start = r.request.num_computed_tokens
             stop = start + r.request.num_scheduled_tokens
             logits_indices += [len(input_ids) + p - start for p in r.positions]
+            hidden_indices += [len(input_ids) + p - start for p in needed_positions(r.request)]
             input_ids += r.request.token_ids(start, stop)
             if r.num_sampled > 1:
                 input_ids += r.request.draft_token_ids[: r.num_sampled - 1]
@@ -143,6 +147,7 @@ class ModelRunner:
             input_ids=np.array(input_ids, np.int32),
             positions=position,
             logits_indices=np.array(logits_indices, np.int32),
+            hidden_indices=np.array(hidden_indices, np.int32),
             attention=AttentionMetadata(
                 cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
                 seq_lens=np.array(seq_lens, np.int32),
@@ -236,7 +241,7 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
         start = request.num_computed_tokens
         stop = start + request.num_scheduled_tokens
         positions = [*request.scored(start, stop)]
-        num_sampled = max(0, stop - request.num_tokens + 1)
+        num_sampled = request.num_scheduled_drafts + 1 if request.is_sampling else 0
         positions += range(stop - num_sampled, stop)
         rows.append(_Rows(request, first, positions, num_sampled))
         first += len(positions)

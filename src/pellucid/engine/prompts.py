@@ -24,6 +24,7 @@ import numpy as np
 
 from ..checks import Bounds, check_fields, check_value, option, show, unknown_name
 from ..errors import PellucidError, RequestError
+from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams, TokenId
 from ..tokenizer import Tokenizer
 
@@ -273,11 +274,13 @@ def with_priorities(
 
 
 def longest_prompt(
-    max_model_len: int, params: SamplingParams | Sequence[SamplingParams] | None
+    max_model_len: int,
+    params: SamplingParams | PoolingParams | Sequence[SamplingParams | PoolingParams] | None,
 ) -> int | None:
     """How many tokens a prompt may have; None if `params` truncate it anyway."""
     each = params if isinstance(params, Sequence) else [params]
-    cut = any(isinstance(p, SamplingParams) and p.truncate_prompt_tokens is not None for p in each)
+    truncating = [p for p in each if isinstance(p, SamplingParams | PoolingParams)]
+    cut = any(p.truncate_prompt_tokens is not None for p in truncating)
     return None if cut else max_model_len
 
 

@@ -103,11 +103,8 @@ class KVCacheManager:
     # ---- starting
 
     def lookup(self, request: Request, *, whole_blocks: bool = False) -> Hit:
-        """The longest cached prefix, without the last token: its logits must be computed."""
-        limit = request.num_tokens - 1
-        # prompt tokens without logprobs yet must be computed
-        if request.params.prompt_logprobs is not None:
-            limit = min(limit, max(0, len(request.prompt_logprobs) - 1))
+        """The longest cached prefix, without the tokens that must be computed."""
+        limit = request.num_reusable
         match = self._tree.match(self._salt(request), request.token_ids(0, limit), limit)
         size, partial = self.layout.block_size, match.partial
         groups = range(len(self.layout.groups))

@@ -101,11 +101,8 @@ class KVStorage:
 
     def _fail(self, what: str, error: Exception) -> None:
         if not self._has_failed:
-            _log.warning(
-                "a block cannot be %s (%s): blocks that are evicted will be computed again",
-                what,
-                error,
-            )
+            message = "a block cannot be %s (%s): blocks that are evicted will be computed again"
+            _log.warning(message, what, error)
         self._has_failed = True
 
     def saving_works(self) -> bool:
@@ -115,9 +112,8 @@ class KVStorage:
     def seconds_per_block(self) -> float:
         """Seconds to save and load a block, measured once; infinite, and logged, without a file."""
         if self._file is None and not self._has_failed:
-            from tempfile import (
-                gettempdir,  # most engines save nothing, and start faster without it
-            )
+            # most engines save nothing, and start faster without this import
+            from tempfile import gettempdir
 
             try:
                 if lies_in_memory(Path(gettempdir())):
@@ -135,11 +131,8 @@ class KVStorage:
 
             self._file = SwapFile(self._num_slots, len(self._moved))
             self._measure(self._file)
-            _log.info(
-                "blocks that are evicted may be saved in a file of %d bytes in %s",
-                self.swap_file_bytes,
-                self._file.folder,
-            )
+            message = "blocks that are evicted may be saved in a file of %d bytes in %s"
+            _log.info(message, self.swap_file_bytes, self._file.folder)
         return self._file
 
     @property

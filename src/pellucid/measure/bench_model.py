@@ -155,7 +155,8 @@ class BenchModel:
         )
         ids = (positions.astype(np.int64) * 7919 + owner * 104729 + 13) % self.config.vocab_size
         last = np.arange(1, sequences + 1, dtype=np.int32) * np.int32(tokens) - np.int32(1)
-        self.forward(ForwardBatch(ids.astype(np.int32), positions, last, metadata))
+        no_rows = np.zeros(0, np.int32)
+        self.forward(ForwardBatch(ids.astype(np.int32), positions, last, no_rows, metadata))
         # What the cache holds now, from the first position on.
         held, known = self.filled
         if held != sequences:

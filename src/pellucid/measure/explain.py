@@ -65,7 +65,7 @@ def _kind(item: Item) -> object:
         None if entry.weight is None else spec_of(entry.weight),
         None if entry.kv is None else kv_spec_of(entry.kv),
         tuple((x.width, x.quantized) for x in entry.inputs),
-        None if entry.output is None else (entry.output.width, entry.output.logits_rows),
+        None if entry.output is None else (entry.output.width, entry.output.rows),
         tuple(sorted(entry.attributes.items())),
         bool(entry.vectors),
     )

@@ -187,6 +187,7 @@ def _batch(step: StepShape, blocks: list[int]) -> ForwardBatch:
         input_ids=np.zeros(step.num_tokens, np.int32),
         positions=positions.astype(np.int32),
         logits_indices=(ends[-step.num_logits :] - 1).astype(np.int32),
+        hidden_indices=np.zeros(0, np.int32),
         attention=AttentionMetadata(
             cu_seqlens_q=np.array([0, *ends], np.int32),
             seq_lens=np.array(step.seq_lens, np.int32),

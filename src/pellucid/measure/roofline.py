@@ -106,15 +106,15 @@ def build_model_program(
     backend.check_model(config)
     kv_specs = build_kv_specs(config, *kv_dtypes)
     layout = build_layout(kv_specs, [backend.kv_token_bytes(s) for s in kv_specs], BLOCK_SIZE)
-    entries, result = capture(_forward(config, specs, layout))
-    plan = build_plan(entries, result)
+    captured = capture(_forward(config, specs, layout))
+    plan = build_plan(captured)
     return ModelProgram(
         config,
         specs,
         layout,
-        tuple(_items(config, specs, entries, plan.barriers)),
+        tuple(_items(config, specs, captured.entries, plan.barriers)),
         plan,
-        result,
+        captured.result,
         sum(map(backend.weight_bytes, specs.values())),
     )
 
@@ -129,7 +129,7 @@ def _forward(config: ModelConfig, specs: Mapping[str, TensorSpec], layout: KVLay
     group_of = {layer: g for g, group in enumerate(layout.groups) for layer in group.layers}
     # a KVSpec in place of each store, because nothing is written
     caches = [KVLayer(replace(spec), group_of[i]) for i, spec in enumerate(layout.specs)]
-    return lambda ops, batch: graph.forward(ops, config, specs, batch, caches)
+    return lambda ops, batch: graph.forward_with_hidden(ops, config, specs, batch, caches)
 
 
 def _items(

@@ -150,6 +150,7 @@ class Scorer:
             input_ids=np.ascontiguousarray(tokens[:, start:stop].ravel(), np.int32),
             positions=np.tile(positions, count),
             logits_indices=rows.astype(np.int32),
+            hidden_indices=np.zeros(0, np.int32),
             attention=AttentionMetadata(
                 cu_seqlens_q=np.arange(count + 1, dtype=np.int32) * np.int32(length),
                 seq_lens=np.full(count, stop, np.int32),

@@ -23,10 +23,10 @@ from .blocks import (
     gated_mlp_parameters,
     logits_parameters,
 )
-from .llama import embed, head
+from .llama import embed, head, norm_rows
 from .params import Param
 
-__all__ = ["embed", "head", "layers", "parameters"]
+__all__ = ["embed", "head", "layers", "norm_rows", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:

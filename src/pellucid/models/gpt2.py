@@ -9,7 +9,7 @@ Shapes: T tokens, L rows with logits, C hidden, F intermediate, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 
-from ..batch import ForwardBatch
+from ..batch import ForwardBatch, IntArray
 from ..config import ModelConfig
 from ..ops.protocol import KVLayer, Ops, Tensor
 from .blocks import (
@@ -23,7 +23,7 @@ from .blocks import (
 )
 from .params import Param
 
-__all__ = ["embed", "head", "layers", "parameters"]
+__all__ = ["embed", "head", "layers", "norm_rows", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
@@ -74,8 +74,13 @@ def layers(
 
 def head(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch, x: Tensor) -> Tensor:
     """Hidden states [T, C] -> logits [L, V] of the rows in `batch.logits_indices`."""
-    x = ops.take_rows(x, batch.logits_indices)  # [L, C]
-    return project_to_logits(ops, config, weights, _norm(ops, config, weights, "norm", x))  # [L, V]
+    x = norm_rows(ops, config, weights, x, batch.logits_indices)  # [L, C]
+    return project_to_logits(ops, config, weights, x)  # [L, V]
+
+
+def norm_rows(ops: Ops, config: ModelConfig, weights: Weights, x: Tensor, rows: IntArray) -> Tensor:
+    """These rows of x [T, C], after the final norm: what logits and embeddings are made of."""
+    return _norm(ops, config, weights, "norm", ops.take_rows(x, rows))
 
 
 def _mlp(ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Tensor) -> Tensor:

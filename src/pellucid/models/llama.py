@@ -11,7 +11,7 @@ Shapes: T tokens, L rows with logits, C hidden, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 
-from ..batch import ForwardBatch
+from ..batch import ForwardBatch, IntArray
 from ..config import ModelConfig
 from ..ops.protocol import KVLayer, Ops, Tensor
 from .blocks import (
@@ -26,7 +26,7 @@ from .blocks import (
 )
 from .params import Param
 
-__all__ = ["embed", "head", "layers", "parameters"]
+__all__ = ["embed", "head", "layers", "norm_rows", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
@@ -66,6 +66,10 @@ def layers(
 
 def head(ops: Ops, config: ModelConfig, weights: Weights, batch: ForwardBatch, x: Tensor) -> Tensor:
     """Hidden states [T, C] -> logits [L, V] of the rows in `batch.logits_indices`."""
-    x = ops.take_rows(x, batch.logits_indices)  # [L, C]
-    x = ops.rms_norm(x, weights["norm.weight"], config.norm_eps)  # [L, C]
+    x = norm_rows(ops, config, weights, x, batch.logits_indices)  # [L, C]
     return project_to_logits(ops, config, weights, x)  # [L, V]
+
+
+def norm_rows(ops: Ops, config: ModelConfig, weights: Weights, x: Tensor, rows: IntArray) -> Tensor:
+    """These rows of x [T, C], after the final norm: what logits and embeddings are made of."""
+    return ops.rms_norm(ops.take_rows(x, rows), weights["norm.weight"], config.norm_eps)

@@ -21,14 +21,19 @@ from .protocol import Ops, Tensor
 
 __all__ = ["Backend", "Forward", "Logits"]
 
-# a model with its weights and caches bound: -> logits [L, V]
-Forward: TypeAlias = Callable[[Ops, ForwardBatch], Tensor]
+# a model with its weights and caches bound: -> logits [L, V], or a pair of them and hidden states
+# [E, C]
+Forward: TypeAlias = Callable[[Ops, ForwardBatch], Tensor | tuple[Tensor, Tensor]]
 
 
 class Logits(Protocol):
     """The result of a forward pass, kept on the backend's device: a row for each of the batch's
-    `logits_indices`.
+    `logits_indices`, and for each of its `hidden_indices` if the pass returns hidden states.
     """
+
+    @property
+    def hidden(self) -> NDArray[np.float32] | None:
+        """The hidden states [E, C] in host memory; None if the forward pass returns none."""
 
     @property
     def num_rows(self) -> int: ...

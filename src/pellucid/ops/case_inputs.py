@@ -60,6 +60,7 @@ def build_attention_batch(
     block_tables: NDArray[np.int32],
     block_size: int,
     logits_indices: Sequence[int] = (),
+    hidden_indices: Sequence[int] = (),
 ) -> ForwardBatch:
     """A batch in which request r computes the last q_lens[r] of its seq_lens[r] tokens; input_ids
     are 0 … T-1.
@@ -76,6 +77,7 @@ def build_attention_batch(
         input_ids=np.arange(len(owner), dtype=np.int32),
         positions=positions.astype(np.int32),
         logits_indices=np.array(logits_indices, np.int32),
+        hidden_indices=np.array(hidden_indices, np.int32),
         attention=AttentionMetadata(
             cu_seqlens_q=np.concatenate([[0], np.cumsum(q_lens)]).astype(np.int32),
             seq_lens=np.array(seq_lens, np.int32),

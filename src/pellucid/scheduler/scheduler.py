@@ -1,10 +1,11 @@
 """Chooses the requests of the next step: continuous batching over two counters, a token budget, and
 preemption.
 
-One idea: a step computes some of `num_tokens - num_computed_tokens` of each running request. This
-subtraction covers a chunk of a long prompt, one token of an answer, and the tokens that remain
-after a prefix hit or a preemption. So all of them can share a step (Orca, OSDI 2022; Sarathi-Serve,
-arXiv:2403.02310). `schedule()` plans, the model runner computes, `update()` records.
+A step computes some of `num_tokens - num_computed_tokens` of each running request. This subtraction
+covers a chunk of a long prompt, one token of an answer, and the tokens that remain after a prefix
+hit or a preemption. So all of them can share a step (Orca, OSDI 2022; Sarathi-Serve,
+arXiv:2403.02310). `schedule()` plans, the model runner computes, `update()` records. The scheduler
+sees no arrays and no clock.
 
 A step is planned in this order. First come the running requests, by rank. Each gets slots in the
 cache, if necessary by preempting the last in rank, so the first in rank always advances. One token
@@ -23,8 +24,6 @@ tokens stops before them.
 `batching` says when waiting requests may join. continuous: at every step. static: when no request
 runs; as many as fit form a batch, which runs until its last request has ended. dynamic: like
 static, but the requests of a batch have similar lengths, so that they end together.
-
-The scheduler sees no arrays and no clock.
 """
 
 from collections import deque
@@ -106,10 +105,11 @@ class Scheduler:
         for request in requests:
             if not request.prompt_token_ids:
                 raise RequestError("the prompt is empty; it must hold at least one token")
-            if request.num_tokens >= self.max_model_len:
+            most = self.max_model_len - (request.pooling is None)  # an output has a token or more
+            if request.num_tokens > most:
+                room = "with room for one more " if request.pooling is None else ""
                 raise PromptTooLongError(
-                    f"the prompt has {request.num_tokens} tokens; with room for one more it must "
-                    f"be at most {self.max_model_len - 1} "
+                    f"the prompt has {request.num_tokens} tokens; {room}it must be at most {most} "
                     f"(max_model_len is {self.max_model_len})"
                 )
         self.waiting.check_room(len(requests), sum(r.num_tokens for r in requests))
@@ -257,7 +257,7 @@ class Scheduler:
     def _is_being_computed(self, request: Request, hit: Hit) -> bool:
         """True if a running request is computing the first block that this one did not hit."""
         stop = (hit.num_tokens // self.kv.layout.block_size + 1) * self.kv.layout.block_size
-        if not self.kv.enable_prefix_caching or stop >= request.num_tokens:
+        if not self.kv.enable_prefix_caching or stop > request.num_reusable:
             return False
         beginning: list[int] | None = None
         for other in self.running:
@@ -311,10 +311,8 @@ class Scheduler:
     ) -> None:
         """Record a step's results. `sampled` has the new tokens of each request that sampled: the
         accepted drafts and one more. A request takes them one by one, until a stop token, its
-        length or `read` ends it.
-
-        `read(request, token_id, finish_reason)` is called for each token that a request takes; it
-        returns True if the text now holds a stop string.
+        length or `read` ends it. `read(request, token_id, finish_reason)` returns True if the text
+        now holds a stop string. A request for an embedding ends when its prompt is computed.
         """
         finished, is_fair = RequestStatus.FINISHED, self.waiting.policy == "fair"
         for request in step.requests:
@@ -349,6 +347,8 @@ class Scheduler:
                     request.num_computed_tokens = request.num_tokens - 1
                     request.draft_token_ids = []
                 request.is_decoding = True
+            elif request.pooling is not None and request.num_computed_tokens == request.num_tokens:
+                reason = "stop"
             if request.num_computed_tokens >= request.next_kv_event:
                 self.kv.publish(request)
             if reason is not None:

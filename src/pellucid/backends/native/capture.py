@@ -12,6 +12,7 @@ added before its first product, and all its products share the result. `plan.py`
 in memory and the barriers between entries.
 """
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -26,7 +27,18 @@ from ...ops.backend import Forward
 from ...ops.protocol import KVLayer, RopeTable
 from .kv_store import KVStore
 
-__all__ = ["OPS", "Cache", "Entry", "Recorder", "Symbol", "capture", "kv_spec_of", "spec_of"]
+__all__ = [
+    "OPS",
+    "Cache",
+    "Capture",
+    "Entry",
+    "Recorder",
+    "Rows",
+    "Symbol",
+    "capture",
+    "kv_spec_of",
+    "spec_of",
+]
 
 Matrix: TypeAlias = _native.Weight | TensorSpec
 Vector: TypeAlias = _native.Vector | TensorSpec
@@ -37,12 +49,22 @@ Attribute: TypeAlias = int | float | tuple[float, ...]
 OPS = _native.ops()
 
 
+class Rows(enum.IntEnum):
+    """What the rows of a tensor are: the batch's tokens, its `logits_indices` or its
+    `hidden_indices`. The numbers are those of csrc/program.h.
+    """
+
+    TOKENS = 0
+    LOGITS = 1
+    HIDDEN = 2
+
+
 @dataclass(eq=False, slots=True)
 class Symbol:
-    """A tensor of `width` numbers per row. Rows are the batch's tokens, or its rows with logits."""
+    """A tensor of `width` numbers per row."""
 
     width: int
-    logits_rows: bool = False
+    rows: Rows = Rows.TOKENS
     quantized: bool = False
     num_heads: int = 1  # how `width` is seen by ops on heads
     base: "Symbol | None" = None  # the symbol whose memory this one uses
@@ -99,8 +121,22 @@ def kv_spec_of(cache: Cache) -> KVSpec:
     return cache if isinstance(cache, KVSpec) else cache.spec
 
 
-def capture(forward: Forward) -> tuple[list[Entry], Symbol]:
-    """The entries of a forward pass, in order, and the symbol that is its result."""
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A forward pass as a list of entries, in order, and the symbols of its results."""
+
+    entries: list[Entry]
+    result: Symbol
+    hidden: Symbol | None = None  # the hidden states, if it returns them beside the logits
+
+    @property
+    def results(self) -> list[Symbol]:
+        """The symbols that lie in the caller's memory."""
+        return [self.result] if self.hidden is None else [self.result, self.hidden]
+
+
+def capture(forward: Forward) -> Capture:
+    """Run a forward pass over symbols."""
     recorder = Recorder()
     metadata = AttentionMetadata(  # kernels take the block size from the cache
         _Input("cu_seqlens_q"),
@@ -110,11 +146,16 @@ def capture(forward: Forward) -> tuple[list[Entry], Symbol]:
         block_size=0,
     )
     batch = ForwardBatch(
-        _Input("input_ids"), _Input("positions"), _Input("logits_indices"), metadata
+        _Input("input_ids"),
+        _Input("positions"),
+        _Input("logits_indices"),
+        _Input("hidden_indices"),
+        metadata,
     )
-    result: Symbol = forward(recorder, batch)
+    found = forward(recorder, batch)
+    result, hidden = found if isinstance(found, tuple) else (found, None)
     _cap_in_place(recorder.entries, result)
-    return recorder.entries, result
+    return Capture(recorder.entries, result, hidden)
 
 
 def _cap_in_place(entries: list[Entry], result: Symbol) -> None:
@@ -159,12 +200,12 @@ class Recorder:
             raise AssertionError(f"a linear layer of {inputs} inputs is given {x.width}")
         source = self._quantize(x) if _is_quantized(spec) else x
         vectors = [] if bias is None else [bias]
-        output = Symbol(outputs, x.logits_rows)
+        output = Symbol(outputs, x.rows)
         return self._add("linear", [source], output, weight=weight, vectors=vectors)
 
     def _quantize(self, x: Symbol) -> Symbol:
         if x.storage not in self._quantized:
-            output = Symbol(x.width, x.logits_rows, quantized=True)
+            output = Symbol(x.width, x.rows, quantized=True)
             self._quantized[x.storage] = self._add("quantize", [x], output)
         return self._quantized[x.storage]
 
@@ -198,7 +239,7 @@ class Recorder:
         return self._add("softcap", [x], _like(x), cap=cap)
 
     def split_heads(self, x: Symbol, num_heads: int) -> Symbol:
-        return Symbol(x.width, x.logits_rows, num_heads=num_heads, base=x)
+        return Symbol(x.width, x.rows, num_heads=num_heads, base=x)
 
     def rope(self, x: Symbol, positions: _Input, table: RopeTable) -> Symbol:
         """The angles of a step are computed once for all layers with the same frequencies."""
@@ -239,15 +280,16 @@ class Recorder:
         )
 
     def take_rows(self, x: Symbol, indices: _Input) -> Symbol:
-        if indices.name != "logits_indices":
+        taken = {"logits_indices": Rows.LOGITS, "hidden_indices": Rows.HIDDEN}
+        if indices.name not in taken:
             raise UnsupportedError(
-                f"the native backend takes the rows of logits_indices, not of {indices.name}"
+                f"the native backend takes the rows of {' or '.join(taken)}, not of {indices.name}"
             )
-        return self._add("take_rows", [x], Symbol(x.width, logits_rows=True))
+        return self._add("take_rows", [x], Symbol(x.width, taken[indices.name]))
 
     def all_reduce(self, x: Symbol) -> Symbol:
         return x  # one rank
 
 
 def _like(x: Symbol) -> Symbol:
-    return Symbol(x.width, x.logits_rows, num_heads=x.num_heads)
+    return Symbol(x.width, x.rows, num_heads=x.num_heads)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...ops import cost
 from ...ops.cost import OpCost
-from .capture import Entry, kv_spec_of, spec_of
+from .capture import Entry, Rows, kv_spec_of, spec_of
 from .kv_store import token_bytes
 from .plan import bytes_per_row
 
@@ -32,22 +32,27 @@ QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term o
 @dataclass(frozen=True, slots=True)
 class StepShape:
     """The lengths of a step: request r computes its last q_lens[r] tokens of seq_lens[r], and the
-    step returns `num_logits` rows of logits.
+    step returns `num_logits` rows of logits and `num_hidden` of hidden states.
     """
 
     q_lens: Sequence[int]
     seq_lens: Sequence[int]
     num_logits: int
+    num_hidden: int = 0
 
     @property
     def num_tokens(self) -> int:
         return sum(self.q_lens)
 
+    def num_rows(self, rows: Rows) -> int:
+        """The number of rows of a tensor."""
+        return (self.num_tokens, self.num_logits, self.num_hidden)[rows]
+
 
 def entry_cost(entry: Entry, step: StepShape) -> OpCost:
     """FLOPs and bytes of one entry in a step of these lengths."""
     output, a = entry.output, entry.attributes
-    rows = step.num_logits if output is not None and output.logits_rows else step.num_tokens
+    rows = step.num_tokens if output is None else step.num_rows(output.rows)
     width = 0 if output is None else output.width
     match entry.op:
         case "embed":

@@ -12,7 +12,7 @@ touches only rows of its own share. Quantized rows have another layout than plai
 
 from dataclasses import dataclass
 
-from .capture import OPS, Entry, Symbol
+from .capture import OPS, Capture, Entry, Rows, Symbol
 
 __all__ = ["Placement", "Plan", "build_plan", "bytes_per_row", "place_symbols"]
 
@@ -29,7 +29,7 @@ class Placement:
     size: int
     width: int
     quantized: bool
-    logits_rows: bool
+    rows: Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +41,24 @@ class Plan:
     barriers: list[bool]  # per entry
     bytes_per_token: int
     output: int
+    hidden: int  # -1: no hidden states are returned
 
 
-def build_plan(entries: list[Entry], result: Symbol) -> Plan:
+def build_plan(captured: Capture) -> Plan:
     """Place every symbol, then the barriers."""
-    buffers, index, end = place_symbols(entries, result)
-    barriers = _barriers(entries, buffers, index)
-    return Plan(buffers, index, barriers, end, index[result.storage])
+    buffers, index, end = place_symbols(captured)
+    barriers = _barriers(captured.entries, buffers, index)
+    hidden = -1 if captured.hidden is None else index[captured.hidden.storage]
+    return Plan(buffers, index, barriers, end, index[captured.result.storage], hidden)
 
 
-def place_symbols(
-    entries: list[Entry], result: Symbol
-) -> tuple[list[Placement], dict[Symbol, int], int]:
-    """Place every symbol but the result, which lies in the caller's memory. Returns the buffers,
+def place_symbols(captured: Capture) -> tuple[list[Placement], dict[Symbol, int], int]:
+    """Place every symbol but the results, which lie in the caller's memory. Returns the buffers,
     the index of each storage's buffer, and the bytes per token of all buffers.
     """
+    entries = captured.entries
     last_use = {symbol.storage: i for i, entry in enumerate(entries) for symbol in _symbols(entry)}
-    output = result.storage
+    outputs = [symbol.storage for symbol in captured.results]
     buffers: list[Placement] = []
     index: dict[Symbol, int] = {}
     free: list[tuple[int, int]] = []  # (offset, size), by offset; adjacent ranges are merged
@@ -67,14 +68,12 @@ def place_symbols(
         while resting and resting[0][0] + REST < i:
             _give(free, resting.pop(0)[1])
         if entry.output is not None and (storage := entry.output.storage) not in index:
-            size = 0 if storage is output else bytes_per_row(storage)
+            size = 0 if storage in outputs else bytes_per_row(storage)
             offset, end = _take(free, size, end)
             index[storage] = len(buffers)
-            buffers.append(
-                Placement(offset, size, storage.width, storage.quantized, storage.logits_rows)
-            )
+            buffers.append(Placement(offset, size, storage.width, storage.quantized, storage.rows))
         for storage in {s.storage for s in _symbols(entry)}:
-            if last_use[storage] == i and storage is not output:
+            if last_use[storage] == i and storage not in outputs:
                 resting.append((i, buffers[index[storage]]))
     return buffers, index, end
 
@@ -116,10 +115,10 @@ def _give(free: list[tuple[int, int]], place: Placement) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    place: object  # (offset, size) of a buffer, or a KV cache
+    place: object  # (offset, size) of a buffer, the symbol of a result, or a KV cache
     writes: bool
-    # (of logits, quantized) if each share touches only its own rows; None if it may touch all
-    rows: tuple[bool, bool] | None
+    # (its rows, quantized) if each share touches only its own rows; None if it may touch all
+    rows: tuple[Rows, bool] | None
 
 
 def _barriers(
@@ -137,11 +136,11 @@ def _barriers(
 
 
 def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) -> list[_Access]:
-    def rows(symbol: Symbol, writes: bool) -> tuple[bool, bool] | None:
+    def rows(symbol: Symbol, writes: bool) -> tuple[Rows, bool] | None:
         division = OPS[entry.op][0]
         if division == "all_rows" or (division == "writes_rows" and not writes):
             return None
-        return symbol.logits_rows, symbol.quantized
+        return symbol.rows, symbol.quantized
 
     found = []
     for symbol, writes in [(s, False) for s in entry.inputs] + (
@@ -150,7 +149,9 @@ def _accesses(entry: Entry, buffers: list[Placement], index: dict[Symbol, int]) 
         place = buffers[index[symbol.storage]]
         found.append(
             _Access(
-                (place.offset, place.size) if place.size else "output", writes, rows(symbol, writes)
+                (place.offset, place.size) if place.size else symbol.storage,
+                writes,
+                rows(symbol, writes),
             )
         )
     if entry.kv is not None:

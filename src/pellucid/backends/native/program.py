@@ -12,7 +12,7 @@ from ... import _native
 from ...batch import ForwardBatch
 from ...ops.backend import Forward
 from ..host_logits import HostLogits
-from .capture import capture
+from .capture import Symbol, capture
 from .costs import StepShape
 from .kv_store import KVStore
 from .plan import build_plan
@@ -33,17 +33,23 @@ class TimedStep:
         """The lengths of the step."""
         a = self.batch.attention
         q_lens: list[int] = np.diff(a.cu_seqlens_q).tolist()
-        return StepShape(q_lens, a.seq_lens.tolist(), len(self.batch.logits_indices))
+        num_logits, num_hidden = len(self.batch.logits_indices), len(self.batch.hidden_indices)
+        return StepShape(q_lens, a.seq_lens.tolist(), num_logits, num_hidden)
 
 
 class CapturedForward:
-    """A function of a batch that returns the logits of the forward pass, in new memory."""
+    """A function of a batch that returns the results of the forward pass, in new memory."""
 
     def __init__(self, forward: Forward, isa: str, pool: _native.ThreadPool) -> None:
-        self.entries, self._result = capture(forward)
-        self.plan = build_plan(self.entries, self._result)
-        index = self.plan.index
-        buffers = [(p.offset, p.width, p.quantized, p.logits_rows) for p in self.plan.buffers]
+        captured = capture(forward)
+        self.entries, self._result, self._hidden = (
+            captured.entries,
+            captured.result,
+            captured.hidden,
+        )
+        self.plan = plan = build_plan(captured)
+        index = plan.index
+        buffers = [(p.offset, p.width, p.quantized, int(p.rows)) for p in plan.buffers]
         entries = [
             (
                 entry.op,
@@ -55,34 +61,42 @@ class CapturedForward:
                 barrier,
                 entry.attributes,
             )
-            for entry, barrier in zip(self.entries, self.plan.barriers, strict=True)
+            for entry, barrier in zip(self.entries, plan.barriers, strict=True)
         ]
         self._program = _native.new_program(
-            isa, pool, buffers, self.plan.bytes_per_token, self.plan.output, entries
+            isa, pool, buffers, plan.bytes_per_token, plan.output, plan.hidden, entries
         )
         # If this is a list, each step is appended to it with the time of each entry.
         self.ledger: list[TimedStep] | None = None
 
     def __call__(self, batch: ForwardBatch) -> HostLogits:
         if self.ledger is None:
-            return HostLogits(self._run(batch, None))
+            return self._run(batch, None)
         step = TimedStep(batch, time.monotonic(), np.zeros(len(self.entries), np.float32))
         self.ledger.append(step)
-        return HostLogits(self._run(batch, step.seconds))
+        return self._run(batch, step.seconds)
 
-    def _run(self, batch: ForwardBatch, seconds: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        rows = len(batch.logits_indices if self._result.logits_rows else batch.input_ids)
-        out = np.empty((rows, self._result.width), np.float32)
+    def _run(self, batch: ForwardBatch, seconds: NDArray[np.float32] | None) -> HostLogits:
+        out = _room_for(self._result, batch)
+        hidden = None if self._hidden is None else _room_for(self._hidden, batch)
         a = batch.attention
         self._program.run(
             batch.input_ids,
             batch.positions,
             batch.logits_indices,
+            batch.hidden_indices,
             a.cu_seqlens_q,
             a.seq_lens,
             a.block_tables,
             a.slot_mapping,
             out,
+            hidden,
             seconds,
         )
-        return out
+        return HostLogits(out, hidden)
+
+
+def _room_for(result: Symbol, batch: ForwardBatch) -> NDArray[np.float32]:
+    """Memory for a result of a run."""
+    rows = (batch.input_ids, batch.logits_indices, batch.hidden_indices)[result.rows]
+    return np.empty((len(rows), result.width), np.float32)

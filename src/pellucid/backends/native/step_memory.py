@@ -19,19 +19,23 @@ def step_bytes(
     """Bytes that a step of `num_tokens` tokens takes, by purpose, if no request is longer than
     `context` tokens.
     """
-    entries, result = capture(forward)
-    _, _, bytes_per_token = place_symbols(entries, result)
+    captured = capture(forward)
+    entries = captured.entries
+    _, _, bytes_per_token = place_symbols(captured)
     capacity = -(-num_tokens // 16) * 16  # csrc/program.cpp, make_room
     scratch = max((_scratch_bytes(entry, isa) for entry in entries), default=0)
     partials = max(
         (_partial_bytes(e, isa, threads, num_tokens, context) for e in entries), default=0
     )
-    return {
+    memory = {
         "activations": bytes_per_token * capacity,
-        "logits": num_logits * result.width * 4,
+        "logits": num_logits * captured.result.width * 4,
         f"scratch of {threads} threads": threads * scratch,
         "partial results of attention": partials,
     }
+    if captured.hidden is not None:
+        memory["hidden states"] = num_tokens * captured.hidden.width * 4
+    return memory
 
 
 def _scratch_bytes(entry: Entry, isa: str) -> int:

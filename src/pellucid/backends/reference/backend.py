@@ -104,9 +104,11 @@ class ReferenceBackend:
 
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], HostLogits]:
         def run(batch: ForwardBatch) -> HostLogits:
-            result = np.ascontiguousarray(forward(ops, batch), np.float32)
+            found = forward(ops, batch)
+            logits, hidden = found if isinstance(found, tuple) else (found, None)
+            result = np.ascontiguousarray(logits, np.float32)
             # a conformance case may return heads [L, H, D]: flatten them
-            return HostLogits(result.reshape(len(result), prod(result.shape[1:])))
+            return HostLogits(result.reshape(len(result), prod(result.shape[1:])), hidden)
 
         return run
 

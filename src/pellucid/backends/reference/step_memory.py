@@ -20,6 +20,7 @@ __all__ = ["step_bytes"]
 ELEMENT_BYTES = 4  # float32
 TEMPORARIES = 4  # temporary arrays of an op; gelu has the most
 KEPT = 3  # arrays of the hidden size that a layer keeps during an op
+_LOGITS_INDICES = np.zeros(0, np.int32)  # rows that `take_rows` takes by another array are tokens
 
 
 class _Rows(NamedTuple):
@@ -69,7 +70,7 @@ class _Widths:
         return self._op(q.width // kv.store.k_dim * kv.store.v_dim, q)
 
     def take_rows(self, x: _Rows, indices: IntArray) -> _Rows:
-        return self._op(x.width, _Rows(x.width, of_logits=True))
+        return self._op(x.width, _Rows(x.width, of_logits=indices is _LOGITS_INDICES))
 
     def all_reduce(self, x: _Rows) -> _Rows:
         return x
@@ -88,9 +89,12 @@ def step_bytes(forward: Forward, num_tokens: int, num_logits: int) -> dict[str, 
     widths: Any = _Widths()
     nothing = np.zeros(0, np.int32)
     metadata = AttentionMetadata(nothing, nothing, nothing, nothing, block_size=1)
-    forward(widths, ForwardBatch(nothing, nothing, nothing, metadata))
+    found = forward(widths, ForwardBatch(nothing, nothing, _LOGITS_INDICES, nothing, metadata))
     of_tokens = widths.most[False] + KEPT * widths.hidden
-    return {
+    memory = {
         "activations": num_tokens * of_tokens * ELEMENT_BYTES,
         "logits": num_logits * widths.most[True] * ELEMENT_BYTES,
     }
+    if isinstance(found, tuple):
+        memory["hidden states"] = num_tokens * found[1].width * ELEMENT_BYTES
+    return memory
