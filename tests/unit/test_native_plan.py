@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from pellucid.backends.native.backend import NativeBackend
-from pellucid.backends.native.capture import Capture, Entry, Symbol, capture
+from pellucid.backends.native.capture import Capture, Entry, Rows, Symbol, capture
 from pellucid.backends.native.plan import Plan, build_plan
 from pellucid.batch import ForwardBatch
 from pellucid.formats import encode_dense
-from pellucid.ops.protocol import Ops, Tensor
+from pellucid.kv_spec import build_kv_specs
+from pellucid.models.registry import get_graph
+from pellucid.ops.protocol import KVLayer, Ops, Tensor
+from tests.models.harness import GOLDEN, GOLDEN_NAMES, load
 
 from .race_checker import find_overwritten, find_races
 from .random_forward import batch_of, random_forward
@@ -140,3 +143,18 @@ def test_a_random_program_gives_the_same_bits_on_one_thread_and_on_four(seed: in
         one, four = (run(batch_of(tokens)).to_host() for run in runs)
         assert np.array_equal(one, four, equal_nan=True)
         assert np.isfinite(one).all()
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_hidden_states_cost_a_model_no_barrier_and_no_memory(name: str) -> None:
+    """So a step without embeddings takes as long as if there were none."""
+    loaded = load(GOLDEN / name, "native")
+    graph, config, specs = get_graph(loaded.config.graph), loaded.config, loaded.weights
+    caches = [KVLayer(spec) for spec in build_kv_specs(config, "f16", "f16")]
+    plain = capture(lambda ops, batch: graph.forward(ops, config, specs, batch, caches))
+    both = capture(lambda ops, batch: graph.forward_with_hidden(ops, config, specs, batch, caches))
+    added = [entry for entry in both.entries if entry.output and entry.output.rows is Rows.HIDDEN]
+    assert len(both.entries) - len(plain.entries) == len(added) == 2  # take rows, norm
+    plans = build_plan(plain), build_plan(both)
+    assert sum(plans[0].barriers) == sum(plans[1].barriers)
+    assert plans[0].bytes_per_token == plans[1].bytes_per_token

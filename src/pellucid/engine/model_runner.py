@@ -105,7 +105,7 @@ class ModelRunner:
             self._seconds_per_token = result.forward_seconds / len(batch.input_ids)
         self._score_prompts(rows, logits, result)
         self._sample(rows, logits, result)
-        pool_hidden_states(step.requests, logits, result.errors)
+        pool_hidden_states(step.requests, logits.hidden, result.errors)
         return result
 
     @property
@@ -129,7 +129,8 @@ class ModelRunner:
             start = r.request.num_computed_tokens
             stop = start + r.request.num_scheduled_tokens
             logits_indices += [len(input_ids) + p - start for p in r.positions]
-            hidden_indices += [len(input_ids) + p - start for p in needed_positions(r.request)]
+            if r.request.pooling is not None:
+                hidden_indices += [len(input_ids) + p - start for p in needed_positions(r.request)]
             input_ids += r.request.token_ids(start, stop)
             if r.num_sampled > 1:
                 input_ids += r.request.draft_token_ids[: r.num_sampled - 1]
@@ -224,8 +225,7 @@ class ModelRunner:
 def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[np.int32]:
     """Block tables [G, R, M]; the scratch block pads them and replaces HOLEs."""
     groups = len(tables[0])
-    # the tables of a request are of one length
-    width = max(len(of_request[0]) for of_request in tables)
+    width = max(len(of_request[0]) for of_request in tables)  # its tables are of one length
     array = np.full((groups, len(tables), width), HOLE, np.int32)
     for r, of_request in enumerate(tables):
         for g, table in enumerate(of_request):
@@ -241,7 +241,7 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
         start = request.num_computed_tokens
         stop = start + request.num_scheduled_tokens
         positions = [*request.scored(start, stop)]
-        num_sampled = request.num_scheduled_drafts + 1 if request.is_sampling else 0
+        num_sampled = max(0, stop - request.num_tokens + 1) if request.pooling is None else 0
         positions += range(stop - num_sampled, stop)
         rows.append(_Rows(request, first, positions, num_sampled))
         first += len(positions)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PellucidError, RequestError
-from ..ops.backend import Logits
 from ..outputs import (
     EmbeddingOutput,
     EmbeddingRequestOutput,
@@ -41,18 +40,21 @@ def needed_positions(request: Request) -> range:
 
 
 def pool_hidden_states(
-    requests: Sequence[Request], result: Logits, errors: dict[str, PellucidError]
+    requests: Sequence[Request],
+    hidden: NDArray[np.float32] | None,
+    errors: dict[str, PellucidError],
 ) -> None:
-    """Add the hidden states of a step, which lie in the order of its requests. A request whose last
-    position is added gets its embedding, or an entry of `errors` if that is not finite.
+    """Add a step's hidden states [E, C], which lie in the order of its requests. A request whose
+    last position is added gets its embedding, or an entry of `errors` if that is not finite.
     """
+    if hidden is None or not len(hidden):
+        return
     first = 0
     for request in requests:
         positions, pooling = needed_positions(request), request.pooling
         if pooling is None or not positions:
             continue
-        assert result.hidden is not None
-        rows = result.hidden[first : first + len(positions)]  # [positions, C]
+        rows = hidden[first : first + len(positions)]  # [positions, C]
         first += len(positions)
         if pooling.total is None:
             pooling.total = np.zeros(rows.shape[1])
