@@ -12,6 +12,7 @@ namespace nb = nanobind;
 NB_MODULE(_native, m) {
     m.doc() = "Pellucid's compiled part.";
     pellucid::bind_native(m);
+    pellucid::bind_encode(m);
     m.def("cpu_architecture", &pellucid::cpu_architecture,
           "What this module was compiled for: x86_64, aarch64 or unknown.");
     m.def("cpu_name", &pellucid::cpu_name, "The maker's name of the CPU, or an empty string.");

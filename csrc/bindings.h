@@ -5,6 +5,7 @@
 
 namespace pellucid {
 
+void bind_encode(nanobind::module_ &m);
 void bind_native(nanobind::module_ &m);
 
 }  // namespace pellucid

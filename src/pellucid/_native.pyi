@@ -92,6 +92,17 @@ def load_weight(
 def load_stored_weights(
     pool: ThreadPool, memory: WeightMemory, matrices: Sequence[tuple[int, int, int, int, int, int]]
 ) -> tuple[list[Weight], tuple[int, int, int] | None]: ...
+def encoders() -> list[str]: ...
+
+# False: a value or a scale is beyond what the format holds
+def encode(
+    pool: ThreadPool,
+    isa: str,
+    ggml_type: int,
+    values: NDArray[np.float32],
+    importance: NDArray[np.float32] | None,
+    out: NDArray[np.uint8],
+) -> bool: ...
 def new_kv_store(
     num_blocks: int, kv_heads: int, head_dim: int, chunks_per_block: int, k_type: str, v_type: str
 ) -> KVStore: ...

@@ -35,7 +35,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "speculative": ("sampling", "ops", *PLAIN),
     "sampling": PLAIN,
     "parallel": ("models.params", "ops", *PLAIN),
-    "quant": ("models", "weights", "tokenizer", "backends", "ops", "formats", *PLAIN, "files"),
+    "quant": (
+        *("models", "weights", "tokenizer", "backends", "ops", "formats", "_native"),
+        *(*PLAIN, "files"),
+    ),
     "models": ("ops.protocol", "config", "batch", "errors"),
     "weights": ("models.params", "models.registry", "formats", "config", "files", "errors"),
     "tokenizer": ("config", "files", "errors"),

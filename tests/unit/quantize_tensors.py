@@ -45,6 +45,18 @@ def heavy_tailed(rows: int, columns: int, seed: int) -> Floats:
     return x
 
 
+def zeros_of_both_signs() -> Floats:
+    """Rows of 0 and -0, in which either comes first, and of one alone; then beside other values."""
+    x = np.zeros((6, 256), np.float32)
+    x[1] = -0.0
+    x[2, 1::3] = -0.0
+    x[3, ::3] = -0.0
+    x[4, ::2] = np.arange(128)
+    x[4, 1::4] = -0.0
+    x[5] = x[4, ::-1]
+    return x
+
+
 def importance_of(columns: int, seed: int) -> Floats:
     """Importance that differs by orders of magnitude, and is 0 for some columns."""
     u = np.random.RandomState(seed).random_sample((2, columns))

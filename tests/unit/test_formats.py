@@ -150,6 +150,8 @@ def test_damaged_scales_decode_to_infinities_and_nans(name: str) -> None:
 @pytest.mark.parametrize("name", WRITABLE)
 def test_encoding_equals_gguf_bit_for_bit(name: str) -> None:
     values = hard_values(name)
+    if name in BLOCKS_OF_32:
+        values += np.float32(0)  # a scale may be 0 or -0 after -0: test_encoders.py says which
     # 1/d is infinite: gguf's result is undefined there
     tiny = (np.abs(values).max(axis=1) < 1e-37) & (np.abs(values).max(axis=1) > 0)
     np.testing.assert_array_equal(

@@ -116,7 +116,7 @@ def test_a_rule_whose_format_does_not_fit_the_width_is_refused(tmp_path: Path) -
     described = MODELS["narrow"]
     with pytest.raises(
         ConfigError,
-        match="tensor 'blk.0.attn_q.weight' the format Q4_K, whose blocks hold 256 values; its "
+        match=r"tensor 'blk\.0\.attn_q\.weight' the format Q4_K, whose blocks hold 256 values; its "
         "rows have 288, which fit F32, F16",
     ):
         choose_formats(

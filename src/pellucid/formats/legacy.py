@@ -28,7 +28,7 @@ from .base import (
     stored_scale,
 )
 from .importance import by_row
-from .search import WEIGHTED_TRIALS, first_extreme, search_min, search_symmetric
+from .search import WEIGHTED_TRIALS, first_extreme, search_min, search_symmetric, value_range
 
 __all__ = ["LEGACY_FORMATS"]
 
@@ -256,10 +256,10 @@ def _with_minimum(
 
 def _range(values: Values, steps: int) -> tuple[Values, Values]:
     """(size of a step, minimum) of each block whose range is cut into `steps`. [n, 1] each"""
-    m = values.min(axis=1, keepdims=True)
+    low, high = value_range(values)
     # a range of infinite length is refused by _reciprocal
     with np.errstate(over="ignore", invalid="ignore"):
-        return (values.max(axis=1, keepdims=True) - m) / np.float32(steps), m
+        return ((high - low) / np.float32(steps))[:, None], low[:, None]
 
 
 def _reciprocal(d: Values, name: str) -> Values:

@@ -27,6 +27,7 @@ __all__ = [
     "search_symmetric",
     "search_symmetric_descent",
     "sum_in_order",
+    "value_range",
 ]
 
 Floats = NDArray[np.float32]
@@ -59,7 +60,14 @@ def sum_in_order(x: Floats) -> Floats:
 def first_extreme(x: Floats) -> Floats:
     """The value of largest magnitude of each group, with its sign; the first of equals. [n]"""
     found: Floats = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
-    return found
+    return found + np.float32(0)  # of zeros alone: 0, not -0
+
+
+def value_range(x: Floats) -> tuple[Floats, Floats]:
+    """The smallest and the largest value of each group; of 0 and -0 the first. [n] each"""
+    low: Floats = np.take_along_axis(x, x.argmin(axis=1)[:, None], axis=1)[:, 0]
+    high: Floats = np.take_along_axis(x, x.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return low, high
 
 
 def search_min(
@@ -72,7 +80,8 @@ def search_min(
     smallest error wins. `absolute`: the error is the sum of magnitudes instead of squares.
     """
     first, step, last = np.float32(trials[0]), np.float32(trials[1]), trials[2]
-    low, high = np.minimum(x.min(axis=1), np.float32(0)), x.max(axis=1)
+    low, high = value_range(x)
+    low = np.where(low > 0, np.float32(0), low)
     sum_w, sum_x = sum_in_order(w), sum_in_order(w * x)
     flat = high <= low
     # the whole range, as it is

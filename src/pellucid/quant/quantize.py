@@ -17,23 +17,18 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.native.backend import available_cpus
 from ..errors import ConfigError, FormatError
-from ..formats import HostTensor, dequantize, host_tensor, packed_bytes, quantize
+from ..formats import HostTensor, dequantize, host_tensor, packed_bytes
 from ..formats.finite import check_finite
 from ..formats.tensor import TensorSpec
 from ..weights.gguf_metadata import Typed, ValueType
 from ..weights.gguf_writer import GGUFWriter
+from .encode import Encoder
 from .source import Source
 from .type_map import DENSE, FileType, ModelFacts, Rule, choose_formats
 
-__all__ = [
-    "Encode",
-    "Plan",
-    "TensorReport",
-    "encode_plainly",
-    "plan_quantization",
-    "write_quantized",
-]
+__all__ = ["Encode", "Plan", "TensorReport", "plan_quantization", "write_quantized"]
 
 Floats: TypeAlias = NDArray[np.float32]
 # (name of the tensor, values [rows, columns], format, importance [columns] or None) -> the tensor.
@@ -119,20 +114,22 @@ def write_quantized(
     importance: Mapping[str, Floats] | None = None,
     encode: Encode | None = None,
     added: Mapping[str, object] | None = None,
+    threads: int | None = None,
 ) -> Generator[TensorReport, None, None]:
     """Write the file, and yield each tensor after it is written; the file is there when the
     iteration has ended, and nothing is left if it is broken off.
 
     `encode` replaces the formats' own search for all tensors that change; it sees whole tensors.
-    `added` are more values of metadata.
+    `added` are more values of metadata. `threads`: None, as many as there are CPUs.
     """
     _check_place(source, out, plan)
     metadata = _metadata(source, plan, added or {})
+    encoder = Encoder(threads or available_cpus())
     with GGUFWriter(out, metadata, list(plan.after.items())) as writer:
         for name, spec in plan.after.items():
             tensor = source.tensor(name)
             weights = (importance or {}).get(name)
-            slices = _encode(name, tensor, spec.format, weights, encode)
+            slices = _encode(name, tensor, spec.format, weights, encode, encoder)
             squares, lost = 0.0, 0.0
             for data, size, error in slices:
                 writer.write(data)
@@ -146,15 +143,13 @@ def write_quantized(
             del tensor
 
 
-def encode_plainly(
-    _name: str, values: Floats, format: str, importance: Floats | None
-) -> HostTensor:
-    """The format's own search."""
-    return quantize(values, format, importance)
-
-
 def _encode(
-    name: str, tensor: HostTensor, format: str, importance: Floats | None, encode: Encode | None
+    name: str,
+    tensor: HostTensor,
+    format: str,
+    importance: Floats | None,
+    encode: Encode | None,
+    encoder: Encoder,
 ) -> Iterator[tuple[NDArray[np.uint8], float, float]]:
     """The bytes of a tensor in `format`, in slices of rows; of each its sum of squares, and its sum
     of squared errors.
@@ -170,7 +165,10 @@ def _encode(
             yield rows, 0.0, 0.0
             continue
         try:
-            made = (encode or encode_plainly)(name, values, format, importance)
+            if encode is None:
+                made = encoder.encode(values, format, importance)
+            else:
+                made = encode(name, values, format, importance)
         except FormatError as error:
             raise FormatError(f"tensor {name!r} becomes {format}: {error}") from error
         lost = dequantize(made)

@@ -32,6 +32,7 @@ from tests.unit.quantize_tensors import (  # noqa: E402
     heavy_tailed,
     importance_of,
     real_rows,
+    zeros_of_both_signs,
 )
 
 METADATA = {
@@ -50,6 +51,7 @@ def main(program: str, models: Path) -> None:
     tensors = {
         name: heavy_tailed(*shape, seed) for seed, (name, shape) in enumerate(SYNTHETIC.items())
     }
+    tensors["zeros"] = zeros_of_both_signs()
     for model in REAL_MODELS:
         for name in REAL_TENSORS:
             tensors[f"{model}/{name}"] = real_rows(models / f"{model}.gguf", name)
