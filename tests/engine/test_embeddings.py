@@ -222,6 +222,8 @@ def test_a_prompt_may_fill_the_context_and_no_more(tiny: LLM) -> None:
     assert len(full.prompt_token_ids) == CONTEXT
     with pytest.raises(PromptTooLongError, match=f"97 tokens; it must be at most {CONTEXT} "):
         tiny.embed("x" * (CONTEXT + 1))
+    with pytest.raises(PromptTooLongError, match=r"prompts\[1\] has 97 tokens"):
+        tiny.embed(["y", "x" * (CONTEXT + 1)])
     with pytest.raises(PellucidError, match="tokens"):
         tiny.embed(["y", "x" * 100_000])
     text = "".join(chr(ord("a") + i % 26) for i in range(150))

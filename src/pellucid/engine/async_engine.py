@@ -25,11 +25,12 @@ from typing import Any
 from ..engine_config import EngineConfig
 from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
-from ..sampling_params import SamplingParams, params_for_prompts
+from ..sampling_params import SamplingParams, listed_params, params_for_prompts
 from ..structured import GrammarCompiler
 from .admission import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
+from .pooling import check_lengths
 from .prompts import (
     Message,
     Prompt,
@@ -135,11 +136,13 @@ class AsyncEngine:
         """The embeddings of several prompts, yielding the index of a prompt and its `PooledOutput`
         when it is finished. Prompts are submitted and aborted as by `generate_all`.
         """
-        params = (pooling_params or PoolingParams()).clone()
+        (params,) = listed_params("pooling_params", pooling_params, 1, PoolingParams)
 
         def tokenize() -> list[TokenizedPrompt]:
             longest = longest_prompt(self.max_model_len, params)
-            return tokenize_prompts(self.tokenizer, prompts, max_tokens=longest)
+            tokenized = tokenize_prompts(self.tokenizer, prompts, max_tokens=longest)
+            check_lengths(tokenized, longest)
+            return tokenized
 
         index_of = {self._thread.new_id(): i for i in range(len(prompts))}
         async with aclosing(self._outputs(tokenize, params, list(index_of))) as outputs:

@@ -28,7 +28,7 @@ from .core_thread import CoreThread
 from .loader import load_engine
 from .mailbox import ThreadMailbox
 from .options import build_engine_config
-from .pooling import as_embedding
+from .pooling import as_embedding, check_lengths
 from .prompts import (
     Message,
     Prompt,
@@ -199,12 +199,11 @@ class LLM:
         params = listed_params("pooling_params", pooling_params, len(listed), PoolingParams)
         if truncate_prompt_tokens is not None:
             params = [replace(p, truncate_prompt_tokens=truncate_prompt_tokens) for p in params]
+        longest = longest_prompt(self.max_model_len, params)
         tokenized = tokenize_prompts(
-            self.tokenizer,
-            listed,
-            parse_special=parse_special,
-            max_tokens=longest_prompt(self.max_model_len, params),
+            self.tokenizer, listed, parse_special=parse_special, max_tokens=longest
         )
+        check_lengths(tokenized, longest)
         pairs = zip(with_priorities(tokenized, priority), params, strict=True)
         submissions = [Submission(self._thread.new_id(), *pair) for pair in pairs]
         outputs = dict(self._as_completed(submissions, use_tqdm, "embed"))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PellucidError, RequestError
+from ..errors import PellucidError, PromptTooLongError, RequestError
 from ..outputs import (
     EmbeddingOutput,
     EmbeddingRequestOutput,
@@ -28,8 +28,20 @@ from ..request import Request
 from ..tokenizer import Tokenizer
 from .admission import Submission
 from .output import OutputGroup
+from .prompts import TokenizedPrompt
 
-__all__ = ["as_embedding", "build_group", "needed_positions", "pool_hidden_states"]
+__all__ = ["as_embedding", "build_group", "check_lengths", "needed_positions", "pool_hidden_states"]
+
+
+def check_lengths(prompts: Sequence[TokenizedPrompt], most: int | None) -> None:
+    """Raise PromptTooLongError, naming the prompt, if one has more than `most` tokens."""
+    for i, prompt in enumerate(prompts):
+        if most is not None and len(prompt.token_ids) > most:
+            name = "the prompt" if len(prompts) == 1 else f"prompts[{i}]"
+            raise PromptTooLongError(
+                f"{name} has {len(prompt.token_ids)} tokens; it must be at most {most} "
+                f"(max_model_len is {most}); truncate_prompt_tokens uses only its last ones"
+            )
 
 
 def needed_positions(request: Request) -> range:

@@ -15,6 +15,7 @@ from .. import __version__
 from ..engine.async_engine import AsyncEngine
 from .chat import chat
 from .completions import complete
+from .embeddings import embed
 from .errors import ApiError, add_handlers, as_api_error
 from .guard import Guard
 from .openapi import describe
@@ -23,6 +24,7 @@ from .protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
     client_names,
 )
@@ -85,6 +87,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
 
     route("/v1/chat/completions", ChatRequest, chat)
     route("/v1/completions", CompletionRequest, complete)
+    route("/v1/embeddings", EmbeddingRequest, embed)
 
     def route_json(
         path: str, model: type[_Body], respond: Callable[[Service, _Body], Awaitable[Any]]

@@ -99,7 +99,7 @@ def as_api_error(error: BaseException, fields: Mapping[str, str] = _NO_FIELDS) -
 
 def _of_prompt(error: PellucidError, fields: Collection[str], code: str | None = None) -> ApiError:
     """The engine's error about a prompt, with the name of the body's field that is the prompt."""
-    field = next((name for name in ("prompt", "messages") if name in fields), None)
+    field = next((name for name in ("prompt", "messages", "input") if name in fields), None)
     message = re.sub(r"^prompts\[", f"{field}[", str(error)) if field else str(error)
     return ApiError(400, message, param=field, code=code)
 

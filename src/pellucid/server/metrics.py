@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ..engine.stats import STEP_SECONDS
-from ..outputs import RequestOutput
+from ..outputs import PooledOutput, RequestOutput
 
 if TYPE_CHECKING:
     from .service import Service
@@ -91,14 +91,16 @@ class Metrics:
         """Count an answer that ended."""
         times = output.metrics
         num_tokens = sum(len(c.token_ids) for c in output.outputs)
-        first, last, arrival = times.first_token_time, times.last_token_time, times.arrival_time
+        first, arrival = times.first_token_time, times.arrival_time
+        last = times.last_token_time if num_tokens else times.finished_time
         self.observe("time_to_first_token_seconds", None if first is None else first - arrival)
         self.observe("e2e_request_latency_seconds", None if last is None else last - arrival)
         self.observe("request_queue_time_seconds", times.time_in_queue)
         self.observe("request_prefill_time_seconds", times.time_in_prefill)
         self.observe("request_decode_time_seconds", times.time_in_decode)
         self.observe("request_prompt_tokens", len(output.prompt_token_ids))
-        self.observe("request_generation_tokens", num_tokens)
+        if not isinstance(output, PooledOutput):
+            self.observe("request_generation_tokens", num_tokens)
         longest = max(len(c.token_ids) for c in output.outputs)
         if times.time_in_decode is not None and longest > 1:
             self.observe("time_per_output_token_seconds", times.time_in_decode / (longest - 1))

@@ -15,6 +15,7 @@ __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "DetokenizeRequest",
+    "EmbeddingRequest",
     "GenerationRequest",
     "StreamOptions",
     "TokenizeRequest",
@@ -148,6 +149,24 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool | None = None
     chat_template: str | None = None
     chat_template_kwargs: JsonObject | None = None
+
+
+class EmbeddingRequest(_Body):
+    """POST /v1/embeddings."""
+
+    model: str | None = None
+    input: Prompts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    # what PoolingParams has beside `dimensions`
+    pooling: str | None = None
+    normalize: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    # how it is treated among others
+    priority: int | None = None
+    cache_salt: str | None = None
+    # accepted, and without effect
+    user: str | None = None
 
 
 class TokenizeRequest(_Body):

@@ -60,6 +60,9 @@ class ServerSettings:
     max_header_bytes: int = option(64 << 10, low=1024, high=MIB, unit="bytes", help="Of a request")
     max_messages: int = option(2048, low=1, high=1 << 20, help="Messages of a chat")
     max_prompts: int = option(128, low=1, high=1 << 16, help="Prompts of one completion request")
+    max_embedding_inputs: int = option(
+        2048, low=1, high=1 << 16, help="Inputs of one request for embeddings"
+    )
     max_completions: int = option(
         128, low=1, high=1 << 16, help="Prompts of a request times n: answers of one request"
     )

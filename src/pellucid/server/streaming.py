@@ -106,7 +106,7 @@ class GeneratedResponse(Response):
             async with asyncio.timeout(seconds):
                 outputs = await self._generate(send)
             if not self._job.is_stream:
-                response = JSONResponse(self._renderer.whole(outputs))
+                response = await self._respond_whole(outputs)
                 self._is_started = True
                 await response(scope, receive, send)
         except TimeoutError:
@@ -117,6 +117,10 @@ class GeneratedResponse(Response):
             if not self._is_started:
                 raise
             await self._fail(as_api_error(error), send)
+
+    async def _respond_whole(self, outputs: list[RequestOutput]) -> Response:
+        """The response that is not streamed."""
+        return JSONResponse(self._renderer.whole(outputs))
 
     async def _generate(self, send: Send) -> list[RequestOutput]:
         """All prompts' last outputs; a stream has been sent by then."""
