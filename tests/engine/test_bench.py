@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 from pellucid.cli.main import main
 from pellucid.measure.bench_model import BenchModel
 
+pytestmark = pytest.mark.slow  # each measures
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["bench", *map(str, arguments)])

@@ -12,6 +12,8 @@ import pytest
 
 import pellucid
 
+pytestmark = pytest.mark.slow  # each test starts processes
+
 PROGRAM = [sys.executable, "-m", "pellucid"]
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(Path(pellucid.__file__).parents[1]))
 
@@ -36,7 +38,6 @@ def wait_until_signals_are_handled(process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells what is handled")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_first_second_ends_the_program_without_a_traceback(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # hundreds of interrupts each
+
 SCRIPT = """
 import faulthandler, os, random, signal, sys, time
 faulthandler.dump_traceback_later(200, exit=True)
@@ -59,13 +61,7 @@ os._exit(0)  # what an interrupt left to a finalizer is not the question
 
 @pytest.mark.parametrize(
     ("call", "times"),
-    [
-        ("generate", 300),
-        ("stream", 300),
-        ("stats", 300),
-        ("long", 20),
-        pytest.param("chat", 150, marks=pytest.mark.slow),
-    ],
+    [("generate", 300), ("stream", 300), ("stats", 300), ("long", 20), ("chat", 150)],
 )
 def test_an_interrupt_at_any_moment_leaves_the_model_usable(
     call: str, times: int, long_path: Path

@@ -24,6 +24,8 @@ from pellucid.ops.backend import Logits
 
 from .conftest import write_tiny
 
+pytestmark = pytest.mark.slow  # the reference backend computes wide models
+
 WIDE = 200_000  # of the MLP: 512 tokens of it take more than 800 MB
 ROOM = 700 << 20
 MODEL = ModelConfig(

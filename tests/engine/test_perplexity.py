@@ -29,6 +29,8 @@ from pellucid.measure.scoring import Scorer
 from .conftest import write_tiny
 from .terminal import COMMAND, Terminal
 
+pytestmark = pytest.mark.slow  # hundreds of steps each
+
 VOCAB = 261
 TEXT = "".join(random.Random(0).choices("abcdefgh  ijkl.\n", k=2600))
 

@@ -15,6 +15,8 @@ from pellucid.errors import PellucidError
 from .gguf_corpus import HUGE, SOUND
 from .test_gguf import read_all
 
+pytestmark = pytest.mark.slow  # thousands of damaged files
+
 POSITIONS = st.integers(0, len(SOUND) - 1)
 NUMBERS = st.sampled_from(
     (0, 1, 2, 31, 255, 1 << 16, 1 << 24, 1 << 31, 1 << 32, 1 << 61, 1 << 63, HUGE)

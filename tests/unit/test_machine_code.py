@@ -12,6 +12,8 @@ import pytest
 
 from pellucid import _native
 
+pytestmark = pytest.mark.slow  # each test disassembles the module
+
 # Per instruction set: what a loop must multiply with, how often at least, and what else it may do.
 # `count` is of the sums in simd/*.h. The portable kernels are left out: their vectors are arrays,
 # and which of them lie in registers is the compiler's choice. Arm's have other instructions.

@@ -21,6 +21,8 @@ import pellucid
 
 from ..engine.conftest import write_tiny
 
+pytestmark = pytest.mark.slow  # each test starts a server and a process
+
 CONFIG = json.dumps(
     {
         "model_type": "llama",

@@ -5,6 +5,7 @@ leaks."""
 import os
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -22,6 +23,8 @@ from .canary import (
     expected_tokens,
     run_to_the_end,
 )
+
+pytestmark = pytest.mark.slow  # thousands of steps
 
 TOKENS = st.integers(0, ALPHABET - 1)
 # proposed tokens; ALPHABET stands for the right one
