@@ -105,7 +105,8 @@ class ModelRunner:
             self._seconds_per_token = result.forward_seconds / len(batch.input_ids)
         self._score_prompts(rows, logits, result)
         self._sample(rows, logits, result)
-        pool_hidden_states(step.requests, logits.hidden, result.errors)
+        if len(batch.hidden_indices):
+            pool_hidden_states(step.requests, logits.hidden, result.errors)
         return result
 
     @property
@@ -140,9 +141,8 @@ class ModelRunner:
         # Find the slot of each token in each layer group.
         position = np.array(positions, np.int32)  # [T]
         owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
-        # [G, R, M]
         tables = _block_tables([r.request.block_tables for r in rows], self._storage.scratch_block)
-        blocks = tables[:, owner, position // self._block_size]  # [G, T]
+        blocks = tables[:, owner, position // self._block_size]  # of [G, R, M]: [G, T]
         slots = blocks * self._block_size + position % self._block_size  # [G, T]
         return ForwardBatch(
             input_ids=np.array(input_ids, np.int32),

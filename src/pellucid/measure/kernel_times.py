@@ -96,7 +96,7 @@ def measure_kernel_times(
     ]
     graph = get_graph(config.graph)
     forward = backend.build_forward(
-        lambda ops, batch: graph.forward(ops, config, weights, batch, layers)
+        lambda ops, batch: graph.forward_with_hidden(ops, config, weights, batch, layers)
     )
     batch = _batch(step, blocks)
     forward(batch)  # memory that is touched for the first time
