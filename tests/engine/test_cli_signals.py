@@ -116,3 +116,23 @@ def test_signals_are_handled_before_anything_large_is_imported() -> None:
         [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_signals_are_handled_before_any_other_import() -> None:
+    """Until then Ctrl-C would end the program with a traceback."""
+    script = """
+import runpy, signal, sys
+seen = []
+
+def note(event, arguments):
+    if event == "import" and arguments[0].startswith("pellucid.cli"):
+        seen.append(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+sys.addaudithook(note)
+import pellucid.__main__
+assert seen and not any(seen), seen
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

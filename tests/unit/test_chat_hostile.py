@@ -2,6 +2,7 @@
 handled; and a process that renders can be lost at any time.
 """
 
+import itertools
 import json
 import os
 import resource
@@ -109,6 +110,15 @@ def test_an_early_start_that_fails_is_told_at_the_first_chat(
     processes.start()
     with pytest.raises(CapacityError, match="no process could be started"):
         render(ECHO, processes)
+
+
+def test_a_pause_of_the_whole_program_is_not_counted_as_waiting(
+    processes: TemplateProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock seems to run ten minutes between any two looks at it."""
+    now = itertools.count(0.0, 600.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    assert render(ECHO, processes) == "<Hello>"
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])

@@ -9,6 +9,7 @@ Each answer is appended with one write, and the file is synced about once a seco
 full, a partial last line is removed again.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from ..errors import ConfigError, RequestError
+from .terminal import say
 
 __all__ = ["MAX_ANSWER", "AnswersFile", "dump_line"]
 
@@ -223,8 +225,17 @@ def _fileno(stream: BinaryIO) -> int | None:
 def _open(path: Path) -> int:
     """Open for appending, and also for reading if it is a regular file."""
     special = path.exists() and not path.is_file()  # a pipe, a device, a folder
-    flags = os.O_WRONLY if special else os.O_RDWR | os.O_APPEND | os.O_CREAT
-    return os.open(path, flags | os.O_CLOEXEC, 0o666)
+    if not special:
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO or not path.is_fifo():
+            raise
+        say(f"[waiting for a program that reads {path}]")
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    os.set_blocking(fd, True)
+    return fd
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -37,6 +37,7 @@ from .batch_lines import (
     parse_own,
     read_lines,
 )
+from .inputs import open_input, open_stdin
 from .openai_batch import openai_answer, openai_error, parse_openai
 from .options import (
     EngineOptions,
@@ -137,13 +138,7 @@ class _Requests:
 
     def __init__(self, name: str) -> None:
         self.lent = False  # a thread reads from it, and may be blocked in a read
-        if name != "-":
-            self.file: BinaryIO = open(name, "rb")  # noqa: SIM115
-            return
-        try:  # a separate file: the thread may still be blocked in it when the interpreter exits
-            self.file = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115
-        except OSError:  # a stream of a test, which has no file
-            self.file = sys.stdin.buffer
+        self.file = open_stdin() if name == "-" else open_input(Path(name))
 
     def fileno(self) -> int | None:
         try:

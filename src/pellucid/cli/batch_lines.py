@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 MAX_LINE = 16 << 20  # bytes
+MAX_SKIPPED = 1 << 30  # bytes of a line that is too long
 MAX_LINES = 10_000_000
 MAX_NAME = 512  # characters of an id
 
@@ -93,8 +94,7 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
             continue
         line = _parse(number, text)
         if len(text) > MAX_LINE:
-            while text and not text.endswith(b"\n"):
-                text = file.readline(MAX_LINE)
+            _skip_line(file, text, number)
         if line.name is not None:
             first = seen.setdefault(line.key, number)
             if first != number:
@@ -103,6 +103,16 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
                     number, None, line.digest, line.num_bytes, line.is_openai, None, problem
                 )
         yield line
+
+
+def _skip_line(file: BinaryIO, text: bytes, number: int) -> None:
+    """Read up to the end of a line that is too long. Raises RequestError if it does not end."""
+    skipped = 0
+    while text and not text.endswith(b"\n"):
+        if skipped > MAX_SKIPPED:
+            raise RequestError(f"line {number} does not end within {MAX_SKIPPED} bytes")
+        text = file.readline(MAX_LINE)
+        skipped += len(text)
 
 
 def _parse(number: int, text: bytes) -> Line:

@@ -13,6 +13,7 @@ import click
 
 from ..errors import FormatError
 from ..units import format_bytes
+from .inputs import open_input
 from .options import ModelOptions, debug_option, json_option, model_options
 from .terminal import one_line, say
 
@@ -195,7 +196,7 @@ def _print_divergence(result: "Divergence", base: str) -> None:
 
 def _read_text(path: Path) -> str:
     """The text of a file or a pipe. Its size is bounded."""
-    with path.open("rb") as file:
+    with open_input(path) as file:
         data = file.read(MAX_TEXT + 1)
     if len(data) > MAX_TEXT:
         raise FormatError(f"{path} has more than {MAX_TEXT} bytes; cut a part of it")

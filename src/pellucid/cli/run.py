@@ -17,6 +17,7 @@ import click
 from ..errors import ConfigError, RequestError
 from ..outputs import Logprob, RequestOutput
 from .answer import Timing, load_llm, render_chat, report_explanation, report_logprobs
+from .inputs import open_input, open_stdin
 from .options import (
     ModelOptions,
     Sampling,
@@ -150,10 +151,10 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
         )
     try:
         if file is not None:
-            with file.open("rb") as opened:
+            with open_input(file) as opened:
                 text = _decode(opened.read(MAX_PROMPT + 1))
         elif prompt is None or prompt == "-":
-            text = _decode(sys.stdin.buffer.read(MAX_PROMPT + 1))
+            text = _decode(open_stdin().read(MAX_PROMPT + 1))
         else:
             text = prompt
             text.encode()  # bytes of the command line that were not UTF-8 fail here

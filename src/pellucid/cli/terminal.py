@@ -11,6 +11,7 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO
 
 import click
@@ -117,13 +118,14 @@ class StreamPrinter:
 
 def say(text: str) -> None:
     """Write a message to standard error, with control characters escaped; on a terminal, lines are
-    broken between words.
+    broken between words. If it cannot be written (a full disk), the work goes on without it.
     """
     text = one_line(text)
     if sys.stderr.isatty():
         width = min(_columns(sys.stderr), 1000)
         text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-    click.echo(text, err=True)
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def character_width(character: str) -> int:

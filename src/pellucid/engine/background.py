@@ -42,7 +42,11 @@ class Background(Generic[T]):
         return self._items
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C, perhaps after the thread has begun
+            self._wanted = False
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

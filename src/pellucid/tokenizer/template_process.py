@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +33,8 @@ from .template_worker import ANSWER, JOB, Status, decode, encode
 __all__ = ["Answer", "TemplateProcesses"]
 
 CPU_SECONDS = 2.0  # of one rendering; a chat of 1000 messages takes 0.1
-WALL_SECONDS = 20.0  # of one rendering, for machines that are busy
-START_SECONDS = 60.0  # of a new process
+WALL_SECONDS = 20.0  # waited for one rendering, for machines that are busy
+START_SECONDS = 60.0  # waited for a new process
 MEMORY_BYTES = 1 << 29  # of a process, its 25 MB of Python included
 MAX_ANSWER_BYTES = 48 << 20  # the sandbox lets a prompt have 8 million characters
 MAX_PROCESSES = 4
@@ -164,7 +165,13 @@ class _Process:
         if self._is_ready:
             return
         try:
-            self._wait(time.monotonic() + START_SECONDS)
+            self._wait(_Patience(START_SECONDS))
+        except TimeoutError:
+            self.kill()
+            raise CapacityError(
+                "the process that renders chat templates did not start within "
+                f"{START_SECONDS:g} seconds"
+            ) from None
         except (OSError, EOFError):
             self.kill()
             raise CapacityError(
@@ -182,12 +189,11 @@ class _Process:
         """The answer to a job. If the process ends or is late, the answer is LIMITED and the
         process is no longer usable.
         """
-        deadline = time.monotonic() + seconds
         self.is_usable = False
         try:
             self._socket.settimeout(seconds)
             self._socket.sendall(JOB.pack(len(job)) + job)
-            answer = self._wait(deadline)
+            answer = self._wait(_Patience(seconds))
         except TimeoutError:
             return Answer(Status.LIMITED, f"it runs for more than {seconds:g} seconds", b"")
         except (OSError, EOFError):
@@ -195,21 +201,22 @@ class _Process:
         self.is_usable = answer.status != Status.LIMITED
         return answer
 
-    def _wait(self, deadline: float) -> Answer:
-        status, text_size, num_marks = ANSWER.unpack(self._read(ANSWER.size, deadline))
+    def _wait(self, patience: "_Patience") -> Answer:
+        status, text_size, num_marks = ANSWER.unpack(self._read(ANSWER.size, patience))
         if text_size + num_marks > MAX_ANSWER_BYTES:
             return Answer(Status.LIMITED, f"it makes more than {MAX_ANSWER_BYTES} bytes", b"")
-        text = decode(self._read(text_size, deadline))
-        return Answer(Status(status), text, self._read(num_marks, deadline))
+        text = decode(self._read(text_size, patience))
+        return Answer(Status(status), text, self._read(num_marks, patience))
 
-    def _read(self, size: int, deadline: float) -> bytes:
+    def _read(self, size: int, patience: "_Patience") -> bytes:
         data = bytearray(size)
         rest = memoryview(data)
         while rest:
-            self._socket.settimeout(max(1e-3, deadline - time.monotonic()))
-            if not (received := self._socket.recv_into(rest)):
-                raise EOFError
-            rest = rest[received:]
+            with patience.wait() as seconds:
+                self._socket.settimeout(seconds)
+                if not (received := self._socket.recv_into(rest)):
+                    raise EOFError
+                rest = rest[received:]
         return bytes(data)
 
     def _end(self) -> str:
@@ -223,6 +230,31 @@ class _Process:
         if code == -signal.SIGKILL:
             return "the system killed the process that runs it, probably for its memory"
         return f"it crashed the process that runs it (exit code {code})"
+
+
+class _Patience:
+    """Seconds to wait, spent in short waits. A program and the process that it waits for may both
+    be stopped for any time (a paused container, a laptop that sleeps). That costs one short wait;
+    a deadline would pass.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[float]:
+        """One wait, of as many seconds as it gives. If it was too short, the caller waits again.
+        Raises TimeoutError if no time is left.
+        """
+        if self._left <= 0:
+            raise TimeoutError
+        seconds, start = min(self._left, 0.5), time.monotonic()
+        try:
+            yield seconds
+        except TimeoutError:  # look again: the answer may have come while all was stopped
+            self._left -= seconds
+        else:
+            self._left -= min(seconds, time.monotonic() - start)
 
 
 def _kill(process: "subprocess.Popen[bytes]", ours: socket.socket, owner: int) -> None:
