@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,27 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@contextmanager
+def started(*arguments: str | Path) -> Iterator["subprocess.Popen[str]"]:
+    """The program, which is killed at the end of the block if it still runs."""
+    with subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def first_message(process: "subprocess.Popen[str]") -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
     os.mkfifo(tmp_path / "fifo")
@@ -39,39 +61,25 @@ COMMANDS = {"run": ["run", "-n", "1", "-q", "-f"], "batch": ["batch"], "perplexi
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_pipe_that_nobody_writes_to_is_told(command: str, fifo: Path, tiny_path: Path) -> None:
-    arguments = [*PROGRAM, *COMMANDS[command], str(fifo), "-m", str(tiny_path)]
-    with subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline().decode() == f"[waiting for input from {fifo}]\n"
-        process.kill()
+    with started(*COMMANDS[command], fifo, "-m", tiny_path) as process:
+        assert first_message(process) == f"[waiting for input from {fifo}]\n"
 
 
 def test_a_pipe_is_read_whenever_its_writer_comes(fifo: Path, tiny_path: Path) -> None:
-    arguments = [*PROGRAM, "batch", str(fifo), "-m", str(tiny_path), "-n", "2"]
-    with subprocess.Popen(
-        arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None
-        process.stderr.readline()  # it waits
-        with fifo.open("w") as writer:
-            for _ in range(3):
-                writer.write('{"prompt": "ab"}\n')
-                writer.flush()
+    with started("batch", fifo, "-m", tiny_path, "-n", "2") as process:
+        first_message(process)  # it waits
+        fifo.write_text('{"prompt": "ab"}\n' * 3)
         answers, _ = process.communicate(timeout=600)
-    assert (process.returncode, answers.count(b"\n")) == (0, 3)
+    assert (process.returncode, answers.count("\n")) == (0, 3)
 
 
 def test_answers_go_to_a_pipe_whenever_its_reader_comes(
     fifo: Path, tiny_path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "requests").write_text('{"prompt": "ab"}\n' * 3)
-    arguments = ["batch", tmp_path / "requests", "-m", tiny_path, "-n", "2", "-o", fifo]
-    with subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)], env=ENVIRONMENT, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None
-        told = process.stderr.readline().decode()
-        assert told == f"[waiting for a program that reads {fifo}]\n"
+    options = ["-m", tiny_path, "-n", "2", "-o", fifo]
+    with started("batch", tmp_path / "requests", *options) as process:
+        assert first_message(process) == f"[waiting for a program that reads {fifo}]\n"
         answers = fifo.read_text()
         process.communicate(timeout=600)
     assert (process.returncode, len(answers.splitlines())) == (0, 3)

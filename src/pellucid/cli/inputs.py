@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ..errors import FormatError
-from .terminal import one_line, say
+from .terminal import say
 
 __all__ = ["open_input", "open_stdin"]
 
@@ -54,7 +54,7 @@ def open_input(path: Path) -> BinaryIO:
             if stat.S_ISCHR(mode) and not (os.isatty(fd) or os.path.samefile(path, os.devnull)):
                 raise FormatError(f"{path} is a device; it must be a file, a pipe or a terminal")
             if stat.S_ISFIFO(mode):
-                _wait_for_writer(path, fd)
+                _wait_for_data(path, fd)
             os.set_blocking(fd, True)
         except BaseException:
             os.close(fd)
@@ -75,11 +75,10 @@ def open_stdin() -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Input(fd, "standard input", closefd=False)))
 
 
-def _wait_for_writer(path: Path, fd: int) -> None:
-    """Wait until a program has opened the named pipe for writing. Without that wait, the first read
-    would find the end of the input.
+def _wait_for_data(path: Path, fd: int) -> None:
+    """Wait until a pipe has data, or its writer has left. A named pipe that no writer has opened
+    yet would otherwise look like an empty file.
     """
-    if select.select([fd], [], [], 0)[0]:
-        return
-    say(f"[waiting for input from {one_line(str(path))}]")
-    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    if not select.select([fd], [], [], 0)[0]:
+        say(f"[waiting for input from {path}]")
+        select.select([fd], [], [])
