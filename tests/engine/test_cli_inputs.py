@@ -77,7 +77,7 @@ def test_answers_go_to_a_pipe_whenever_its_reader_comes(
     fifo: Path, tiny_path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "requests").write_text('{"prompt": "ab"}\n' * 3)
-    options = ["-m", tiny_path, "-n", "2", "-o", fifo]
+    options: list[str | Path] = ["-m", tiny_path, "-n", "2", "-o", fifo]
     with started("batch", tmp_path / "requests", *options) as process:
         assert first_message(process) == f"[waiting for a program that reads {fifo}]\n"
         answers = fifo.read_text()
