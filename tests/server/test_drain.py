@@ -35,7 +35,8 @@ def events(connection: socket.socket) -> list[Any]:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_streams_end(tiny_model: Path, tmp_path: Path, sig: signal.Signals) -> None:
-    with serving(tiny_model, tmp_path / "log", "--served-model-name", "tiny") as server:
+    options = ("--served-model-name", "tiny", "--drain-timeout", "100000")
+    with serving(tiny_model, tmp_path / "log", *options) as server:
         with start(server, LONG | {"n": 4, "logprobs": 5}) as connection:
             server.process.send_signal(sig)
             while (ready := get(server.url, "/ready")).status == 200:
