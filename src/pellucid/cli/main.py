@@ -153,6 +153,7 @@ PLACES = {
     "batch": "batch:batch",
     "bench": "bench:bench",
     "chat": "chat:chat",
+    "imatrix": "imatrix:imatrix",
     "inspect": "inspect:inspect",
     "list": "stored:list_models",
     "machine": "machine:machine",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..measure.logits_file import LogitsDtype
     from ..measure.perplexity import Estimate, Perplexity
 
-__all__ = ["perplexity"]
+__all__ = ["perplexity", "read_text"]
 
 MAX_TEXT = 1 << 28  # bytes
 
@@ -96,7 +96,7 @@ def perplexity(
 
     # Check the options before a model is fetched.
     config = build_engine_config(model.fields())
-    text = _read_text(text_file)
+    text = read_text(text_file)
     path = resolve_model(model.name, cache_dir=None, progress=True)
     base_path = resolve_model(kl_base, cache_dir=None, progress=True) if kl_base else None
     with open_evaluation(
@@ -194,7 +194,7 @@ def _print_divergence(result: "Divergence", base: str) -> None:
         click.echo(f"{name:<22}  {value}")
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The text of a file or a pipe. Its size is bounded."""
     with open_input(path) as file:
         data = file.read(MAX_TEXT + 1)
@@ -207,5 +207,5 @@ def _read_text(path: Path) -> str:
     if "\0" in text:
         raise FormatError(f"{path} is not a text: it has characters NUL")
     if not text.strip():
-        raise FormatError(f"{path} is empty; perplexity is measured on a text")
+        raise FormatError(f"{path} is empty; give a file with text")
     return text

@@ -17,6 +17,7 @@ __all__ = [
     "SourceOf",
     "find_gguf_reader",
     "find_hf_reader",
+    "gguf_source_of",
 ]
 
 FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3)
@@ -44,3 +45,13 @@ def find_gguf_reader(architecture: str, where: str) -> GGUFReader:
             f"{where}: architecture is {architecture!r}; known ones are: {', '.join(known)}"
         )
     return known[architecture]
+
+
+def gguf_source_of(architecture: str) -> SourceOf:
+    """Where the parameters of a family lie in GGUF files, by its name in
+    `ModelConfig.architecture`.
+    """
+    (reader,) = (family.gguf for family in FAMILIES if family.name == architecture)
+    if reader is None:  # Mistral
+        reader = find_gguf_reader("llama", architecture)
+    return reader.source

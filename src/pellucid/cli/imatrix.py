@@ -1,0 +1,81 @@
+"""`pellucid imatrix`: how much each column of each weight matters, measured on a text."""
+
+from pathlib import Path
+
+import click
+
+from ..weights import hub
+from .options import debug_option
+from .perplexity import read_text
+from .terminal import say
+
+__all__ = ["imatrix"]
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--text",
+    "text_file",
+    metavar="FILE",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The calibration text. It should not be the text that the model is judged by later.",
+)
+@click.option(
+    "-o",
+    "--out",
+    metavar="OUT",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write, in llama.cpp's GGUF format.",
+)
+@click.option(
+    "--n-ctx",
+    type=click.IntRange(8, 1 << 20),
+    default=512,
+    show_default=True,
+    help="Tokens per chunk. Each chunk is a sequence of its own.",
+)
+@click.option(
+    "--chunks", type=click.IntRange(min=1), help="Use the first so many chunks.  [default: all]"
+)
+@click.option(
+    "--process-output", is_flag=True, help="Measure also the input of the matrix of the logits."
+)
+@debug_option
+def imatrix(
+    model: str, text_file: Path, out: Path, n_ctx: int, chunks: int | None, process_output: bool
+) -> None:
+    """Run a calibration text through MODEL and write its importance matrix.
+
+    The importance of a column is the mean square of its input. `pellucid quantize --imatrix` and
+    llama-quantize weigh rounding errors by it. MODEL is best a float model; a quantized one works
+    too.
+    """
+    from tqdm import tqdm
+
+    from ..errors import ConfigError
+    from ..quant.calibrate import cut_calibration
+    from ..quant.imatrix import collect_imatrix, write_imatrix
+    from ..tokenizer import load_tokenizer
+    from ..weights.checkpoint import open_checkpoint
+
+    if not out.parent.is_dir():
+        raise ConfigError(f"out is {str(out)!r}; there is no folder {str(out.parent)!r}")
+    text = read_text(text_file)
+    with open_checkpoint(hub.resolve_model(model, progress=True)) as checkpoint:
+        config = checkpoint.config
+        if n_ctx > config.max_position_embeddings:
+            raise ConfigError(
+                f"n_ctx is {n_ctx}; {checkpoint.path.name} sees at most "
+                f"{config.max_position_embeddings} tokens at once"
+            )
+        windows = cut_calibration(load_tokenizer(checkpoint.tokenizer_source), text, n_ctx, chunks)
+        say(f"{len(windows)} chunks of {n_ctx} tokens through {config.num_layers} layers")
+        with tqdm(total=config.num_layers, unit="layer", disable=None) as bar:
+            matrix = collect_imatrix(
+                checkpoint, windows, str(text_file), with_output=process_output, on_layer=bar.update
+            )
+    write_imatrix(out, matrix)
+    click.echo(f"{out}: {len(matrix.entries)} weights, {windows.size} tokens")

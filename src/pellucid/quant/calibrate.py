@@ -1,0 +1,217 @@
+"""Runs a model over calibration text, layer by layer, and hands the inputs of its linear layers to
+an observer.
+
+Only one layer's weights are in memory at a time, beside the hidden states of all tokens. The caller
+loads a layer, observes it, may put quantized weights in the place of its weights, and then advances
+the hidden states through it. So the inputs of a layer can be those behind a prefix that is already
+quantized, as error feedback needs them (GPTQ, Frantar et al., arXiv:2210.17323, section 4).
+
+`Param.group` says which weights share an input. So this module has no knowledge of any model: each
+group's input is observed once, however many weights multiply it. The forward pass is the reference
+backend's, in float32 with BLAS.
+
+Shapes: W windows of n tokens, T tokens of a step, C hidden. A window is a sequence of its own.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends.reference import ops as reference
+from ..backends.registry import get_backend
+from ..batch import AttentionMetadata, ForwardBatch
+from ..config import ModelConfig
+from ..errors import RequestError
+from ..kv_spec import build_kv_specs
+from ..models.params import Param, split_name
+from ..models.registry import get_graph
+from ..ops.protocol import KVLayer
+from ..tokenizer import Tokenizer
+from ..weights.checkpoint import Checkpoint
+
+__all__ = ["Floats", "Observe", "Walk", "cut_calibration", "load_parameters"]
+
+Floats: TypeAlias = NDArray[np.float32]
+# (the group, its input [T, in]); the array is only valid during the call
+Observe: TypeAlias = Callable[[str, Floats], None]
+
+STEP_TOKENS = 2048  # of a step: more are not faster
+BLOCK_SIZE = 16  # of the KV cache, which holds the tokens of one step
+
+
+def cut_calibration(
+    tokenizer: Tokenizer, text: str, n_ctx: int = 512, max_windows: int | None = None
+) -> NDArray[np.int32]:
+    """Tokenize `text` and cut it into windows [W, n_ctx], as llama-imatrix does: if the model has a
+    beginning-of-sequence token, it replaces the first token of each. The rest that fills no window
+    is left out. Raises RequestError if the text fills none.
+    """
+    token_ids = np.array(tokenizer.encode(text.removesuffix("\n")), np.int32)
+    count = len(token_ids) // n_ctx
+    if count == 0:
+        raise RequestError(
+            f"the calibration text has {len(token_ids)} tokens; at least {n_ctx} are needed"
+        )
+    if max_windows is not None:
+        count = min(count, max_windows)
+    windows = token_ids[: count * n_ctx].reshape(count, n_ctx)
+    if tokenizer.add_bos and tokenizer.bos_token_id is not None:
+        windows[:, 0] = tokenizer.bos_token_id
+    return windows
+
+
+def load_parameters(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Floats]:
+    """These parameters of a model in float32, by canonical name."""
+    backend = get_backend("reference")
+    others = checkpoint.specs().keys() - set(names)
+    return {
+        name: backend.load_weight(tensor, name)
+        for name, tensor in checkpoint.parameters(without=others)
+    }
+
+
+class Walk:
+    """The hidden states of all windows, which move through the model layer by layer."""
+
+    def __init__(self, checkpoint: Checkpoint, windows: NDArray[np.int32]) -> None:
+        """Embed the tokens of the windows [W, n]."""
+        self.config: ModelConfig = checkpoint.config
+        self._checkpoint = checkpoint
+        self._graph = get_graph(self.config.graph)
+        self._windows = windows
+        self._step = max(1, STEP_TOKENS // windows.shape[1])  # windows of a step
+        self._specs = build_kv_specs(self.config, "f32", "f32")
+        self._backend = get_backend("reference")
+        self.params: dict[str, Param] = {p.name: p for p in self._graph.parameters(self.config)}
+        # the parameters of the layers, and the others, which embedding and head read
+        self._layers: list[list[str]] = [[] for _ in range(self.config.num_layers)]
+        self._others: list[str] = []
+        for name in self.params:
+            layer = split_name(name)[0]
+            (self._others if layer is None else self._layers[layer]).append(name)
+        weights = load_parameters(checkpoint, self._others)
+        self._hidden = np.empty((*windows.shape, self.config.hidden_size), np.float32)  # [W, n, C]
+        for start in range(0, len(windows), self._step):
+            batch = self._batch(start)
+            x = self._graph.embed(reference, self.config, weights, batch)
+            self._hidden[start : start + self._step] = x.reshape(-1, *self._hidden.shape[1:])
+
+    @property
+    def num_tokens(self) -> int:
+        return self._windows.size
+
+    def load_layer(self, layer: int) -> dict[str, Floats]:
+        """The weights of a layer."""
+        return load_parameters(self._checkpoint, self._layers[layer])
+
+    def run_layer(
+        self,
+        layer: int,
+        weights: Mapping[str, Floats],
+        observe: Observe | None = None,
+        *,
+        advance: bool = True,
+        last_group: str | None = None,
+    ) -> None:
+        """Run all windows through a layer. `observe` gets the inputs of its groups. With `advance`
+        the hidden states become those behind the layer.
+
+        `last_group` ends each step after this group was observed, so that nothing is computed that
+        nobody reads; the hidden states must then stay.
+        """
+        tap = _Tap(self.params, weights, observe, last_group)
+        store = self._backend.new_kv_store(
+            -(-self._step * self._windows.shape[1] // BLOCK_SIZE), BLOCK_SIZE, self._specs[layer]
+        )
+        for start in range(0, len(self._windows), self._step):
+            hidden = self._hidden[start : start + self._step]
+            try:
+                x = self._graph.layers(
+                    tap.ops,
+                    self.config,
+                    weights,
+                    self._batch(start),
+                    range(layer, layer + 1),
+                    [KVLayer(store)],
+                    hidden.reshape(-1, hidden.shape[-1]),
+                )
+            except _Reached:
+                continue
+            if advance:
+                hidden[:] = x.reshape(hidden.shape)
+
+    def run_head(self, observe: Observe) -> None:
+        """Hand the input of the lm_head to `observe`. The logits are not computed."""
+        weights = load_parameters(self._checkpoint, self._others)
+        group = next(p.group for n in self._others if (p := self.params[n]).group is not None)
+        tap = _Tap(self.params, weights, observe, group)
+        for start in range(0, len(self._windows), self._step):
+            hidden = self._hidden[start : start + self._step]
+            try:
+                self._graph.head(
+                    tap.ops,
+                    self.config,
+                    weights,
+                    self._batch(start),
+                    hidden.reshape(-1, hidden.shape[-1]),
+                )
+            except _Reached:
+                continue
+
+    def _batch(self, start: int) -> ForwardBatch:
+        """The windows of the step that begins with window `start`, each a request from position
+        0.
+        """
+        tokens = self._windows[start : start + self._step]
+        count, length = tokens.shape
+        columns = -(-length // BLOCK_SIZE)
+        tables = np.arange(count * columns, dtype=np.int32).reshape(1, count, columns)
+        positions = np.arange(length, dtype=np.int32)
+        slots = tables[0][:, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+        return ForwardBatch(
+            input_ids=np.ascontiguousarray(tokens.ravel(), np.int32),
+            positions=np.tile(positions, count),
+            logits_indices=np.arange(tokens.size, dtype=np.int32),
+            hidden_indices=np.zeros(0, np.int32),
+            attention=AttentionMetadata(
+                cu_seqlens_q=np.arange(count + 1, dtype=np.int32) * np.int32(length),
+                seq_lens=np.full(count, length, np.int32),
+                block_tables=tables,
+                slot_mapping=slots.reshape(1, -1).astype(np.int32),
+                block_size=BLOCK_SIZE,
+            ),
+        )
+
+
+class _Reached(Exception):
+    """The last group that is wanted was observed."""
+
+
+class _Tap:
+    """The reference's ops, with an ear at the inputs of linear layers."""
+
+    def __init__(
+        self,
+        params: Mapping[str, Param],
+        weights: Mapping[str, Floats],
+        observe: Observe | None,
+        last_group: str | None,
+    ) -> None:
+        self._groups = {id(weights[name]): params[name].group for name in weights}
+        self._observe = observe
+        self._last_group = last_group
+        self._seen: dict[str, Floats] = {}  # the last input of each group
+        every = {name: vars(reference)[name] for name in reference.__all__}
+        self.ops: Any = SimpleNamespace(**every | {"linear": self._linear})
+
+    def _linear(self, x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
+        group = self._groups[id(weight)]
+        if self._observe is not None and group is not None and self._seen.get(group) is not x:
+            self._seen[group] = x
+            self._observe(group, x)
+            if group == self._last_group:
+                raise _Reached
+        return reference.linear(x, weight, bias)
