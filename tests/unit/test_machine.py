@@ -153,6 +153,19 @@ def test_the_command_measures_once(
     assert len(runs) == 2
 
 
+def test_a_cache_that_cannot_be_written_is_told_and_the_figures_are_shown(
+    measured: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    for place, reason in ((in_the_way, "Not a directory"), (Path("/proc/sys"), "")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+        monkeypatch.setattr(machine_module, "measure_machine", lambda **_: measured)
+        done = CliRunner().invoke(main, ["machine", "--json"])
+        assert done.exit_code == 0 and json.loads(done.stdout)["fingerprint"] == fingerprint()
+        assert f"the figures are not kept: {place}/pellucid/machine.json: {reason}" in done.stderr
+
+
 def test_a_meter_reads_in_turns_with_the_work() -> None:
     isa = choose_isa(None)
     meter = ReadMeter(isa, 1, 1 << 20, seconds=0.005)

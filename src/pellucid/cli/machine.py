@@ -66,8 +66,9 @@ def _print(found: "Machine") -> None:
     from ..measure.hardware import SCALE_SHARES
 
     about = found.fingerprint
+    cpus = "1 usable CPU" if about["usable_cpus"] == "1" else f"{about['usable_cpus']} usable CPUs"
     click.echo(
-        f"{about['cpu'] or 'unnamed CPU'}, {about['usable_cpus']} usable CPUs, "
+        f"{about['cpu'] or 'unnamed CPU'}, {cpus}, "
         f"{about['system']}; measured {found.measured_at} in {found.seconds:.0f} s\n"
         "Each figure: median (least – most)\n"
     )
@@ -100,7 +101,10 @@ def _print(found: "Machine") -> None:
     for n, barrier in found.barrier_seconds.items():
         click.echo(f"barrier of {n} threads: {_range(barrier, 1e-6, 2)} µs")
     disk = found.disk_bandwidth
-    click.echo(f"disk, not from the page cache: {_range(disk, 1e9, 2)} GB/s")
+    if disk is None:
+        click.echo("disk: not measured; files cannot be read past the page cache here")
+    else:
+        click.echo(f"disk, not from the page cache: {_range(disk, 1e9, 2)} GB/s")
 
 
 def _threads(n: int) -> str:
