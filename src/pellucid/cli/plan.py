@@ -5,7 +5,6 @@ from the roofline: decode reads all weights and the cache for each token, prefil
 """
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,12 +73,12 @@ def plan(
 ) -> None:
     """Plan the memory and predict the speed of MODEL. Nothing is loaded.
 
-    MODEL is a .gguf file, a folder, a config.json alone, or a name; of a hub model that is not here
-    only its config.json is fetched, or the header of its GGUF file (ORG/NAME:QUANT).
+    MODEL is a .gguf file, a folder, a config.json alone, or a name; of a model that is not here the
+    headers are fetched and nothing else (of ORG/NAME:QUANT that of its GGUF file).
     """
     from ..backends.native.backend import NativeBackend
     from ..measure.hardware import data_sheet
-    from ..measure.headers import find_headers, read_config_json, read_headers
+    from ..measure.headers import config_json_of, find_headers, read_config_json, read_headers
     from ..measure.kv_formula import read_latent_cache
     from ..measure.plan import build_memory_plan, predict, this_machine
 
@@ -89,14 +88,10 @@ def plan(
         headers = read_headers(path)
     except UnsupportedError:
         # DeepSeek's attention is not built, but the size of its cache is known.
-        if not isinstance(path, Path):
+        config_json = config_json_of(path)
+        if config_json is None:
             raise
-        config_json = path / "config.json" if path.is_dir() else path
-        latent = (
-            read_latent_cache(read_config_json(config_json), kv_dtype, str(config_json))
-            if config_json.name == "config.json"
-            else None
-        )
+        latent = read_latent_cache(read_config_json(config_json), kv_dtype, str(config_json))
         if latent is None:
             raise
         _show_latent(latent, ctx or 4096, batch, as_json)
@@ -124,9 +119,9 @@ def _too_large(found: "MemoryPlan") -> str:
         f"{found.batch} x {found.ctx} tokens do not fit: {format_bytes(found.needed)} are needed, "
         f"and {found.device} has {format_bytes(found.available)} for them"
         + (
-            f"; at most {found.largest_batch} requests of {found.ctx} tokens do"
+            f"; at most {_requests(found.largest_batch)} of {found.ctx} tokens fit"
             if found.largest_batch
-            else f"; at most {found.largest_ctx} tokens do"
+            else f"; at most {found.largest_ctx} tokens fit"
             if found.largest_ctx
             else "; the weights and a step alone are larger"
             if found.weight_bytes + sum(found.step_bytes.values()) > found.available
@@ -173,7 +168,7 @@ def _print(found: "MemoryPlan", ceilings: "Ceilings", speeds: "dict[str, Speed]"
     rows.append([f"available on {found.device}", format_bytes(found.available)])
     print_table(["memory", "size"], rows)
     click.echo(
-        f"\n{'It fits.' if found.fits else 'It does not fit.'} With {found.batch} requests the "
+        f"\n{'It fits.' if found.fits else 'It does not fit.'} With {_requests(found.batch)} the "
         f"largest context is {found.largest_ctx:,} tokens; at {found.ctx:,} tokens the largest "
         f"batch is {found.largest_batch:,}.\n"
     )
@@ -211,6 +206,10 @@ def _print_speeds(found: "MemoryPlan", ceilings: "Ceilings", speeds: "dict[str, 
 
 def _name(part: str) -> str:
     return _KERNELS if part == "kernels" else part
+
+
+def _requests(count: int) -> str:
+    return f"{count:,} request{'s' if count != 1 else ''}"
 
 
 def _binary(num_bytes: int) -> str:

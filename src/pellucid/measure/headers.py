@@ -1,6 +1,5 @@
 """The inputs of a plan, from headers alone: a model's config, and the format and shape of each
-parameter. No weight is read: of a model of the hub that is not here, `config.json` is fetched, or
-the header of its GGUF file.
+parameter. No weight is read: of a model that is not here, the headers of its files come alone.
 
 If only `config.json` is there, the shapes follow from it, and the format is its `torch_dtype`.
 """
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..errors import ConfigError, FormatError
+from ..errors import FormatError
 from ..files import read_json
 from ..formats.tensor import TensorSpec
 from ..models.registry import get_graph
@@ -18,11 +17,13 @@ from ..weights.catalogue import CATALOGUE
 from ..weights.checkpoint import open_checkpoint
 from ..weights.gguf_checkpoint import GGUFCheckpoint
 from ..weights.hf_config import build_hf_config
-from ..weights.hub import find_here, parse_hub_name, resolve_model
-from ..weights.hub_config import fetch_config
-from ..weights.hub_header import HubFile, open_hub_gguf
+from ..weights.hub import find_here, resolve_model
+from ..weights.hub_header import HubFolder, find_on_hub
+from ..weights.remote_file import RemoteFile
+from ..weights.safetensors_checkpoint import SafetensorsCheckpoint
+from ..weights.wheel_header import open_wheel_gguf
 
-__all__ = ["Headers", "find_headers", "read_config_json", "read_headers"]
+__all__ = ["Headers", "config_json_of", "find_headers", "read_config_json", "read_headers"]
 
 MAX_CONFIG_BYTES = 1 << 20
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -38,10 +39,10 @@ class Headers:
     assumed_format: str | None  # where no file says what the weights are kept in
 
 
-def find_headers(name: str) -> Path | HubFile:
-    """The .gguf file, folder or config.json that `name` means. Of a hub model that is not here,
-    `config.json` is fetched, or the header of its GGUF file is read there. Raises ConfigError or
-    DownloadError.
+def find_headers(name: str) -> Path | RemoteFile | HubFolder:
+    """The .gguf file, folder or config.json that `name` means. Of a model that is not here, the
+    header alone comes: from the hub, or from the first wheel of a model of the catalogue. Raises
+    ConfigError or DownloadError.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -52,28 +53,32 @@ def find_headers(name: str) -> Path | HubFile:
     if (found := find_here(name)) is not None:
         return found
     if (model := CATALOGUE.get(name.lower())) is not None:
-        raise ConfigError(
-            f"{model.name} is not on this machine, and its header cannot be read elsewhere; "
-            f"`pellucid pull {model.name}` fetches its {model.num_bytes / 1e6:.0f} MB"
-        )
-    wanted = parse_hub_name(name)
-    if wanted.quant is None and wanted.file is None:
-        config = fetch_config(wanted.repo)
-        if config is not None:
-            return config
-    return open_hub_gguf(name)
+        return open_wheel_gguf(model)
+    return find_on_hub(name)
 
 
-def read_headers(path: Path | HubFile) -> Headers:
+def config_json_of(path: Path | RemoteFile | HubFolder) -> Path | None:
+    """The config.json of what `find_headers` found; None for a GGUF file."""
+    if isinstance(path, RemoteFile):
+        return None
+    folder = path.path if isinstance(path, HubFolder) else path
+    config = folder / "config.json" if folder.is_dir() else folder
+    return config if config.name == "config.json" else None
+
+
+def read_headers(path: Path | RemoteFile | HubFolder) -> Headers:
     """Config and parameters of what `find_headers` found."""
-    if isinstance(path, HubFile):
+    if isinstance(path, RemoteFile):
         with GGUFCheckpoint.open(path.path, path) as remote:
             return Headers(path.path, remote.config, remote.specs(), None)
+    if isinstance(path, HubFolder):
+        _read_config(path.path / "config.json")  # refuses a model before its headers come
+        with SafetensorsCheckpoint.open(path.path, path.open_weights()) as folder:
+            return Headers(Path(path.repo), folder.config, folder.specs(), None)
     if path.name != "config.json":
         with open_checkpoint(path) as checkpoint:
             return Headers(path, checkpoint.config, checkpoint.specs(), None)
-    values = read_config_json(path)
-    config = build_hf_config(values, str(path))
+    values, config = _read_config(path)
     dtype = values.get("torch_dtype") or values.get("dtype") or "bfloat16"
     if dtype not in DTYPES:
         raise FormatError(
@@ -82,6 +87,11 @@ def read_headers(path: Path | HubFile) -> Headers:
     format = DTYPES[str(dtype)]
     declared = get_graph(config.graph).parameters(config)
     return Headers(path, config, {p.name: TensorSpec(format, p.shape) for p in declared}, format)
+
+
+def _read_config(path: Path) -> tuple[Mapping[str, object], ModelConfig]:
+    values = read_config_json(path)
+    return values, build_hf_config(values, str(path))
 
 
 def read_config_json(path: Path) -> Mapping[str, object]:

@@ -1,4 +1,4 @@
-"""The `config.json` of a hub model without its weights, and the hub's errors in one sentence."""
+"""Small files of a hub model without its weights, and the hub's errors in one sentence."""
 
 import errno
 from collections.abc import Iterator
@@ -7,22 +7,24 @@ from pathlib import Path
 
 from ..errors import DownloadError, PellucidError
 
-__all__ = ["fetch_config", "hub_errors"]
+__all__ = ["fetch_file", "hub_errors", "list_files"]
 
 
-def fetch_config(name: str) -> Path | None:
-    """The config.json of the hub model ORG/NAME, in Hugging Face's cache; None where it has none.
-    Raises DownloadError.
-    """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+def list_files(repo: str) -> list[str]:
+    """The names of a repository's files. Raises DownloadError."""
+    from huggingface_hub import HfApi
 
-    here = try_to_load_from_cache(name, "config.json")
-    if isinstance(here, str):
-        return Path(here)
-    with hub_errors(f"config.json of {name}", name):
-        # Without a network the list of files fails at once; a download would try for 24 seconds.
-        files = [entry.rfilename for entry in HfApi().model_info(name).siblings or ()]
-        return Path(hf_hub_download(name, "config.json")) if "config.json" in files else None
+    # Without a network this fails at once; a download would try for 24 seconds.
+    with hub_errors(f"the list of files of {repo}", repo):
+        return [entry.rfilename for entry in HfApi().model_info(repo).siblings or ()]
+
+
+def fetch_file(repo: str, file: str) -> Path:
+    """A small file of the repository, in Hugging Face's cache. Raises DownloadError."""
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(f"{file} of {repo}", repo):
+        return Path(hf_hub_download(repo, file))
 
 
 @contextmanager

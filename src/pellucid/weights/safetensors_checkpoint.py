@@ -13,7 +13,7 @@ from typing import Self
 
 from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
-from ..files import is_there, read_json
+from ..files import PartialFile, is_there, read_json
 from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ..models.params import Param
 from .families import SourceOf
@@ -42,9 +42,9 @@ class SafetensorsCheckpoint:
     _plan: Plan
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, remote: Mapping[str, PartialFile] | None = None) -> Self:
         """Read config.json, open the files and check their tensors against the architecture's
-        declaration.
+        declaration. `remote`: .safetensors files that come from elsewhere, by name.
         """
         config_path = path / "config.json"
         if not is_there(config_path):
@@ -56,7 +56,7 @@ class SafetensorsCheckpoint:
         config = build_hf_config(values, str(config_path))
         reader = hf_reader(values, str(config_path))
         # the places of its tensors; files of the bare model leave out the prefix of all names
-        files = _open_files(path)
+        files = _open_files(path, remote or {})
         source = reader.source
         if not any(name.startswith(reader.prefix) for name in files):
             source = _without_prefix(source, reader.prefix)
@@ -106,12 +106,12 @@ class SafetensorsCheckpoint:
         self.close()
 
 
-def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
+def _open_files(folder: Path, remote: Mapping[str, PartialFile]) -> dict[str, SafetensorsFile]:
     """The open file of each tensor."""
     if is_there(folder / INDEX):
-        return _open_shards(folder)
-    found = sorted(folder.glob("*.safetensors"))
-    if is_there(folder / SINGLE):
+        return _open_shards(folder, remote)
+    found = sorted({*folder.glob("*.safetensors"), *(folder / name for name in remote)})
+    if folder / SINGLE in found:
         found = [folder / SINGLE]
     if len(found) > 1:
         raise FormatError(
@@ -125,21 +125,21 @@ def _open_files(folder: Path) -> dict[str, SafetensorsFile]:
                 "read; convert it to safetensors"
             )
         raise FormatError(f"{folder} has no .safetensors file")
-    file = SafetensorsFile.open(found[0])
+    file = SafetensorsFile.open(found[0], remote.get(found[0].name))
     return dict.fromkeys(file.specs, file)
 
 
-def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
+def _open_shards(folder: Path, remote: Mapping[str, PartialFile]) -> dict[str, SafetensorsFile]:
     index = folder / INDEX
     weight_map = read_json(index, MAX_INDEX_BYTES, within=folder).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise FormatError(f"{index} has no weight_map that names a file for each tensor")
     names = sorted({_check_shard_name(index, name) for name in weight_map.values()})
-    missing = [name for name in names if not is_there(folder / name)]
+    missing = [n for n in names if n not in remote and not is_there(folder / n)]
     if missing:
         raise FormatError(f"{index} names the file {missing[0]!r}, which is not in the folder")
     # open the files, and check that they and the index agree
-    shards = {name: SafetensorsFile.open(folder / name) for name in names}
+    shards = {name: SafetensorsFile.open(folder / name, remote.get(name)) for name in names}
     files = {tensor: shard for shard in shards.values() for tensor in shard.specs}
     for tensor, name in weight_map.items():
         if tensor not in shards[name].specs:
@@ -204,7 +204,8 @@ def _untie(
     config: ModelConfig, source: SourceOf, files: Mapping[str, SafetensorsFile]
 ) -> ModelConfig:
     """The config, untied if the file holds an lm_head that differs from the embedding, as in
-    transformers. Some files of tied models hold an equal one.
+    transformers. Some files of tied models hold an equal one. Of files that come in parts the
+    sizes alone are compared.
     """
     shape = (config.vocab_size, config.hidden_size)
     (embedding,) = source(config, Param("embed_tokens.weight", shape)).tensors
@@ -214,6 +215,7 @@ def _untie(
     # compare piece by piece, and only if the sizes are those of the config
     same = head.specs["lm_head.weight"] == table.specs[embedding] and (
         table.specs[embedding].shape != shape
+        or head.is_partial
         or all(
             a == b
             for a, b in zip(head.chunks("lm_head.weight"), table.chunks(embedding), strict=True)

