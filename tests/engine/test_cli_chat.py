@@ -14,6 +14,8 @@ from pellucid.cli.terminal import StreamPrinter, text_width
 
 from .terminal import Terminal, terminal
 
+pytestmark = pytest.mark.slow  # each test starts a program in a terminal
+
 PASTED = b"\x1b[200~one\rtwo\rthree\x1b[201~"
 
 

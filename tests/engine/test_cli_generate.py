@@ -22,6 +22,8 @@ from pellucid.weights.gguf_writer import write_gguf
 
 from .terminal import COMMAND, terminal
 
+pytestmark = pytest.mark.slow  # each test starts a program
+
 DEFAULTS: dict[str, Any] = {"temperature": 0}
 
 

@@ -19,6 +19,8 @@ from pellucid.measure.report import plot_roofline, write_trace
 from pellucid.measure.roofline import total
 from pellucid.sampling_params import SamplingParams
 
+pytestmark = pytest.mark.slow  # each measures
+
 
 @pytest.fixture(scope="module")
 def profile(tiny_path: Path) -> Profile:

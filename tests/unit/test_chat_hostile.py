@@ -24,6 +24,8 @@ from pellucid.tokenizer.template_process import CPU_SECONDS, Answer, TemplatePro
 
 from .hostile_templates import HOSTILE, loops
 
+pytestmark = pytest.mark.slow  # seconds of templates that do not end
+
 PROGRAM = Path(__file__).with_name("hostile_templates.py")
 USER: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
 ECHO = "<{{ messages[0].content }}>"

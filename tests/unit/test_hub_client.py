@@ -18,8 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import pellucid
 from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
+
+pytestmark = pytest.mark.slow  # each test starts a server
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INDEX = json.dumps(

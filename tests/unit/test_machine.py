@@ -29,6 +29,8 @@ from pellucid.measure.machine import (
 )
 from pellucid.ops.cost import OpCost
 
+pytestmark = pytest.mark.slow  # each measures
+
 SIZES = (1 << 20, 1 << 22)
 
 

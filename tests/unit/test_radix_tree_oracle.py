@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .radix_cache import B, Cache, Held
+
+pytestmark = pytest.mark.slow  # thousands of random steps
 
 SALTS = st.sampled_from(["", "a"])
 TOKENS = st.lists(st.integers(0, 1), min_size=1, max_size=14)
