@@ -59,6 +59,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_ends_by_itself_is_valid(tiny: LLM, case: str) -> None:
     fields, is_valid = CASES[case]

@@ -115,6 +115,7 @@ def test_a_wrong_command_line_is_explained_with_exit_code_2(
     assert result.stdout == "" and sentence in result.stderr
 
 
+@pytest.mark.slow
 def test_a_real_process_shows_no_traceback_unless_asked(tmp_path: Path) -> None:
     done = pellucid_command("run", "hello", "-m", "missing.gguf", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")

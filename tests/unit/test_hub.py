@@ -29,6 +29,7 @@ def test_the_catalogue_is_whole() -> None:
         assert len({getattr(model, field) for model in CATALOGUE.values()}) == len(CATALOGUE)
 
 
+@pytest.mark.slow
 def test_real_files_match_the_catalogue(models_dir: Path) -> None:
     found = [model for model in CATALOGUE.values() if (models_dir / model.file).is_file()]
     assert found

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
 import pellucid
 from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
 

@@ -415,6 +415,7 @@ def chi_square(counts: NDArray[np.int64], probabilities: NDArray[np.float64]) ->
     return float(((counts - expected) ** 2 / expected).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "kept"),
     [
