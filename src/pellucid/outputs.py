@@ -111,7 +111,7 @@ class RequestMetrics(_Explained):
 
     arrival_time: float
     first_scheduled_time: float | None = None  # the start of its first step
-    first_token_time: float | None = None
+    first_token_time: float | None = None  # of an embedding: when it was computed
     last_token_time: float | None = None
     finished_time: float | None = None
     num_prompt_tokens: int = 0

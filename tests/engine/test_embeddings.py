@@ -17,7 +17,9 @@ from pellucid.engine.loader import build_engine
 from pellucid.engine.options import build_engine_config
 from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.errors import ConfigError, PellucidError, PromptTooLongError, RequestError
+from pellucid.formats import dequantize
 from pellucid.outputs import PooledOutput
+from pellucid.weights.checkpoint import open_checkpoint
 
 from .async_harness import Gate, Served, run
 from .conftest import CONTEXT, HIDDEN, write_tiny
@@ -50,7 +52,11 @@ def test_outputs_have_vllms_shape_and_the_order_of_the_prompts(tiny: LLM) -> Non
         assert np.linalg.norm(output.outputs.embedding) == pytest.approx(1.0, abs=1e-6)
         times = output.metrics
         assert times.finished_time is not None and times.finished_time >= times.arrival_time
-        assert times.num_output_tokens == 0
+        assert times.num_output_tokens == 0 and times.time_in_decode == 0.0
+        assert times.time_in_prefill is not None and times.time_in_prefill > 0
+        told = times.explain()
+        assert told.prefill is not None and told.decode is None
+        assert told.prefill.num_tokens == len(output.prompt_token_ids) - output.num_cached_tokens
     first, *_, again = outputs
     assert first.outputs.embedding == again.outputs.embedding
 
@@ -88,6 +94,20 @@ def test_mean_is_the_mean_of_the_last_tokens_of_all_prefixes(tiny: LLM) -> None:
     mean = vectors(tiny, [ids], PoolingParams(pooling="mean", normalize=False))
     np.testing.assert_allclose(mean[0], states.mean(axis=0), rtol=0, atol=1e-5)
     assert not np.allclose(mean[0], states[-1], atol=0.1)
+
+
+def test_the_lm_head_makes_the_logits_of_a_last_hidden_state(tiny: LLM, tiny_path: Path) -> None:
+    """So the embedding is what predicts the next token."""
+    with open_checkpoint(tiny_path) as checkpoint:
+        table = dequantize(dict(checkpoint.parameters())["embed_tokens.weight"])  # [V, C], tied
+    (state,) = vectors(tiny, PROMPTS[2], PoolingParams(normalize=False))
+    scores = table @ state
+    expected = scores - np.log(np.sum(np.exp(scores - scores.max()))) - scores.max()
+    (answer,) = tiny.generate(PROMPTS[2], SamplingParams(max_tokens=1, logprobs=-1))
+    assert answer.outputs[0].logprobs is not None
+    (row,) = answer.outputs[0].logprobs
+    found = np.array([row[token].logprob for token in range(len(table))])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -16,6 +16,7 @@ from typing import Any
 from pellucid.kv.layout import KVLayout, LayerGroup
 from pellucid.kv.manager import KVCacheManager
 from pellucid.kv_spec import KVSpec
+from pellucid.pooling_params import Pooling, PoolingParams
 from pellucid.request import Request
 from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import ScheduledStep, Scheduler
@@ -32,7 +33,7 @@ def build_layout(windows: Sequence[int | None], block_size: int) -> KVLayout:
 
 def build_request(name: str, prompt: Sequence[int], max_tokens: int = 4, **fields: Any) -> Request:
     """A greedy request of that many output tokens."""
-    params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
+    params = SamplingParams(max_tokens=max_tokens or 1, temperature=0, ignore_eos=True)
     return Request(
         request_id=name,
         prompt_token_ids=list(prompt),
@@ -41,6 +42,19 @@ def build_request(name: str, prompt: Sequence[int], max_tokens: int = 4, **field
         max_tokens=max_tokens,
         **fields,
     )
+
+
+def build_pooled_request(name: str, prompt: Sequence[int], pooling: Any, **fields: Any) -> Request:
+    """A request for an embedding."""
+    state = Pooling(PoolingParams(pooling=pooling), len(prompt))
+    return build_request(name, prompt, 0, pooling=state, **fields)
+
+
+def expected_embedding(request: Request) -> list[int]:
+    """The positions that its embedding must be made of, each once and in order."""
+    assert request.pooling is not None
+    last = request.num_prompt_tokens - 1
+    return [last] if request.pooling.params.pooling == "last" else list(range(last + 1))
 
 
 def expected_tokens(request: Request) -> list[int]:
@@ -94,6 +108,7 @@ class CanaryRunner:
         sampled: dict[str, list[int]] = {}
         for request in step.requests:
             self._read(request)
+            self._pool(request)
             if not request.is_sampling:
                 continue
             tokens = request.token_ids(0, request.num_tokens)
@@ -104,6 +119,14 @@ class CanaryRunner:
                     break
                 tokens.append(draft)
         return sampled
+
+    def _pool(self, request: Request) -> None:
+        """Collect the positions whose hidden states are pooled, in place of a sum."""
+        if request.pooling is not None:
+            positions = request.pooling.needed(*self._span(request))
+            if positions:
+                request.pooling.total = [*(request.pooling.total or ()), *positions]
+                request.pooling.next = positions.stop
 
     def _span(self, request: Request) -> tuple[int, int]:
         start = request.num_computed_tokens

@@ -8,7 +8,7 @@ from pellucid.request import Request, RequestStatus
 from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import Scheduler
 
-from .canary import build_layout
+from .canary import build_layout, build_pooled_request
 
 EOS = 7
 
@@ -221,3 +221,27 @@ def test_nobody_is_preempted_for_a_draft() -> None:
     step = scheduler.schedule()
     assert [r.num_scheduled_tokens for r in step.requests] == [1, 1]
     assert scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_an_embedding_ends_with_its_prompt_which_may_fill_the_context(pooling: str) -> None:
+    scheduler = _scheduler(num_blocks=5, budget=8)
+    with pytest.raises(RequestError, match="21 tokens; it must be at most 20 "):
+        scheduler.add(build_pooled_request("b", [1] * 21, pooling))
+    request = build_pooled_request("a", [1] * 20, pooling)
+    scheduler.add(request)
+    assert _run(scheduler) == [("a", 8), ("a", 8), ("a", 4)]
+    assert request.finish_reason == "stop" and request.output_token_ids == []
+
+
+def test_a_request_that_must_compute_a_prefix_does_not_wait_for_it() -> None:
+    """Another request computes the same tokens; a mean needs their hidden states all the same, and
+    prompt_logprobs their logits.
+    """
+    scheduler = _scheduler(num_blocks=20, budget=40, num_seqs=5)
+    scheduler.add(_request("first", 16))
+    scheduler.add(build_pooled_request("last", [1] * 9, "last"))
+    scheduler.add(build_pooled_request("mean", [1] * 9, "mean"))
+    scheduler.add(_request("scored", 9, prompt_logprobs=0))
+    planned = [r.request_id for r in scheduler.schedule().requests]
+    assert planned == ["first", "mean", "scored"]

@@ -19,7 +19,9 @@ from .canary import (
     CanaryRunner,
     attach_drafts,
     build_layout,
+    build_pooled_request,
     build_request,
+    expected_embedding,
     expected_tokens,
     run_to_the_end,
 )
@@ -88,6 +90,7 @@ class EngineMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "a"]),
         priority=st.integers(0, 2),
         tenant=st.sampled_from(["x", "y"]),
+        pooling=st.sampled_from([None, None, None, "last", "mean"]),
     )
     def add(
         self,
@@ -98,23 +101,24 @@ class EngineMachine(RuleBasedStateMachine):
         salt: str,
         priority: int,
         tenant: str,
+        pooling: str | None,
     ) -> None:
-        """A new request, which may begin like an old one."""
+        """A new request, which may begin like an old one, or ask for an embedding."""
         if self.requests:
             other = self.requests[like % len(self.requests)]
             prompt = other.token_ids(0, min(share, other.num_tokens)) + prompt
-        prompt = prompt[: self.max_model_len - 1]
+        prompt = prompt[: self.max_model_len - (pooling is None)]
         if not prompt:
             return
-        max_tokens = min(max_tokens, self.max_model_len - len(prompt))
-        request = build_request(
+        name, max_tokens = (
             str(len(self.requests)),
-            prompt,
-            max_tokens,
-            cache_salt=salt,
-            priority=priority,
-            tenant=tenant,
+            min(max_tokens, self.max_model_len - len(prompt)),
         )
+        standing: Any = {"cache_salt": salt, "priority": priority, "tenant": tenant}
+        if pooling is None:
+            request = build_request(name, prompt, max_tokens, **standing)
+        else:
+            request = build_pooled_request(name, prompt, pooling, **standing)
         self.requests.append(request)
         self.scheduler.add(request)
 
@@ -173,6 +177,8 @@ class EngineMachine(RuleBasedStateMachine):
                     request.output_token_ids
                     == expected_tokens(request)[: len(request.output_token_ids)]
                 )
+                if request.pooling is not None and request.finish_reason == "stop":
+                    assert request.pooling.total == expected_embedding(request)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -180,6 +186,8 @@ class EngineMachine(RuleBasedStateMachine):
         run_to_the_end(self.scheduler, self.runner)
         for request in self.requests:
             assert request.is_finished
+            if request.pooling is not None:
+                assert request.finish_reason in ("stop", "abort", "error")
             if request.finish_reason == "length":
                 assert request.output_token_ids == expected_tokens(request)
         assert self.kv.num_available_blocks == self.num_blocks

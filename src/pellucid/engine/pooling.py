@@ -96,7 +96,12 @@ def _embedding(pooling: Pooling) -> NDArray[np.float32]:
 
 
 class _EmbeddingGroup(OutputGroup):
-    """The one request of an embedding."""
+    """The one request of an embedding. The embedding comes when its first token would."""
+
+    def finish(self, request: Request, now: float) -> None:
+        super().finish(request, now)
+        if request.finish_reason == "stop":
+            self._metrics.first_token_time = self._metrics.last_token_time = now
 
     def output(self, num_computed: int) -> RequestOutput:
         plain = super().output(num_computed)

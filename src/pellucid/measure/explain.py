@@ -111,7 +111,12 @@ def explain_request(metrics: RequestMetrics, ledger: Ledger, chunk: int) -> Expl
     prompt, cached = metrics.num_prompt_tokens, metrics.num_cached_tokens
     starts = range(cached, prompt, chunk)
     ends = [min(start + chunk, prompt) for start in starts]
-    shapes = [StepShape((e - s,), (e,), 1) for s, e in zip(starts, ends, strict=True)]
+    # Only the last chunk gives logits, and that of an embedding a hidden state instead.
+    rows = (1, 0) if metrics.num_output_tokens else (0, 1)
+    shapes = [
+        StepShape((e - s,), (e,), *(rows if e == prompt else (0, 0)))
+        for s, e in zip(starts, ends, strict=True)
+    ]
     least = ledger.least_seconds(shapes)
     prefill = _phase(prompt - cached, prefill_seconds, least)
     # Decode: one step for each further token; all are near the one in the middle.

@@ -88,18 +88,17 @@ class Metrics:
             counter.labels(self._service.name, str(status)).inc()
 
     def finish(self, output: RequestOutput) -> None:
-        """Count an answer that ended."""
+        """Count an answer or an embedding that ended."""
         times = output.metrics
         num_tokens = sum(len(c.token_ids) for c in output.outputs)
-        first, arrival = times.first_token_time, times.arrival_time
-        last = times.last_token_time if num_tokens else times.finished_time
-        self.observe("time_to_first_token_seconds", None if first is None else first - arrival)
+        first, last, arrival = times.first_token_time, times.last_token_time, times.arrival_time
         self.observe("e2e_request_latency_seconds", None if last is None else last - arrival)
         self.observe("request_queue_time_seconds", times.time_in_queue)
         self.observe("request_prefill_time_seconds", times.time_in_prefill)
-        self.observe("request_decode_time_seconds", times.time_in_decode)
         self.observe("request_prompt_tokens", len(output.prompt_token_ids))
         if not isinstance(output, PooledOutput):
+            self.observe("time_to_first_token_seconds", None if first is None else first - arrival)
+            self.observe("request_decode_time_seconds", times.time_in_decode)
             self.observe("request_generation_tokens", num_tokens)
         longest = max(len(c.token_ids) for c in output.outputs)
         if times.time_in_decode is not None and longest > 1:

@@ -54,6 +54,8 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
     output, a = entry.output, entry.attributes
     rows = step.num_tokens if output is None else step.num_rows(output.rows)
     width = 0 if output is None else output.width
+    if rows == 0:  # the kernel reads nothing
+        return OpCost(0, 0, 0)
     match entry.op:
         case "embed":
             assert entry.weight is not None
