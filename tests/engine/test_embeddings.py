@@ -75,7 +75,8 @@ def test_normalize_and_dimensions_cut_and_scale_the_pooled_hidden_state(
     tiny: LLM, pooling: str
 ) -> None:
     def embed(**fields: Any) -> NDArray[np.float64]:
-        return vectors(tiny, PROMPTS[2], PoolingParams(pooling=pooling, **fields))[0]  # type: ignore[arg-type]
+        (vector,) = vectors(tiny, PROMPTS[2], PoolingParams(pooling=pooling, **fields))  # type: ignore[arg-type]
+        return np.array(vector)
 
     raw = embed(normalize=False)
     assert np.linalg.norm(raw) > 1.5  # the final norm leaves about sqrt(HIDDEN)
