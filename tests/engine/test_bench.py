@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,16 @@ def test_the_cache_behind_a_context_is_computed_once(tiny_path: Path) -> None:
     model.decode(1, 40, 3)
     model.prefill(1, 0, 8)
     assert model.filled == (1, 43)
+
+
+def test_a_disturbed_reading_of_the_peaks_does_not_count(tiny_path: Path) -> None:
+    roof = BenchModel(tiny_path, options={}, sequences=1, longest=16).roof
+    assert roof is not None
+    bandwidth = roof.take()
+    first = roof._readings[0]
+    expected = roof.least_seconds(bandwidth, 1, 0, 16, 16)
+    roof._readings.insert(0, replace(first, peaks={k: p / 1e3 for k, p in first.peaks.items()}))
+    assert roof.least_seconds(bandwidth, 1, 0, 16, 16) == expected
 
 
 def test_the_roof_of_a_step_grows_with_its_tokens(tiny_path: Path) -> None:

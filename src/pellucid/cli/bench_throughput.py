@@ -25,6 +25,8 @@ from .bench_table import RowPrinter
 from .options import debug_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..measure.bench_model import BenchModel
     from ..measure.bench_offline import OfflineLoad
     from ..measure.bench_peers import Peer, Setup
@@ -165,12 +167,12 @@ class _Batch:
             model.step(many, 0, 1)  # wakes the threads
             return [model.prefill(many, 0, prompt), model.decode(many, prompt, output)]
 
-        def roof() -> list[tuple[float, float]]:
+        def roof() -> "list[Callable[[], tuple[float, float]]]":
             assert meter is not None
             now, width = meter.take(), max(1, model.chunk // many)
             return [
-                meter.least_seconds(now, many, 0, prompt, width),
-                meter.least_seconds(now, many, prompt, output, 1),
+                lambda: meter.least_seconds(now, many, 0, prompt, width),
+                lambda: meter.least_seconds(now, many, prompt, output, 1),
             ]
 
         rounds = run_rounds(

@@ -28,7 +28,7 @@ from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import KVLayer
 from ..units import format_bytes
 from ..weights.checkpoint import open_checkpoint
-from .hardware import Ceilings, Range
+from .hardware import Ceilings, Range, highest_peaks
 from .kv_formula import KV_ALIASES
 from .machine import ReadMeter, measure_ceilings
 
@@ -174,32 +174,43 @@ class Roof:
     """The least time that this machine allows for steps of a model on the native backend: bytes at
     the read bandwidth, FLOPs at the peaks.
 
-    The peaks are measured once. The bandwidth of all weights is read before each round of work
-    (`take`), because that of a shared machine changes within seconds.
+    Before each round of work (`take`) the bandwidth of all weights and the peaks are read, because
+    a shared machine changes within seconds. A round is compared with its own bandwidth and with the
+    highest peaks of all rounds: a peak that was disturbed would make a share larger than 100 %.
     """
 
     def __init__(self, model: BenchModel) -> None:
         assert isinstance(model.backend, NativeBackend)
         backend = model.backend
         self._model = model
-        self._peaks = measure_ceilings(
-            backend.isa, backend.threads, working_sets=[1 << 20], seconds=0.2
-        )
+        self._readings = [self._peaks(0.2)]
         self._meter = ReadMeter(backend.isa, backend.threads, model.weight_bytes)
 
-    def take(self) -> Ceilings:
-        """What the machine reaches now."""
-        reading = Range.of([self._meter.take()])
-        return replace(self._peaks, read_bandwidth={self._model.weight_bytes: reading})
+    def _peaks(self, seconds: float) -> Ceilings:
+        backend = self._model.backend
+        assert isinstance(backend, NativeBackend)
+        return measure_ceilings(
+            backend.isa, backend.threads, working_sets=[1 << 20], seconds=seconds
+        )
+
+    def take(self) -> float:
+        """Read the peaks, and return the bandwidth that the machine reaches now, in bytes/s."""
+        self._readings.append(self._peaks(0.03))
+        return self._meter.take()
 
     def least_seconds(
-        self, ceilings: Ceilings, sequences: int, start: int, tokens: int, chunk: int
+        self, bandwidth: float, sequences: int, start: int, tokens: int, chunk: int
     ) -> tuple[float, float]:
         """(seconds at least, those of them in which memory is the bound) of positions
         start … start + tokens - 1 of each sequence, in steps of `chunk` tokens of each.
         """
         forward = self._model.forward
         assert isinstance(forward, CapturedForward)
+        ceilings = replace(
+            self._readings[0],
+            peaks=highest_peaks(self._readings),
+            read_bandwidth={self._model.weight_bytes: Range.of([bandwidth])},
+        )
         least = memory = 0.0
         for first in range(start, start + tokens, chunk):
             last = min(first + chunk, start + tokens)

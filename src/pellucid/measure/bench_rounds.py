@@ -20,8 +20,9 @@ class Samples:
     tokens: int
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
-    # (least seconds that the machine allows, those of them that memory binds)
-    roofs: list[tuple[float, float]] = field(default_factory=list)
+    # each gives (least seconds that the machine allows, those of them that memory binds); called at
+    # the end, when the highest readings of the peaks are known
+    roofs: list[Callable[[], tuple[float, float]]] = field(default_factory=list)
     variant: str = ""  # of the peer
     tried: dict[str, float] = field(default_factory=dict)  # its variants' tokens per second
     started_at: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
@@ -44,7 +45,7 @@ class Samples:
     @property
     def roof_share(self) -> tuple[float, float] | None:
         """(the smallest, the largest) share of the machine's ceiling."""
-        shares = [least / s for (least, _), s in zip(self.roofs, self.ours, strict=False)]
+        shares = [roof()[0] / s for roof, s in zip(self.roofs, self.ours, strict=False)]
         return (min(shares), max(shares)) if shares else None
 
     @property
@@ -52,7 +53,7 @@ class Samples:
         """The resource that most of the least time goes to."""
         if not self.roofs:
             return None
-        least, memory = (sum(parts) for parts in zip(*self.roofs, strict=True))
+        least, memory = (sum(parts) for parts in zip(*(r() for r in self.roofs), strict=True))
         return "memory" if 2 * memory > least else "arithmetic"
 
     @property
@@ -65,7 +66,7 @@ def run_rounds(
     rounds: int,
     ours: Callable[[], Sequence[float]],
     *,
-    roof: Callable[[], Sequence[tuple[float, float]]] | None = None,
+    roof: Callable[[], Sequence[Callable[[], tuple[float, float]]]] | None = None,
     theirs: Callable[[str], Sequence[float]] | None = None,
     variants: Sequence[str] = ("",),
 ) -> Iterator[None]:
@@ -74,13 +75,13 @@ def run_rounds(
     """
     for i in range(rounds):
         if roof is not None:
-            for sample, least in zip(samples, roof(), strict=True):
-                sample.roofs.append(least)
+            for sample, found in zip(samples, roof(), strict=True):
+                sample.roofs.append(found)
         for sample, seconds in zip(samples, ours(), strict=True):
             sample.ours.append(seconds)
         if theirs is not None:
-            found = _peer_round(samples, theirs, variants, i == 0)
-            for sample, seconds in zip(samples, found, strict=True):
+            peer_seconds = _peer_round(samples, theirs, variants, i == 0)
+            for sample, seconds in zip(samples, peer_seconds, strict=True):
                 sample.theirs.append(seconds)
         yield
 

@@ -18,7 +18,15 @@ from typing import Self
 from ..errors import PellucidError
 from ..ops.cost import OpCost
 
-__all__ = ["DATA_SHEETS", "MEASURED", "SCALE_SHARES", "Ceilings", "Range", "data_sheet"]
+__all__ = [
+    "DATA_SHEETS",
+    "MEASURED",
+    "SCALE_SHARES",
+    "Ceilings",
+    "Range",
+    "data_sheet",
+    "highest_peaks",
+]
 
 MEASURED = "measured"
 # multiplications by scales for each output and 32 inputs
@@ -114,6 +122,11 @@ class Ceilings:
     def is_memory_bound(self, cost: OpCost, working_set: int) -> bool:
         """Whether moving its bytes takes longer than its arithmetic."""
         return cost.bytes / self.bandwidth_at(working_set) > self.arithmetic_seconds(cost)
+
+
+def highest_peaks(readings: Sequence[Ceilings]) -> Mapping[str, float]:
+    """The highest reading of each peak: other work only lowers one."""
+    return {name: max(r.peaks[name] for r in readings) for name in readings[0].peaks}
 
 
 def _sheet(

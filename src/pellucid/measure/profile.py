@@ -12,7 +12,7 @@ changes within seconds.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..backends.native.backend import NativeBackend
@@ -29,7 +29,7 @@ from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..sampling_params import SamplingParams
 from ..weights.checkpoint import open_checkpoint
-from .hardware import Ceilings
+from .hardware import Ceilings, highest_peaks
 from .machine import measure_ceilings
 from .roofline import ModelProgram, build_model_program, total
 
@@ -169,7 +169,7 @@ def profile_model(
         prefill += first
         decode += rest
         readings.append(_measure(backend, working_set, 0.05))
-    ceilings = readings[0]
+    ceilings = replace(readings[0], peaks=highest_peaks(readings))
     rates = [reading.bandwidth_at(working_set) for reading in readings]
     phases = [
         _phase(name, steps, program, ceilings, max(rates))
