@@ -95,6 +95,6 @@ def step_bytes(forward: Forward, num_tokens: int, num_logits: int) -> dict[str, 
         "activations": num_tokens * of_tokens * ELEMENT_BYTES,
         "logits": num_logits * widths.most[True] * ELEMENT_BYTES,
     }
-    if isinstance(found, tuple):
+    if not isinstance(found, _Rows):  # logits, and the hidden states of embeddings
         memory["hidden states"] = num_tokens * found[1].width * ELEMENT_BYTES
     return memory
