@@ -140,7 +140,7 @@ class ModelRunner:
             seq_lens.append(stop)
         # Find the slot of each token in each layer group.
         position = np.array(positions, np.int32)  # [T]
-        owner = np.repeat(np.arange(len(rows)), np.diff(cu_seqlens_q))  # [T]
+        owner = np.repeat(np.arange(len(rows)), [r.request.num_scheduled_tokens for r in rows])
         tables = _block_tables([r.request.block_tables for r in rows], self._storage.scratch_block)
         blocks = tables[:, owner, position // self._block_size]  # of [G, R, M]: [G, T]
         slots = blocks * self._block_size + position % self._block_size  # [G, T]
