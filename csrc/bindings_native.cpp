@@ -210,23 +210,20 @@ std::shared_ptr<Program> new_program(
     return program;
 }
 
-void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices,
-         Ints hidden_indices, Ints cu_seqlens_q, Ints seq_lens, Tables block_tables,
-         Table slot_mapping, Results2D out, std::optional<Results2D> hidden,
-         std::optional<Floats> seconds) {
+void run(Program &program, Ints input_ids, Ints positions, Ints logits_indices, Ints hidden_indices,
+         Ints cu_seqlens_q, Ints seq_lens, Tables block_tables, Table slot_mapping, Results2D out,
+         std::optional<Results2D> hidden, std::optional<Floats> seconds) {
     const size_t tokens = input_ids.shape(0), requests = seq_lens.shape(0);
     require(tokens > 0 && positions.shape(0) == tokens && slot_mapping.shape(1) == tokens,
             "arrays of one batch differ in length");
     require(cu_seqlens_q.shape(0) == requests + 1 && block_tables.shape(1) == requests,
             "arrays of one batch differ in length");
     require(block_tables.shape(0) == slot_mapping.shape(0), "arrays of one batch differ in groups");
-    const Batch batch{input_ids.data(),      positions.data(),
-                      logits_indices.data(), hidden_indices.data(),
-                      cu_seqlens_q.data(),   seq_lens.data(),
-                      block_tables.data(),   slot_mapping.data(),
-                      tokens,                logits_indices.shape(0),
-                      hidden_indices.shape(0), requests,
-                      block_tables.shape(2), block_tables.shape(0)};
+    const Batch batch{input_ids.data(),        positions.data(),        logits_indices.data(),
+                      hidden_indices.data(),   cu_seqlens_q.data(),     seq_lens.data(),
+                      block_tables.data(),     slot_mapping.data(),     tokens,
+                      logits_indices.shape(0), hidden_indices.shape(0), requests,
+                      block_tables.shape(2),   block_tables.shape(0)};
     const auto fits = [&](const Results2D &result, const Buffer &buffer) {
         return result.shape(0) == batch.count(buffer.rows) && result.shape(1) == buffer.width;
     };

@@ -78,8 +78,7 @@ void Program::check_entry(const Entry &e) const {
     // quantized.
     for (int i : e.in) {
         require(e.op == Op::Linear || !buffer(i).quantized, "an input is quantized");
-        require(e.op == Op::KvWrite || e.op == Op::TakeRows ||
-                    buffer(i).rows == buffer(e.out).rows,
+        require(e.op == Op::KvWrite || e.op == Op::TakeRows || buffer(i).rows == buffer(e.out).rows,
                 "an input has other rows than the output");
     }
     if (e.op != Op::KvWrite)

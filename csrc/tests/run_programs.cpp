@@ -217,9 +217,13 @@ struct Step {
         hidden_out.resize(hidden.size() * kWidth);
     }
     Batch batch() const {
-        return {ids.data(), positions.data(), logits.data(), hidden.data(), cu.data(),
-                lens.data(), table.data(),     slots.data(),  ids.size(),    logits.size(),
-                hidden.size(), lens.size(),    table.size(),  1};
+        return {ids.data(),    positions.data(),
+                logits.data(), hidden.data(),
+                cu.data(),     lens.data(),
+                table.data(),  slots.data(),
+                ids.size(),    logits.size(),
+                hidden.size(), lens.size(),
+                table.size(),  1};
     }
     const std::vector<float> &run(Program &program, double *seconds = nullptr) {
         program.run(batch(), {out.data(), hidden_out.data()}, seconds);

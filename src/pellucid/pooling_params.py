@@ -23,8 +23,10 @@ class PoolingParams:
     is submitted. The engine checks `dimensions` against the model.
     """
 
-    pooling: Literal["last", "mean"] = option(
-        "last", help="The hidden state of the last token, or the mean of those of all tokens"
+    pooling: Literal["last", "mean"] | None = option(
+        None,
+        help="The hidden state of the last token, or the mean of those of all tokens; None: what "
+        "the model's file says, or else the last token's",
     )
     normalize: bool = option(True, help="Scale the embedding to the length 1")
     dimensions: int | None = option(
@@ -72,7 +74,7 @@ class Pooling:
     embedding: list[float] | None = None  # once all are added
 
     def __post_init__(self) -> None:
-        self.next = self.num_tokens - 1 if self.params.pooling == "last" else 0
+        self.next = 0 if self.params.pooling == "mean" else self.num_tokens - 1
 
     def needed(self, start: int, stop: int) -> range:
         """The positions of start … stop - 1 whose hidden states are needed."""

@@ -30,7 +30,7 @@ from ..structured import GrammarCompiler
 from .admission import Submission
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
-from .pooling import check_lengths
+from .pooling import check_lengths, resolve_pooling
 from .prompts import (
     Message,
     Prompt,
@@ -59,6 +59,7 @@ class AsyncEngine:
         self.model_config = engine.model_config
         self.tokenizer = engine.tokenizer
         self.generation_config = engine.generation_config
+        self._pooling = engine.pooling
         # the longest prompt and output together, in tokens
         self.max_model_len = engine.core.scheduler.max_model_len
         self._grammars = GrammarCompiler(engine.tokenizer)
@@ -137,6 +138,7 @@ class AsyncEngine:
         when it is finished. Prompts are submitted and aborted as by `generate_all`.
         """
         (params,) = listed_params("pooling_params", pooling_params, 1, PoolingParams)
+        params = resolve_pooling(params, self._pooling)
 
         def tokenize() -> list[TokenizedPrompt]:
             longest = longest_prompt(self.max_model_len, params)

@@ -28,7 +28,7 @@ from .core_thread import CoreThread
 from .loader import load_engine
 from .mailbox import ThreadMailbox
 from .options import build_engine_config
-from .pooling import as_embedding, check_lengths
+from .pooling import as_embedding, check_lengths, resolve_pooling
 from .prompts import (
     Message,
     Prompt,
@@ -73,6 +73,7 @@ class LLM:
         self.model_config: ModelConfig = engine.model_config
         self.tokenizer: Tokenizer = engine.tokenizer
         self.generation_config = engine.generation_config
+        self._pooling = engine.pooling
         # the longest prompt and output together, in tokens
         self.max_model_len = engine.core.scheduler.max_model_len
         self._grammars = GrammarCompiler(engine.tokenizer)
@@ -188,7 +189,8 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """The embedding of each prompt, in their order: `output.outputs.embedding`, a list of
         floats. PoolingParams and priority are one value for all prompts, or a list with one for
-        each. Without PoolingParams, it is the hidden state of the last token, of length 1.
+        each. Without PoolingParams, embeddings are pooled as the model's file says, or else the
+        hidden state of the last token, and have the length 1.
 
         A prompt that the context does not hold is refused. `truncate_prompt_tokens` replaces that
         of the PoolingParams: use only so many last tokens of each prompt; -1: as many as the
@@ -197,6 +199,7 @@ class LLM:
         """
         listed = list_prompts(prompts)
         params = listed_params("pooling_params", pooling_params, len(listed), PoolingParams)
+        params = [resolve_pooling(p, self._pooling) for p in params]
         if truncate_prompt_tokens is not None:
             params = [replace(p, truncate_prompt_tokens=truncate_prompt_tokens) for p in params]
         longest = longest_prompt(self.max_model_len, params)

@@ -33,6 +33,7 @@ from ..weights.checkpoint import Checkpoint, open_checkpoint
 from ..weights.fields import config_from_file
 from ..weights.generation_config import read_generation_config
 from ..weights.hub import resolve_model
+from ..weights.pooling_config import read_pooling
 from .background import Background
 from .core import EngineCore
 from .explanation import Explain, build_explain
@@ -56,6 +57,7 @@ class Engine:
     core: EngineCore
     # what the model's authors recommend, by names of SamplingParams; empty: nothing
     generation_config: Mapping[str, float | int]
+    pooling: str | None  # how they pool embeddings; None: the file does not say
 
 
 def load_engine(
@@ -109,6 +111,7 @@ class OpenModel:
         self._recommended = read_generation_config(checkpoint.tokenizer_source)
         with config_from_file(str(path)):
             SamplingParams(**self._recommended)  # type: ignore[arg-type]
+        self._pooling = read_pooling(checkpoint.tokenizer_source)
         self._weights: dict[_WeightsKey, dict[str, Tensor]] = {}
 
     @cached_property
@@ -197,7 +200,8 @@ class OpenModel:
                 f"{self.path}: memory ran out while the model was loaded, though "
                 f"{format_bytes(backend.available_memory())} are said to be available"
             ) from error
-        return Engine(self.path, self.model_config, self.tokenizer, core, self._recommended)
+        recommended = self._recommended, self._pooling
+        return Engine(self.path, self.model_config, self.tokenizer, core, *recommended)
 
     def _load_weights(self, backend: Backend) -> Iterator[dict[str, Tensor]]:
         """The weights, in groups."""

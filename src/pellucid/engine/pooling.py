@@ -8,13 +8,13 @@ Shapes: E rows of hidden states of a step, C hidden.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PellucidError, PromptTooLongError, RequestError
+from ..errors import ConfigError, PellucidError, PromptTooLongError, RequestError
 from ..outputs import (
     EmbeddingOutput,
     EmbeddingRequestOutput,
@@ -23,14 +23,34 @@ from ..outputs import (
     RequestMetrics,
     RequestOutput,
 )
-from ..pooling_params import Pooling
+from ..pooling_params import Pooling, PoolingParams
 from ..request import Request
 from ..tokenizer import Tokenizer
 from .admission import Submission
 from .output import OutputGroup
 from .prompts import TokenizedPrompt
 
-__all__ = ["as_embedding", "build_group", "check_lengths", "needed_positions", "pool_hidden_states"]
+__all__ = [
+    "as_embedding",
+    "build_group",
+    "check_lengths",
+    "needed_positions",
+    "pool_hidden_states",
+    "resolve_pooling",
+]
+
+
+def resolve_pooling(params: PoolingParams, own: str | None) -> PoolingParams:
+    """Parameters that name a pooling: their own, or that of the model's file, or the last token.
+    Raises ConfigError if the file names a kind that does not exist here.
+    """
+    if params.pooling is None and own not in (None, "last", "mean"):
+        raise ConfigError(
+            f"pooling is None, and the model's own is {own!r}, which is not supported; it must be "
+            "one of: last, mean"
+        )
+    pooling: Any = params.pooling or own or "last"
+    return replace(params, pooling=pooling)
 
 
 def check_lengths(prompts: Sequence[TokenizedPrompt], most: int | None) -> None:

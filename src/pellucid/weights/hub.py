@@ -54,6 +54,7 @@ _FOLDER_FILES = (
     "generation_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "1_Pooling/config.json",
 )
 _MORE_TEMPLATES = r"additional_chat_templates/[^/]+\.jinja"
 _INDEX = "model.safetensors.index.json"
