@@ -49,10 +49,11 @@ def write_tiny(
 ) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
 
-    `windows`: 0 for a layer that sees all. `ends`: where not, the logits of special tokens are 0,
-    so that no greedy answer ends by itself. `breaking`: a token whose presence makes the first
-    layer's MLP infinite, in a model whose other matrices are quantized. `padding`: rows of the
-    embedding that no text is cut into.
+    `windows`: 0 for a layer that sees all. `ends`: where not, the logits of special tokens are
+    far below all others, so that no answer ends by itself, sampled or not. `breaking`: a token
+    whose presence makes the first layer's MLP infinite, in a model whose other matrices are
+    quantized and whose greedy answers do not end. `padding`: rows of the embedding that no text is
+    cut into.
     """
     tokens = [*_byte_tokens(), *SPECIAL, "th", *(f"[PAD{i}]" for i in range(padding))]
     rng = np.random.default_rng(0)
@@ -73,7 +74,7 @@ def write_tiny(
         "token_embd.weight": random(len(tokens), HIDDEN),
         "output_norm.weight": np.ones(HIDDEN, np.float32),
     }
-    if not ends:
+    if breaking is not None:
         arrays["token_embd.weight"][256 : 256 + len(SPECIAL)] = 0  # it is the lm_head too
     for i in range(len(windows) or LAYERS):
         arrays |= {
@@ -94,6 +95,13 @@ def write_tiny(
         for i in range(len(windows) or LAYERS):
             arrays[f"blk.{i}.attn_output.weight"][-1] = arrays[f"blk.{i}.ffn_down.weight"][-1] = 0
         arrays["blk.0.ffn_gate.weight"][0, -1] = 3e38
+    elif not ends:  # the last dimension is 1 for every token, and no layer writes to it
+        arrays["output.weight"] = arrays["token_embd.weight"].copy()
+        arrays["output.weight"][:, -1] = 0
+        arrays["output.weight"][256 : 256 + len(SPECIAL), -1] = -1e6
+        arrays["token_embd.weight"][:, -1] = 1
+        for i in range(len(windows) or LAYERS):
+            arrays[f"blk.{i}.attn_output.weight"][-1] = arrays[f"blk.{i}.ffn_down.weight"][-1] = 0
     shape: dict[str, object] = {
         "context_length": context,
         "embedding_length": HIDDEN,
@@ -149,7 +157,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def long_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose greedy answers take minutes to fill the context, and do not end before."""
+    """A tiny Llama whose answers take minutes to fill the context, and do not end before."""
     return write_tiny(tmp_path_factory.mktemp("long") / "long.gguf", context=100_000, ends=False)
 
 

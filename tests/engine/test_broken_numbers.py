@@ -19,7 +19,7 @@ PROMPTS = ["hello", PREFIX + "!", PREFIX + " and more", "a!b", "world"]
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken")
-    return write_tiny(folder / "broken.gguf", head_dim=32, ffn=64, ends=False, breaking=BREAKING)
+    return write_tiny(folder / "broken.gguf", head_dim=32, ffn=64, breaking=BREAKING)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "int8", "int4"])

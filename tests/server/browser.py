@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 __all__ = ["Browser", "find_chromium"]
 
-SECONDS = 60  # on a busy machine
+SECONDS = 600  # on a busy machine
 
 # Force an answer: the page's next requests ask for one of these texts.
 _FORCE = """

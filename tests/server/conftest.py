@@ -93,10 +93,33 @@ def smol(
 
 
 @pytest.fixture(scope="session")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A tiny model whose answers end at max_tokens alone, behind an API key."""
-    folder = tmp_path_factory.mktemp("endless")
-    model = write_tiny(folder / "tiny.gguf", context=8192, ends=False)
-    options = ("--served-model-name", "endless", "--api-key", "secret")
-    with serving(model, folder / "server.log", *options) as running:
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose answers end at max_tokens alone. 400,000 tokens take minutes on the
+    fastest machine, so that a test never finds a request ended before its time.
+    """
+    folder = tmp_path_factory.mktemp("endless-model")
+    return write_tiny(folder / "endless.gguf", context=1 << 19, ends=False)
+
+
+@contextlib.contextmanager
+def serving_endless(model: Path, log: Path, *options: str) -> Iterator[Server]:
+    """`endless_model` with room for several endless answers, named "tiny"."""
+    memory = ("--max-model-len", "500000", "--kv-cache-memory", str(1 << 28))
+    with serving(model, log, "--served-model-name", "tiny", *memory, *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def endless(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of endless answers, open to all."""
+    log = tmp_path_factory.mktemp("endless") / "server.log"
+    with serving_endless(endless_model, log) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def locked(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of endless answers behind the API key "secret"."""
+    log = tmp_path_factory.mktemp("locked") / "server.log"
+    with serving_endless(endless_model, log, "--api-key", "secret") as running:
         yield running

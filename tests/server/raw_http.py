@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-SECONDS = 120  # on a busy machine
+SECONDS = 600  # on a busy machine
 
 
 @dataclass(frozen=True)

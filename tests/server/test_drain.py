@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import Server, serving
+from tests.server.conftest import Server, serving, serving_endless
 from tests.server.raw_http import SECONDS, connect, get, post, read_answer, request, wait_until
 
-LONG: dict[str, Any] = {"prompt": "A ", "max_tokens": 1900, "ignore_eos": True, "stream": True}
-ENDLESS = LONG | {"logprobs": 20, "n": 8}
+# About 8 MB: more than the system's buffers hold, so that it ends when the test reads it.
+LARGE: dict[str, Any] = {"prompt": "A ", "max_tokens": 700, "ignore_eos": True, "stream": True,
+                         "logprobs": 20, "n": 8}  # fmt: skip
+ENDLESS = LARGE | {"max_tokens": 400_000}
 
 
 def start(server: Server, body: dict[str, Any]) -> socket.socket:
     """A connection on which a stream has begun."""
-    connection = connect(server.url)
+    connection = connect(server.url, receive_buffer=1 << 16)
     connection.sendall(request("POST", "/v1/completions", json.dumps(body).encode()))
     assert connection.recv(1, socket.MSG_PEEK)
     return connection
@@ -35,9 +37,9 @@ def events(connection: socket.socket) -> list[Any]:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_streams_end(tiny_model: Path, tmp_path: Path, sig: signal.Signals) -> None:
-    options = ("--served-model-name", "tiny", "--drain-timeout", "100000")
-    with serving(tiny_model, tmp_path / "log", *options) as server:
-        with start(server, LONG | {"n": 4, "logprobs": 5}) as connection:
+    times = ("--write-timeout", "100000", "--drain-timeout", "100000")
+    with serving(tiny_model, tmp_path / "log", "--served-model-name", "tiny", *times) as server:
+        with start(server, LARGE) as connection:
             server.process.send_signal(sig)
             while (ready := get(server.url, "/ready")).status == 200:
                 pass
@@ -49,19 +51,18 @@ def test_a_signal_lets_streams_end(tiny_model: Path, tmp_path: Path, sig: signal
             found = events(connection)
         assert found[-1] == "data: [DONE]"
         reasons = [c["finish_reason"] for e in found[:-1] for c in e["choices"]]
-        assert reasons.count("length") == 4
+        assert reasons.count("length") == 8
         assert server.process.wait(SECONDS) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_what_takes_too_long_is_told_and_given_up(
-    tiny_model: Path, tmp_path: Path, is_stream: bool
+    endless_model: Path, tmp_path: Path, is_stream: bool
 ) -> None:
-    options = ("--served-model-name", "tiny", "--drain-timeout", "0.1")
-    with serving(tiny_model, tmp_path / "log", *options) as server:
+    with serving_endless(endless_model, tmp_path / "log", "--drain-timeout", "0.1") as server:
         connection = connect(server.url)
-        body = ENDLESS | {"stream": is_stream}
+        body = ENDLESS | {"stream": is_stream, "n": 1, "logprobs": None}
         connection.sendall(request("POST", "/v1/completions", json.dumps(body).encode()))
         wait_until(lambda: b'"request_id"' in get(server.url, "/debug/requests").body)
         server.process.send_signal(signal.SIGTERM)
@@ -76,9 +77,10 @@ def test_what_takes_too_long_is_told_and_given_up(
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_second_signal_ends_at_once(tiny_model: Path, tmp_path: Path) -> None:
-    options = ("--served-model-name", "tiny", "--drain-timeout", "100000")
-    with serving(tiny_model, tmp_path / "log", *options) as server, start(server, ENDLESS):
+def test_a_second_signal_ends_at_once(endless_model: Path, tmp_path: Path) -> None:
+    times = ("--write-timeout", "100000", "--drain-timeout", "100000")
+    log = tmp_path / "log"
+    with serving_endless(endless_model, log, *times) as server, start(server, ENDLESS):
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: get(server.url, "/ready").status == 503)
         server.process.send_signal(signal.SIGTERM)

@@ -35,21 +35,21 @@ def fetch(url: str, headers: Mapping[str, str] | None = None, method: str = "GET
             return Response(error.code, dict(error.headers.items()), error.read())
 
 
-def test_every_file_is_sent_with_its_type_and_without_a_key(endless: Server) -> None:
+def test_every_file_is_sent_with_its_type_and_without_a_key(locked: Server) -> None:
     types = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
     for file in STATIC.iterdir():
         path = "/" if file.name == "index.html" else f"/static/{file.name}"
-        response = fetch(endless.url + path)
+        response = fetch(locked.url + path)
         assert (response.status, response.body) == (200, file.read_bytes())
         kind = response.headers["content-type"].partition(";")[0]
         assert kind == types.get(file.suffix, "image/svg+xml")
         assert "default-src 'none'" in response.headers["content-security-policy"]
         assert response.headers["x-content-type-options"] == "nosniff"
-        again = fetch(endless.url + path, {"if-none-match": response.headers["etag"]})
+        again = fetch(locked.url + path, {"if-none-match": response.headers["etag"]})
         assert (again.status, again.body) == (304, b"")
-        assert fetch(endless.url + path, method="HEAD").status == 200
+        assert fetch(locked.url + path, method="HEAD").status == 200
     for path in ("/static/", "/static/..%2fpage.py", "/static/../page.py", "/static/none.js"):
-        assert fetch(endless.url + path).status in (401, 404)
+        assert fetch(locked.url + path).status in (401, 404)
 
 
 def test_the_files_name_no_other_host_and_no_inline_script() -> None:
@@ -60,24 +60,24 @@ def test_the_files_name_no_other_host_and_no_inline_script() -> None:
         assert max(map(len, text.splitlines())) <= 100 and len(text.splitlines()) <= 500
 
 
-def test_stats_need_the_key_and_move(endless: Server) -> None:
-    assert fetch(f"{endless.url}/debug/stats").status == 401
+def test_stats_need_the_key_and_move(locked: Server) -> None:
+    assert fetch(f"{locked.url}/debug/stats").status == 401
     headers = {"authorization": "Bearer secret"}
-    before = fetch(f"{endless.url}/debug/stats", headers).json()
-    client = endless.client(api_key="secret")
-    client.completions.create(model="endless", prompt="abc", max_tokens=20)
-    after = fetch(f"{endless.url}/debug/stats", headers).json()
-    assert after["model"] == "endless" and after["time"] > before["time"]
+    before = fetch(f"{locked.url}/debug/stats", headers).json()
+    client = locked.client(api_key="secret")
+    client.completions.create(model="tiny", prompt="abc", max_tokens=20)
+    after = fetch(f"{locked.url}/debug/stats", headers).json()
+    assert after["model"] == "tiny" and after["time"] > before["time"]
     assert after["num_output_tokens"] == before["num_output_tokens"] + 20
     blocks = [after[f"num_{kind}_blocks"] for kind in ("free", "cached", "held")]
     assert sum(blocks) == after["num_kv_blocks"]
     last = after["recent_steps"][-1]
     assert last["step"] == after["num_steps"] and last["num_tokens"] == last["num_requests"] == 1
     assert 0 < last["forward_seconds"] < last["seconds"]
-    url = f"{endless.url}/debug/stats?after={last['step'] - 2}"
+    url = f"{locked.url}/debug/stats?after={last['step'] - 2}"
     steps = fetch(url, headers).json()["recent_steps"]
     assert [step["step"] for step in steps] == [last["step"] - 1, last["step"]]
-    assert "/debug/stats" not in re.sub(r'.*"status": 401.*', "", endless.log.read_text())
+    assert "/debug/stats" not in re.sub(r'.*"status": 401.*', "", locked.log.read_text())
 
 
 def test_a_stream_explains_its_answer_if_asked(server: Server) -> None:

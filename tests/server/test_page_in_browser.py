@@ -12,6 +12,8 @@ from selenium.webdriver.common.keys import Keys
 from .browser import Browser, find_chromium
 from .conftest import Server
 
+pytestmark = pytest.mark.slow  # Chromium takes seconds to start
+
 HOSTILE = (
     '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
     "<b>bold</b> &lt;i&gt;\n```<u>\n</code></pre><h1>big</h1>\n```\n`<s>`"
@@ -60,12 +62,12 @@ def test_a_message_is_answered_with_its_figures(page: Browser) -> None:
     assert page.wait_for_answer() == first
 
 
-def test_the_keyboard_sends_begins_lines_and_stops(window: Browser, endless: Server) -> None:
-    window.open(endless.url)
+def test_the_keyboard_sends_begins_lines_and_stops(window: Browser, locked: Server) -> None:
+    window.open(locked.url)
     # The page asks for the key, and keeps it for this tab.
     window.wait(lambda: window.find("#key-dialog").is_displayed())
     window.find("#key").send_keys("secret", Keys.ENTER)
-    window.wait(lambda: window.text("#model") == "endless")
+    window.wait(lambda: window.text("#model") == "tiny")
     assert window.script("return localStorage.length") == 0
     window.find("#prompt").send_keys("one", Keys.SHIFT + Keys.ENTER)
     assert window.count(".message") == 0
