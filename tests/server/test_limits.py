@@ -228,9 +228,11 @@ def test_one_request_too_many_is_refused(strict: Server) -> None:
         return answer.status, answer.error["code"]
 
     try:
-        hold("secret"), hold("secret")
+        hold("secret")
+        hold("secret")
         assert refused("secret") == (429, "rate_limit_exceeded")
-        hold("other"), hold("third")
+        hold("other")
+        hold("third")
         assert refused("secret") == (429, "rate_limit_exceeded")
         assert refused("other") == refused("third") == (503, "overloaded")
         # A place that becomes free is free for the key that had none.
