@@ -14,7 +14,7 @@ from tests.server.conftest import Server, serving, serving_endless
 from tests.server.raw_http import SECONDS, connect, get, post, read_answer, request, wait_until
 
 # About 8 MB: more than the system's buffers hold, so that it ends when the test reads it.
-LARGE: dict[str, Any] = {"prompt": "A ", "max_tokens": 700, "ignore_eos": True, "stream": True,
+LARGE: dict[str, Any] = {"prompt": "A ", "max_tokens": 1200, "ignore_eos": True, "stream": True,
                          "logprobs": 20, "n": 8}  # fmt: skip
 ENDLESS = LARGE | {"max_tokens": 400_000}
 
