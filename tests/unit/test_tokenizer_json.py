@@ -179,6 +179,10 @@ def split(pattern: object) -> dict[str, Any]:
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
+def sequence(steps: list[object]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": steps}
+
+
 def unigram(**fields: object) -> dict[str, Any]:
     return {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]} | fields
 
@@ -201,6 +205,16 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
             }
         ),
         r"normalizer may make a text 1 times as long and 4995 bytes more",
+    ),
+    "letters for bytes, again and again": (
+        lambda d: d.update(pre_tokenizer=sequence([d["pre_tokenizer"]] * 20)),
+        r"pre_tokenizer may make a text \d+ times as long; it may be 16 times",
+    ),
+    "spaces before each piece, again and again": (
+        lambda d: d.update(
+            pre_tokenizer=sequence([{"type": "Metaspace", "replacement": c} for c in "▁_▁"])
+        ),
+        r"pre_tokenizer may make a text 32 times as long",
     ),
     "a regex that matches nothing": (
         lambda d: d.update(

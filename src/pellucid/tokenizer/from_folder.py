@@ -233,9 +233,8 @@ def _read_chat_template(
     given = config.get("chat_template")
     named: dict[Any, Any] = {} if given is None else {"default": given}
     if isinstance(given, list):  # several, by name
-        named = {
-            entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)
-        }
+        entries = (entry if isinstance(entry, dict) else {} for entry in given)
+        named = {entry.get("name"): entry.get("template") for entry in entries}
     if not all(isinstance(text, str) for pair in named.items() for text in pair):
         raise FormatError(
             f"{path / 'tokenizer_config.json'}: chat_template must be a string, or a list of "

@@ -40,6 +40,7 @@ MAX_JSON_VALUES = 3 * MAX_MERGES + 2 * MAX_TOKENS
 MAX_FILE_BYTES = 1 << 27
 MAX_STEPS = 64  # of one pipeline
 MAX_GROWTH = 128  # how many times longer normalizers may make a text, in bytes
+MAX_CUT_GROWTH = 16  # how many times longer its pieces may get while it is cut
 MAX_ADDED_BYTES = 4096  # that normalizers may put before or after it
 MAX_TEMPLATE = 64  # pieces of a post-processor's template, and ids of one of its tokens
 
@@ -84,9 +85,7 @@ def check_tokenizer_json(data: Json, where: str) -> None:
     vocabulary = _check_model(_object(data.get("model"), f"{where}: model"), f"{where}: model")
     tokens = _check_added_tokens(data.get("added_tokens"), f"{where}: added_tokens")
     _check_normalizers(data.get("normalizer"), f"{where}: normalizer")
-    _check_steps(
-        data.get("pre_tokenizer"), "pretokenizers", _PRE_TOKENIZERS, f"{where}: pre_tokenizer"
-    )
+    _check_pre_tokenizers(data.get("pre_tokenizer"), f"{where}: pre_tokenizer")
     ids = vocabulary.keys() | set(tokens.values())
     _check_steps(
         data.get("post_processor"),
@@ -298,6 +297,32 @@ _NORMALIZERS: dict[str, Callable[[Json, str], tuple[float, float]]] = {
 
 
 # ---- how it is cut
+
+
+def _check_pre_tokenizers(declared: object, where: str) -> None:
+    """Check each step, and check that all steps together cannot make the pieces much longer than
+    the text.
+    """
+    growth = 1.0
+    for step, at in _steps(declared, "pretokenizers", where):
+        kind = _kind(step, _PRE_TOKENIZERS, at)
+        _PRE_TOKENIZERS[kind](step, at)
+        growth *= _cut_growth(kind, step)
+        if growth > MAX_CUT_GROWTH:
+            raise UnsupportedError(
+                f"{where} may make a text {growth:.0f} times as long; it may be {MAX_CUT_GROWTH} "
+                "times"
+            )
+
+
+def _cut_growth(kind: str, step: Json) -> float:
+    """How many times longer a step may make all pieces together, in bytes."""
+    if kind == "ByteLevel":  # a letter of two bytes for a byte, and a space before each piece
+        return 4 if step.get("add_prefix_space", True) else 2
+    if kind == "Metaspace":  # for a space, and before each piece
+        size = len(step.get("replacement", "▁").encode(errors="replace"))
+        return 1.0 * size if step.get("prepend_scheme") == "never" else 1.0 + size
+    return 1
 
 
 def _check_split(step: Json, where: str) -> None:
