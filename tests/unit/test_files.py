@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pellucid import files
+from pellucid.cli.answers_file import AnswersFile
 from pellucid.errors import FormatError
 from pellucid.files import check_regular, open_regular, open_within, read_bytes, read_json
 
@@ -236,3 +237,26 @@ def test_opening_leaves_no_descriptor_open(tmp_path: Path) -> None:
             with pytest.raises(FormatError):
                 open_within(tmp_path, name)
     assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_continued_file_of_answers_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(fd: int) -> None:
+        sync(fd)
+        done.append(("fsync", os.fstat(fd).st_ino))
+
+    def replace(source: Path, target: Path) -> None:
+        done.append(("rename", os.stat(source).st_ino))
+        rename(source, target)
+
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"line": 1, "outputs": []}\n{"line": 2, "error": "no"}\n')
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with AnswersFile(path, None, overwrite=False):
+        file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+        assert done == [("fsync", file), ("rename", file), ("fsync", folder)]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from ..errors import ConfigError, RequestError
+from ..files import publish
 from .terminal import say
 
 __all__ = ["MAX_ANSWER", "AnswersFile", "dump_line"]
@@ -162,10 +163,9 @@ class AnswersFile:
                     if key is not None:
                         new.write(line)
             os.fchmod(fd, stat.S_IMODE(os.fstat(old.fileno()).st_mode))
-            os.fsync(fd)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            os.replace(name, path)
+            publish(Path(name), path)
         except BaseException:
             os.close(fd)
             os.unlink(name)
