@@ -39,13 +39,24 @@ void require(bool condition, const char *what) {
 }
 
 std::shared_ptr<Weight> load_weight(ThreadPool &pool, WeightMemory &memory, int ggml_type,
-                                    size_t inputs, Rows rows) {
+                                    size_t inputs, Rows rows, std::optional<Ints> order) {
     const Format format = static_cast<Format>(ggml_type);
     const RowLayout row = row_layout(format, inputs);
     require(rows.shape(1) == row.file_bytes, "a row has the wrong number of bytes");
     const size_t outputs = rows.shape(0), row_tiles = (outputs + kTileRows - 1) / kTileRows;
     const size_t bytes = row_tiles * row.tile_bytes;
     auto weight = std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, nullptr});
+    if (order) {
+        require(order->shape(0) == inputs, "the order has another length than the rows");
+        require(dense_bytes(format) == 0, "only inputs of quantized weights have an order");
+        std::vector<bool> seen(inputs);
+        for (size_t i = 0; i < inputs; i++) {
+            const size_t input = static_cast<size_t>(order->data()[i]);
+            require(input < inputs && !seen[input], "the order is not one of all inputs");
+            seen[input] = true;
+        }
+        weight->order.assign(order->data(), order->data() + inputs);
+    }
     const uint8_t *file = rows.data();
     std::atomic<bool> finite{true};
     nb::gil_scoped_release release;
@@ -255,7 +266,11 @@ void bind_native(nb::module_ &m) {
         .def_ro("nbytes", &Weight::bytes)
         .def_ro("finite", &Weight::finite)
         .def_prop_ro("ggml_type", [](const Weight &w) { return static_cast<int>(w.format); })
-        .def_prop_ro("quantized", [](const Weight &w) { return dense_bytes(w.format) == 0; });
+        .def_prop_ro("quantized", [](const Weight &w) { return dense_bytes(w.format) == 0; })
+        .def_prop_ro("order", [](const Weight &w) {  // as bytes, to be compared
+            return nb::bytes(reinterpret_cast<const char *>(w.order.data()),
+                             w.order.size() * sizeof(int32_t));
+        });
     nb::class_<Vector>(m, "Vector")
         .def("__init__",
              [](Vector *self, std::vector<float> values) { new (self) Vector{std::move(values)}; })
@@ -268,7 +283,8 @@ void bind_native(nb::module_ &m) {
              nb::arg("hidden").noconvert() = nb::none(),
              nb::arg("seconds").noconvert() = nb::none())
         .def_prop_ro("size", &Program::size);
-    m.def("load_weight", &load_weight);
+    m.def("load_weight", &load_weight, nb::arg("pool"), nb::arg("memory"), nb::arg("ggml_type"),
+          nb::arg("inputs"), nb::arg("rows"), nb::arg("order").none() = nb::none());
     m.def("load_stored_weights", &load_stored_weights);
     m.def("new_kv_store", &new_kv_store);
     m.def("new_program", &new_program);

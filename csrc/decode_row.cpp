@@ -1,5 +1,7 @@
 // Decodes one row of the tiles of tile.h without vectors: an embedding lookup reads one row per
 // token.
+#include <cstring>
+
 #include "float16.h"
 #include "tile.h"
 
@@ -48,7 +50,7 @@ void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, 
     const TileFormat f = tile_format(format);
     const uint8_t *tile = tiles + row_tile * f.row_tile_bytes(inputs), *header = tile;
     for (size_t b = 0; b < inputs / kTileInputs; b++) {
-        if (f.header_bytes() && b % kTilesPerHeader == 0) {
+        if (f.header_bytes() && b % f.tiles_per_header(format) == 0) {
             header = tile;
             tile += f.header_bytes();
         }
@@ -56,7 +58,11 @@ void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, 
             const int g = f.groups == 2 ? i / 16 : 0;
             const uint8_t *scales = tile + f.code_bytes(), *mins = scales + f.scale_bytes();
             float scale, min = 0.0f;
-            if (f.scale == Scale::F16) {
+            int offset = f.offset;
+            if (f.scale == Scale::Group) {
+                std::memcpy(&scale, header + 4 * r, sizeof scale);
+                if (f.has_min) offset = header[4 * kTileRows + r];
+            } else if (f.scale == Scale::F16) {
                 scale = float_from_f16(u16_at(scales + 2 * r));
                 if (f.has_min) min = float_from_f16(u16_at(mins + 2 * r));
             } else {
@@ -69,7 +75,7 @@ void decode_row(Format format, const uint8_t *tiles, size_t row, size_t inputs, 
                             static_cast<float>(mins[g * kTileRows + r]));
             }
             const float code =
-                static_cast<float>(static_cast<int>(code_at(f, tile, r, i)) - f.offset);
+                static_cast<float>(static_cast<int>(code_at(f, tile, r, i)) - offset);
             out[b * kTileInputs + static_cast<size_t>(i)] = (scale * code + min) * factor;
         }
         tile += f.tile_bytes();

@@ -230,7 +230,8 @@ void Program::execute(size_t index, bool merge, const Batch &batch, Results out,
             break;
         }
         case Op::Quantize:
-            kernels_->quantize(x(0), to->width, quantized(e.out), first, last);
+            kernels_->quantize(x(0), e.weight ? e.weight->order.data() : nullptr, to->width,
+                               quantized(e.out), first, last);
             break;
         case Op::Linear: {
             const bool packed = buffers_[static_cast<size_t>(e.in[0])].quantized;

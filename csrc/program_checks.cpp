@@ -100,10 +100,13 @@ void Program::check_entry(const Entry &e) const {
             takes(0);
             require(of_tokens && e.weight != nullptr && e.weight->inputs == width,
                     "the table does not fit the output");
+            require(e.weight->order.empty(), "the inputs of the table are in another order");
             break;
         case Op::Quantize:
             takes(1);
             as_wide_as_output();
+            require(e.weight == nullptr || e.weight->order.size() == width,
+                    "the order of the weight does not fit the input");
             break;
         case Op::Linear: {
             takes(1);

@@ -1,8 +1,9 @@
-// Repacks the blocks of a GGUF file into the tiles of tile.h. Bits move, but no value changes.
+// Repacks the blocks of a file into the tiles of tile.h. Bits move, but no value changes.
 //
 // Each row's 32 inputs are read as 32 plain codes and their scales (read_*), and 16 rows of them
 // are written as planes (write_tile). The layouts of the blocks are drawn in src/pellucid/formats;
 // the names of their fields are the same here.
+#include <bit>
 #include <cstring>
 
 #include "tile.h"
@@ -14,6 +15,8 @@ struct RowTile {  // one row, 32 inputs
     uint8_t codes[kTileInputs];
     uint16_t d, m;  // float16: of the tile where Scale::F16, else of the super-block
     uint8_t scale[2], min[2];
+    float group_scale;  // of the group where Scale::Group, with its zero point
+    uint8_t zero;
 };
 
 void read_nibbles(const uint8_t *qs, uint8_t *codes) {  // low nibbles: inputs 0–15, high: 16–31
@@ -120,6 +123,25 @@ void read_super(const TileFormat &f, const uint8_t *block, int j, RowTile &out) 
     }
 }
 
+// Tile j of a group: scale [zero] codes, which are one stream of bits. `row` is the beginning of
+// the row, where Int8_Row has its scale.
+void read_group(const TileFormat &f, const uint8_t *row, const uint8_t *block, int j,
+                RowTile &out) {
+    const bool of_row = f.format == Format::Int8_Row;
+    std::memcpy(&out.group_scale, of_row ? row : block, sizeof(float));
+    const uint8_t *p = of_row ? block : block + sizeof(float);
+    if (f.has_min) out.zero = *p++;
+    p += kTileInputs * f.bits / 8 * j;
+    for (int i = 0; i < kTileInputs; i += 8, p += f.bits) {
+        uint64_t eight = 0;  // codes
+        std::memcpy(&eight, p, static_cast<size_t>(f.bits));
+        for (int k = 0; k < 8; k++)
+            out.codes[i + k] =
+                static_cast<uint8_t>((eight >> (f.bits * k) & ((1u << f.bits) - 1)) ^
+                                     (of_row ? 0x80u : 0u));  // signed -> offset 128
+    }
+}
+
 // The planes of tile.h. Four codes move as one 32-bit word: word t of row r becomes lane r of
 // vector t. Planes are extracted from these vectors by shifts and masks, which compilers turn into
 // vector instructions.
@@ -162,6 +184,11 @@ void write_u16(uint8_t *p, uint16_t x) { std::memcpy(p, &x, 2); }
 // adding one carries into bit 15.
 uint32_t broken_bit(uint16_t x) { return (x & 0x7c00u) + 0x0400u; }
 
+// The same of a float32.
+uint32_t broken_bit(float x) {
+    return ((std::bit_cast<uint32_t>(x) & 0x7f800000u) + 0x00800000u) >> 16;
+}
+
 // Whether some element is NaN or infinite. `exponent` is the mask of the exponent's bits.
 template <class T>
 bool has_broken(const uint8_t *p, size_t count, T exponent) {
@@ -191,7 +218,9 @@ void interleave(const uint8_t *row, size_t inputs, size_t r, uint8_t *out) {
 bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint8_t *tiles,
             size_t first, size_t last) {
     const TileFormat f = tile_format(format);
-    const size_t row_bytes = inputs / f.file_inputs * f.file_bytes;
+    const size_t row_bytes = f.file_row_bytes(inputs);
+    const size_t tiles_per_block = static_cast<size_t>(f.file_inputs / kTileInputs);
+    const size_t tiles_per_header = f.tiles_per_header(f.format);
     uint32_t broken = 0;
     for (size_t t = first; t < last; t++) {
         uint8_t *out = tiles + t * f.row_tile_bytes(inputs);
@@ -199,15 +228,25 @@ bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
             RowTile row[kTileRows] = {};
             for (size_t r = 0; r < kTileRows && t * kTileRows + r < rows; r++) {
                 const uint8_t *source = file + (t * kTileRows + r) * row_bytes;
-                if (f.file_inputs == kTileInputs)
-                    read_legacy(f, source + b * f.file_bytes, row[r]);
+                const uint8_t *block = source + (row_bytes - f.file_bytes * (inputs / f.file_inputs)) +
+                                       b / tiles_per_block * f.file_bytes;
+                const int j = static_cast<int>(b % tiles_per_block);
+                if (f.scale == Scale::Group)
+                    read_group(f, source, block, j, row[r]);
+                else if (f.file_inputs == kTileInputs)
+                    read_legacy(f, block, row[r]);
                 else
-                    read_super(f, source + b / kTilesPerHeader * f.file_bytes,
-                               static_cast<int>(b % kTilesPerHeader), row[r]);
+                    read_super(f, block, j, row[r]);
                 broken |= broken_bit(row[r].d) | broken_bit(row[r].m);
+                broken |= broken_bit(row[r].group_scale);
             }
-            if (f.header_bytes() && b % kTilesPerHeader == 0) {
+            if (f.header_bytes() && b % tiles_per_header == 0) {
                 for (int r = 0; r < kTileRows; r++) {
+                    if (f.scale == Scale::Group) {
+                        std::memcpy(out + 4 * r, &row[r].group_scale, sizeof(float));
+                        if (f.has_min) out[4 * kTileRows + r] = row[r].zero;
+                        continue;
+                    }
                     write_u16(out + 2 * r, row[r].d);
                     if (f.has_min) write_u16(out + 2 * (kTileRows + r), row[r].m);
                 }
@@ -216,6 +255,7 @@ bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
             write_codes(f.bits, row, out);
             uint8_t *scales = out + f.code_bytes(), *mins = scales + f.scale_bytes();
             for (int r = 0; r < kTileRows; r++) {
+                if (f.scale == Scale::Group) break;  // the header has them
                 if (f.scale == Scale::F16) {
                     write_u16(scales + 2 * r, row[r].d);
                     if (f.has_min) write_u16(mins + 2 * r, row[r].m);

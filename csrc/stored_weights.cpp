@@ -84,7 +84,7 @@ RowLayout row_layout(Format format, size_t inputs) {
     if (inputs == 0 || inputs % block != 0 || inputs > kMostWidth)
         throw std::invalid_argument("a row is not a whole number of blocks");
     if (element) return {inputs * element, inputs * element * kTileRows};
-    return {inputs / block * static_cast<size_t>(tiles.file_bytes), tiles.row_tile_bytes(inputs)};
+    return {tiles.file_row_bytes(inputs), tiles.row_tile_bytes(inputs)};
 }
 
 std::vector<std::shared_ptr<Weight>> load_stored(ThreadPool &pool, WeightMemory &memory,

@@ -17,9 +17,11 @@
 //     two of each, per 16 inputs)
 //
 // Formats whose scales are themselves quantized (k-quants: a super-block of 256 inputs) have a
-// header before every 8 tiles: float16 d[16], and d_min[16] where there are minima. A row tile is
-// its K / 32 tiles one after another. A matrix is its row tiles one after another, the last one
-// padded with zeros. value = scale · (code - offset) [- min]
+// header before every 8 tiles: float16 d[16], and d_min[16] where there are minima. Group-wise
+// integers (src/pellucid/formats/groups.py) have a header before the tiles of each group: float32
+// scale[16], and uint8 zero[16] where there are zero points; their tiles are codes alone. A row
+// tile is its K / 32 tiles one after another. A matrix is its row tiles one after another, the last
+// one padded with zeros. value = scale · (code - offset) [- min]
 #pragma once
 
 #include <cstddef>
@@ -29,9 +31,9 @@ namespace pellucid {
 
 constexpr int kTileRows = 16;
 constexpr int kTileInputs = 32;
-constexpr int kTilesPerHeader = 8;
 
-// The number is ggml's, so that files, Python and C++ agree on it.
+// The number is ggml's, so that files, Python and C++ agree on it. From 1000 they are our own:
+// group-wise integers, whose last digit is log2 of the tiles of a group.
 enum class Format : int {
     F32 = 0,
     F16 = 1,
@@ -48,6 +50,25 @@ enum class Format : int {
     IQ4_NL = 20,
     IQ4_XS = 23,
     BF16 = 30,
+    Int4_32 = 1000,
+    Int4_64,
+    Int4_128,
+    UInt4_32 = 1010,
+    UInt4_64,
+    UInt4_128,
+    Int8_32 = 1020,
+    Int8_64,
+    Int8_128,
+    UInt8_32 = 1030,
+    UInt8_64,
+    UInt8_128,
+    UInt3_32 = 1040,
+    UInt3_64,
+    UInt3_128,
+    UInt2_32 = 1050,
+    UInt2_64,
+    UInt2_128,
+    Int8_Row = 1100,
 };
 
 // Bytes of one number in a dense format; 0 for a format of blocks.
@@ -56,9 +77,10 @@ constexpr int dense_bytes(Format format) {
 }
 
 enum class Scale : uint8_t {
-    F16,  // float16 [16] per tile
-    U8,   // uint8 [16] times the header's d
-    S8,   // int8 [16] times the header's d
+    F16,    // float16 [16] per tile
+    U8,     // uint8 [16] times the header's d
+    S8,     // int8 [16] times the header's d
+    Group,  // float32 [16] in the header; a minimum is scale · (offset - zero)
 };
 
 struct TileFormat {
@@ -69,18 +91,32 @@ struct TileFormat {
     Scale scale;
     bool has_min;
     bool nonlinear;   // IQ4: a code is an index into kIq4Values
-    int file_inputs;  // inputs per quant_block of the file: 32 or 256
+    int file_inputs;  // inputs per quant_block of the file: 32 to 256
     int file_bytes;   // bytes per quant_block of the file
 
     constexpr int code_bytes() const { return kTileRows * kTileInputs * bits / 8; }
-    constexpr int scale_bytes() const { return groups * kTileRows * (scale == Scale::F16 ? 2 : 1); }
+    constexpr int scale_bytes() const {
+        return scale == Scale::Group ? 0 : groups * kTileRows * (scale == Scale::F16 ? 2 : 1);
+    }
     constexpr int tile_bytes() const { return code_bytes() + scale_bytes() * (has_min ? 2 : 1); }
     constexpr int header_bytes() const {
-        return scale == Scale::F16 ? 0 : kTileRows * 2 * (has_min ? 2 : 1);
+        if (scale == Scale::F16) return 0;
+        return kTileRows * (scale == Scale::Group ? 4 + has_min : 2 + 2 * has_min);
     }
     constexpr size_t row_tile_bytes(size_t inputs) const {
-        size_t tiles = inputs / kTileInputs;
-        return tiles * tile_bytes() + tiles / kTilesPerHeader * header_bytes();
+        const size_t tiles = inputs / kTileInputs, per_header = tiles_per_header(format);
+        return tiles * tile_bytes() + (tiles + per_header - 1) / per_header * header_bytes();
+    }
+    // Bytes of a row in a file; one of Int8_Row begins with its scale.
+    constexpr size_t file_row_bytes(size_t inputs) const {
+        return inputs / file_inputs * file_bytes + (format == Format::Int8_Row ? 4 : 0);
+    }
+
+    // Tiles that one header serves; a power of two.
+    static constexpr size_t tiles_per_header(Format format) {
+        const int number = static_cast<int>(format);
+        if (format == Format::Int8_Row) return size_t{1} << 40;  // more than any row has
+        return number < 1000 ? 8 : size_t{1} << (number % 10);
     }
 };
 
@@ -98,7 +134,34 @@ constexpr TileFormat kTileFormats[] = {
     {Format::Q6_K, 6, 32, 2, Scale::S8, false, false, 256, 210},
     {Format::IQ4_NL, 4, 128, 1, Scale::F16, false, true, 32, 18},
     {Format::IQ4_XS, 4, 128, 1, Scale::S8, false, true, 256, 136},
+    {Format::Int4_32, 4, 8, 1, Scale::Group, false, false, 32, 20},
+    {Format::Int4_64, 4, 8, 1, Scale::Group, false, false, 64, 36},
+    {Format::Int4_128, 4, 8, 1, Scale::Group, false, false, 128, 68},
+    {Format::UInt4_32, 4, 8, 1, Scale::Group, true, false, 32, 21},
+    {Format::UInt4_64, 4, 8, 1, Scale::Group, true, false, 64, 37},
+    {Format::UInt4_128, 4, 8, 1, Scale::Group, true, false, 128, 69},
+    {Format::Int8_32, 8, 128, 1, Scale::Group, false, false, 32, 36},
+    {Format::Int8_64, 8, 128, 1, Scale::Group, false, false, 64, 68},
+    {Format::Int8_128, 8, 128, 1, Scale::Group, false, false, 128, 132},
+    {Format::UInt8_32, 8, 128, 1, Scale::Group, true, false, 32, 37},
+    {Format::UInt8_64, 8, 128, 1, Scale::Group, true, false, 64, 69},
+    {Format::UInt8_128, 8, 128, 1, Scale::Group, true, false, 128, 133},
+    {Format::UInt3_32, 3, 4, 1, Scale::Group, true, false, 32, 17},
+    {Format::UInt3_64, 3, 4, 1, Scale::Group, true, false, 64, 29},
+    {Format::UInt3_128, 3, 4, 1, Scale::Group, true, false, 128, 53},
+    {Format::UInt2_32, 2, 2, 1, Scale::Group, true, false, 32, 13},
+    {Format::UInt2_64, 2, 2, 1, Scale::Group, true, false, 64, 21},
+    {Format::UInt2_128, 2, 2, 1, Scale::Group, true, false, 128, 37},
+    {Format::Int8_Row, 8, 128, 1, Scale::Group, false, false, 32, 32},
 };
+
+// The format whose kernels serve this one: group-wise formats that differ in the size of their
+// groups alone have the same.
+constexpr Format kernel_format(Format format) {
+    const int number = static_cast<int>(format);
+    if (format == Format::Int8_Row) return Format::Int8_32;
+    return number < 1000 ? format : static_cast<Format>(number - number % 10);
+}
 
 constexpr TileFormat tile_format(Format format) {
     for (const TileFormat &f : kTileFormats)

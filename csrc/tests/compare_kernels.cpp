@@ -91,7 +91,16 @@ Matrix random_matrix(Format format, size_t outputs, size_t inputs, bool exact) {
     m.tiles.resize(row_tiles * f.row_tile_bytes(inputs));
     uint8_t *p = m.tiles.data();
     for (size_t tile = 0; tile < row_tiles * (inputs / kTileInputs); tile++) {
-        if (f.header_bytes() && tile % kTilesPerHeader == 0)
+        const bool has_header =
+            f.header_bytes() && tile % (inputs / kTileInputs) % f.tiles_per_header(format) == 0;
+        if (has_header && f.scale == Scale::Group) {
+            for (int r = 0; r < kTileRows; r++, p += sizeof(float)) {
+                const float x = scale();
+                std::memcpy(p, &x, sizeof x);
+            }
+            for (int r = 0; r < kTileRows && f.has_min; r++)
+                *p++ = static_cast<uint8_t>(exact ? f.offset + random_int(-2, 1) : random_bits());
+        } else if (has_header)
             for (int i = 0; i < f.header_bytes(); i += 2, p += 2) put_f16(p, scale());
         for (int i = 0; i < f.code_bytes(); i++) *p++ = static_cast<uint8_t>(random_bits());
         for (int i = 0; i < f.scale_bytes() * (f.has_min ? 2 : 1);
@@ -216,9 +225,9 @@ void compare_quantize(const Kernels &k) {
     for (size_t i = 32; i < 64; i++) x[i] *= 1e-6f;
     Activations one = random_activations(tokens, inputs, false),
                 two = random_activations(tokens, inputs, false);
-    k.quantize(x.data(), inputs, one.view(0), 0, 2);
-    k.quantize(x.data(), inputs, one.view(0), 2, tokens);
-    kernels_portable()->quantize(x.data(), inputs, two.view(0), 0, tokens);
+    k.quantize(x.data(), nullptr, inputs, one.view(0), 0, 2);
+    k.quantize(x.data(), nullptr, inputs, one.view(0), 2, tokens);
+    kernels_portable()->quantize(x.data(), nullptr, inputs, two.view(0), 0, tokens);
     check(one.q == two.q && same(one.scales, two.scales) && one.sums32 == two.sums32 &&
               one.sums16 == two.sums16,
           "quantize");
@@ -304,7 +313,7 @@ void check_broken(const Kernels &k) {
             const std::string where = " of " + std::to_string(value) + " at " + std::to_string(at);
             // quantized: no codes, and a scale that makes every product NaN
             Activations a = random_activations(1, 64, false);
-            k.quantize(x.data(), 64, a.view(0), 0, 1);
+            k.quantize(x.data(), nullptr, 64, a.view(0), 0, 1);
             const size_t block = at / 32;
             check(std::isnan(a.scales[block]) && std::isfinite(a.scales[1 - block]) &&
                       a.sums32[block] == 0,

@@ -62,7 +62,7 @@ std::shared_ptr<Weight> random_weight(ThreadPool &pool, Format format, size_t ou
                                       size_t inputs) {
     const TileFormat f = tile_format(format);
     const size_t row_tiles = (outputs + kTileRows - 1) / kTileRows,
-                 row = f.bits ? inputs / f.file_inputs * f.file_bytes : inputs * 4;
+                 row = f.bits ? f.file_row_bytes(inputs) : inputs * 4;
     std::vector<uint8_t> file(outputs * row);
     for (size_t i = 0; i < file.size(); i++) file[i] = static_cast<uint8_t>(random_bits());
     if (f.bits)  // the first float16 of each block is its scale
@@ -350,7 +350,7 @@ void check_refusals(const Kernels *kernels) {
 void check_tiles() {
     for (const TileFormat &f : kTileFormats) {
         const size_t inputs = 2 * static_cast<size_t>(f.file_inputs),
-                     row = 2 * static_cast<size_t>(f.file_bytes);
+                     row = f.file_row_bytes(inputs);
         for (size_t rows : {1, 16, 37}) {
             const size_t row_tiles = (rows + kTileRows - 1) / kTileRows;
             std::vector<uint8_t> file(rows * row), tiles(row_tiles * f.row_tile_bytes(inputs)),

@@ -55,6 +55,8 @@ class Weight:
     @property
     def quantized(self) -> bool: ...
     @property
+    def order(self) -> bytes: ...
+    @property
     def finite(self) -> bool: ...
 
 class Vector:
@@ -84,7 +86,12 @@ class Program:
     def size(self) -> int: ...
 
 def load_weight(
-    pool: ThreadPool, memory: WeightMemory, ggml_type: int, inputs: int, rows: NDArray[np.uint8]
+    pool: ThreadPool,
+    memory: WeightMemory,
+    ggml_type: int,
+    inputs: int,
+    rows: NDArray[np.uint8],
+    order: NDArray[np.int32] | None = None,
 ) -> Weight: ...
 
 # a matrix: ggml's number of its format, outputs, inputs, file descriptor, offset, interleaved heads

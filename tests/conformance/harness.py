@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pellucid.backends.reference.kv_dtypes import round_trip
-from pellucid.formats import FORMATS
+from pellucid.formats import ALL_FORMATS
 from pellucid.ops.backend import Backend
 from pellucid.ops.budget import check_dense, check_int8_activations
 from pellucid.ops.build_case import build_case
@@ -36,7 +36,7 @@ def check_case(backend: Backend, case: Case, *, float32_activations: bool) -> No
     actual = build_case(backend, case, inputs)()
     exact = _formula(case, dtypes, np.float64)
     assert actual.dtype == np.float32
-    quantized = isinstance(case, LinearCase) and FORMATS[case.format].block_size > 1
+    quantized = isinstance(case, LinearCase) and ALL_FORMATS[case.format].block_size > 1
     if quantized:
         verdict = check_int8_activations(actual, exact)
         assert verdict.ok, f"NMSE: {verdict}"

@@ -11,7 +11,7 @@ import pytest
 from pellucid.backends.reference.backend import ReferenceBackend
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.errors import ConfigError
-from pellucid.formats import FORMATS
+from pellucid.formats import ALL_FORMATS
 from pellucid.ops.build_case import build_case
 from pellucid.ops.case_lists import CASES, SPEED_CASES
 from pellucid.ops.cases import AttentionCase, Case, LinearCase
@@ -72,7 +72,9 @@ def test_every_op_of_the_vocabulary_is_exercised_by_some_case() -> None:
 
 def test_every_format_has_an_embedding_and_a_linear_case() -> None:
     for op in ("embedding", "linear"):
-        assert {getattr(case, "format", None) for case in CASES if case.op == op} == set(FORMATS)
+        assert {getattr(case, "format", None) for case in CASES if case.op == op} == set(
+            ALL_FORMATS
+        )
 
 
 def test_a_name_says_all_about_a_case() -> None:

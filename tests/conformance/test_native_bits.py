@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
-from pellucid.formats import FORMATS, encode_dense
+from pellucid.formats import ALL_FORMATS, encode_dense
 from pellucid.kv_spec import KVSpec
 from pellucid.ops.backend import Forward
 from pellucid.ops.case_inputs import build_attention_batch, random_weight
@@ -54,13 +54,15 @@ def plain_batch(input_ids: Sequence[int], positions: Sequence[int] | None = None
 
 
 @isas
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ALL_FORMATS)
 @pytest.mark.parametrize("outputs", [1, 37, 64])
 def test_a_linear_row_is_the_same_bits_in_every_batch_on_every_number_of_threads(
     isa: str, format: str, outputs: int
 ) -> None:
     rng = np.random.default_rng(outputs)
-    columns = 71 if FORMATS[format].block_size == 1 else max(96, 2 * FORMATS[format].block_size)
+    columns = (
+        71 if ALL_FORMATS[format].block_size == 1 else max(96, 2 * ALL_FORMATS[format].block_size)
+    )
     matrix = random_weight(rng, (outputs, columns), format)
     bias, rows = (rng.normal(size=shape).astype(np.float32) for shape in (outputs, (80, columns)))
     rows[7] *= 1e3

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pellucid.backends.native.backend import NativeBackend
 from pellucid.batch import ForwardBatch
-from pellucid.formats import FORMATS, encode_dense
+from pellucid.formats import ALL_FORMATS, encode_dense
 from pellucid.kv_spec import KVSpec
 from pellucid.ops.case_inputs import build_attention_batch, random_weight
 from pellucid.ops.protocol import KVLayer, Ops, RopeTable, Tensor
@@ -74,12 +74,12 @@ def break_at(x: Array, row: int, column: int, value: float) -> Array:
 
 @isas
 @values
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ALL_FORMATS)
 def test_a_linear_layer_of_a_broken_row_gives_nothing_that_looks_like_a_number(
     isa: str, value: float, format: str
 ) -> None:
     native, rng = NativeBackend(isa, 2), np.random.default_rng(0)
-    columns = max(96, 2 * FORMATS[format].block_size)
+    columns = max(96, 2 * ALL_FORMATS[format].block_size)
     weight = native.load_weight(random_weight(rng, (37, columns), format))
     x = rng.normal(size=(ROWS, columns)).astype(np.float32)
     for rows in (ROWS, 8):

@@ -7,7 +7,7 @@ import pytest
 
 from pellucid.backends.reference import ops
 from pellucid.backends.reference.backend import ReferenceBackend
-from pellucid.formats import FORMATS, dequantize
+from pellucid.formats import ALL_FORMATS, dequantize
 from pellucid.formats.tensor import HostTensor
 from pellucid.kv_spec import KVSpec
 from pellucid.ops.case_inputs import build_attention_batch, random_weight
@@ -16,7 +16,7 @@ from pellucid.ops.protocol import KVLayer, RopeTable
 LARGEST = float(np.finfo(np.float32).max)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ALL_FORMATS)
 def test_a_weight_is_decoded_once_into_memory_of_its_own_that_cannot_be_written(
     format: str,
 ) -> None:
@@ -30,7 +30,7 @@ def test_a_weight_is_decoded_once_into_memory_of_its_own_that_cannot_be_written(
         weight[0, 0] = 1.0
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ALL_FORMATS)
 def test_random_weights_have_the_size_of_real_ones(format: str) -> None:
     values = dequantize(random_weight(np.random.default_rng(0), (64, 512), format))
     assert np.isfinite(values).all()

@@ -6,20 +6,31 @@ library itself unpacks. Changed copies of the folders are refused in one sentenc
 """
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from pellucid.backends.native.capture import capture
+from pellucid.cli.inspect import inspect
+from pellucid.cli.plan import plan
 from pellucid.errors import FormatError, PellucidError, UnsupportedError
+from pellucid.formats.tensor import HostTensor
+from pellucid.kv_spec import build_kv_specs
+from pellucid.models.registry import get_graph
+from pellucid.ops.protocol import KVLayer
 from pellucid.weights.checkpoint import open_checkpoint
 
-from .harness import Session, check_close, load
+from .harness import NATIVE_BUDGET, Chunk, Loaded, Session, check_close, load, round_as_native
 
 QUANTIZED = Path(__file__).parents[1] / "golden" / "quantized"
 NAMES = sorted(folder.name for folder in QUANTIZED.iterdir() if folder.is_dir())
@@ -61,6 +72,21 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return copy
+
+
+@pytest.fixture
+def run() -> Callable[..., str]:
+    """run(command, *arguments, code=0) -> what it prints."""
+
+    def invoke(command: click.Command, *arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(command, arguments)
+        if isinstance(result.exception, PellucidError):
+            assert code
+            return str(result.exception)
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return invoke
 
 
 def expected(name: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -235,8 +261,95 @@ def test_damaged_parts_are_refused_by_their_names(
     assert "down_proj" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def round_in_order(loaded: Loaded, tensors: Mapping[str, HostTensor]) -> Callable[[Any], Any]:
+    """The reference's ops with the roundings of the native backend: inputs of products to 8 bits,
+    in blocks of 32 in the order in which the weight has them.
+    """
+    orders = {
+        id(loaded.weights[name]): tensor.input_order
+        for name, tensor in tensors.items()
+        if tensor.input_order is not None
+    }
+    quantized = {id(loaded.weights[n]) for n, t in tensors.items() if "INT" in t.format}
+
+    def change(ops: Any) -> Any:
+        changed, plain = round_as_native(ops, activations=True), round_as_native(ops)
+
+        def linear(x: NDArray[np.float32], weight: Any, bias: Any = None) -> Any:
+            if id(weight) not in quantized:
+                return plain.linear(x, weight, bias)
+            order = orders.get(id(weight))
+            if order is None:
+                return changed.linear(x, weight, bias)
+            return changed.linear(x[:, order], weight[:, order], bias)
+
+        return SimpleNamespace(**{**vars(changed), "linear": linear})
+
+    return change
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_native_backend_runs_it(name: str) -> None:
+def test_the_native_backend_agrees_with_the_reference(name: str) -> None:
+    """It rounds activations to 8 bits and keys and values to float16; with the same roundings, the
+    reference gives the same logits. Where a number lies in the middle between two 8-bit codes, that
+    token and those after it differ: so the first tokens are compared closely, and all loosely.
+    """
     input_ids, logits = expected(name)
-    actual = Session(load(QUANTIZED / name, "native")).prefill(input_ids)
+    reference, tensors = load(QUANTIZED / name, "reference"), read_all(QUANTIZED / name)
+    rounded = Session(reference, change_ops=round_in_order(reference, tensors)).prefill(input_ids)
+    native = Session(load(QUANTIZED / name, "native"))
+    actual = native.prefill(input_ids)
+    errors = np.abs(actual - rounded).max(axis=1) / np.abs(rounded).max()
+    assert errors[:4].max() <= NATIVE_BUDGET and errors.max() <= 0.05, errors
     check_close(actual, logits, 0.1)
+    # a token alone has the same bits
+    blocks = native.take_blocks(len(input_ids))
+    for start in range(0, len(input_ids), 13):
+        found = native.run([Chunk(input_ids[start : start + 13], start, blocks)])
+        assert np.array_equal(found, actual[start : start + 13])
+
+
+def test_weights_of_one_order_share_their_activations() -> None:
+    """q, k and v; gate and up. Weights of other inputs are quantized apart."""
+    loaded = load(QUANTIZED / "gptq-int4-g32-actorder", "native")
+    names = [f"layers.0.{module}_proj.weight" for module in ("q", "k", "v", "o", "down")]
+    orders = [loaded.weights[name].order for name in names]
+    assert orders[0] == orders[1] == orders[2] and len(orders[0]) == 4 * 64
+    assert len(orders[4]) == 4 * 96
+    graph = get_graph(loaded.config.graph)
+    layers = [
+        KVLayer(loaded.backend.new_kv_store(4, 16, spec))
+        for spec in build_kv_specs(loaded.config, "f16", "f16")
+    ]
+    entries, _ = capture(
+        lambda ops, batch: graph.forward(ops, loaded.config, loaded.weights, batch, layers)
+    )
+    of_layers = [e for e in entries if e.op == "quantize" and e.weight is not None]
+    assert len(of_layers) == 2 * 4
+
+
+def test_inspect_shows_each_matrix_as_one(run: Callable[..., Any]) -> None:
+    shown = run(inspect, str(QUANTIZED / "gptq-int4-g32"))
+    assert "(safetensors, gptq)" in shown
+    assert re.search(r"INT4_G32 +14 +61,440 +39\.4 kB +5\.12", shown)
+    assert "qweight" not in run(inspect, str(QUANTIZED / "gptq-int4-g32"), "--tensors")
+
+
+def test_plan_counts_the_bytes_of_packed_matrices(run: Callable[..., Any], tmp_path: Path) -> None:
+    """From the tensors, and from config.json alone."""
+    shown = run(plan, str(QUANTIZED / "awq-int4-g32"), "--hardware", "h100")
+    assert re.search(r"mlp +36,864 +UINT4_G32 +24\.2 kB", shown)
+    config = json.loads((QUANTIZED / "awq-int4-g32" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    alone = run(plan, str(tmp_path), "--hardware", "h100")
+    assert re.search(r"mlp +36,864 +UINT4_G32 +24\.2 kB", alone)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "fp8", "marlin"])
+def test_inspect_and_plan_say_which_methods_run(
+    method: str, run: Callable[..., Any], folder: Callable[..., Path]
+) -> None:
+    path = folder("gptq-int4-g32", config=quantization(quant_method=method))
+    sentence = f"weights are quantized by {method!r}, which is not supported"
+    assert sentence in run(inspect, str(path)).replace("\n" + " " * 15, " ")
+    assert sentence in run(plan, str(path), "--hardware", "h100", code=1)

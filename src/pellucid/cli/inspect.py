@@ -148,8 +148,32 @@ def _read_folder(path: Path) -> _Model:
         for name, spec in file.specs.items():
             tensors.append(_Tensor(name, spec.shape, spec.format, file.num_bytes(name)))
     config, obstacle = _read_config(path)
+    container = "safetensors"
+    if config is not None:
+        container, tensors = _join_parts(path, tensors)
     described, template = _read_tokenizer(path, "tokenizer.json")
-    return _Model(path, "safetensors", None, config, obstacle, described, template, {}, tensors)
+    return _Model(path, container, None, config, obstacle, described, template, {}, tensors)
+
+
+def _join_parts(path: Path, tensors: Sequence[_Tensor]) -> tuple[str, list[_Tensor]]:
+    """The container, with the method of its quantized matrices; and the tensors, each of these
+    matrices as one. Its bytes are those of its parts.
+    """
+    from ..weights.safetensors_checkpoint import SafetensorsCheckpoint
+
+    with SafetensorsCheckpoint.open(path) as checkpoint:
+        matrices = checkpoint.packed_matrices()
+    of_part = {f"{m.module}.{part}": name for name, m in matrices.items() for part in m.parts}
+    sizes = dict.fromkeys(matrices, 0)
+    joined = []
+    for tensor in tensors:
+        if tensor.name in of_part:
+            sizes[of_part[tensor.name]] += tensor.nbytes
+        else:
+            joined.append(tensor)
+    joined += [_Tensor(name, m.shape, m.format, sizes[name]) for name, m in matrices.items()]
+    methods = sorted({m.quantization.method for m in matrices.values()})
+    return ", ".join(["safetensors", *methods]), joined
 
 
 def _read_tokenizer(

@@ -1,7 +1,8 @@
 """The inputs of a plan, from headers alone: a model's config, and the format and shape of each
 parameter. No weight is read: of a model that is not here, the headers of its files come alone.
 
-If only `config.json` is there, the shapes follow from it, and the format is its `torch_dtype`.
+If only `config.json` is there, the shapes follow from it, and the format is its `torch_dtype`, or
+for the linear layers of a quantized model that of its `quantization_config`.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from ..weights.gguf_checkpoint import GGUFCheckpoint
 from ..weights.hf_config import build_hf_config
 from ..weights.hub import find_here, resolve_model
 from ..weights.hub_header import HubFolder, find_on_hub
+from ..weights.packed import declared_spec
+from ..weights.quantization import read_quantization
 from ..weights.remote_file import RemoteFile
 from ..weights.safetensors_checkpoint import SafetensorsCheckpoint
 from ..weights.wheel_header import open_wheel_gguf
@@ -86,7 +89,11 @@ def read_headers(path: Path | RemoteFile | HubFolder) -> Headers:
         )
     format = DTYPES[str(dtype)]
     declared = get_graph(config.graph).parameters(config)
-    return Headers(path, config, {p.name: TensorSpec(format, p.shape) for p in declared}, format)
+    quantization = read_quantization(values, str(path))
+    specs = {
+        p.name: declared_spec(quantization, p) or TensorSpec(format, p.shape) for p in declared
+    }
+    return Headers(path, config, specs, format)
 
 
 def _read_config(path: Path) -> tuple[Mapping[str, object], ModelConfig]:

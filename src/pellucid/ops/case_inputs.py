@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch
-from ..formats import FORMATS, dequantize, quantize
+from ..formats import FORMATS, dequantize, get_format, quantize
+from ..formats.groups import INT8_ROW, group_blocks, row_blocks
 from ..formats.tensor import HostTensor
 
 __all__ = ["Inputs", "build_attention_batch", "normal", "plain_batch", "random_weight"]
@@ -104,6 +105,8 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, int], format: str)
     if format in DENSE:
         return quantize((rng.normal(size=shape) * spread).astype(np.float32), format)
     # random bytes with random scales
+    if format not in FORMATS:
+        return _random_groups(rng, shape, format)
     layout = FORMATS[format]
     data = rng.integers(
         0, 256, (rows, columns // layout.block_size, layout.block_bytes), dtype=np.uint8
@@ -126,6 +129,25 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, int], format: str)
     )
     _put_scales(data, format, scales * (spread / rms))
     return HostTensor(format, shape, data.reshape(rows, -1))
+
+
+def _random_groups(rng: np.random.Generator, shape: tuple[int, int], format: str) -> HostTensor:
+    """The same in a group-wise format, with zero points near the middle of the codes."""
+    layout, (rows, columns) = get_format(format), shape
+    bits = int(format.removeprefix("U")[3])
+    codes = rng.integers(0, 256, (rows, columns * bits // 8), dtype=np.uint8)
+    of_row = format == INT8_ROW
+    groups = 1 if of_row else columns // layout.block_size
+    scales = (rng.uniform(0.5, 1.5, (rows, groups)) * columns**-0.5).astype(np.float32)
+    scales /= np.float32((1 << bits) / 12**0.5)  # the deviation of codes that are all as likely
+    if of_row:
+        return HostTensor(format, shape, row_blocks(codes.view(np.int8), scales[:, 0]))
+    middle = 1 << (bits - 1)
+    zeros = rng.integers(middle * 3 // 4, middle * 5 // 4 + 1, (rows, groups)).astype(np.uint8)
+    has_zeros = format.startswith("U")
+    return HostTensor(
+        format, shape, group_blocks(codes, scales, zeros if has_zeros else None, layout)
+    )
 
 
 def _put_scales(data: NDArray[np.uint8], format: str, scales: NDArray[np.float64]) -> None:

@@ -7,7 +7,7 @@ ragged batches; scattered blocks of each size; rows whose results are not used; 
 large enough to saturate or to overflow a careless formula.
 """
 
-from ..formats import FORMATS
+from ..formats import ALL_FORMATS, get_format
 from .cases import (
     AttentionCase,
     Case,
@@ -24,11 +24,14 @@ __all__ = ["CASES", "SPEED_CASES"]
 
 def _columns(format: str) -> int:
     """The length of a row: a few quant_blocks, or 72 (no multiple of 16) in dense formats."""
-    return 72 if FORMATS[format].block_size == 1 else max(96, 2 * FORMATS[format].block_size)
+    return 72 if get_format(format).block_size == 1 else max(96, 2 * get_format(format).block_size)
 
 
 _EMBEDDING: tuple[Case, ...] = (
-    *(EmbeddingCase(tokens=5, vocab_size=11, hidden_size=_columns(f), format=f) for f in FORMATS),
+    *(
+        EmbeddingCase(tokens=5, vocab_size=11, hidden_size=_columns(f), format=f)
+        for f in ALL_FORMATS
+    ),
     EmbeddingCase(tokens=1, vocab_size=3, hidden_size=7),
     EmbeddingCase(tokens=33, vocab_size=300, hidden_size=64, format="Q8_0", scale=8.0),
     EmbeddingCase(tokens=4, vocab_size=5, hidden_size=640, scale=25.298221),
@@ -37,7 +40,7 @@ _EMBEDDING: tuple[Case, ...] = (
 _LINEAR: tuple[Case, ...] = (
     *(
         LinearCase(tokens=t, in_features=_columns(f), out_features=n, format=f)
-        for f in FORMATS
+        for f in ALL_FORMATS
         for t, n in ((1, 37), (5, 48))
     ),
     LinearCase(tokens=1, in_features=1, out_features=1),

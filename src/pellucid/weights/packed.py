@@ -37,7 +37,7 @@ from .folds import Fold, SliceOutputs, Transpose
 from .plan import ParamSource
 from .quantization import Quantization
 
-__all__ = ["PackedMatrix", "packed_format", "packed_source"]
+__all__ = ["PackedMatrix", "declared_spec", "packed_format", "packed_source"]
 
 Shape = tuple[int, ...]
 Array = NDArray[np.generic]
@@ -84,7 +84,10 @@ class PackedMatrix:
 
     @property
     def _has_zeros(self) -> bool:
-        return not self.quantization.symmetric and any("zero" in part for part in self.parts)
+        """Whether it has zero points. GPTQ stores those of symmetric matrices too, all alike."""
+        if self.quantization.method == "gptq" and self.quantization.symmetric:
+            return False
+        return any("zero" in part for part in self.parts)
 
     @property
     def _is_permuted(self) -> bool:
@@ -240,6 +243,23 @@ def packed_format(bits: int, group_size: int, inputs: int, *, zeros: bool) -> st
     if unit is None:
         return "F32"
     return group_format(bits, unit, zeros=zeros or bits < 4)
+
+
+def declared_spec(quantization: Quantization | None, param: Param) -> TensorSpec | None:
+    """Format and shape of a parameter of which only the config is known; None if it is not packed.
+    Linear layers are, but for lm_head, which quantizers leave out.
+    """
+    if quantization is None or param.group is None or len(param.shape) != 2:
+        return None
+    if param.name in ("embed_tokens.weight", "lm_head.weight"):
+        return None
+    rows, inputs = param.shape
+    zeros = not quantization.symmetric
+    if quantization.int8_activations and inputs % 32 == 0:
+        return TensorSpec(INT8_ROW, (rows, inputs))
+    size = quantization.group_size or inputs
+    format = packed_format(max(quantization.bits), size, inputs, zeros=zeros)
+    return TensorSpec(format, (rows, inputs), quantization.act_order and size < inputs)
 
 
 def packed_source(

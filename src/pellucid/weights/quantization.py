@@ -12,6 +12,7 @@ References: AutoGPTQ and GPTQModel `quantization/config.py`, AutoAWQ `models/_co
 compressed-tensors `quantization/quant_args.py`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -133,6 +134,8 @@ def _compressed(fields: Fields) -> Quantization:
             "config_groups", f"missing, or not an object of 1 to {_MAX_GROUPS} groups"
         )
     bits, orders, activations = set(), set(), set()
+    sizes: set[int | None] = set()
+    symmetric = set()
     for name in names:
         group = groups.section(name)
         weights = None if group is None else group.section("weights")
@@ -143,14 +146,16 @@ def _compressed(fields: Fields) -> Quantization:
         if group.value("output_activations") is not None:
             raise UnsupportedError(f"{group.where}: output_activations are not supported")
         bits.add(_check_weights(weights))
+        sizes.add(_group_size(weights) if weights.value("group_size") is not None else None)
+        symmetric.add(weights.flag("symmetric", True))
         orders.add(weights.value("actorder") in ("group", "dynamic", True))
         inputs = group.section("input_activations")
         activations.add(inputs is not None and _are_int8_per_token(inputs))
     return Quantization(
         "compressed-tensors",
         frozenset(bits),
-        None,
-        symmetric=False,
+        min(sizes, key=lambda size: size or math.inf),
+        symmetric=all(symmetric),
         act_order=any(orders),
         overrides=True,
         int8_activations=all(activations),

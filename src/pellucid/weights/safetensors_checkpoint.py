@@ -18,7 +18,7 @@ from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ..models.params import Param
 from .families import SourceOf
 from .hf_config import build_hf_config, hf_reader
-from .packed import packed_source
+from .packed import PackedMatrix, packed_source
 from .plan import ParamSource, Plan, build_plan, read_plan, stored_matrices
 from .quantization import read_quantization
 from .safetensors_file import DTYPES, SafetensorsFile
@@ -80,6 +80,13 @@ class SafetensorsCheckpoint:
 
     def specs(self) -> dict[str, TensorSpec]:
         return {planned.name: planned.spec for planned in self._plan}
+
+    def packed_matrices(self) -> dict[str, PackedMatrix]:
+        """The quantized matrices of the folder, by the name that a plain one would have. A matrix
+        that a family fuses is one.
+        """
+        folds = (planned.source.fold for planned in self._plan)
+        return {f"{f.module}.weight": f for f in folds if isinstance(f, PackedMatrix)}
 
     def stored_matrices(self) -> dict[str, StoredMatrix]:
         return stored_matrices(self._plan, lambda name: self._files[name].place(name))

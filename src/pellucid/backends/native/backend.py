@@ -20,7 +20,7 @@ from ...control_groups import CGROUP_ROOT, group_folders, read_membership
 from ...cpu import detect_cpu
 from ...errors import ConfigError, UnsupportedError
 from ...files import unread
-from ...formats import FORMATS, dequantize, encode_dense, get_format, packed_bytes
+from ...formats import dequantize, get_format, packed_bytes
 from ...formats.finite import check_finite
 from ...formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ...kv_spec import KVSpec
@@ -67,7 +67,7 @@ class NativeBackend:
 
     def weight_bytes(self, spec: TensorSpec) -> int:
         # the file's packed size; the last tile of 16 rows may be padded
-        return packed_bytes(spec if spec.format in FORMATS else TensorSpec("F32", spec.shape))
+        return packed_bytes(spec)
 
     def step_bytes(
         self, forward: Forward, num_tokens: int, num_logits: int, context: int
@@ -111,11 +111,14 @@ class NativeBackend:
                 f"{name} has shape {list(tensor.shape)}; the native backend has vectors and "
                 "matrices"
             )
-        if tensor.format not in FORMATS:  # group-wise integers: decoded to float32
-            tensor = encode_dense(dequantize(tensor))
         rows = np.ascontiguousarray(tensor.data).reshape(tensor.shape[0], -1)
         weight = _native.load_weight(
-            self._pool, self._memory, get_format(tensor.format).ggml_type, tensor.shape[1], rows
+            self._pool,
+            self._memory,
+            get_format(tensor.format).ggml_type,
+            tensor.shape[1],
+            rows,
+            tensor.input_order,
         )
         check_finite(name, weight.finite)
         return weight

@@ -8,7 +8,8 @@ No weights are needed: a `TensorSpec` may replace each weight and a `KVSpec` eac
 cannot run, but it has the memory plan (`plan.py`) and the costs (`costs.py`) of the model.
 
 Linear layers with quantized weights read activations in 8 bits. An entry that quantizes a symbol is
-added before its first product, and all its products share the result. `plan.py` places the symbols
+added before its first product, and all its products share the result, unless the inputs of their
+weights lie in different orders. `plan.py` places the symbols
 in memory and the barriers between entries.
 """
 
@@ -20,7 +21,7 @@ from typing import TypeAlias
 from ... import _native
 from ...batch import AttentionMetadata, ForwardBatch
 from ...errors import UnsupportedError
-from ...formats import FORMATS, format_of_ggml_type
+from ...formats import format_of_number, get_format
 from ...formats.tensor import TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.backend import Forward
@@ -107,13 +108,8 @@ def spec_of(weight: Matrix | Vector) -> TensorSpec:
         return weight
     if isinstance(weight, _native.Vector):
         return TensorSpec("F32", (weight.size,))
-    format = format_of_ggml_type(weight.ggml_type).name
-    return TensorSpec(format, (weight.outputs, weight.inputs))
-
-
-def _is_quantized(spec: TensorSpec) -> bool:
-    """Whether products with this weight read activations in 8 bits."""
-    return spec.format in FORMATS and FORMATS[spec.format].block_size > 1
+    format = format_of_number(weight.ggml_type).name
+    return TensorSpec(format, (weight.outputs, weight.inputs), bool(weight.order))
 
 
 def kv_spec_of(cache: Cache) -> KVSpec:
@@ -171,7 +167,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self._quantized: dict[Symbol, Symbol] = {}
+        self._quantized: dict[tuple[Symbol, bytes], Symbol] = {}
         self._angles: dict[RopeTable, Symbol] = {}
 
     def _add(
@@ -198,16 +194,22 @@ class Recorder:
         outputs, inputs = spec.shape
         if x.width != inputs:
             raise AssertionError(f"a linear layer of {inputs} inputs is given {x.width}")
-        source = self._quantize(x) if _is_quantized(spec) else x
+        source = self._quantize(x, weight) if get_format(spec.format).block_size > 1 else x
         vectors = [] if bias is None else [bias]
         output = Symbol(outputs, x.rows)
         return self._add("linear", [source], output, weight=weight, vectors=vectors)
 
-    def _quantize(self, x: Symbol) -> Symbol:
-        if x.storage not in self._quantized:
+    def _quantize(self, x: Symbol, weight: Matrix) -> Symbol:
+        """`x` in 8 bits, in the order of the weight's inputs. Weights that share an order share the
+        result; a declared weight is taken to have that of the others.
+        """
+        order = weight.order if isinstance(weight, _native.Weight) else bytes(weight.permuted)
+        key = (x.storage, order)
+        if key not in self._quantized:
             output = Symbol(x.width, x.rows, quantized=True)
-            self._quantized[x.storage] = self._add("quantize", [x], output)
-        return self._quantized[x.storage]
+            ordered = weight if spec_of(weight).permuted else None
+            self._quantized[key] = self._add("quantize", [x], output, weight=ordered)
+        return self._quantized[key]
 
     def rms_norm(self, x: Symbol, weight: Vector, eps: float) -> Symbol:
         return self._norm("rms_norm", x, [weight], eps)

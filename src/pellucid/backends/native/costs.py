@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...formats.groups import GROUP_FORMATS
 from ...ops import cost
 from ...ops.cost import OpCost
 from .capture import Entry, Rows, kv_spec_of, spec_of
@@ -25,6 +26,7 @@ SCALE_PRODUCTS = {
     **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), 2),
     **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q3_K", "Q6_K"), 3),
     "Q2_K": 5,
+    **{f.name: 3 if f.name.startswith("UINT") else 2 for f in GROUP_FORMATS},
 }
 QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term of a sum
 

@@ -5,7 +5,7 @@ code that plans real runs. The kernels report what they need beside the buffers.
 """
 
 from ... import _native
-from ...formats import FORMATS
+from ...formats import get_format
 from ...ops.backend import Forward
 from .capture import Entry, capture, kv_spec_of, spec_of
 from .plan import place_symbols
@@ -42,7 +42,7 @@ def _scratch_bytes(entry: Entry, isa: str) -> int:
     """The scratch memory of each thread."""
     if entry.op == "linear" and entry.weight is not None:
         spec = spec_of(entry.weight)
-        quantized = spec.format in FORMATS and FORMATS[spec.format].block_size > 1
+        quantized = get_format(spec.format).block_size > 1
         return _native.linear_scratch_bytes(spec.shape[1]) if quantized else 0
     if entry.op == "attention" and entry.kv is not None:
         spec_kv = kv_spec_of(entry.kv)
