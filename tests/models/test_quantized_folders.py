@@ -321,9 +321,9 @@ def test_weights_of_one_order_share_their_activations() -> None:
         KVLayer(loaded.backend.new_kv_store(4, 16, spec))
         for spec in build_kv_specs(loaded.config, "f16", "f16")
     ]
-    entries, _ = capture(
+    entries = capture(
         lambda ops, batch: graph.forward(ops, loaded.config, loaded.weights, batch, layers)
-    )
+    ).entries
     of_layers = [e for e in entries if e.op == "quantize" and e.weight is not None]
     assert len(of_layers) == 2 * 4
 
