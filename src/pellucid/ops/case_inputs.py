@@ -138,16 +138,20 @@ def _random_groups(rng: np.random.Generator, shape: tuple[int, int], format: str
     codes = rng.integers(0, 256, (rows, columns * bits // 8), dtype=np.uint8)
     of_row = format == INT8_ROW
     groups = 1 if of_row else columns // layout.block_size
-    scales = (rng.uniform(0.5, 1.5, (rows, groups)) * columns**-0.5).astype(np.float32)
-    scales /= np.float32((1 << bits) / 12**0.5)  # the deviation of codes that are all as likely
-    if of_row:
-        return HostTensor(format, shape, row_blocks(codes.view(np.int8), scales[:, 0]))
+    scales = rng.uniform(0.5, 1.5, (rows, groups)).astype(np.float32)
     middle = 1 << (bits - 1)
     zeros = rng.integers(middle * 3 // 4, middle * 5 // 4 + 1, (rows, groups)).astype(np.uint8)
-    has_zeros = format.startswith("U")
-    return HostTensor(
-        format, shape, group_blocks(codes, scales, zeros if has_zeros else None, layout)
-    )
+
+    def build(scales: NDArray[np.float32]) -> HostTensor:
+        if of_row:
+            return HostTensor(format, shape, row_blocks(codes.view(np.int8), scales[:, 0]))
+        data = group_blocks(codes, scales, zeros if format.startswith("U") else None, layout)
+        return HostTensor(format, shape, data)
+
+    # rescale by the size of the decoded numbers; they are linear in the scales
+    values = dequantize(build(scales))
+    rms = float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+    return build(scales * np.float32(columns**-0.5 / rms))
 
 
 def _put_scales(data: NDArray[np.uint8], format: str, scales: NDArray[np.float64]) -> None:
