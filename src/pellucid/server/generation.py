@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import ConfigError
 from ..outputs import RequestOutput
@@ -15,10 +15,10 @@ from .errors import ApiError
 from .protocol import SAMPLING_FIELDS, GenerationRequest, client_names
 from .service import Service
 
-__all__ = ["Job", "at_index_0", "build_params", "check_limits", "timings", "usage"]
+__all__ = ["Job", "Outputs", "at_index_0", "build_params", "check_limits", "timings", "usage"]
 
 # the index of a prompt, and its answer so far
-Outputs = AsyncGenerator[tuple[int, RequestOutput], None]
+Outputs: TypeAlias = AsyncGenerator[tuple[int, RequestOutput], None]
 
 
 @dataclass(frozen=True, kw_only=True)
