@@ -18,16 +18,21 @@ from .completions import complete
 from .embeddings import embed
 from .errors import ApiError, add_handlers, as_api_error
 from .guard import Guard
+from .messages import count_tokens, message
 from .openapi import describe
 from .page import PAGE_PATHS, add_page
 from .protocol import (
     ChatRequest,
     CompletionRequest,
+    CountTokensRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    MessagesRequest,
+    ResponsesRequest,
     TokenizeRequest,
     client_names,
 )
+from .responses import respond
 from .service import Service
 from .settings import ServerSettings
 from .tokens import detokenize, tokenize
@@ -71,16 +76,16 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     """Routes that run the model."""
 
     def route(
-        path: str, model: type[_Body], respond: Callable[[Service, _Body, str], Response]
+        path: str, model: type[_Body], answer: Callable[[Service, _Body, str], Response]
     ) -> None:
         async def endpoint(request: Request) -> Response:
             body = await _read(request, model)
             try:
-                return respond(service, body, request.state.key)
+                return answer(service, body, request.state.key)
             except Exception as error:
                 raise as_api_error(error, client_names(body)) from error
 
-        endpoint.__doc__ = respond.__doc__
+        endpoint.__doc__ = answer.__doc__
         app.add_api_route(
             path, endpoint, methods=["POST"], openapi_extra={"body": model}, response_model=None
         )
@@ -88,15 +93,17 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     route("/v1/chat/completions", ChatRequest, chat)
     route("/v1/completions", CompletionRequest, complete)
     route("/v1/embeddings", EmbeddingRequest, embed)
+    route("/v1/responses", ResponsesRequest, respond)
+    route("/v1/messages", MessagesRequest, message)
 
     def route_json(
-        path: str, model: type[_Body], respond: Callable[[Service, _Body], Awaitable[Any]]
+        path: str, model: type[_Body], answer: Callable[[Service, _Body], Awaitable[Any]]
     ) -> None:
         async def endpoint(request: Request) -> Response:
             body = await _read(request, model)
             try:
                 with service.admitted(request.state.key):
-                    return JSONResponse(await respond(service, body))
+                    return JSONResponse(await answer(service, body))
             except Exception as error:
                 raise as_api_error(error, client_names(body)) from error
 
@@ -104,6 +111,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             path, endpoint, methods=["POST"], openapi_extra={"body": model}, response_model=None
         )
 
+    route_json("/v1/messages/count_tokens", CountTokensRequest, count_tokens)
     route_json("/tokenize", TokenizeRequest, tokenize)
     route_json("/detokenize", DetokenizeRequest, detokenize)
 

@@ -17,7 +17,7 @@ from .reasoning import ReasoningReader, opens_reasoning
 from .service import Service, tenant_of
 from .tool_calls import CallDelta, ToolCallReader, tool_grammar
 
-__all__ = ["AnswerReader", "Change", "Part", "PartReader", "start_chat"]
+__all__ = ["AnswerReader", "Change", "Part", "PartReader", "check_chat", "start_chat"]
 
 
 def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, list[str]]:
@@ -25,7 +25,7 @@ def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, 
     Raises ApiError or PellucidError where the body is refused.
     """
     check_limits(body, service)
-    _check_chat(body, service)
+    check_chat(body, service)
     tools = [] if body.tool_choice == "none" else body.tools or []
     allowed = _allowed_tools(body, tools, service)
     given: dict[str, Any] = {}
@@ -66,7 +66,8 @@ def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, 
     return at_index_0(stream), [_name(tool) for tool in tools]
 
 
-def _check_chat(body: ChatRequest, service: Service) -> None:
+def check_chat(body: ChatRequest, service: Service) -> None:
+    """Raise ApiError for messages, tools or logprobs that are not allowed."""
     settings = service.settings
     if body.chat_template is not None:
         raise ApiError(

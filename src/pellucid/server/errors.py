@@ -1,4 +1,6 @@
-"""Every failure as OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
+"""Every failure as OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`; on
+Anthropic's routes as theirs: `{"type": "error", "error": {"type", "message"}}`.
+"""
 
 import logging
 import re
@@ -12,11 +14,19 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
 from ..checks import show
 from ..errors import EngineError, PellucidError, PromptTooLongError, QueueFullError
 
-__all__ = ["ApiError", "add_handlers", "as_api_error", "error_body"]
+__all__ = [
+    "ApiError",
+    "add_handlers",
+    "anthropic_error_body",
+    "as_api_error",
+    "error_body",
+    "route_path",
+]
 
 _NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 _log = logging.getLogger(__name__)
@@ -29,6 +39,8 @@ _TYPES = {
     503: "overloaded_error",
 }
 
+_ANTHROPIC_TYPES = {403: "permission_error", 413: "request_too_large", 504: "timeout_error"}
+_ANTHROPIC_PATH = "/v1/messages"
 
 # how the engine's sentences about a prompt begin
 _ABOUT_PROMPT = ("the prompt ", "prompt token id ", "prompt_token_ids", "prompts[")
@@ -59,12 +71,21 @@ class ApiError(Exception):
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
-    """OpenAI's body of an error."""
+def error_body(error: ApiError, path: str = "") -> dict[str, Any]:
+    """The body of an error on a route. `path` is the route's, without the root path."""
+    if path.startswith(_ANTHROPIC_PATH):
+        return anthropic_error_body(error)
     kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else _TYPES[400])
     return {
         "error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     }
+
+
+def anthropic_error_body(error: ApiError) -> dict[str, Any]:
+    """Anthropic's body of an error."""
+    kind = "api_error" if error.status >= 500 else _TYPES[400]
+    kind = (_TYPES | _ANTHROPIC_TYPES).get(error.status, kind)
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
 def as_api_error(error: BaseException, fields: Mapping[str, str] = _NO_FIELDS) -> ApiError:
@@ -121,18 +142,26 @@ def _of_validation(error: ValidationError) -> ApiError:
     return ApiError(400, message, param=path or None, code="invalid_value")
 
 
+def route_path(scope: Scope) -> str:
+    """The path of a request without the root path."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def add_handlers(app: FastAPI) -> None:
     """Answer all failures of routes with our body."""
 
-    async def answer(_: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
         found = as_api_error(error)
-        return JSONResponse(error_body(found), found.status, headers=found.headers)
+        body = error_body(found, route_path(request.scope))
+        return JSONResponse(body, found.status, headers=found.headers)
 
-    async def answer_http(_: Request, error: HTTPException) -> JSONResponse:
+    async def answer_http(request: Request, error: HTTPException) -> JSONResponse:
         message = HTTPStatus(error.status_code).phrase.lower()
         headers: Mapping[str, str] = error.headers or {}
         found = ApiError(error.status_code, message, code=message.replace(" ", "_"))
-        return JSONResponse(error_body(found), found.status, headers=dict(headers))
+        body = error_body(found, route_path(request.scope))
+        return JSONResponse(body, found.status, headers=dict(headers))
 
     app.add_exception_handler(ApiError, answer)
     app.add_exception_handler(ValidationError, answer)

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, error_body
+from .errors import ApiError, error_body, route_path
 from .service import Service, tenant_of
 from .settings import ServerSettings
 
@@ -62,7 +62,8 @@ class Guard:
             if refusal is None:
                 await self._app(scope, body.receive, send_and_note)
             else:
-                await JSONResponse(error_body(refusal), refusal.status, headers=refusal.headers)(
+                told = error_body(refusal, route_path(scope))
+                await JSONResponse(told, refusal.status, headers=refusal.headers)(
                     scope, receive, send_and_note
                 )
         finally:
@@ -75,7 +76,7 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         """Why a request is not let in; None where it is."""
         settings = self._service.settings
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = route_path(scope)
         if settings.api_key and path not in self._open and scope["method"] != "OPTIONS":
             given = scope["state"]["key"].encode()
             # all keys are compared, so that the time tells nothing

@@ -14,9 +14,12 @@ __all__ = [
     "SAMPLING_FIELDS",
     "ChatRequest",
     "CompletionRequest",
+    "CountTokensRequest",
     "DetokenizeRequest",
     "EmbeddingRequest",
     "GenerationRequest",
+    "MessagesRequest",
+    "ResponsesRequest",
     "StreamOptions",
     "TokenizeRequest",
     "client_names",
@@ -167,6 +170,70 @@ class EmbeddingRequest(_Body):
     cache_salt: str | None = None
     # accepted, and without effect
     user: str | None = None
+
+
+class _TranslatedRequest(_Body):
+    """What requests of other APIs have in common, beside what they call by other names. The last
+    group is ours.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[JsonObject] | None = None
+    metadata: JsonObject | None = None
+    service_tier: str | None = None  # accepted, and without effect
+    # beyond the API
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    chat_template_kwargs: JsonObject | None = None
+
+
+class ResponsesRequest(_TranslatedRequest):
+    """POST /v1/responses."""
+
+    input: str | list[JsonObject]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    text: JsonObject | None = None
+    tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: JsonObject | None = None
+    include: list[str] | None = None
+    truncation: str | None = None
+    # what would need answers to be kept, or to go on without a client
+    store: bool | None = None
+    previous_response_id: str | None = None
+    conversation: str | JsonObject | None = None
+    background: bool | None = None
+    prompt: JsonObject | None = None
+    # accepted, and without effect
+    stream_options: JsonObject | None = None
+    user: str | None = None
+
+
+class _AnthropicRequest(_TranslatedRequest):
+    """What the two routes of Anthropic's API have in common."""
+
+    messages: list[JsonObject]
+    system: str | list[JsonObject] | None = None
+    tool_choice: JsonObject | None = None
+    thinking: JsonObject | None = None
+
+
+class MessagesRequest(_AnthropicRequest):
+    """POST /v1/messages."""
+
+    max_tokens: int
+    stop_sequences: list[str] | None = None
+
+
+class CountTokensRequest(_AnthropicRequest):
+    """POST /v1/messages/count_tokens."""
 
 
 class TokenizeRequest(_Body):

@@ -1,6 +1,8 @@
 """Splits what a model thinks from what it answers: `<think>…</think>`, as it arrives."""
 
-__all__ = ["ReasoningReader", "opens_reasoning"]
+from collections.abc import Iterable
+
+__all__ = ["ReasoningReader", "count_reasoning", "opens_reasoning"]
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -8,6 +10,19 @@ _OPEN, _CLOSE = "<think>", "</think>"
 def opens_reasoning(prompt: str | None) -> bool:
     """True where the chat template itself has opened the model's reasoning."""
     return prompt is not None and prompt.rstrip().endswith(_OPEN)
+
+
+def count_reasoning(tokens: Iterable[bytes]) -> int:
+    """How many tokens of an answer with reasoning go to its end: all, where it has none yet.
+    `tokens`: the bytes of each.
+    """
+    close, last, count = _CLOSE.encode(), b"", 0
+    for token in tokens:
+        count += 1
+        last = last[-len(close) :] + token
+        if close in last:
+            break
+    return count
 
 
 class ReasoningReader:

@@ -52,9 +52,10 @@ class Renderer(Protocol):
         ...
 
 
-def event(data: Any) -> bytes:
+def event(data: Any, name: str | None = None) -> bytes:
     """One server-sent event."""
-    return b"data: " + compact(data) + b"\n\n"
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + compact(data) + b"\n\n"
 
 
 class GeneratedResponse(Response):
