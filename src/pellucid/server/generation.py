@@ -12,7 +12,7 @@ from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
 from ..structured_params import StructuredOutputsParams
 from .errors import ApiError
-from .protocol import SAMPLING_FIELDS, GenerationRequest, client_names
+from .protocol import SAMPLING_FIELDS, ChatRequest, GenerationRequest, client_names
 from .service import Service
 
 __all__ = ["Job", "Outputs", "at_index_0", "build_params", "check_limits", "timings", "usage"]
@@ -33,6 +33,7 @@ class Job:
     includes_explanation: bool
     key: str  # the client's API key, or empty
     body_fields: Mapping[str, str]  # that an error may name, with the client's names for them
+    max_tokens: int | None = None  # of a completion, where the client said so
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -40,11 +41,14 @@ class Job:
         cls, prefix: str, body: GenerationRequest, n: int, key: str, outputs: Outputs
     ) -> "Job":
         """`prefix` begins the id: "chatcmpl", "cmpl"."""
-        options = body.stream_options
+        options, max_tokens = body.stream_options, body.max_tokens
+        if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
+            max_tokens = body.max_completion_tokens
         return cls(
             id=f"{prefix}-{uuid.uuid4().hex}",
             outputs=outputs,
             n=n,
+            max_tokens=max_tokens,
             is_stream=bool(body.stream),
             includes_usage=options is not None and bool(options.include_usage),
             includes_explanation=options is not None and bool(options.include_explanation),

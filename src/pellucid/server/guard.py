@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, error_body, route_path
@@ -67,6 +68,7 @@ class Guard:
                     scope, receive, send_and_note
                 )
         finally:
+            self._service.metrics.count_http(_route(scope), scope["method"], status)
             # a route may ask not to be logged while all is well
             is_logged = status >= 400 or scope["state"].get("is_logged", True)
             if self._service.settings.access_log and is_logged:
@@ -131,6 +133,14 @@ def _too_large(most: int) -> ApiError:
     return ApiError(
         413, f"the body has more than {most} bytes, which is the most", code="body_too_large"
     )
+
+
+def _route(scope: Scope) -> str:
+    """The route that a request matched, such as "/v1/models/{name}"; empty where none did. A client
+    chooses the path but not the routes, so their number is bounded.
+    """
+    route = scope.get("route")
+    return route.path if isinstance(route, Route) else ""
 
 
 def _key(headers: Headers) -> str:

@@ -1,10 +1,15 @@
 """Metrics for Prometheus, with vLLM's names and labels behind the prefix `pellucid:`, and behind
 `vllm:` too where aliases are switched on.
 
-Counters and gauges of the engine are read when they are asked for; only histograms are kept here.
-They are filled once per request and once per output of a stream.
+Counters and gauges of the engine are read when they are asked for. Histograms are filled once per
+request, and once per output of a stream.
+
+What bound a request takes 0.3 ms to explain, so no request waits for it: a scrape explains the last
+requests since the scrape before, at most 64, in a thread.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -13,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ..engine.stats import STEP_SECONDS
-from ..outputs import PooledOutput, RequestOutput
+from ..outputs import Explanation, PooledOutput, RequestMetrics, RequestOutput
 
 if TYPE_CHECKING:
     from .service import Service
@@ -23,19 +28,39 @@ __all__ = ["Metrics"]
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 _BETWEEN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 # histogram: what it measures, its buckets
 _HISTOGRAMS = {
     "time_to_first_token_seconds": ("Seconds from arrival to the first token", _SECONDS),
     "inter_token_latency_seconds": ("Seconds between tokens of a stream", _BETWEEN),
-    "time_per_output_token_seconds": ("Mean seconds per token after the first", _BETWEEN),
+    "request_time_per_output_token_seconds": ("Mean seconds per token after the first", _BETWEEN),
     "e2e_request_latency_seconds": ("Seconds from arrival to the last token", _SECONDS),
     "request_queue_time_seconds": ("Seconds before the first step", _SECONDS),
     "request_prefill_time_seconds": ("Seconds from the first step to the first token", _SECONDS),
     "request_decode_time_seconds": ("Seconds from the first token to the last", _SECONDS),
+    "request_inference_time_seconds": ("Seconds from the first step to the last token", _SECONDS),
     "request_prompt_tokens": ("Tokens of a prompt", _TOKENS),
     "request_generation_tokens": ("Tokens of an answer", _TOKENS),
+    "request_params_n": ("Answers that a request asked for", _COUNTS),
+    "request_params_max_tokens": ("Most tokens that a request asked for", _TOKENS),
+    "request_share_of_ceiling": ("Least time at the machine's ceilings over time taken", _SHARES),
 }
+
+# counter: what it counts, its labels beside the model's name
+_COUNTERS = {
+    "request_success": ("Answers that ended, by reason", ("finished_reason",)),
+    "request_errors": ("Requests that were answered with an error, by status", ("status",)),
+    "admission_rejections": ("Requests that were refused for load", ()),
+    "http_requests": (
+        "HTTP requests, by route; 499: the client left",
+        ("route", "method", "status"),
+    ),
+    "request_bound": ("Explained requests, by what took most of their time", ("bound",)),
+}
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS")  # others count as one
+_MAX_EXPLAINED = 64  # requests per scrape
 
 
 class Metrics:
@@ -52,24 +77,15 @@ class Metrics:
                 for p in prefixes
             ]
             self._histograms[name] = [h.labels(service.name) for h in families]
-        self._finished = [
-            Counter(
-                f"{p}request_success",
-                "Answers that ended, by reason",
-                (*labels, "finished_reason"),
-                registry=self._registry,
-            )
-            for p in prefixes
-        ]
-        self._refused = [
-            Counter(
-                f"{p}request_errors",
-                "Requests that were answered with an error, by status",
-                (*labels, "status"),
-                registry=self._registry,
-            )
-            for p in prefixes
-        ]
+        self._counters = {
+            name: [
+                Counter(p + name, help_text, (*labels, *more), registry=self._registry)
+                for p in prefixes
+            ]
+            for name, (help_text, more) in _COUNTERS.items()
+        }
+        self._count("admission_rejections", by=0)  # told from the start
+        self._unexplained: deque[RequestMetrics] = deque(maxlen=_MAX_EXPLAINED)
         self._registry.register(_EngineCollector(service, prefixes))
 
     def text(self) -> bytes:
@@ -82,30 +98,63 @@ class Metrics:
             for histogram in self._histograms[name]:
                 histogram.observe(value)
 
+    def _count(self, name: str, *labels: str, by: int = 1) -> None:
+        for counter in self._counters[name]:
+            counter.labels(self._service.name, *labels).inc(by)
+
     def refuse(self, status: int) -> None:
         """Count an error."""
-        for counter in self._refused:
-            counter.labels(self._service.name, str(status)).inc()
+        self._count("request_errors", str(status))
+        if status in (429, 503):
+            self._count("admission_rejections")
 
-    def finish(self, output: RequestOutput) -> None:
-        """Count an answer or an embedding that ended."""
+    def count_http(self, route: str, method: str, status: int) -> None:
+        """Count an HTTP request. `status` 0: its client left before the response began."""
+        known = method if method in _METHODS else "other"
+        self._count("http_requests", route or "none", known, str(status or 499))
+
+    async def explain(self) -> None:
+        """Count what bound the last requests."""
+        waiting = list(self._unexplained)
+        self._unexplained.clear()
+        if not waiting:
+            return
+
+        def explain_all() -> list[Explanation]:
+            return [times.explain() for times in waiting]
+
+        for told in await asyncio.to_thread(explain_all):
+            self._count("request_bound", told.bound or "unknown")
+            self.observe("request_share_of_ceiling", told.share_of_ceiling)
+
+    def finish(self, output: RequestOutput, max_tokens: int | None) -> None:
+        """Count an answer or an embedding that ended. `max_tokens` is what the client asked for."""
         times = output.metrics
         num_tokens = sum(len(c.token_ids) for c in output.outputs)
         first, last, arrival = times.first_token_time, times.last_token_time, times.arrival_time
         self.observe("e2e_request_latency_seconds", None if last is None else last - arrival)
         self.observe("request_queue_time_seconds", times.time_in_queue)
         self.observe("request_prefill_time_seconds", times.time_in_prefill)
+        scheduled = times.first_scheduled_time
+        self.observe(
+            "request_inference_time_seconds",
+            None if last is None or scheduled is None else last - scheduled,
+        )
+        self._unexplained.append(times)
         self.observe("request_prompt_tokens", len(output.prompt_token_ids))
         if not isinstance(output, PooledOutput):
             self.observe("time_to_first_token_seconds", None if first is None else first - arrival)
             self.observe("request_decode_time_seconds", times.time_in_decode)
             self.observe("request_generation_tokens", num_tokens)
+            self.observe("request_params_n", len(output.outputs))
+            self.observe("request_params_max_tokens", max_tokens)
         longest = max(len(c.token_ids) for c in output.outputs)
         if times.time_in_decode is not None and longest > 1:
-            self.observe("time_per_output_token_seconds", times.time_in_decode / (longest - 1))
+            self.observe(
+                "request_time_per_output_token_seconds", times.time_in_decode / (longest - 1)
+            )
         for completion in output.outputs:
-            for counter in self._finished:
-                counter.labels(self._service.name, completion.finish_reason or "abort").inc()
+            self._count("request_success", completion.finish_reason or "abort")
 
 
 class _EngineCollector(Collector):
@@ -140,11 +189,14 @@ class _EngineCollector(Collector):
             yield gauge
         for name, text, count in (
             ("prompt_tokens", "Tokens of prompts", stats.num_prompt_tokens),
+            ("prompt_tokens_cached", "Those that the prefix cache had", stats.num_cached_tokens),
             ("prefix_cache_queries", "Tokens of prompts looked up", stats.num_prompt_tokens),
             ("prefix_cache_hits", "Those that the prefix cache had", stats.num_cached_tokens),
             ("computed_tokens", "Positions that went through the model", stats.num_computed_tokens),
             ("generation_tokens", "Tokens of answers", stats.num_output_tokens),
             ("num_preemptions", "Requests that gave way to others", stats.num_preemptions),
+            ("spec_decode_num_draft_tokens", "Drafted tokens", stats.num_draft_tokens),
+            ("spec_decode_num_accepted_tokens", "Those accepted", stats.num_accepted_tokens),
             ("steps", "Steps of the engine", stats.num_steps),
             ("forward_seconds", "Seconds of steps in the model", stats.all_steps.forward),
         ):

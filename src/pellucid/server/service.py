@@ -34,7 +34,8 @@ class Service:
         self.is_draining = False
         self.giving_up = asyncio.Event()  # set once the drain has taken too long
         self.num_requests = 0  # that are served or wait
-        self.metrics = Metrics(self)
+        aliases = () if settings.metrics_aliases == "none" else (f"{settings.metrics_aliases}:",)
+        self.metrics = Metrics(self, ("pellucid:", *aliases))
         self._by_key: Counter[str] = Counter()
         self._ends: deque[float] = deque(maxlen=128)  # when the last requests ended
 

@@ -5,13 +5,14 @@ Each field is also an option of `pellucid serve`. 0 means no limit where the hel
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..checks import Bounds, check_fields, option
 
 __all__ = ["ServerSettings"]
 
 MIB = 1 << 20
+MetricsAliases = Literal["none", "vllm"]
 Key = Annotated[str, Bounds(low=1, high=512)]
 
 
@@ -33,6 +34,10 @@ class ServerSettings:
     )
     ssl_certfile: str | None = option(None, help="Certificate for HTTPS")
     ssl_keyfile: str | None = option(None, help="Key of the certificate")
+    metrics_aliases: MetricsAliases = option(
+        "none",
+        help='"vllm" tells each metric under the prefix vllm: too, for dashboards made for it',
+    )
     access_log: bool = option(True, help="Log a line of JSON for each request")
     # times
     request_timeout: float = option(

@@ -138,7 +138,7 @@ class GeneratedResponse(Response):
                         chunk = renderer.begin() + chunk
                     await self._send(chunk, send)
                 if output.finished:
-                    self._service.metrics.finish(output)
+                    self._service.metrics.finish(output, job.max_tokens)
         ordered = [outputs[place] for place in sorted(outputs)]
         if job.is_stream:
             await self._send(renderer.end(ordered), send, is_last=True)

@@ -22,6 +22,7 @@ __all__ = [
     "function_tool",
     "join_text",
     "refuse_type",
+    "renamed_errors",
     "start_translated",
     "usage_of",
 ]
