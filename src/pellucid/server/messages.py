@@ -46,7 +46,7 @@ def message(service: Service, body: MessagesRequest, key: str) -> Response:
     fields |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences}
     chat = ChatRequest(**fields)
     stream, names = start_translated(service, chat, key, _NAMES)
-    job = Job.build("msg", chat, 1, key, [stream])
+    job = Job.build("msg", chat, 1, key, stream)
     renderer = _Renderer(service, job, body, names)
     return GeneratedResponse(service, job, renderer, _failed)
 

@@ -63,7 +63,7 @@ def respond(service: Service, body: ResponsesRequest, key: str) -> Response:
         raise ApiError(400, "reasoning.effort must be text", param="reasoning.effort")
     chat = ChatRequest(**fields)
     stream, names = start_translated(service, chat, key, _NAMES)
-    job = Job.build("resp", chat, 1, key, [stream])
+    job = Job.build("resp", chat, 1, key, stream)
     renderer = _Renderer(service, job, body, names)
     return GeneratedResponse(service, job, renderer, renderer.failed)
 
