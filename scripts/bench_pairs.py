@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parents[1]
@@ -55,15 +56,24 @@ class Worker:
 
     def __init__(self, checkout: Path, model: Path, threads: int) -> None:
         command = [sys.executable, "-c", WORKER, str(DRIVER), str(model), str(threads)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(checkout / "src")},
-        )
-        if self._read() != "ready":
-            sys.exit(f"scripts/bench pairs: {checkout} cannot be measured")
+        with tempfile.TemporaryFile("w+") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(checkout / "src")},
+            )
+            if self._read() != "ready":
+                self._process.wait()
+                errors.seek(0)
+                said = errors.read().strip().splitlines() or ["it said nothing"]
+                sys.exit(
+                    f"scripts/bench pairs: {checkout} cannot be measured: {said[-1]}\nIt needs a "
+                    "built _native in src/pellucid, and today's interfaces: both sides run this "
+                    "checkout's measure/bench_model.py, for which a checkout of long ago is too old"
+                )
 
     def measure(self, call: str) -> float:
         """Tokens per second."""

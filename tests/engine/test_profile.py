@@ -1,6 +1,7 @@
 """`pellucid profile`: the ledger closes, its figures are the costs of the ops, its files open."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from pellucid.engine.admission import Submission
 from pellucid.engine.loader import Engine, build_engine
 from pellucid.engine.options import build_engine_config
 from pellucid.engine.prompts import TokenizedPrompt
-from pellucid.measure.profile import Profile, profile_model
-from pellucid.measure.report import plot_roofline, write_trace
+from pellucid.measure.profile import Line, Profile, profile_model
+from pellucid.measure.report import draw_roofline, plot_roofline, write_trace
 from pellucid.measure.roofline import total
+from pellucid.ops.cost import OpCost
 from pellucid.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.slow  # each measures
@@ -89,6 +91,26 @@ def test_the_plot_shows_both_phases(profile: Profile, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot_roofline(profile, tmp_path / "roofline.svg")
     assert "<svg" in (tmp_path / "roofline.svg").read_text()
+
+
+def test_no_name_in_the_plot_covers_another(profile: Profile) -> None:
+    pytest.importorskip("matplotlib.figure")
+    import matplotlib
+
+    figure = matplotlib.figure.Figure(figsize=(9, 6))
+    # twenty ops at one place, and as many a little further
+    cost = OpCost(3_000_000, 500_000, 500_000)
+    ops = tuple(
+        Line(f"operation {i}", 1, 1e-3 * (1 + i // 20), cost, 1e-4, 1e-4) for i in range(40)
+    )
+    phases = tuple(replace(phase, ops=ops, wall_seconds=0.04) for phase in profile.phases)
+    draw_roofline(replace(profile, phases=phases), figure)
+    figure.draw_without_rendering()
+    names = [t for t in figure.axes[0].texts if t.get_text().startswith("operation")]
+    assert len(names) == 80
+    boxes = [matplotlib.text.Text.get_window_extent(name) for name in names]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i]), names[i].get_text()
 
 
 @pytest.mark.slow

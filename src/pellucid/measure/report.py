@@ -6,18 +6,19 @@ bandwidth and peaks; each op is a dot, as large as its share of the phase's time
 """
 
 import json
-from collections.abc import Iterator
-from math import log10
+from collections.abc import Iterator, Sequence
+from math import atan2, degrees
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .profile import Phase, Profile, ProfiledStep
+from .profile import Line, Phase, Profile, ProfiledStep
 
-__all__ = ["plot_roofline", "write_trace"]
+__all__ = ["draw_roofline", "plot_roofline", "write_trace"]
 
 COLOURS = {"prefill": "#0072b2", "decode": "#d55e00"}  # distinct for colour-blind people too
 CACHE = 1 << 18  # bytes: small ops read what was just written
+FONT_POINTS = 7
 NAMED_SHARE = 0.02  # dots with a smaller share of the time have no name
 
 
@@ -34,6 +35,12 @@ def plot_roofline(profile: Profile, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     if path.suffix.removeprefix(".") not in canvas.get_supported_filetypes():
         raise ConfigError(f"--plot is {str(path)!r}; its suffix must be .svg, .png or .pdf")
+    draw_roofline(profile, figure)
+    figure.savefig(path)
+
+
+def draw_roofline(profile: Profile, figure: Any) -> None:
+    """Draw the roofline into a Figure of matplotlib."""
     axes = figure.add_subplot(xscale="log", yscale="log")
     _draw_roofs(axes, profile)
     for phase in profile.phases:
@@ -45,7 +52,8 @@ def plot_roofline(profile: Profile, path: Path) -> None:
     )
     axes.grid(True, which="major", alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path)
+    figure.draw_without_rendering()  # settles where points lie, in pixels
+    _name_dots(axes, profile.phases, _name_slope(axes, max(profile.bandwidths)))
 
 
 def _draw_roofs(axes: Any, profile: Profile) -> None:
@@ -76,41 +84,102 @@ def _draw_roofs(axes: Any, profile: Profile) -> None:
         linewidth=1,
         label=f"cache: {cache / 1e9:.0f} GB/s",
     )
+
+
+def _name_slope(axes: Any, bandwidth: float) -> list[tuple[float, ...]]:
+    """Name the slope of the memory, below the line and along it. Returns boxes in points that cover
+    the line, so that no other name crosses it.
+    """
+    scale = 72 / axes.figure.dpi
+    places = [0.01 * 10 ** (i / 20) for i in range(120)]
+    points = axes.transData.transform([(x, x * bandwidth) for x in places])
+    (x0, y0), (x1, y1) = points[0], points[-1]
     axes.annotate(
         f"memory: {bandwidth / 1e9:.1f} GB/s",
-        (0.012, 0.012 * bandwidth),
-        rotation=35,
+        (places[6], places[6] * bandwidth),
+        xytext=(4, -3),
+        textcoords="offset points",
+        rotation=degrees(atan2(y1 - y0, x1 - x0)),
+        rotation_mode="anchor",
+        va="top",
         fontsize=8,
         color="0.3",
     )
+    return [(x * scale, y * scale, x * scale, y * scale) for x, y in points]
 
 
 def _draw_dots(axes: Any, phase: Phase) -> None:
-    lines = [line for line in phase.ops if line.cost.flops and line.seconds > 0]
+    lines = _plotted(phase)
     axes.scatter(
         [line.cost.arithmetic_intensity for line in lines],
         [line.cost.flops / line.seconds for line in lines],
-        s=[20 + 400 * line.seconds / phase.wall_seconds for line in lines],
+        s=[_dot_area(line.seconds / phase.wall_seconds) for line in lines],
         color=COLOURS[phase.name],
         alpha=0.7,
         label=f"{phase.name}, {phase.tokens_per_second:,.0f} tokens/s",
     )
-    # Names of dots that lie close together stand in a column.
-    named: list[tuple[float, float]] = []
-    for line in lines:
-        if line.seconds < NAMED_SHARE * phase.wall_seconds:
-            continue
-        x, y = line.cost.arithmetic_intensity, line.cost.flops / line.seconds
-        above = sum(abs(log10(x / a)) < 0.4 and abs(log10(y / b)) < 0.2 for a, b in named)
-        named.append((x, y))
+
+
+def _name_dots(axes: Any, phases: Sequence[Phase], lines: Sequence[tuple[float, ...]]) -> None:
+    """Name the dots that take the most time, the largest first: each name stands at the nearest
+    place where it covers no other name, no large dot and none of `lines`.
+    """
+    # What names must not cover: boxes (left, bottom, right, top) in points.
+    scale = 72 / axes.figure.dpi
+    dots = []
+    for phase in phases:
+        for line in _plotted(phase):
+            if (share := line.seconds / phase.wall_seconds) < NAMED_SHARE:
+                continue
+            at = (line.cost.arithmetic_intensity, line.cost.flops / line.seconds)
+            x, y = (float(v) * scale for v in axes.transData.transform(at))
+            dots.append((share, phase.name, line.name, at, x, y, _dot_area(share) ** 0.5 / 2))
+    taken = [*lines, *((x - r, y - r, x + r, y + r) for *_, x, y, r in dots)]
+    # Place them.
+    for _, phase_name, name, at, x, y, radius in sorted(dots, reverse=True):
+        width = 0.65 * FONT_POINTS * len(name)
+        for dx, dy in _offsets(radius + 3, width):
+            box = (x + dx, y + dy - FONT_POINTS / 2, x + dx + width, y + dy + FONT_POINTS / 2)
+            if not any(_overlap(box, other) for other in taken):
+                break
+        taken.append(box)
+        is_far = abs(dy) > FONT_POINTS or dx < 0
         axes.annotate(
-            line.name,
-            (x, y),
-            xytext=(10, 4 - 9 * above),
+            name,
+            at,
+            xytext=(dx, dy),
             textcoords="offset points",
-            fontsize=7,
-            color=COLOURS[phase.name],
+            va="center",
+            fontsize=FONT_POINTS,
+            color=COLOURS[phase_name],
+            arrowprops={"arrowstyle": "-", "color": COLOURS[phase_name], "linewidth": 0.5}
+            if is_far
+            else None,
         )
+
+
+def _offsets(gap: float, width: float) -> Iterator[tuple[float, float]]:
+    """Places of a name around its dot in points, the nearest first: right and left of it, then
+    further and further below and above.
+    """
+    for step in range(40):
+        for dy in {step * (FONT_POINTS + 2.0), -step * (FONT_POINTS + 2.0)}:
+            yield gap + step, dy
+            yield -gap - width - step, dy
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _plotted(phase: Phase) -> list[Line]:
+    """The ops that multiply; the others have no place on a logarithmic axis."""
+    return [line for line in phase.ops if line.cost.flops and line.seconds > 0]
+
+
+def _dot_area(share: float) -> float:
+    """In square points, for a share of the phase's time."""
+    return 20 + 400 * share
 
 
 def write_trace(profile: Profile, path: Path) -> None:
