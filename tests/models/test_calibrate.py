@@ -65,7 +65,7 @@ def test_a_layer_can_be_observed_again_with_other_weights() -> None:
     input_ids = np.load(GOLDEN / "llama" / "expected.npz")["input_ids"].astype(np.int32)
     with open_checkpoint(GOLDEN / "llama") as checkpoint:
         walk = Walk(checkpoint, input_ids[None])
-        weights, name = walk.load_layer(0), "layers.0.v_proj.weight"
+        weights = walk.load_layer(0)
         found: list[tuple[str, Array]] = []
         for change in (1.0, 2.0):
             changed = weights | {

@@ -6,7 +6,7 @@ vLLM's `RequestOutput` does. A caller that streams prints the part that is new.
 """
 
 from collections.abc import Callable
-from copy import copy
+from dataclasses import replace
 
 from ..outputs import (
     CompletionOutput,
@@ -101,10 +101,12 @@ class OutputGroup:
         """The answer so far. `num_computed`: tokens that the engine has computed so far."""
         first = self.requests[0]
         others = num_computed - self._computed_before - self._num_computed
-        metrics = copy(self._metrics)
-        metrics.num_cached_tokens = first.num_cached_tokens
-        metrics.num_output_tokens = sum([len(r.output_token_ids) for r in self.requests])
-        metrics.num_other_tokens = max(0, others) if self._num_computed else 0
+        metrics = replace(
+            self._metrics,
+            num_cached_tokens=first.num_cached_tokens,
+            num_output_tokens=sum([len(r.output_token_ids) for r in self.requests]),
+            num_other_tokens=max(0, others) if self._num_computed else 0,
+        )
         if self._explain is not None:
             metrics.explainer = self._explain
         return RequestOutput(
