@@ -53,12 +53,9 @@ bool encode(ThreadPool &pool, const std::string &isa, int ggml_type, Values valu
              [&](size_t stage, size_t share) {
                  const size_t first = (stage * pool.size() + share) * kRowsAtOnce;
                  if (first >= rows || !held.load(std::memory_order_relaxed)) return;
-                 const EncodeArgs args{ggml_type,
-                                       std::min(kRowsAtOnce, rows - first),
-                                       columns,
-                                       x + first * columns,
-                                       weights,
-                                       bytes + first * row_bytes};
+                 const EncodeArgs args{ggml_type, std::min(kRowsAtOnce, rows - first),
+                                       columns,   x + first * columns,
+                                       weights,   bytes + first * row_bytes};
                  if (!encoder->encode(args)) held.store(false, std::memory_order_relaxed);
              });
     return held.load(std::memory_order_relaxed);

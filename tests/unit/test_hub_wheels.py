@@ -254,11 +254,11 @@ class _IndexHandler(http.server.BaseHTTPRequestHandler):
             self.server.pace.wait(60)
             self.wfile.write(content[len(content) // 2 :])
         else:
-            wanted = name.replace("-", "_") + "-"
+            prefix = name.replace("-", "_") + "-"
             links = [
                 f'<a href="/{p.name}">{p.name}</a>'
                 for p in self.server.folder.iterdir()
-                if p.name.startswith(wanted)
+                if p.name.startswith(prefix)
             ]
             page = "".join(links).encode()
             self._head("text/html", len(page))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -90,7 +91,7 @@ def test_a_file_that_is_broken_is_measured_again(text: str, tmp_path: Path) -> N
         load_machine(tmp_path / "machine.json")
 
 
-WRONG = [None, "x", -1, 0, [], {}, True, 3.5, 1e300, "9" * 30, {"least": 1}]
+WRONG: list[Any] = [None, "x", -1, 0, [], {}, True, 3.5, 1e300, "9" * 30, {"least": 1}]
 
 
 def places(value: object, here: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

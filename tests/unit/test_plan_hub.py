@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -189,8 +189,8 @@ def write_folder(folder: Path) -> dict[str, bytes]:
             },
         }.items()
     }
-    parts = [{"lm_head.weight": (vocabulary, size)}, shapes]
-    weight_map = {}
+    parts: list[dict[str, Any]] = [{"lm_head.weight": (vocabulary, size)}, shapes]
+    weight_map: dict[str, str] = {}
     folder.mkdir()
     for i, part in enumerate(parts, 1):
         file = f"model-{i:05d}-of-00002.safetensors"

@@ -126,7 +126,12 @@ def gptq(
         parts["scales"] = packed.scales.half()
         return parts, weight
 
-    fields = {"bits": bits, "group_size": group_size, "desc_act": act_order, "sym": sym}
+    fields: dict[str, Any] = {
+        "bits": bits,
+        "group_size": group_size,
+        "desc_act": act_order,
+        "sym": sym,
+    }
     fields |= {"quant_method": "gptq", "checkpoint_format": "gptq_v2" if v2 else "gptq"}
     return fields | {"damp_percent": 0.01, "true_sequential": True}, pack
 
@@ -191,7 +196,11 @@ def compressed(
         return {**parts, "weight_scale": parts["weight_scale"].half()}, weight
 
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
-    fields = {"quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"]}
+    fields: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "ignore": ["lm_head"],
+    }
     fields |= {"config_groups": {"group_0": {**group, "output_activations": None}}}
     return fields | {"kv_cache_scheme": None, "quantization_status": "compressed"}, pack
 
@@ -208,7 +217,8 @@ def import_file(package: Path, name: str) -> Any:
 
 def make(name: str, fields: dict[str, Any], pack: Callable[[torch.nn.Linear], Packed]) -> None:
     model = build_model()
-    tensors, modules = {}, dict(linear_layers(model))
+    tensors: dict[str, torch.Tensor] = {}
+    modules = dict(linear_layers(model))
     for module, linear in modules.items():
         parts, weight = pack(linear)
         tensors |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
