@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,9 @@ def test_a_schema_that_holds_itself_is_refused() -> None:
         ({"json": {"not": {}}}, "structured_outputs.json cannot be compiled: .*not"),
         ({"json": {"enum": []}}, "structured_outputs.json cannot be compiled: .*[Uu]nsatisfiable"),
         ({"json": {"x-guidance": {}}}, "has the key 'x-guidance'"),
+        ({"grammar": "root ::= root"}, "grammar cannot be compiled: no text matches it"),
+        ({"grammar": "root ::= a\na ::= root"}, "grammar cannot be compiled: no text matches it"),
+        ({"regex": r"[^\x00-\U0010FFFF]"}, "regex cannot be compiled: no text matches it"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused_and_nothing_is_lost(
@@ -259,6 +263,18 @@ def test_what_cannot_be_compiled_is_refused_and_nothing_is_lost(
         tiny.generate("A ", params, use_tqdm=False)
     again = tiny.generate("A ", SamplingParams(max_tokens=2), use_tqdm=False)
     assert again[0].outputs[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("regex", ["a{1000000}", "((((((a{99}){99}){99}){99}){99}){99})"])
+def test_a_step_does_not_build_what_compiling_builds(model: OpenModel, regex: str) -> None:
+    """In CPU time of this thread."""
+    compiler = GrammarCompiler(model.tokenizer)
+    compiler.compile(StructuredOutputsParams(regex="a"))  # reads the vocabulary
+    start = time.thread_time()
+    constraint = compiler.compile(StructuredOutputsParams(regex=regex))
+    compiled = time.thread_time()
+    constraint.masks([])
+    assert time.thread_time() - compiled < (compiled - start) / 2
 
 
 def test_a_grammar_that_takes_too_long_ends_alone(tiny: LLM) -> None:

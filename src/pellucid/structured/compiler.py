@@ -95,7 +95,7 @@ class GrammarCompiler:
                 log_level=0,
                 limits=llguidance.LLParserLimits(**_LIMITS),  # type: ignore[arg-type]
             )
-            reason = matcher.get_error()
+            reason = matcher.get_error() or _first_error(matcher)
         except BaseException as error:  # panics of the library are no Exceptions
             if isinstance(error, PellucidError | KeyboardInterrupt | SystemExit | MemoryError):
                 raise
@@ -105,6 +105,17 @@ class GrammarCompiler:
                 f"structured_outputs.{kind} cannot be compiled: {' '.join(reason.split())[:300]}"
             )
         return GrammarConstraint(matcher, self._tokenizer.vocab_size, kind)
+
+
+def _first_error(matcher: "llguidance.LLMatcher") -> str:
+    """Why no answer can begin; empty if one can.
+
+    The first mask may take a second, because it builds most of the lexer's states. They are kept
+    with the compiled grammar. So it is computed here, while other requests run, and not in a step.
+    """
+    matcher.compute_bitmask()
+    reason: str = matcher.get_error()
+    return "no text matches it" if "NoExtensionBias" in reason else reason
 
 
 def _grammar(library: "type[llguidance.LLMatcher]", kind: str, text: str) -> str:
