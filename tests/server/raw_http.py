@@ -22,9 +22,12 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error of an OpenAI body, whose form is checked."""
-        error: dict[str, Any] = json.loads(self.body)["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        """The error of a body in OpenAI's form or Anthropic's, which is checked."""
+        body: dict[str, Any] = json.loads(self.body)
+        error: dict[str, Any] = body["error"]
+        is_anthropic = body.get("type") == "error"
+        names = {"message", "type"} | (set() if is_anthropic else {"param", "code"})
+        assert set(error) == names
         assert isinstance(error["message"], str) and error["message"]
         return error
 

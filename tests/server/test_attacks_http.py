@@ -11,7 +11,8 @@ from tests.server.conftest import Server
 from tests.server.raw_http import connect, exchange, get, post, request
 
 CHAT = "/v1/chat/completions"
-POSTS = (CHAT, "/v1/completions", "/tokenize", "/detokenize")
+POSTS = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+         "/v1/embeddings", "/tokenize", "/detokenize")  # fmt: skip
 
 BODIES: dict[str, bytes] = {
     "empty": b"",
@@ -177,8 +178,12 @@ def _around(text: str, rng: random.Random) -> bytes:
     """A valid body that holds a random text, or random values."""
     value: Any = rng.choice([text, [text], {"a": text}, len(text), -1.5, None, True, [1, [2]], {}])
     field = rng.choice(["prompt", "messages", "n", "stop", "tools", "tokens", "logit_bias",
-                        "response_format", "seed", "stream_options", "model"])  # fmt: skip
-    return json.dumps({"prompt": "a", "max_tokens": 1, field: value}).encode()
+                        "response_format", "seed", "stream_options", "model", "input", "system",
+                        "instructions", "text", "tool_choice", "reasoning", "thinking",
+                        "stop_sequences"])  # fmt: skip
+    body = {"prompt": "a", "input": "a", "messages": [{"role": "user", "content": "a"}]}
+    limits = {"max_tokens": 1, "max_output_tokens": 1}
+    return json.dumps(body | limits | {field: value}).encode()
 
 
 def test_the_log_holds_no_tracebacks(server: Server) -> None:

@@ -10,7 +10,14 @@ pytest.importorskip("fastapi", reason="the server needs the extra 'server'")
 from pydantic import BaseModel, ValidationError
 
 from pellucid.server.errors import as_api_error
-from pellucid.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
+from pellucid.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    CountTokensRequest,
+    DetokenizeRequest,
+    MessagesRequest,
+    ResponsesRequest,
+)
 
 COUNT = 100_000
 
@@ -27,6 +34,16 @@ BODIES: dict[str, tuple[type[BaseModel], dict[str, Any], str | None]] = {
     "biases": (CompletionRequest, {"prompt": "a", "logit_bias": dict.fromkeys(
         map(str, range(COUNT)), "a")}, "logit_bias"),
     "tools": (ChatRequest, {"messages": [{}], "tools": [1] * COUNT}, "tools"),
+    "input": (ResponsesRequest, {"input": [1] * COUNT}, "input"),
+    "include": (ResponsesRequest, {"input": "a", "include": [1] * COUNT}, "include"),
+    "tools of responses": (ResponsesRequest, {"input": "a", "tools": [1] * COUNT}, "tools"),
+    "Anthropic's messages": (MessagesRequest, {"messages": [1] * COUNT, "max_tokens": 1},
+                             "messages"),
+    "system": (MessagesRequest, {"messages": [{}], "system": [1] * COUNT, "max_tokens": 1},
+               "system"),
+    "stop sequences": (MessagesRequest, {"messages": [], "stop_sequences": [1] * COUNT,
+                                         "max_tokens": 1}, "stop_sequences"),
+    "Anthropic's tools": (CountTokensRequest, {"messages": [{}], "tools": [1] * COUNT}, "tools"),
     "unknown fields": (CompletionRequest, {"prompt": "a"} | {f"x{i}": 1 for i in range(COUNT)},
                        None),
 }  # fmt: skip

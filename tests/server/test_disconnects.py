@@ -15,7 +15,10 @@ from tests.server.raw_http import SECONDS, connect, get, metric, post, request, 
 LONG: dict[str, Any] = {"prompt": "A ", "max_tokens": 400_000, "ignore_eos": True, "logprobs": 20}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "A "}], "max_tokens": 400_000,
                         "ignore_eos": True, "logprobs": True, "top_logprobs": 20}  # fmt: skip
-ROUTES = {"/v1/completions": LONG, "/v1/chat/completions": CHAT}
+RESPONSES: dict[str, Any] = {"input": "A ", "max_output_tokens": 400_000}
+MESSAGES: dict[str, Any] = {"messages": CHAT["messages"], "max_tokens": 400_000}
+ROUTES = {"/v1/completions": LONG, "/v1/chat/completions": CHAT, "/v1/responses": RESPONSES,
+          "/v1/messages": MESSAGES}  # fmt: skip
 
 
 def send(server: Server, path: str, body: dict[str, Any]) -> socket.socket:

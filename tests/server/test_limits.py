@@ -26,6 +26,12 @@ from tests.server.raw_http import (
 
 CHAT = "/v1/chat/completions"
 LONG: dict[str, Any] = {"prompt": "A ", "max_tokens": 400_000, "ignore_eos": True}
+MESSAGES = [{"role": "user", "content": "a"}]
+ENDLESS: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": MESSAGES},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"messages": MESSAGES, "max_tokens": 400_000},
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,9 @@ def test_every_route_asks_for_the_key(strict: Server, path: str, header: str) ->
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages",
+                                  "/v1/messages/count_tokens", "/v1/embeddings", "/tokenize",
+                                  "/detokenize"])  # fmt: skip
 def test_every_route_that_works_asks_for_the_key(strict: Server, path: str) -> None:
     assert post(strict.url, path, {}).status == 401
 
@@ -211,6 +219,22 @@ def test_a_request_that_takes_too_long_is_told(hasty: Server, is_stream: bool) -
     wait_until(lambda: running(hasty.url) == [])
 
 
+@pytest.mark.parametrize(("path", "kind"), [("/v1/responses", "response.failed"),
+                                            ("/v1/messages", "error")])  # fmt: skip
+def test_a_stream_of_another_api_tells_that_it_took_too_long(
+    hasty: Server, path: str, kind: str
+) -> None:
+    answer = post(hasty.url, path, ENDLESS[path] | {"stream": True})
+    if answer.status == 200:
+        name, data = answer.body.decode().strip().split("\n\n")[-1].split("\n")
+        assert name == f"event: {kind}"
+        event = json.loads(data.removeprefix("data: "))
+        assert event["type"] == kind and "took more than 0.2 s" in str(event)
+    else:
+        assert answer.status == 504
+    wait_until(lambda: running(hasty.url) == [])
+
+
 def test_one_request_too_many_is_refused(strict: Server) -> None:
     """429 where a key has too many, 503 where all have. Both tell when to come back."""
     held: list[socket.socket] = []
@@ -223,8 +247,11 @@ def test_one_request_too_many_is_refused(strict: Server) -> None:
         assert held[-1].recv(1, socket.MSG_PEEK)
 
     def refused(key: str) -> tuple[int, str]:
-        answer = post(strict.url, "/v1/completions", LONG, f"X-Api-Key: {key}")
-        assert int(answer.headers["retry-after"]) >= 1
+        for path, body in ENDLESS.items():
+            other = post(strict.url, path, body, f"X-Api-Key: {key}")
+            assert int(other.headers["retry-after"]) >= 1
+            answer = post(strict.url, "/v1/completions", LONG, f"X-Api-Key: {key}")
+            assert (other.status, other.error["type"]) == (answer.status, answer.error["type"])
         return answer.status, answer.error["code"]
 
     try:
@@ -254,11 +281,34 @@ def test_one_request_too_many_is_refused(strict: Server) -> None:
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "n": 5}, "n"),
         ("/v1/completions", {"prompt": ["a"] * 4}, "prompt"),
         ("/v1/completions", {"prompt": ["a"] * 3, "n": 2}, "n"),
+        ("/v1/responses", {"input": [{"role": "user", "content": "a"}] * 4}, "input"),
+        ("/v1/responses", {"input": []}, "input"),
+        ("/v1/responses", {"input": [{"role": "user", "content": "a"}] * 3, "instructions": "b"},
+         "input"),
     ],
-)
+)  # fmt: skip
 def test_counts_are_limited(strict: Server, path: str, body: Any, param: str) -> None:
     answer = post(strict.url, path, body, KEY)
     assert answer.status == 400 and answer.error["param"] == param
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}] * 4}, "messages"),
+        ({"messages": []}, "messages"),
+        # each result of a tool is a message
+        ({"messages": [{"role": "user", "content": 4 * [
+            {"type": "tool_result", "tool_use_id": "1", "content": "a"}]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "a"}], "tools": [
+            {"name": "f", "input_schema": {}}] * 2000}, "tools"),
+    ],
+)  # fmt: skip
+def test_counts_of_messages_are_limited(strict: Server, path: str, body: Any, word: str) -> None:
+    answer = post(strict.url, path, body | {"max_tokens": 1}, KEY)
+    assert answer.status in (400, 413)
+    assert answer.status == 413 or answer.error["message"].startswith(word)
 
 
 def test_idle_connections_are_refused_beyond_the_limit(strict: Server) -> None:

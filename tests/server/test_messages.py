@@ -104,9 +104,9 @@ def test_a_tool_is_called_and_its_result_is_read(
     assert again.stop_reason == "tool_use"
 
 
-def test_ends_of_an_answer(endless: Server) -> None:
-    with client_of(endless, "secret") as client:
-        asked: Any = {"model": "endless", "messages": HELLO} | GREEDY
+def test_ends_of_an_answer(locked: Server) -> None:
+    with client_of(locked, "secret") as client:
+        asked: Any = {"model": "tiny", "messages": HELLO} | GREEDY
         cut: Any = client.messages.create(**asked, max_tokens=8)
         assert cut.stop_reason == "max_tokens" and cut.usage.output_tokens == 8
         text = cut.content[0].text
@@ -187,8 +187,8 @@ def ask(url: str, key: str, data: bytes | None) -> tuple[int, Any]:
             return error.code, json.load(error)
 
 
-def test_errors_before_the_route_have_anthropics_form(endless: Server) -> None:
-    url = f"{endless.url}/v1/messages"
+def test_errors_before_the_route_have_anthropics_form(locked: Server) -> None:
+    url = f"{locked.url}/v1/messages"
     for path, key, data, status, kind in (
         ("", "other", b"{}", 401, "authentication_error"),
         ("", "secret", b"{", 400, "invalid_request_error"),
@@ -199,7 +199,7 @@ def test_errors_before_the_route_have_anthropics_form(endless: Server) -> None:
         told = ask(url + path, key, data)
         assert (told[0], told[1]["type"], told[1]["error"]["type"]) == (status, "error", kind)
     # other routes keep OpenAI's form
-    assert ask(f"{endless.url}/v1/completions", "secret", b"{}")[1].keys() == {"error"}
+    assert ask(f"{locked.url}/v1/completions", "secret", b"{}")[1].keys() == {"error"}
 
 
 def test_blocks_become_messages_in_their_order() -> None:

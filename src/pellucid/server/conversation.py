@@ -38,8 +38,7 @@ def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, 
     if allowed is not None:
         if body.response_format is not None or body.structured_outputs is not None:
             raise ConfigError(
-                "tool_choice forces a call, so response_format and structured_outputs must be "
-                "absent"
+                "tool_choice forces a call, so no other form of the answer may be asked for"
             )
         grammar = tool_grammar(
             allowed,

@@ -54,7 +54,7 @@ def message(service: Service, body: MessagesRequest, key: str) -> Response:
 async def count_tokens(service: Service, body: CountTokensRequest) -> dict[str, Any]:
     """How many tokens a conversation has, as `message` would send it to the model."""
     chat = ChatRequest(**_chat_fields(body, service))
-    with renamed_errors(_NAMES):
+    with renamed_errors(chat, _NAMES):
         check_chat(chat, service)
         prompt = await asyncio.to_thread(
             tokenize_chat,
@@ -148,6 +148,7 @@ def _messages(body: MessagesRequest | CountTokensRequest, most: int) -> list[dic
 def _user_messages(blocks: list[Any], place: str) -> list[dict[str, Any]]:
     """A message for each tool's result, and one for the text between them."""
     messages: list[dict[str, Any]] = []
+    text: list[str] = []  # of the last message, joined at the end
     for i, block in enumerate(blocks):
         kind = block.get("type") if isinstance(block, Mapping) else None
         if kind == "tool_result":
@@ -156,13 +157,14 @@ def _user_messages(blocks: list[Any], place: str) -> list[dict[str, Any]]:
             result = join_text("" if content is None else content, f"{place}[{i}].content", _TEXTS)
             messages.append({"role": "tool", "tool_call_id": call_id, "content": result})
         elif kind == "text":
-            text = field_of(block, "text", f"{place}[{i}]")
-            if messages and messages[-1]["role"] == "user":
-                messages[-1]["content"] += text
-            else:
+            if not messages or messages[-1]["role"] != "user":
+                text = []
                 messages.append({"role": "user", "content": text})
+            text.append(field_of(block, "text", f"{place}[{i}]"))
         else:
             raise refuse_type(f"{place}[{i}].type", kind, ["text", "tool_result"])
+    for message in messages:
+        message["content"] = "".join(message["content"])
     return messages
 
 

@@ -33,6 +33,7 @@ _Item = TypeVar("_Item")
 Many: TypeAlias = Annotated[list[_Item], Field(fail_fast=True, max_length=1 << 20)]
 Few: TypeAlias = Annotated[list[_Item], Field(fail_fast=True, max_length=1 << 16)]
 Texts: TypeAlias = Annotated[str | Many[str], Field(union_mode="left_to_right")]
+TextOrParts: TypeAlias = Annotated[str | Many[JsonObject], Field(union_mode="left_to_right")]
 Prompts: TypeAlias = Annotated[
     str | Few[str] | Many[int] | Few[Many[int]], Field(union_mode="left_to_right")
 ]
@@ -181,7 +182,7 @@ class _TranslatedRequest(_Body):
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
-    tools: list[JsonObject] | None = None
+    tools: Many[JsonObject] | None = None
     metadata: JsonObject | None = None
     service_tier: str | None = None  # accepted, and without effect
     # beyond the API
@@ -196,14 +197,14 @@ class _TranslatedRequest(_Body):
 class ResponsesRequest(_TranslatedRequest):
     """POST /v1/responses."""
 
-    input: str | list[JsonObject]
+    input: TextOrParts
     instructions: str | None = None
     max_output_tokens: int | None = None
     text: JsonObject | None = None
     tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     reasoning: JsonObject | None = None
-    include: list[str] | None = None
+    include: Many[str] | None = None
     truncation: str | None = None
     # what would need answers to be kept, or to go on without a client
     store: bool | None = None
@@ -219,8 +220,8 @@ class ResponsesRequest(_TranslatedRequest):
 class _AnthropicRequest(_TranslatedRequest):
     """What the two routes of Anthropic's API have in common."""
 
-    messages: list[JsonObject]
-    system: str | list[JsonObject] | None = None
+    messages: Many[JsonObject]
+    system: TextOrParts | None = None
     tool_choice: JsonObject | None = None
     thinking: JsonObject | None = None
 
@@ -229,7 +230,7 @@ class MessagesRequest(_AnthropicRequest):
     """POST /v1/messages."""
 
     max_tokens: int
-    stop_sequences: list[str] | None = None
+    stop_sequences: Many[str] | None = None
 
 
 class CountTokensRequest(_AnthropicRequest):

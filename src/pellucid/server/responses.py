@@ -8,6 +8,7 @@ conversation with each request.
 import time
 import uuid
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from starlette.responses import Response
@@ -97,12 +98,20 @@ def _messages(body: ResponsesRequest, most: int) -> list[dict[str, Any]]:
             400, f"input has {len(items)} items; it must have between 1 and {most}", param="input"
         )
     messages: list[dict[str, Any]] = []
-    if body.instructions is not None:
-        messages.append({"role": "system", "content": body.instructions})
     for i, item in enumerate(items):
         _add_item(messages, item, f"input[{i}]")
     if messages[-1].keys() == {"role", "reasoning_content"}:
-        raise ApiError(400, "input ends with a reasoning item; an answer must follow it")
+        told = "input ends with a reasoning item; an answer must follow it"
+        raise ApiError(400, told, param="input")
+    # Some templates allow one system message, which stands first.
+    texts = [] if body.instructions is None else [body.instructions]
+    first = list(takewhile(lambda message: message["role"] == "system", messages))
+    texts += [message["content"] for message in first]
+    system = [{"role": "system", "content": "\n\n".join(texts)}] if texts else []
+    messages = system + messages[len(first) :]
+    # An item of reasoning may have lost its answer.
+    for message in messages:
+        message.setdefault("content", "")
     return messages
 
 
@@ -140,9 +149,6 @@ def _add_message(messages: list[dict[str, Any]], item: Json, place: str) -> None
     before = messages[-1] if messages else {}
     if role == "assistant" and before.keys() == {"role", "reasoning_content"}:
         before["content"] = content
-    elif roles[role] == "system" and len(messages) == 1 and before["role"] == "system":
-        # some templates allow one system message, which stands first
-        before["content"] += "\n\n" + content
     else:
         messages.append({"role": roles[role], "content": content})
 

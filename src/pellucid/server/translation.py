@@ -13,7 +13,7 @@ from ..outputs import RequestOutput
 from .conversation import start_chat
 from .errors import ApiError, as_api_error
 from .generation import Outputs
-from .protocol import ChatRequest
+from .protocol import ChatRequest, client_names
 from .service import Service
 
 __all__ = [
@@ -28,47 +28,58 @@ __all__ = [
 ]
 
 Json = Mapping[str, Any]
-_CHAT_FIELDS = {name: name for name in ChatRequest.model_fields}
 
 
 def start_translated(
     service: Service, body: ChatRequest, key: str, names: Mapping[str, str]
 ) -> tuple[Outputs, list[str]]:
     """`start_chat`; its errors name a field by `names`: the chat request's name -> the client's."""
-    with renamed_errors(names):
+    with renamed_errors(body, names):
         stream, tools = start_chat(service, body, key)
-    return _with_renamed_errors(stream, names), tools
+    return _with_renamed_errors(stream, body, names), tools
 
 
-async def _with_renamed_errors(stream: Outputs, names: Mapping[str, str]) -> Outputs:
-    with renamed_errors(names):
+async def _with_renamed_errors(
+    stream: Outputs, body: ChatRequest, names: Mapping[str, str]
+) -> Outputs:
+    with renamed_errors(body, names):
         async with aclosing(stream):
             async for output in stream:
                 yield output
 
 
 @contextmanager
-def renamed_errors(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors within the block name a field by `names`."""
+def renamed_errors(body: ChatRequest, names: Mapping[str, str]) -> Iterator[None]:
+    """Errors within the block name a field of `body` by `names`."""
     try:
         yield
     except QueueFullError:
         raise
     except Exception as error:
-        raise _renamed(as_api_error(error, _CHAT_FIELDS), names) from error
+        raise _renamed(as_api_error(error, client_names(body)), names) from error
 
 
 def _renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
     """The error in the client's words: its param, and the field that its message begins with."""
-    field, dot, place = (error.param or "").partition(".")
-    if field in names:
-        error.param = names[field] + dot + place
-    for name, wanted in names.items():
-        if error.message.startswith((f"{name} ", f"{name}.", f"{name}[")):
-            error.message = wanted + error.message[len(name) :]
-            error.param = error.param or wanted
+    # Their tools are functions themselves.
+    if error.param is not None and error.param.startswith("tools["):
+        error.param = error.param.replace("].function.", "].", 1)
+        error.message = error.message.replace("].function.", "].", 1)
+    longest_first = sorted(names, key=len, reverse=True)
+    for name in longest_first:
+        if error.param is not None and _begins_with_field(error.param, name):
+            error.param = names[name] + error.param[len(name) :]
+            break
+    for name in longest_first:
+        if _begins_with_field(error.message, name):
+            error.message = names[name] + error.message[len(name) :]
+            error.param = error.param or names[name]
             break
     return error
+
+
+def _begins_with_field(text: str, name: str) -> bool:
+    return text.startswith(name) and text[len(name) : len(name) + 1] in ("", " ", ".", "[", ":")
 
 
 def field_of(part: Json, name: str, place: str, kind: type = str) -> Any:
