@@ -26,7 +26,7 @@ struct Quantized {
     float *scales;    // [T, K / 32]
     int32_t *sums32;  // [T, K / 32]
     int32_t *sums16;  // [T, K / 16]
-};
+};  // By rows (quantize_rows): scales and sums32 are [T], and sums16 is not used.
 
 struct LinearArgs {
     Format format;

@@ -233,6 +233,9 @@ void Program::execute(size_t index, bool merge, const Batch &batch, Results out,
             kernels_->quantize(x(0), e.weight ? e.weight->order.data() : nullptr, to->width,
                                quantized(e.out), first, last);
             break;
+        case Op::QuantizeRows:
+            kernels_->quantize_rows(x(0), to->width, quantized(e.out), first, last);
+            break;
         case Op::Linear: {
             const bool packed = buffers_[static_cast<size_t>(e.in[0])].quantized;
             LinearArgs args{e.weight->format,

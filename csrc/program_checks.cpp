@@ -82,7 +82,7 @@ void Program::check_entry(const Entry &e) const {
                 "an input has other rows than the output");
     }
     if (e.op != Op::KvWrite)
-        require(buffer(e.out).quantized == (e.op == Op::Quantize),
+        require(buffer(e.out).quantized == (e.op == Op::Quantize || e.op == Op::QuantizeRows),
                 "the output should be quantized, or should not");
     const size_t width = e.op == Op::KvWrite ? 0 : buffer(e.out).width;
     const auto as_wide_as_output = [&] {
@@ -107,6 +107,10 @@ void Program::check_entry(const Entry &e) const {
             as_wide_as_output();
             require(e.weight == nullptr || e.weight->order.size() == width,
                     "the order of the weight does not fit the input");
+            break;
+        case Op::QuantizeRows:
+            takes(1);
+            as_wide_as_output();
             break;
         case Op::Linear: {
             takes(1);

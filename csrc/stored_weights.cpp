@@ -83,6 +83,8 @@ RowLayout row_layout(Format format, size_t inputs) {
     const size_t block = element ? 1 : static_cast<size_t>(tiles.file_inputs);
     if (inputs == 0 || inputs % block != 0 || inputs > kMostWidth)
         throw std::invalid_argument("a row is not a whole number of blocks");
+    if (format == Format::Int8_Row && inputs > kMostRowInputs)
+        throw std::invalid_argument("a row with one scale is too long");
     if (element) return {inputs * element, inputs * element * kTileRows};
     return {tiles.file_row_bytes(inputs), tiles.row_tile_bytes(inputs)};
 }

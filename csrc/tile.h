@@ -155,12 +155,15 @@ constexpr TileFormat kTileFormats[] = {
     {Format::Int8_Row, 8, 128, 1, Scale::Group, false, false, 32, 32},
 };
 
+// The longest row of Int8_Row: with more inputs, a sum of products might not fit into 32 bits.
+constexpr size_t kMostRowInputs = 65536;
+
 // The format whose kernels serve this one: group-wise formats that differ in the size of their
 // groups alone have the same.
 constexpr Format kernel_format(Format format) {
     const int number = static_cast<int>(format);
-    if (format == Format::Int8_Row) return Format::Int8_32;
-    return number < 1000 ? format : static_cast<Format>(number - number % 10);
+    return number < 1000 || format == Format::Int8_Row ? format
+                                                       : static_cast<Format>(number - number % 10);
 }
 
 constexpr TileFormat tile_format(Format format) {

@@ -118,21 +118,23 @@ Matrix random_matrix(Format format, size_t outputs, size_t inputs, bool exact) {
 }
 
 struct Activations {
-    size_t tokens, inputs;
+    size_t tokens, inputs, per_scale;  // inputs that share a scale
     Floats x, scales;
     std::vector<int32_t> sums32, sums16;
     std::vector<int8_t> q;
     Quantized view(size_t token) {
-        const size_t block = token * inputs / kTileInputs;
+        const size_t block = token * inputs / per_scale;
         return {q.data() + token * inputs, scales.data() + block, sums32.data() + block,
                 sums16.data() + 2 * block};
     }
 };
 
-Activations random_activations(size_t tokens, size_t inputs, bool exact) {
-    const size_t blocks = tokens * (inputs / kTileInputs);
+Activations random_activations(size_t tokens, size_t inputs, bool exact,
+                               size_t per_scale = kTileInputs) {
+    const size_t blocks = tokens * (inputs / per_scale);
     Activations a{tokens,
                   inputs,
+                  per_scale,
                   random_floats(tokens * inputs),
                   Floats(blocks),
                   std::vector<int32_t>(blocks),
@@ -142,9 +144,9 @@ Activations random_activations(size_t tokens, size_t inputs, bool exact) {
         a.q.push_back(static_cast<int8_t>(random_int(-127, 127)));
     for (size_t b = 0; b < blocks; b++) {
         a.scales[b] = exact ? std::ldexp(1.0f, random_int(-1, 0)) : random_float(0.02f);
-        for (size_t i = 0; i < kTileInputs; i++) {
-            a.sums32[b] += a.q[b * kTileInputs + i];
-            a.sums16[2 * b + i / 16] += a.q[b * kTileInputs + i];
+        for (size_t i = 0; i < per_scale; i++) {
+            a.sums32[b] += a.q[b * per_scale + i];
+            a.sums16[2 * b + i / 16 % 2] += a.q[b * per_scale + i];  // not used by rows
         }
     }
     return a;
@@ -175,7 +177,7 @@ bool close_to_decoded(const Matrix &m, const Activations &a, const Floats &bias,
             for (size_t k = 0; k < m.inputs; k++) {
                 const size_t i = t * m.inputs + k;
                 const double x = dense ? static_cast<double>(a.x[i])
-                                       : static_cast<double>(a.scales[i / kTileInputs]) * a.q[i];
+                                       : static_cast<double>(a.scales[i / a.per_scale]) * a.q[i];
                 sum += static_cast<double>(weight[k]) * x;
                 size += std::fabs(static_cast<double>(weight[k]) * x);
             }
@@ -200,7 +202,8 @@ void compare_linear(const Kernels &k) {
         const Floats bias = random_floats(outputs);
         for (bool exact : {false, true}) {
             const Matrix m = random_matrix(format, outputs, inputs, exact);
-            Activations a = random_activations(most, inputs, exact);
+            const size_t per_scale = format == Format::Int8_Row ? inputs : kTileInputs;
+            Activations a = random_activations(most, inputs, exact, per_scale);
             const Floats all = linear(k, m, a, 0, most, bias.data());
             check(close_to_decoded(m, a, bias, all), name + ": far from what decode_row gives");
             if (exact && !dense)
@@ -231,6 +234,25 @@ void compare_quantize(const Kernels &k) {
     check(one.q == two.q && same(one.scales, two.scales) && one.sums32 == two.sums32 &&
               one.sums16 == two.sums16,
           "quantize");
+
+    std::vector<int32_t> order(inputs);  // in another order: as if x lay in it
+    for (size_t i = 0; i < inputs; i++) order[i] = static_cast<int32_t>((i * 35) % inputs);
+    Floats sorted(x.size());
+    for (size_t i = 0; i < x.size(); i++)
+        sorted[i] = x[i / inputs * inputs + static_cast<size_t>(order[i % inputs])];
+    k.quantize(x.data(), order.data(), inputs, one.view(0), 0, tokens);
+    k.quantize(sorted.data(), nullptr, inputs, two.view(0), 0, tokens);
+    check(one.q == two.q && same(one.scales, two.scales) && one.sums32 == two.sums32,
+          "quantize in another order");
+
+    Activations three = random_activations(tokens, inputs, false, inputs), four = three;
+    x[2 * inputs + 5] = std::numeric_limits<float>::quiet_NaN();
+    k.quantize_rows(x.data(), inputs, three.view(0), 0, 2);
+    k.quantize_rows(x.data(), inputs, three.view(0), 2, tokens);
+    kernels_portable()->quantize_rows(x.data(), inputs, four.view(0), 0, tokens);
+    check(std::isnan(three.scales[2]) && three.q == four.q && three.sums32 == four.sums32 &&
+              same(three.scales, four.scales),
+          "quantize_rows");
 }
 
 // ---- ops on single tokens

@@ -263,7 +263,7 @@ def test_damaged_parts_are_refused_by_their_names(
 
 def round_in_order(loaded: Loaded, tensors: Mapping[str, HostTensor]) -> Callable[[Any], Any]:
     """The reference's ops with the roundings of the native backend: inputs of products to 8 bits,
-    in blocks of 32 in the order in which the weight has them.
+    in blocks of 32 in the order in which the weight has them, or in W8A8 by rows.
     """
     orders = {
         id(loaded.weights[name]): tensor.input_order
@@ -271,6 +271,7 @@ def round_in_order(loaded: Loaded, tensors: Mapping[str, HostTensor]) -> Callabl
         if tensor.input_order is not None
     }
     quantized = {id(loaded.weights[n]) for n, t in tensors.items() if "INT" in t.format}
+    by_rows = {id(loaded.weights[n]) for n, t in tensors.items() if t.format == "INT8_ROW"}
 
     def change(ops: Any) -> Any:
         changed, plain = round_as_native(ops, activations=True), round_as_native(ops)
@@ -278,6 +279,10 @@ def round_in_order(loaded: Loaded, tensors: Mapping[str, HostTensor]) -> Callabl
         def linear(x: NDArray[np.float32], weight: Any, bias: Any = None) -> Any:
             if id(weight) not in quantized:
                 return plain.linear(x, weight, bias)
+            if id(weight) in by_rows:
+                largest = np.abs(x).max(axis=-1, keepdims=True)
+                codes = np.rint(x * (np.float32(127) / largest))
+                return plain.linear(codes * (largest / np.float32(127)), weight, bias)
             order = orders.get(id(weight))
             if order is None:
                 return changed.linear(x, weight, bias)

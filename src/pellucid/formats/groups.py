@@ -10,8 +10,8 @@ Codes are unsigned and packed as one stream of bits, the lowest first (`packing.
 float32, so those of every checkpoint, float16, bfloat16 or float32, are kept as they are. A product
 scale · (code - zero) is rounded once. A file whose groups are longer repeats the scale.
 
-INT8_ROW is int8 with one scale per row. Its activations are meant to be quantized with one scale
-per token (W8A8).
+INT8_ROW is int8 with one scale per row of at most MAX_ROW_INPUTS. Its activations are meant to be
+quantized with one scale per token (W8A8).
 
 GGUF files cannot hold these formats. Their numbers begin at 1000, which ggml does not use.
 """
@@ -25,10 +25,19 @@ from numpy.typing import NDArray
 from .base import BlockFormat, Blocks, Values, block_fields
 from .packing import unpack_stream
 
-__all__ = ["GROUP_FORMATS", "GROUP_SIZES", "INT8_ROW", "group_blocks", "group_format", "row_blocks"]
+__all__ = [
+    "GROUP_FORMATS",
+    "GROUP_SIZES",
+    "INT8_ROW",
+    "MAX_ROW_INPUTS",
+    "group_blocks",
+    "group_format",
+    "row_blocks",
+]
 
 GROUP_SIZES = (32, 64, 128)
 INT8_ROW = "INT8_ROW"
+MAX_ROW_INPUTS = 65536  # of INT8_ROW: a sum of so many products fits into 32 bits
 # (bits, whether there is a zero point); 2 and 3 bits always have one
 KINDS = ((4, False), (4, True), (8, False), (8, True), (3, True), (2, True))
 

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
 from ..formats import dequantize, encode_dense, get_format
-from ..formats.groups import GROUP_SIZES, INT8_ROW, group_blocks, group_format, row_blocks
+from ..formats.groups import (
+    GROUP_SIZES,
+    INT8_ROW,
+    MAX_ROW_INPUTS,
+    group_blocks,
+    group_format,
+    row_blocks,
+)
 from ..formats.packing import (
     awq_codes,
     compressed_codes,
@@ -80,6 +87,7 @@ class PackedMatrix:
             and not self._has_zeros
             and self.group_size == self.shape[1]
             and self.shape[1] % 32 == 0
+            and self.shape[1] <= MAX_ROW_INPUTS
         )
 
     @property
@@ -116,25 +124,26 @@ class PackedMatrix:
     def _matrix(self, arrays: Mapping[str, Array]) -> HostTensor:
         """The whole matrix."""
         rows, inputs = self.shape
-        codes, zeros = self._codes_and_zeros(arrays)
-        scales = self._scales(arrays)
+        self._check_shape(arrays)
+        scales, order = self._scales(arrays), self._order(arrays)
         if self.is_row_scaled:
-            signed = (codes ^ np.uint8(0x80)).view(np.int8)
-            return HostTensor(INT8_ROW, self.shape, row_blocks(signed, scales[:, 0]))
-        order = self._order(arrays)
-        if order is not None:
-            codes = codes[:, order]
-        # repeat the scales so that each block of the format has one
+            return HostTensor(
+                INT8_ROW, self.shape, row_blocks(arrays["weight"].view(np.int8), scales[:, 0])
+            )
+        zeros = self._zeros(arrays)
         unit = _unit(self.group_size, inputs)
         if unit is None:
-            return self._decoded(codes, scales, zeros, order)
+            return self._decoded(self._codes(arrays), scales, zeros, order)
+        # codes as one stream of bits per row, in the order of groups
+        stream = self._stream(arrays) if order is None else None
+        if stream is None:
+            codes = self._codes(arrays)
+            stream = pack_stream(codes if order is None else codes[:, order], self.bits)
+        # repeat the scales so that each block of the format has one
         repeat = np.arange(inputs // unit) * unit // self.group_size
         format = get_format(self.format)
         blocks = group_blocks(
-            pack_stream(codes, self.bits),
-            scales[:, repeat],
-            None if zeros is None else zeros[:, repeat],
-            format,
+            stream, scales[:, repeat], None if zeros is None else zeros[:, repeat], format
         )
         return HostTensor(format.name, (rows, inputs), blocks, order)
 
@@ -145,7 +154,9 @@ class PackedMatrix:
         zeros: NDArray[np.uint8] | None,
         order: NDArray[np.int32] | None,
     ) -> HostTensor:
-        """The matrix in float32."""
+        """The matrix in float32, from codes in the order of the inputs."""
+        if order is not None:
+            codes = codes[:, order]
         group = np.arange(self.shape[1]) // self.group_size
         middle = np.float32(1 << (self.bits - 1))
         centre = middle if zeros is None else zeros[:, group].astype(np.float32)
@@ -154,48 +165,70 @@ class PackedMatrix:
             values[:, order] = values.copy()
         return encode_dense(values)
 
-    def _codes_and_zeros(
-        self, arrays: Mapping[str, Array]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Unsigned codes [out, in] and, unless the format has none, zero points [out, groups]."""
+    def _check_shape(self, arrays: Mapping[str, Array]) -> None:
+        """Check compressed-tensors' own word for the shape."""
+        shape = list(map(int, arrays["weight_shape"])) if "weight_shape" in arrays else None
+        if shape is not None and shape != list(self.shape):
+            raise FormatError(
+                f"{self.module}.weight_shape is {shape}; its config implies {list(self.shape)}"
+            )
+
+    def _stream(self, arrays: Mapping[str, Array]) -> NDArray[np.uint8] | None:
+        """The codes [out, in · bits / 8] where the file has them as one stream of bits per row;
+        None where it has not, and they must be unpacked.
+        """
+        rows, inputs = self.shape
+        words: Array | None = None
+        if self.quantization.method == "gptq":
+            words = arrays["qweight"].T
+        elif (
+            "weight_packed" in arrays and inputs * self.bits % 32 == 0 and not self._padded(arrays)
+        ):
+            words = arrays["weight_packed"]
+        if words is None:
+            return None
+        return np.ascontiguousarray(words).view(np.uint8).reshape(rows, -1)
+
+    def _codes(self, arrays: Mapping[str, Array]) -> NDArray[np.uint8]:
+        """Unsigned codes [out, in], in the order of the inputs."""
+        if self.quantization.method == "gptq":
+            return gptq_codes(_words(arrays["qweight"]), self.bits)
+        if self.quantization.method == "awq":
+            return awq_codes(_words(arrays["qweight"]))
+        if "weight_packed" in arrays:
+            words, padded = _words(arrays["weight_packed"]), self._padded(arrays)
+            return compressed_codes(words, self.bits, self.shape[1], padded=padded)
+        return arrays["weight"].view(np.uint8) ^ np.uint8(0x80)
+
+    def _padded(self, arrays: Mapping[str, Array]) -> bool:
+        """Whether no code of compressed-tensors crosses a word border."""
+        width = compressed_width(self.shape[1], self.bits)
+        return "weight_packed" in arrays and arrays["weight_packed"].shape[1] != width
+
+    def _zeros(self, arrays: Mapping[str, Array]) -> NDArray[np.uint8] | None:
+        """Zero points [out, groups], unless the format has none."""
         q, bits, (rows, inputs) = self.quantization, self.bits, self.shape
         middle = np.uint8(1 << (bits - 1))
+        if q.method == "awq":
+            return awq_codes(_words(arrays["qzeros"]))
         if q.method == "gptq":
-            codes = gptq_codes(_words(arrays["qweight"]), bits)
             zeros = gptq_zeros(_words(arrays["qzeros"]), bits, minus_one=q.zeros_minus_one)
             if q.symmetric and (zeros != middle).any():
                 raise FormatError(
                     f"{self.module}.qzeros has a zero point of {int(zeros[zeros != middle][0])}; "
                     f"quantization_config says sym, and then all are {middle}"
                 )
-            return codes, zeros if self._needs_zeros else None
-        if q.method == "awq":
-            return awq_codes(_words(arrays["qweight"])), awq_codes(_words(arrays["qzeros"]))
-        # compressed-tensors
-        if "weight_shape" in arrays and list(map(int, arrays["weight_shape"])) != [rows, inputs]:
-            raise FormatError(
-                f"{self.module}.weight_shape is {list(map(int, arrays['weight_shape']))}; its "
-                f"config implies {[rows, inputs]}"
-            )
-        padded = False
-        if "weight_packed" in arrays:
-            words = _words(arrays["weight_packed"])
-            padded = words.shape[1] != compressed_width(inputs, bits)
-            codes = compressed_codes(words, bits, inputs, padded=padded)
-        else:
-            codes = arrays["weight"].view(np.uint8) ^ np.uint8(0x80)
-        zero_points = arrays.get("weight_zero_point")
-        if zero_points is None:
+            return zeros if self._needs_zeros else None
+        # compressed-tensors: packed along the outputs, or one int8 each
+        points = arrays.get("weight_zero_point")
+        if points is None:
             full = np.full((rows, math.ceil(inputs / self.group_size)), middle)
-            return codes, full if self._needs_zeros else None
-        if zero_points.dtype == np.int32:
-            zeros = compressed_codes(_words(zero_points).T, bits, rows, padded=padded).T
-        else:
-            zeros = (zero_points.view(np.uint8).reshape(len(zero_points), -1) + middle).astype(
-                np.uint8
-            )
-            zeros = np.broadcast_to(zeros, (rows, zeros.shape[1]))
-        return codes, np.ascontiguousarray(zeros)
+            return full if self._needs_zeros else None
+        if points.dtype == np.int32:
+            padded = self._padded(arrays)
+            return compressed_codes(_words(points).T, bits, rows, padded=padded).T
+        unsigned = points.view(np.uint8).reshape(len(points), -1) + middle
+        return np.broadcast_to(unsigned, (rows, unsigned.shape[1]))
 
     @property
     def _needs_zeros(self) -> bool:
@@ -255,7 +288,7 @@ def declared_spec(quantization: Quantization | None, param: Param) -> TensorSpec
         return None
     rows, inputs = param.shape
     zeros = not quantization.symmetric
-    if quantization.int8_activations and inputs % 32 == 0:
+    if quantization.int8_activations and inputs % 32 == 0 and inputs <= MAX_ROW_INPUTS:
         return TensorSpec(INT8_ROW, (rows, inputs))
     size = quantization.group_size or inputs
     format = packed_format(max(quantization.bits), size, inputs, zeros=zeros)

@@ -22,6 +22,7 @@ from ... import _native
 from ...batch import AttentionMetadata, ForwardBatch
 from ...errors import UnsupportedError
 from ...formats import format_of_number, get_format
+from ...formats.groups import INT8_ROW
 from ...formats.tensor import TensorSpec
 from ...kv_spec import KVSpec
 from ...ops.backend import Forward
@@ -167,7 +168,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self._quantized: dict[tuple[Symbol, bytes], Symbol] = {}
+        self._quantized: dict[tuple[Symbol, bool, bytes], Symbol] = {}
         self._angles: dict[RopeTable, Symbol] = {}
 
     def _add(
@@ -200,13 +201,18 @@ class Recorder:
         return self._add("linear", [source], output, weight=weight, vectors=vectors)
 
     def _quantize(self, x: Symbol, weight: Matrix) -> Symbol:
-        """`x` in 8 bits, in the order of the weight's inputs. Weights that share an order share the
-        result; a declared weight is taken to have that of the others.
+        """`x` in 8 bits, with a scale per 32 inputs, or per row for INT8_ROW, and in the order of
+        the weight's inputs. Weights that share an order share the result; a declared weight is
+        taken to have that of the others.
         """
+        by_rows = spec_of(weight).format == INT8_ROW
         order = weight.order if isinstance(weight, _native.Weight) else bytes(weight.permuted)
-        key = (x.storage, order)
+        key = (x.storage, by_rows, order)
         if key not in self._quantized:
             output = Symbol(x.width, x.rows, quantized=True)
+            if by_rows:
+                self._quantized[key] = self._add("quantize_rows", [x], output)
+                return output
             ordered = weight if spec_of(weight).permuted else None
             self._quantized[key] = self._add("quantize", [x], output, weight=ordered)
         return self._quantized[key]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...formats.groups import GROUP_FORMATS
+from ...formats.groups import GROUP_FORMATS, INT8_ROW
 from ...ops import cost
 from ...ops.cost import OpCost
 from .capture import Entry, Rows, kv_spec_of, spec_of
@@ -27,6 +27,7 @@ SCALE_PRODUCTS = {
     **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q3_K", "Q6_K"), 3),
     "Q2_K": 5,
     **{f.name: 3 if f.name.startswith("UINT") else 2 for f in GROUP_FORMATS},
+    INT8_ROW: 0,  # two for each output, which do not depend on the inputs
 }
 QUANTIZE = 6  # FLOPs per number: |x|, max, times 1 / scale, round, and a term of a sum
 
@@ -63,7 +64,7 @@ def entry_cost(entry: Entry, step: StepShape) -> OpCost:
             assert entry.weight is not None
             format = spec_of(entry.weight).format
             return cost.embedding(rows, width, format=format, scaled=a["scale"] != 1.0)
-        case "quantize":
+        case "quantize" | "quantize_rows":
             assert output is not None
             return OpCost(
                 rows * width * QUANTIZE,
