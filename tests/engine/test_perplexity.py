@@ -234,6 +234,8 @@ def test_a_base_that_does_not_fit_is_one_sentence(folder: Path, tmp_path: Path) 
         evaluate(folder / "bos.gguf", logits_file=file)
     with pytest.raises(RequestError, match="3 chunks; 4 are asked for"):
         evaluate(plain, logits_file=file, chunks=4)
+    with pytest.raises(ConfigError, match="is not there; with --kl-base MODEL it is written"):
+        evaluate(plain, logits_file=tmp_path / "other")
     with pytest.raises(ConfigError, match="is there already; leave out --kl-base"):
         evaluate(plain, n_ctx=32, base_path=plain, logits_file=file)
 

@@ -82,7 +82,7 @@ def test_a_run_prints_tables_and_ends_with_json(tmp_path: Path) -> None:
     with server() as (url, bodies):
         result = bench(
             *("--url", url, "--num-prompts", "6", "--max-concurrency", "2", "--save", str(saved)),
-            *("--goodput", "ttft:60000 tpot:60000", "--random-input-len", "8"),
+            *("--goodput", "ttft:60000", "tpot:60000", "--random-input-len", "8"),
             *("--random-output-len", "3", "--ignore-eos"),
         )
     assert result.exit_code == 0, result.output
@@ -151,6 +151,8 @@ def test_bad_input_gets_one_sentence(tmp_path: Path) -> None:
     assert "connection refused; does the server run?" in sentence("--url", gone)
     assert "it must be like http://" in sentence("--url", "127.0.0.1:8000")
     assert "NAME:MILLISECONDS" in sentence("--url", gone, "--goodput", "ttft=5")
+    assert "NAME:MILLISECONDS" in sentence("--url", gone, "--goodput", "ttft:5", "tpot=5")
+    assert "'tpot:5' belongs to no option" in sentence("--url", gone, "tpot:5")
     assert "is no rate" in sentence("--url", gone, "--request-rate", "0")
     assert "is no rate" in sentence("--url", gone, "--request-rate", "nan")
     assert "need --against" in sentence("--url", gone, "--rounds", "3")

@@ -197,7 +197,7 @@ def test_the_flops_of_a_step_are_two_for_each_weight_and_token(
         (["--tp", 2], "name --hardware"),
         (["--tp", 3, "--hardware", "h100"], "num_heads is 32, which it does not divide"),
         (["--ctx", 9000, "--hardware", "h100"], "ctx is 9000; it must be between 2 and 8192"),
-        (["--kv-dtype", "int3", "--hardware", "h100"], "kv_cache_dtype is 'int3'"),
+        (["--kv-dtype", "int3", "--hardware", "h100"], "kv_dtype is 'int3'"),
         (["--hardware", "rtx4070"], "do not fit"),
     ],
 )

@@ -158,11 +158,12 @@ class _Rate(click.ParamType):  # type: ignore[type-arg]
     metavar="SECONDS",
     help="A request fails when nothing came for so long.",
 )
+@click.argument("more_limits", nargs=-1, metavar="")  # of --goodput, as vLLM takes them: unquoted
 @click.option(
     "--goodput",
     multiple=True,
     metavar="NAME:MS …",
-    help="Count requests within limits: 'ttft:500 tpot:50', also e2el.",
+    help="Count requests within limits: ttft:500 tpot:50, also e2el.",
 )
 @click.option(
     "--percentile-metrics", default="ttft,tpot,itl,e2el", show_default=True, help="Metrics to show."
@@ -207,6 +208,7 @@ def serve(
     num_warmups: int,
     timeout: float,
     goodput: tuple[str, ...],
+    more_limits: tuple[str, ...],
     percentile_metrics: str,
     metric_percentiles: str,
     api_key: str | None,
@@ -222,7 +224,7 @@ def serve(
 
     \b
     pellucid bench serve --url http://127.0.0.1:8000/v1 --max-concurrency 8
-    pellucid bench serve --url … --request-rate 2 --goodput 'ttft:500 tpot:50'
+    pellucid bench serve --url … --request-rate 2 --goodput ttft:500 tpot:50
     pellucid bench serve --url … --against http://127.0.0.1:8080/v1
 
     Without --max-concurrency and --request-rate all requests are sent at once. Failed requests are
@@ -234,6 +236,8 @@ def serve(
     from ..measure.load_statistics import parse_goodput, parse_names, parse_percentiles
 
     # What can be refused before anything is sent.
+    if more_limits and not goodput:
+        raise click.UsageError(f"{more_limits[0]!r} belongs to no option")
     if trace is not None and dataset_path is not None:
         raise click.UsageError("--trace and --dataset-path exclude each other")
     if against is None and (against_model is not None or rounds is not None):
@@ -257,7 +261,7 @@ def serve(
         seed=seed,
         num_warmups=num_warmups,
         rounds=1 if against is None else rounds or DEFAULT_ROUNDS,
-        goodput=parse_goodput(goodput),
+        goodput=parse_goodput((*goodput, *more_limits)),
         percentiles=tuple(parse_percentiles(metric_percentiles)),
         metrics=tuple(parse_names(percentile_metrics)),
         path="chat/completions" if endpoint == "chat" else "completions",

@@ -68,7 +68,7 @@ class BenchModel:
                     f"{path.name} was made for at most {limit} tokens; the test needs {longest}"
                 )
             plain = ",".join(KV_ALIASES.get(d.strip(), d.strip()) for d in kv_dtype.split(","))
-            self.kv_dtypes = choose_kv_dtypes(plain, self.backend.kv_dtypes)
+            self.kv_dtypes = choose_kv_dtypes(plain, self.backend.kv_dtypes, field="kv_dtype")
             specs = build_kv_specs(self.config, *self.kv_dtypes)
             layout = build_layout(
                 specs, [self.backend.kv_token_bytes(spec) for spec in specs], BLOCK_SIZE

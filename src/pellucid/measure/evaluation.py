@@ -65,6 +65,8 @@ def open_evaluation(
     with ExitStack() as stack:
         saved = None
         if base_path is None and logits_file is not None:
+            if not logits_file.exists():
+                raise ConfigError(f"{logits_file} is not there; with --kl-base MODEL it is written")
             saved = stack.enter_context(SavedBase(logits_file))
         elif logits_file is not None and logits_file.exists():
             raise ConfigError(

@@ -123,7 +123,7 @@ def build_memory_plan(
     # Cut the model for one device.
     asked = [name.strip() for name in kv_dtype.split(",")]
     plain = ",".join(KV_ALIASES.get(name, name) for name in asked)
-    dtypes = choose_kv_dtypes(plain, backend.kv_dtypes)
+    dtypes = choose_kv_dtypes(plain, backend.kv_dtypes, field="kv_dtype")
     names = tuple(
         d if a == "auto" else a for a, d in zip((asked[0], asked[-1]), dtypes, strict=True)
     )

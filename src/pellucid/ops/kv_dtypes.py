@@ -13,14 +13,16 @@ __all__ = ["KV_GROUP", "check_kv_dtype", "choose_kv_dtypes"]
 KV_GROUP = 32  # dimensions that share a scale in int4
 
 
-def choose_kv_dtypes(asked: str, allowed: Sequence[str]) -> tuple[str, str]:
+def choose_kv_dtypes(
+    asked: str, allowed: Sequence[str], *, field: str = "kv_cache_dtype"
+) -> tuple[str, str]:
     """The dtypes of keys and of values. `asked` is one name for both, or two names with a comma
-    between them; "auto" is the first allowed dtype.
+    between them; "auto" is the first allowed dtype. `field` is its name in an error.
     """
     names = [name.strip() for name in asked.split(",")]
     if len(names) > 2 or any(name not in (*allowed, "auto") for name in names):
         raise ConfigError(
-            f"kv_cache_dtype is {asked!r}; it must be auto, {', '.join(allowed)}, or two of them, "
+            f"{field} is {asked!r}; it must be auto, {', '.join(allowed)}, or two of them, "
             "for keys and values: K,V"
         )
     k, v = (allowed[0] if name == "auto" else name for name in (names[0], names[-1]))
