@@ -124,6 +124,9 @@ def test_the_latent_cache_of_deepseek(write: Write) -> None:
         "61 layers · (512 numbers of the latent + 64 of the rotary key) · 2 bytes" in found.output
     )
     assert "= 70,272 bytes per token" in found.output and "does not run deepseek_v3" in found.output
+    shared = run(write(DEEPSEEK_V3), "--ctx", 4096, "--batch", 2, "--hardware", "h200", "--tp", 8)
+    assert "2 of them: 576 MB" in shared.output
+    assert "Each of 8 devices keeps all of it: a latent has no heads to divide." in shared.output
     report = json.loads(run(write(DEEPSEEK_V3), "--json").output)
     assert report["kv_bytes_per_token"] == 61 * 576 * 2 and report["runs"] is False
 
@@ -230,6 +233,14 @@ def test_a_config_that_cannot_be_read_is_told_in_one_sentence(
     found = run(write(**changes), "--hardware", "h100")
     assert found.exit_code == 1 and sentence in found.output
     assert len(found.output.strip().splitlines()) == 1
+
+
+def test_a_plan_says_what_it_assumes_of_the_weights(write: Write) -> None:
+    command = ("--hardware", "h100", "--ctx", 128)
+    assert "planned as BF16, as its torch_dtype says" in run(write(), *command).output
+    without = {k: v for k, v in LLAMA_3_8B.items() if k != "torch_dtype"}
+    shown = run(write(without), *command).output
+    assert "planned as BF16, as its config.json has no torch_dtype" in shown
 
 
 def test_a_folder_with_a_config_alone_is_planned(write: Write) -> None:

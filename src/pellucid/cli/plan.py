@@ -94,7 +94,7 @@ def plan(
         latent = read_latent_cache(read_config_json(config_json), kv_dtype, str(config_json))
         if latent is None:
             raise
-        _show_latent(latent, ctx or 4096, batch, as_json)
+        _show_latent(latent, ctx or 4096, batch, tp, as_json)
         return
     backend = NativeBackend(threads=threads)
     found = build_memory_plan(
@@ -134,8 +134,8 @@ def _print(found: "MemoryPlan", ceilings: "Ceilings", speeds: "dict[str, Speed]"
     headers, config = found.headers, found.headers.config
     share = f", one of {found.tp} parts" if found.tp > 1 else ""
     assumed = (
-        f"; no file says how weights are kept: {headers.assumed_format} as in torch_dtype"
-        if headers.assumed_format
+        f"; no file with weights is here: they are planned as {headers.assumed}"
+        if headers.assumed
         else ""
     )
     click.echo(f"{headers.path} ({config.architecture}){assumed}\n")
@@ -153,7 +153,7 @@ def _print(found: "MemoryPlan", ceilings: "Ceilings", speeds: "dict[str, Speed]"
         ]
     )
     print_table([f"weights{share}", "parameters", "format", "size"], rows)
-    click.echo("\nKV cache")
+    click.echo(f"\nKV cache{share}")
     for line in found.formula:
         click.echo(f"  {line}")
     click.echo(
@@ -218,7 +218,7 @@ def _binary(num_bytes: int) -> str:
     return f"{num_bytes:,} bytes ({mib:,.0f} MiB)" if mib >= 1 else f"{num_bytes:,} bytes"
 
 
-def _show_latent(latent: "LatentCache", ctx: int, batch: int, as_json: bool) -> None:
+def _show_latent(latent: "LatentCache", ctx: int, batch: int, tp: int, as_json: bool) -> None:
     if as_json:
         report = {
             "architecture": latent.architecture,
@@ -230,7 +230,13 @@ def _show_latent(latent: "LatentCache", ctx: int, batch: int, as_json: bool) -> 
         click.echo(json.dumps(report))
         return
     click.echo(f"KV cache\n  {latent.formula}")
-    click.echo(f"  {ctx:,} tokens: {_binary(latent.bytes_per_token * ctx)} per request")
+    each = latent.bytes_per_token * ctx
+    click.echo(
+        f"  {ctx:,} tokens: {_binary(each)} per request; {batch} of them: "
+        f"{format_bytes(each * batch)}"
+    )
+    if tp > 1:
+        click.echo(f"  Each of {tp} devices keeps all of it: a latent has no heads to divide.")
     click.echo(f"\nPellucid does not run {latent.architecture}: weights and speed are not planned.")
 
 

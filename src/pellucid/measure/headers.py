@@ -39,7 +39,7 @@ class Headers:
     path: Path
     config: ModelConfig
     specs: Mapping[str, TensorSpec]
-    assumed_format: str | None  # where no file says what the weights are kept in
+    assumed: str | None  # the format of the weights and why, where no file has their headers
 
 
 def find_headers(name: str) -> Path | RemoteFile | HubFolder:
@@ -82,18 +82,20 @@ def read_headers(path: Path | RemoteFile | HubFolder) -> Headers:
         with open_checkpoint(path) as checkpoint:
             return Headers(path, checkpoint.config, checkpoint.specs(), None)
     values, config = _read_config(path)
-    dtype = values.get("torch_dtype") or values.get("dtype") or "bfloat16"
-    if dtype not in DTYPES:
+    dtype = values.get("torch_dtype") or values.get("dtype")
+    if dtype is not None and dtype not in DTYPES:
         raise FormatError(
             f"{path}: torch_dtype is {str(dtype)[:40]!r}; it must be one of: {', '.join(DTYPES)}"
         )
-    format = DTYPES[str(dtype)]
+    format = "BF16" if dtype is None else DTYPES[str(dtype)]
+    why = "as its config.json has no torch_dtype" if dtype is None else "as its torch_dtype says"
     declared = get_graph(config.graph).parameters(config)
     quantization = read_quantization(values, str(path))
     specs = {
         p.name: declared_spec(quantization, p) or TensorSpec(format, p.shape) for p in declared
     }
-    return Headers(path, config, specs, format)
+    beside = "" if quantization is None else "its quantization_config says, and the rest "
+    return Headers(path, config, specs, f"{beside}{format}, {why}")
 
 
 def _read_config(path: Path) -> tuple[Mapping[str, object], ModelConfig]:

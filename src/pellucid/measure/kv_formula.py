@@ -41,6 +41,7 @@ def kv_formula(config: ModelConfig, layout: KVLayout, names: tuple[str, str]) ->
         if kv_heads == 1
         else f"GQA, {heads // kv_heads} query heads share a KV head"
     )
+    shown_heads = f"{kv_heads} KV head{'s' if kv_heads > 1 else ''}"
     lines = []
     for window in dict.fromkeys(spec.window for spec in layout.specs):
         layers = [i for i, spec in enumerate(layout.specs) if spec.window == window]
@@ -48,12 +49,12 @@ def kv_formula(config: ModelConfig, layout: KVLayout, names: tuple[str, str]) ->
         dtypes = layout.specs[layers[0]].k_dtype, layout.specs[layers[0]].v_dtype
         size = _NUMBER_BYTES.get(dtypes[0])
         if dtypes[0] == dtypes[1] and size is not None:
-            widths = f"{kv_heads} KV heads · {config.head_dim} numbers · {size} bytes ({names[0]})"
+            widths = f"{shown_heads} · {config.head_dim} numbers · {size} bytes ({names[0]})"
             product = f"2 (key and value) · {len(layers)} layers · {widths}"
         else:
             scales = f"{', '.join(dict.fromkeys(names))}, with scales"
             product = (
-                f"{len(layers)} layers · {kv_heads} KV heads · {each // kv_heads} bytes of a key "
+                f"{len(layers)} layers · {shown_heads} · {each // kv_heads} bytes of a key "
                 f"and a value ({scales})"
             )
         seen = "" if window is None else f", for the last {window:,} tokens at most"

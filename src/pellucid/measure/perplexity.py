@@ -98,8 +98,8 @@ def cut_windows(
     num_windows = len(token_ids) // n_ctx
     if num_windows < protocol.min_windows:
         raise RequestError(
-            f"the text has {len(token_ids)} token{'s' * (len(token_ids) != 1)}; the protocol {protocol.name} with n_ctx "
-            f"{n_ctx} needs at least {protocol.min_windows * n_ctx}"
+            f"the text has {len(token_ids)} token{'s' * (len(token_ids) != 1)}; the protocol "
+            f"{protocol.name} with n_ctx {n_ctx} needs at least {protocol.min_windows * n_ctx}"
         )
     if max_windows is not None:
         num_windows = min(num_windows, max_windows)
