@@ -350,3 +350,12 @@ def test_two_runs_do_not_write_to_one_file(tiny_path: Path, tmp_path: Path) -> N
         fcntl.flock(file, fcntl.LOCK_EX)
         result = invoke(tmp_path, [{"prompt": "a"}], "-m", tiny_path, "-o", out)
     assert result.exit_code == 1 and f"another run writes to {out}" in result.stderr
+
+
+def test_a_request_that_can_never_wait_is_an_error_and_is_not_tried_for_ever(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    result = invoke(tmp_path, [{"prompt": "abc"}], "-m", tiny_path, "--max-waiting-tokens", "2")
+    (record,) = map(json.loads, result.stdout.splitlines())
+    assert "3 prompt tokens were submitted together" in record["error"]
+    assert result.exit_code == 1

@@ -17,7 +17,7 @@ from pellucid.engine.loader import build_engine, open_model
 from pellucid.engine.memory import check_fits, engine_bytes, plan_kv_cache
 from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.engine_config import EngineConfig
-from pellucid.errors import CapacityError
+from pellucid.errors import CapacityError, ConfigError
 from pellucid.kv.layout import build_layout
 from pellucid.kv_spec import build_kv_specs
 from pellucid.ops.backend import Logits
@@ -48,7 +48,7 @@ PROBE = """
 import json, resource, sys
 from pathlib import Path
 from pellucid import LLM, SamplingParams
-from pellucid.errors import CapacityError
+from pellucid.errors import CapacityError, ConfigError
 import pellucid.engine.llm, pellucid.backends.native.backend
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
@@ -180,3 +180,8 @@ def test_logits_are_planned_for_the_rows_that_a_step_can_have(
 def test_a_large_vocabulary_has_few_rows_of_logits() -> None:
     assert memory.count_scored(262_144) == 64
     assert memory.count_scored(32_000) > 512
+
+
+def test_a_model_for_one_token_is_refused_for_that(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="made for at most 1 token"):
+        LLM(write_tiny(tmp_path / "one.gguf", context=1))

@@ -8,11 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.engine_config import Batching, SchedulingPolicy
+from pellucid.errors import RequestError
 from pellucid.kv.manager import KVCacheManager
 from pellucid.request import Request
 from pellucid.sampling_params import SamplingParams
 from pellucid.scheduler import Scheduler
-from pellucid.scheduler.waiting import _LONGEST_LPM_QUEUE, _OUTPUT_WEIGHT, _PATIENCE, _PROMPT_WEIGHT
+from pellucid.scheduler.waiting import (
+    _LONGEST_LPM_QUEUE,
+    _OUTPUT_WEIGHT,
+    _PATIENCE,
+    _PROMPT_WEIGHT,
+    WaitingQueue,
+)
 
 from .canary import build_layout
 
@@ -387,3 +394,20 @@ def test_samples_of_one_prompt_wait_for_the_first_and_compute_what_is_left_of_a_
     assert counts[:2] == [[16], [14]]  # alone; the others wait for the blocks that it publishes
     assert sum(map(sum, counts)) < 2 * 30
     assert s.num_cached_tokens >= 3 * 28
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ({"max_waiting_requests": 2}, "3 requests were submitted together; max_waiting_requests"),
+        ({"max_waiting_tokens": 5}, "6 prompt tokens were submitted together; max_waiting_tokens"),
+    ],
+)
+def test_what_never_fits_in_the_queue_is_not_told_to_try_again(
+    limit: dict[str, int], says: str
+) -> None:
+    most = (limit.get("max_waiting_requests"), limit.get("max_waiting_tokens"))
+    queue = WaitingQueue("fcfs", lambda _: 0, *most)
+    with pytest.raises(RequestError, match=says):
+        queue.check_room(3, 6)
+    queue.check_room(2, 5)

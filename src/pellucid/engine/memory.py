@@ -98,6 +98,11 @@ def plan_kv_cache(
             f"max_model_len is {wanted}; the model was made for at most "
             f"{model.max_position_embeddings} tokens"
         )
+    if wanted < 2:
+        raise ConfigError(
+            f"the model was made for at most {wanted} token; a request needs a prompt of one token "
+            "and an output of one"
+        )
     # blocks that the longest request needs
     chunk, block_bytes = config.max_num_batched_tokens, layout.bytes_per_block
     blocks = layout.blocks_for(wanted, chunk)

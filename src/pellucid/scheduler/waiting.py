@@ -26,7 +26,7 @@ import bisect
 from collections.abc import Callable, Collection
 
 from ..engine_config import SchedulingPolicy
-from ..errors import QueueFullError
+from ..errors import QueueFullError, RequestError
 from ..request import Request, RequestStatus
 
 __all__ = ["WaitingQueue"]
@@ -75,7 +75,17 @@ class WaitingQueue:
         return (request.priority if self.policy == "priority" else 0, request.arrival)
 
     def check_room(self, num_requests: int, num_tokens: int) -> None:
-        """Raise QueueFullError if the queue has no room for this many more."""
+        """Raise QueueFullError if the queue has no room for this many more, and RequestError if an
+        empty queue has none either.
+        """
+        for what, count, name, most in (
+            ("requests", num_requests, "max_waiting_requests", self._max_requests),
+            ("prompt tokens", num_tokens, "max_waiting_tokens", self._max_tokens),
+        ):
+            if most is not None and count > most:
+                raise RequestError(
+                    f"{count} {what} were submitted together; {name} allows at most {most} to wait"
+                )
         if self._max_requests is not None and len(self._queue) + num_requests > self._max_requests:
             raise QueueFullError(
                 f"{len(self._queue)} requests wait, and max_waiting_requests is "
