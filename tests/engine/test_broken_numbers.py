@@ -2,6 +2,7 @@
 with every KV cache. Requests beside it, and those that share its prefix, answer as without it.
 """
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(folder / "broken.gguf", head_dim=32, ffn=64, breaking=BREAKING)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "int8", "int4"])
-def test_a_broken_request_fails_alone_and_says_so(path: Path, dtype: str) -> None:
-    llm = LLM(path, kv_cache_dtype=dtype)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [*product(["native"], ["f32", "f16", "int8", "int4"]), ("reference", "f32")],
+)
+def test_a_broken_request_fails_alone_and_says_so(path: Path, backend: str, dtype: str) -> None:
+    llm = LLM(path, backend=backend, kv_cache_dtype=dtype)
     alone = {p: llm.generate([p], PARAMS)[0].outputs[0] for p in PROMPTS if "!" not in p}
-    fresh = LLM(path, kv_cache_dtype=dtype)
+    fresh = LLM(path, backend=backend, kv_cache_dtype=dtype)
     for prompt, output in zip(PROMPTS, fresh.generate(PROMPTS, PARAMS), strict=True):
         answer = output.outputs[0]
         if "!" in prompt:

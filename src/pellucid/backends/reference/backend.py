@@ -104,7 +104,10 @@ class ReferenceBackend:
 
     def build_forward(self, forward: Forward) -> Callable[[ForwardBatch], HostLogits]:
         def run(batch: ForwardBatch) -> HostLogits:
-            found = forward(ops, batch)
+            # Infinity and NaN end their own request with an error. NumPy's warnings about them,
+            # which a caller may have turned into exceptions, would end the others too.
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                found = forward(ops, batch)
             logits, hidden = found if isinstance(found, tuple) else (found, None)
             result = np.ascontiguousarray(logits, np.float32)
             # a conformance case may return heads [L, H, D]: flatten them
