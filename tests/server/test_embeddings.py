@@ -143,14 +143,14 @@ def test_embeddings_and_answers_at_once(server: Server, local: LLM) -> None:
         np.testing.assert_array_equal(vector, expected)
 
 
-def test_a_client_that_leaves_frees_its_blocks(server: Server) -> None:
-    body = {"input": ["x" * 2000] * 300, "pooling": "mean"}
-    with connect(server.url) as connection:
+def test_a_client_that_leaves_frees_its_blocks(endless: Server) -> None:
+    body = {"input": ["x" * 400_000] * 3, "pooling": "mean"}  # it would take minutes
+    with connect(endless.url) as connection:
         connection.sendall(request("POST", "/v1/embeddings", json.dumps(body).encode()))
-        wait_until(lambda: len(running(server.url)) > 0)
-    wait_until(lambda: running(server.url) == [])
-    assert metric(server.url, "kv_cache_usage_perc") == 0
-    assert metric(server.url, "num_http_requests") == 0
+        wait_until(lambda: len(running(endless.url)) > 0)
+    wait_until(lambda: running(endless.url) == [])
+    assert metric(endless.url, "kv_cache_usage_perc") == 0
+    assert metric(endless.url, "num_http_requests") == 0
 
 
 def test_embeddings_are_counted(server: Server) -> None:
@@ -164,7 +164,7 @@ def test_embeddings_are_counted(server: Server) -> None:
     assert [metric(server.url, name) for name in of_answers] == answers
 
 
-def test_a_key_is_needed_where_the_server_has_one(endless: Server) -> None:
-    assert post(endless.url, "/v1/embeddings", {"input": "a"}).status == 401
-    answer = post(endless.url, "/v1/embeddings", {"input": "a"}, "Authorization: Bearer secret")
+def test_a_key_is_needed_where_the_server_has_one(locked: Server) -> None:
+    assert post(locked.url, "/v1/embeddings", {"input": "a"}).status == 401
+    answer = post(locked.url, "/v1/embeddings", {"input": "a"}, "Authorization: Bearer secret")
     assert answer.status == 200 and len(json.loads(answer.body)["data"]) == 1
