@@ -24,13 +24,23 @@ from pellucid.backends.native.capture import capture
 from pellucid.cli.inspect import inspect
 from pellucid.cli.plan import plan
 from pellucid.errors import FormatError, PellucidError, UnsupportedError
+from pellucid.formats.packing import gptq_words, gptq_zero_words
 from pellucid.formats.tensor import HostTensor
 from pellucid.kv_spec import build_kv_specs
 from pellucid.models.registry import get_graph
 from pellucid.ops.protocol import KVLayer
 from pellucid.weights.checkpoint import open_checkpoint
 
-from .harness import NATIVE_BUDGET, Chunk, Loaded, Session, check_close, load, round_as_native
+from .harness import (
+    GOLDEN,
+    NATIVE_BUDGET,
+    Chunk,
+    Loaded,
+    Session,
+    check_close,
+    load,
+    round_as_native,
+)
 
 QUANTIZED = Path(__file__).parents[1] / "golden" / "quantized"
 NAMES = sorted(folder.name for folder in QUANTIZED.iterdir() if folder.is_dir())
@@ -358,3 +368,68 @@ def test_inspect_and_plan_say_which_methods_run(
     sentence = f"weights are quantized by {method!r}, which is not supported"
     assert sentence in run(inspect, str(path)).replace("\n" + " " * 15, " ")
     assert sentence in run(plan, str(path), "--hardware", "h100", code=1)
+
+
+def pack_by_gptq(
+    weight: NDArray[np.float32], group_size: int, order: NDArray[np.int64] | None
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32]]:
+    """Parts of a matrix [out, in], and what they are."""
+    inputs = weight.shape[1]
+    group = np.arange(inputs) // group_size
+    if order is not None:
+        group = group[order]
+    groups = int(group.max()) + 1
+    scales = np.stack([np.abs(weight[:, group == g]).max(axis=1) / 7 for g in range(groups)], 1)
+    scales = scales.astype(np.float16).astype(np.float32)
+    codes = np.clip(np.rint(weight / scales[:, group]) + 8, 0, 15)
+    zeros = np.full(scales.shape, 8, np.uint8)
+    parts: dict[str, NDArray[Any]] = {
+        "qweight": gptq_words(codes.astype(np.uint8), 4),
+        "qzeros": gptq_zero_words(zeros, 4, minus_one=True),
+        "scales": np.ascontiguousarray(scales.T.astype(np.float16)),
+        "g_idx": group.astype(np.int32),
+    }
+    values: NDArray[np.float32] = scales[:, group] * (codes.astype(np.float32) - np.float32(8))
+    return parts, values
+
+
+@pytest.mark.parametrize("group_size", [32, 16])
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "qwen2"])
+def test_fused_and_transposed_matrices_are_packed_too(
+    name: str, act_order: bool, group_size: int, tmp_path: Path
+) -> None:
+    """Groups of 16 inputs have no tiles: such a matrix is decoded. GPT-2's Conv1D is packed as a
+    linear layer.
+    """
+    rng = np.random.default_rng(0)
+    packed: dict[str, NDArray[Any]] = {}
+    plain: dict[str, NDArray[Any]] = {}
+    for file in sorted((GOLDEN / name).glob("*.safetensors")):
+        for tensor, value in load_file(file).items():
+            module = tensor.removesuffix(".weight")
+            is_linear = value.ndim == 2 and (".layers." in tensor or ".h." in tensor)
+            conv1d = name == "gpt2"
+            if not is_linear or (value.shape[0] if conv1d else value.shape[1]) % 32:
+                packed[tensor] = plain[tensor] = value
+                continue
+            weight = value.astype(np.float32).T if conv1d else value.astype(np.float32)
+            order = rng.permutation(weight.shape[1]) if act_order else None
+            parts, values = pack_by_gptq(weight, group_size, order)
+            packed |= {f"{module}.{part}": array for part, array in parts.items()}
+            plain[tensor] = np.ascontiguousarray(values.T if conv1d else values)
+    config = json.loads((GOLDEN / name / "config.json").read_text())
+    method = {"quant_method": "gptq", "bits": 4, "group_size": group_size, "sym": True}
+    logits = []
+    for at, tensors, extra in (
+        ("plain", plain, {}),
+        ("packed", packed, {"quantization_config": {**method, "desc_act": act_order}}),
+    ):
+        (tmp_path / at).mkdir()
+        (tmp_path / at / "config.json").write_text(json.dumps({**config, **extra}))
+        save_file(tensors, tmp_path / at / "model.safetensors")
+        ids = np.arange(20, dtype=np.int32)
+        logits.append(Session(load(tmp_path / at, "reference")).prefill(ids))
+    assert np.array_equal(logits[0], logits[1])
+    formats = {t.format for t in read_all(tmp_path / "packed").values()}
+    assert ("INT4_G32" in formats) == (group_size == 32)

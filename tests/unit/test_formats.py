@@ -115,6 +115,13 @@ def bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     return np.where(np.isnan(values), np.uint32(0x7FC00000), values.view(np.uint32))
 
 
+@pytest.mark.parametrize("number", [1000, 1002, 1059, 1100])
+def test_numbers_of_our_own_are_no_ggml_types(number: int) -> None:
+    """A GGUF file with such a type is refused."""
+    with pytest.raises(UnsupportedError, match=f"ggml type {number} cannot be read"):
+        format_of_ggml_type(number)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_sizes_and_numbers_are_ggmls(name: str) -> None:
     kind = gguf.GGMLQuantizationType[name]

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
-from pellucid.errors import ConfigError, FormatError
+from pellucid.errors import ConfigError, FormatError, UnsupportedError
 from pellucid.formats import FORMATS, HostTensor, encode_dense, host_tensor
 from pellucid.weights.gguf import GGUFFile
 from pellucid.weights.gguf_writer import Typed, ValueType, write_gguf
@@ -226,6 +226,13 @@ ONE = encode_dense(np.ones((2, 2), np.float32))
             lambda path: write_gguf(path, {}, [("n", HostTensor("F32", (3, 2), ONE.data))]),
             FormatError,
             "takes 24 bytes, not 16",
+        ),
+        (
+            lambda path: write_gguf(
+                path, {}, [("n", HostTensor("INT4_G32", (1, 32), np.zeros((1, 20), np.uint8)))]
+            ),
+            UnsupportedError,
+            "'n' is INT4_G32; a GGUF file holds F32, F16",
         ),
         (
             lambda path: write_gguf(path, {"general.alignment": 48}, []),

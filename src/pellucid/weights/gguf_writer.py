@@ -20,9 +20,9 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedError
 from ..files import publish
-from ..formats import HostTensor, get_format, host_tensor, packed_bytes
+from ..formats import FORMATS, HostTensor, host_tensor, packed_bytes
 from ..formats.tensor import TensorSpec
 from .gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, MAX_NAME_BYTES, check_alignment
 from .gguf_metadata import U64, Metadata, Typed, ValueType
@@ -169,10 +169,14 @@ def _tensor_infos(tensors: Sequence[tuple[str, TensorSpec]], alignment: int) -> 
                 f"the tensor {name!r} has {len(tensor.shape)} dimensions; a GGUF file allows at "
                 f"most {MAX_DIMS}"
             )
+        if tensor.format not in FORMATS:
+            raise UnsupportedError(
+                f"the tensor {name!r} is {tensor.format}; a GGUF file holds {', '.join(FORMATS)}"
+            )
         # llama.cpp needs room for a final zero
         infos += _string(name, "a tensor's name", MAX_NAME_BYTES - 1)
         infos += struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape[::-1])
-        infos += struct.pack("<IQ", get_format(tensor.format).ggml_type, offset)
+        infos += struct.pack("<IQ", FORMATS[tensor.format].ggml_type, offset)
         offset += -(-packed_bytes(tensor) // alignment) * alignment
     return bytes(infos)
 

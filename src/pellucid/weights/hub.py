@@ -53,6 +53,7 @@ _FOLDER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
+    "quantize_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "1_Pooling/config.json",
