@@ -31,8 +31,9 @@ struct Weight {  // a matrix in tiles
     size_t outputs, inputs, bytes;
     std::shared_ptr<uint8_t> tiles;
     bool finite = true;  // whether no scale, minimum or plain number of it is NaN or infinite
-    // The input at each place of a row, where the rows' inputs were sorted (GPTQ's act-order); empty
-    // if they were not. Such a weight multiplies activations that were quantized in this order.
+    // The input at each place of a row, where the rows' inputs were sorted (GPTQ's act-order);
+    // empty if they were not. Such a weight multiplies activations that were quantized in this
+    // order.
     std::vector<int32_t> order{};
 };
 

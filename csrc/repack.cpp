@@ -136,9 +136,8 @@ void read_group(const TileFormat &f, const uint8_t *row, const uint8_t *block, i
         uint64_t eight = 0;  // codes
         std::memcpy(&eight, p, static_cast<size_t>(f.bits));
         for (int k = 0; k < 8; k++)
-            out.codes[i + k] =
-                static_cast<uint8_t>((eight >> (f.bits * k) & ((1u << f.bits) - 1)) ^
-                                     (of_row ? 0x80u : 0u));  // signed -> offset 128
+            out.codes[i + k] = static_cast<uint8_t>((eight >> (f.bits * k) & ((1u << f.bits) - 1)) ^
+                                                    (of_row ? 0x80u : 0u));  // signed -> offset 128
     }
 }
 
@@ -228,7 +227,8 @@ bool repack(Format format, const uint8_t *file, size_t rows, size_t inputs, uint
             RowTile row[kTileRows] = {};
             for (size_t r = 0; r < kTileRows && t * kTileRows + r < rows; r++) {
                 const uint8_t *source = file + (t * kTileRows + r) * row_bytes;
-                const uint8_t *block = source + (row_bytes - f.file_bytes * (inputs / f.file_inputs)) +
+                const uint8_t *block = source +
+                                       (row_bytes - f.file_bytes * (inputs / f.file_inputs)) +
                                        b / tiles_per_block * f.file_bytes;
                 const int j = static_cast<int>(b % tiles_per_block);
                 if (f.scale == Scale::Group)

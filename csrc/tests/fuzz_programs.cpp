@@ -47,7 +47,8 @@ struct Parts {
     Parts() {
         for (size_t width : kWidths)
             vectors.push_back(std::make_shared<Vector>(std::vector<float>(width, 0.5f)));
-        for (const Format format : {Format::F32, Format::F16, Format::Q8_0, Format::Q4_1})
+        for (const Format format : {Format::F32, Format::F16, Format::Q8_0, Format::Q4_1,
+                                    Format::UInt4_32, Format::Int8_Row})
             for (size_t outputs : kWidths)
                 for (size_t inputs : kWidths) add_weight(format, outputs, inputs);
         add_weight(Format::F32, kWords, 32);
@@ -66,6 +67,9 @@ struct Parts {
                                               : f.row_tile_bytes(inputs));
         weights.push_back(
             std::make_shared<Weight>(Weight{format, outputs, inputs, bytes, allocate(bytes)}));
+        if (format == Format::UInt4_32)  // its inputs lie in another order: backwards
+            for (size_t i = inputs; i-- > 0;)
+                weights.back()->order.push_back(static_cast<int32_t>(i));
     }
     void add_cache(KvType type, int heads, int head_dim) {
         const int chunks = random_int(1, 3), blocks = random_int(1, 4);
@@ -122,7 +126,8 @@ Entry random_entry(const std::vector<Buffer> &buffers, const Parts &parts) {
     if (e.op == Op::LayerNorm) inputs = 1, add_norms(2);
     if (e.op == Op::KvWrite) e.out = -1;
     for (; inputs > 0; inputs--) e.in.push_back(random_int(0, last));
-    if (e.op == Op::Embed || e.op == Op::Linear) e.weight = pick(parts.weights);
+    if (e.op == Op::Embed || e.op == Op::Linear || (e.op == Op::Quantize && random_int(0, 1)))
+        e.weight = pick(parts.weights);
     if (e.op == Op::KvWrite || e.op == Op::Attention) e.kv = pick(parts.caches);
     // parts that may be wrong
     if (rarely()) e.in.push_back(any_int());
