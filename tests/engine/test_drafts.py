@@ -89,7 +89,15 @@ def draw_submissions(rng: random.Random) -> list[Submission]:
         for _ in range(rng.randint(1, 6))
     ]
     return [
-        Submission(f"r{i}", TokenizedPrompt(prompt, None, priority=rng.randint(0, 2)), params)
+        Submission(
+            f"r{i}",
+            TokenizedPrompt(prompt, None, priority=rng.randint(0, 2)),
+            params,
+            # a token is a byte here
+            banned_sequences=tuple(
+                (*text.encode(),) for w in params.bad_words or () for text in (w, f" {w}")
+            ),
+        )
         for i, prompt in enumerate(prompts)
         for params in [draw_params(rng)]
     ]

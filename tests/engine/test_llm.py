@@ -1,7 +1,9 @@
 """`LLM` as its users call it, on a tiny random model."""
 
 import itertools
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +239,20 @@ def test_bad_words_do_not_appear(tiny: LLM) -> None:
         PROMPTS[0], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, bad_words=[word])
     )
     assert word not in output.outputs[0].text
+
+
+def test_the_engines_thread_tokenizes_nothing(tiny: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even bad words: its steps wait for nobody."""
+    threads: list[threading.Thread] = []
+    encode = tiny.tokenizer.encode
+
+    def note(*args: Any, **options: Any) -> list[int]:
+        threads.append(threading.current_thread())
+        return encode(*args, **options)
+
+    monkeypatch.setattr(tiny.tokenizer, "encode", note)
+    tiny.generate("hello", SamplingParams(max_tokens=2, bad_words=["word"] * 20))
+    assert len(threads) > 2 and set(threads) == {threading.current_thread()}
 
 
 def test_what_cannot_be_served_is_refused_and_nothing_runs(tiny: LLM) -> None:

@@ -1,5 +1,6 @@
 """A body of megabytes costs its parsing, not an error or a comparison for each of its values."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,7 +10,8 @@ pytest.importorskip("fastapi", reason="the server needs the extra 'server'")
 
 from pydantic import BaseModel, ValidationError
 
-from pellucid.server.errors import as_api_error
+from pellucid.server.errors import ApiError, as_api_error
+from pellucid.server.json_bounds import MAX_CONTAINERS, check_containers
 from pellucid.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -47,6 +49,22 @@ BODIES: dict[str, tuple[type[BaseModel], dict[str, Any], str | None]] = {
     "unknown fields": (CompletionRequest, {"prompt": "a"} | {f"x{i}": 1 for i in range(COUNT)},
                        None),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", [b"[]", b"{}", b'{"a":[]}', b'"[",[]', b'"\\\\",[]'])
+@pytest.mark.parametrize("field", ["prompt", "stop", "messages", "tools", "logit_bias", "other"])
+def test_a_million_lists_are_refused_before_they_are_parsed(piece: bytes, field: str) -> None:
+    """They would hold the event loop for a second."""
+    body = b'{"%s": [%s]}' % (field.encode(), b",".join([piece] * MAX_CONTAINERS))
+    with pytest.raises(ApiError, match=f"more than {MAX_CONTAINERS} lists and objects"):
+        asyncio.run(check_containers(body))
+
+
+@pytest.mark.parametrize("text", ["[" * (1 << 20), '"{' * (1 << 18), "\\" * 9 + "[{" * (1 << 18)])
+@pytest.mark.parametrize("more", [0, 1])
+def test_brackets_in_a_text_are_no_lists(text: str, more: int) -> None:
+    body = json.dumps({"prompt": text, "x": "\\" * more, "stop": [[]] * 9}).encode()
+    asyncio.run(check_containers(body))
 
 
 @pytest.mark.parametrize("name", BODIES)

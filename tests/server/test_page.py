@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from .conftest import Server
 
+HELLO: Any = [{"role": "user", "content": "Hi"}]
 STATIC = Path(__file__).parents[2] / "src" / "pellucid" / "server" / "static"
 
 
@@ -78,6 +81,38 @@ def test_stats_need_the_key_and_move(locked: Server) -> None:
     steps = fetch(url, headers).json()["recent_steps"]
     assert [step["step"] for step in steps] == [last["step"] - 1, last["step"]]
     assert "/debug/stats" not in re.sub(r'.*"status": 401.*', "", locked.log.read_text())
+
+
+@pytest.mark.parametrize("path", ["chat", "text"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_stream_ends_with_its_timings(server: Server, path: str, n: int) -> None:
+    """Without usage they come with the last chunk of the last answer."""
+    client = server.client()
+    asked: Any = {"model": "tiny", "max_tokens": 5, "n": n, "stream": True}
+    if path == "chat":
+        chunks = list(client.chat.completions.create(messages=HELLO, **asked))
+    else:
+        chunks = list(client.completions.create(prompt="Hi", **asked))
+    *others, last = chunks
+    assert last.choices[0].finish_reason and last.model_extra["timings"]["predicted_n"] > 0
+    assert not any("timings" in chunk.model_extra for chunk in others)
+
+
+@pytest.mark.parametrize("path", ["chat", "text"])
+def test_each_chunk_tells_usage_if_asked(server: Server, path: str) -> None:
+    client = server.client()
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    extra = {"ignore_eos": True, "return_token_ids": True}
+    asked: Any = {"model": "tiny", "max_tokens": 5, "stream": True, "temperature": 0}
+    asked |= {"stream_options": options, "extra_body": extra}
+    if path == "chat":
+        _, *chunks = client.chat.completions.create(messages=HELLO, **asked)
+    else:
+        chunks = list(client.completions.create(prompt="Hi", **asked))
+    made = [chunk.usage.completion_tokens for chunk in chunks]
+    assert made == sorted(made) and made[0] >= 1 and made[-1] == 5
+    for chunk in chunks:
+        assert chunk.usage.total_tokens == chunk.usage.prompt_tokens + chunk.usage.completion_tokens
 
 
 def test_a_stream_explains_its_answer_if_asked(server: Server) -> None:

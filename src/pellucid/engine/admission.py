@@ -16,7 +16,7 @@ from ..sampling_params import SamplingParams
 from ..tokenizer import Tokenizer
 from .prompts import TokenizedPrompt, check_prompt_ids, truncate_prompt
 
-__all__ = ["Submission", "build_requests"]
+__all__ = ["Submission", "build_requests", "tokenize_bad_words"]
 
 
 # of a request for an embedding
@@ -30,6 +30,7 @@ class Submission(NamedTuple):
     prompt: TokenizedPrompt
     params: SamplingParams | PoolingParams
     constraint: Constraint | None = None  # params.structured_outputs, compiled
+    banned_sequences: tuple[tuple[int, ...], ...] = ()  # params.bad_words, tokenized
 
 
 def build_requests(
@@ -45,7 +46,7 @@ def build_requests(
 
     Raises RequestError or ConfigError for token ids or dimensions that the model does not have.
     """
-    request_id, prompt, params, constraint = submission
+    request_id, prompt, params, constraint, banned = submission
     check_prompt_ids(prompt.token_ids, model.vocab_size)
     if isinstance(params, PoolingParams):
         return [_build_pooled(request_id, prompt, params, model, max_model_len)]
@@ -53,7 +54,6 @@ def build_requests(
     check_token_ids(params, model.vocab_size)
     seed = params.seed if params.seed is not None else seeds.getrandbits(63)
     room = max_model_len - len(tokens)
-    banned = tuple(_banned_sequences(params, tokenizer))
     return [
         Request(
             request_id=request_id if params.n == 1 else f"{request_id}-{i}",
@@ -103,9 +103,9 @@ def _build_pooled(
     )
 
 
-def _banned_sequences(params: SamplingParams, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+def tokenize_bad_words(params: SamplingParams, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Token sequences that spell a bad word, at the beginning of the text or after a space."""
-    return sorted(
+    found = sorted(
         {
             ids
             for word in params.bad_words or ()
@@ -113,3 +113,4 @@ def _banned_sequences(params: SamplingParams, tokenizer: Tokenizer) -> list[tupl
             if (ids := tuple(tokenizer.encode(text, add_special=False)))
         }
     )
+    return tuple(found)

@@ -27,7 +27,7 @@ from ..outputs import RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams, listed_params, params_for_prompts
 from ..structured import GrammarCompiler
-from .admission import Submission
+from .admission import Submission, tokenize_bad_words
 from .core_thread import CoreThread
 from .loader import Engine, load_engine
 from .pooling import check_lengths, resolve_pooling
@@ -244,10 +244,12 @@ class AsyncEngine:
 
         def submissions() -> list[Submission]:
             prompts, constraint = tokenize(), None
+            banned: tuple[tuple[int, ...], ...] = ()
             if isinstance(params, SamplingParams):
                 constraint = self._grammars.constraint(params)
+                banned = tokenize_bad_words(params, self.tokenizer)
             return [
-                Submission(name, prompt, params, constraint)
+                Submission(name, prompt, params, constraint, banned)
                 for name, prompt in zip(request_ids, prompts, strict=True)
             ]
 

@@ -23,7 +23,7 @@ from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams, listed_params, params_for_prompts
 from ..structured import GrammarCompiler
 from ..tokenizer import Tokenizer
-from .admission import Submission
+from .admission import Submission, tokenize_bad_words
 from .core_thread import CoreThread
 from .loader import load_engine
 from .mailbox import ThreadMailbox
@@ -314,7 +314,8 @@ class LLM:
 
     def _submission(self, prompt: TokenizedPrompt, params: SamplingParams) -> Submission:
         constraint = self._grammars.constraint(params)
-        return Submission(self._thread.new_id(), prompt, params, constraint)
+        banned = tokenize_bad_words(params, self.tokenizer)
+        return Submission(self._thread.new_id(), prompt, params, constraint, banned)
 
     def _outputs(self, submission: Submission) -> Generator[RequestOutput, None, None]:
         box = ThreadMailbox([submission])

@@ -18,6 +18,7 @@ from .completions import complete
 from .embeddings import embed
 from .errors import ApiError, add_handlers, as_api_error
 from .guard import Guard
+from .json_bounds import check_containers
 from .messages import count_tokens, message
 from .openapi import describe
 from .page import PAGE_PATHS, add_page
@@ -123,7 +124,9 @@ async def _read(request: Request, model: type[_Body]) -> _Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"content-type is {kind[:60]!r}; it must be application/json")
-    return model.model_validate_json(await request.body())
+    body = await request.body()
+    await check_containers(body)
+    return model.model_validate_json(body)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

@@ -32,12 +32,14 @@ class _Renderer:
         self._names = names
         self._choices: dict[int, AnswerReader] = {}
         self._head = {"id": job.id, "created": job.created, "model": service.name}
-        self._usage: dict[str, Any] = {"usage": None} if job.includes_usage else {}
 
     def begin(self) -> bytes:
         role = {"role": "assistant", "content": ""}
+        beside: dict[str, Any] = {"usage": None} if self._job.includes_usage else {}
         return b"".join(
-            self._event({"index": i, "delta": role, "logprobs": None, "finish_reason": None})
+            self._event(
+                {"index": i, "delta": role, "logprobs": None, "finish_reason": None}, beside
+            )
             for i in range(self._job.n)
         )
 
@@ -60,13 +62,16 @@ class _Renderer:
         if not deltas and extras and state.num_tokens > first:
             deltas.append({})
         events = []
+        beside = self._job.beside_choice(output, completion, is_last=False)
         for i, delta in enumerate(deltas):
             choice = {"index": completion.index, "delta": delta, "logprobs": None}
             choice |= {"finish_reason": None} | (extras if i == len(deltas) - 1 else {})
-            events.append(self._event(choice))
+            events.append(self._event(choice, beside))
         # The last chunk has an empty delta and the reason.
         if completion.finished():
             state.is_done = True
+            is_last = all(self._state(output, c).is_done for c in output.outputs)
+            beside = self._job.beside_choice(output, completion, is_last=is_last)
             events.append(
                 self._event(
                     {
@@ -75,7 +80,8 @@ class _Renderer:
                         "logprobs": None,
                         "finish_reason": self._reason(state, completion),
                         "stop_reason": completion.stop_reason,
-                    }
+                    },
+                    beside,
                 )
             )
         return b"".join(events)
@@ -110,10 +116,8 @@ class _Renderer:
                 extras["prompt_token_ids"] = output.prompt_token_ids
         return extras
 
-    def _event(self, choice: dict[str, Any]) -> bytes:
-        return event(
-            self._head | {"object": "chat.completion.chunk", "choices": [choice]} | self._usage
-        )
+    def _event(self, choice: dict[str, Any], beside: dict[str, Any]) -> bytes:
+        return event(self._head | {"object": "chat.completion.chunk", "choices": [choice]} | beside)
 
     def end(self, outputs: list[RequestOutput]) -> bytes:
         last = b""

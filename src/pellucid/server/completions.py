@@ -121,10 +121,11 @@ class _Renderer:
         self._sent[index] = (
             (-1, -1) if completion.finished() else (len(completion.text), len(completion.token_ids))
         )
-        chunk: dict[str, Any] = self._head | {"choices": [choice]}
-        if self._job.includes_usage:
-            chunk["usage"] = None
-        return event(chunk)
+        is_last = all(
+            self._sent.get(place * self._job.n + c.index) == (-1, -1) for c in output.outputs
+        )
+        beside = self._job.beside_choice(output, completion, is_last=is_last)
+        return event(self._head | {"choices": [choice]} | beside)
 
     @property
     def _tells_tokens(self) -> bool:

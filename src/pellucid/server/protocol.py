@@ -8,7 +8,15 @@ knows is ignored, as other servers do, unless it is nearly the name of one that 
 import difflib
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainValidator,
+    model_validator,
+)
 
 __all__ = [
     "SAMPLING_FIELDS",
@@ -31,11 +39,35 @@ JsonObject: TypeAlias = dict[str, JsonValue]
 # error in a list ends its validation, and so does the first alternative that fits.
 _Item = TypeVar("_Item")
 Many: TypeAlias = Annotated[list[_Item], Field(fail_fast=True, max_length=1 << 20)]
-Few: TypeAlias = Annotated[list[_Item], Field(fail_fast=True, max_length=1 << 16)]
 Texts: TypeAlias = Annotated[str | Many[str], Field(union_mode="left_to_right")]
 TextOrParts: TypeAlias = Annotated[str | Many[JsonObject], Field(union_mode="left_to_right")]
+_MAX_PROMPTS, _MAX_TOKENS = 1 << 16, 1 << 20
+
+
+def _check_prompts(value: Any) -> Any:
+    """A union of lists would try each of its alternatives on all of a body. This reads each value
+    once, and the lengths first.
+    """
+    if isinstance(value, str):
+        return value
+    kinds = set(map(type, value)) if isinstance(value, list) else {type(value)}
+    if not isinstance(value, list) or len(kinds) > 1 or not kinds <= {str, int, list}:
+        raise ValueError("it must be text, token ids, a list of texts, or a list of token ids")
+    most = _MAX_TOKENS if kinds == {int} else _MAX_PROMPTS
+    if len(value) > most:
+        raise ValueError(f"it has {len(value)} entries; it must have at most {most}")
+    if kinds == {list}:
+        for i, token_ids in enumerate(value):
+            if len(token_ids) > _MAX_TOKENS or not set(map(type, token_ids)) <= {int}:
+                raise ValueError(f"entry {i} must hold at most {_MAX_TOKENS} token ids")
+    return value
+
+
 Prompts: TypeAlias = Annotated[
-    str | Few[str] | Many[int] | Few[Many[int]], Field(union_mode="left_to_right")
+    str | list[str] | list[int] | list[list[int]],
+    PlainValidator(
+        _check_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+    ),
 ]
 
 
