@@ -58,7 +58,7 @@ class EngineCore:
         self._clock = clock
         self._now = 0.0  # when the step in `_update` was computed
         self._propose = proposer
-        self._explain = explain
+        self.explain = explain
         self._counts = Counts()
         self._seeds = random.Random(seed)  # for requests that have none
         # by the submission's id: one group has n requests
@@ -88,7 +88,7 @@ class EngineCore:
             if is_used or any(m in self._group_of or m in group_of for m in members):
                 raise RequestError(f"request_id {name!r} is in use")
             groups[name] = group = build_group(
-                submission, requests, self._tokenizer, self._clock(), self._explain
+                submission, requests, self._tokenizer, self._clock(), self.explain
             )
             group_of.update(dict.fromkeys(members, group))
         # Queue all or nothing, and only then keep their groups.

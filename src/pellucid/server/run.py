@@ -79,6 +79,7 @@ class _Server(uvicorn.Server):
         self._service = service
         self._on_ready = on_ready
         self._draining: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: "list[object] | None" = None) -> None:  # type: ignore[override]
@@ -86,6 +87,7 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self.started:
             self._on_ready(self.servers[0].sockets[0].getsockname()[1])
+            self._preparing = asyncio.create_task(self._service.engine.prepare_explanations())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins to drain, the second ends at once."""
