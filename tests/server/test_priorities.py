@@ -3,14 +3,15 @@
 import json
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.server.conftest import serving_endless
 from tests.server.raw_http import connect, request, running, wait_until
 
-LONG = {"max_tokens": 400_000, "ignore_eos": True, "stream": True}
-ROUTES = {
+LONG: dict[str, Any] = {"max_tokens": 400_000, "ignore_eos": True, "stream": True}
+ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": LONG | {"prompt": "A "},
     "/v1/chat/completions": LONG | {"messages": [{"role": "user", "content": "A "}]},
 }
