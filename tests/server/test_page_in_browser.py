@@ -1,7 +1,9 @@
 """The page at `/` in real headless Chromium: what a user does and sees."""
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,8 @@ pytest.importorskip("selenium", reason="the page is tested with Selenium")
 from selenium.webdriver.common.keys import Keys
 
 from .browser import Browser, find_chromium
-from .conftest import Server
+from .conftest import Server, serving_endless
+from .raw_http import connect, request
 
 pytestmark = pytest.mark.slow  # Chromium takes seconds to start
 
@@ -132,6 +135,48 @@ def test_a_wrong_setting_is_shown_and_nothing_is_sent(page: Browser) -> None:
     page.script("document.querySelector('[name=top_p]').value = '7'")
     page.ask("Hello")
     assert page.count(".message") == 0 and page.find("[name=top_p]").is_displayed()
+
+
+@pytest.mark.parametrize("is_at_end", [True, False])
+def test_a_closed_panel_leaves_the_log_where_it_was(page: Browser, is_at_end: bool) -> None:
+    """In a narrow window the panel takes the place of the chat."""
+    page.resize(390, 500)
+    page.force_answer("a line\n\n" * 60)
+    page.ask("Hello")
+    page.wait_for_answer()
+    place = "const l = document.getElementById('log'); return Math.round(l.scrollTop)"
+    if not is_at_end:
+        page.script("document.getElementById('log').scrollTop = 100")
+    page.wait(lambda: (page.script(place) == 100) != is_at_end)
+    page.script("return new Promise(requestAnimationFrame)")
+    before = page.script(place)
+    assert before
+    for _ in range(2):
+        page.find("#show-panel").click()
+    assert page.script(place) == before
+
+
+def test_the_panel_tells_why_requests_wait(
+    window: Browser, endless_model: Path, tmp_path: Path
+) -> None:
+    body = {"prompt": "A ", "max_tokens": 400_000, "ignore_eos": True, "stream": True}
+    data = request("POST", "/v1/completions", json.dumps(body).encode())
+    with (
+        serving_endless(endless_model, tmp_path / "log", "--max-num-seqs", "1") as server,
+        connect(server.url) as first,
+        connect(server.url) as second,
+    ):
+        window.resize(1280, 860)
+        window.open(server.url)
+        first.sendall(data)
+        second.sendall(data)
+        window.wait(lambda: window.count("#waits li") == 1)
+        reason = window.text("#waits li")
+        assert reason.startswith("1 waiting: ") and len(reason) > len("1 waiting: ")
+        first.close()
+        window.wait(lambda: window.count("#waits li") == 0)
+        window.driver.get("about:blank")  # it would ask a server that has ended
+    window.errors()
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

@@ -7,6 +7,7 @@ files hold no secrets, so they need no API key. GET /debug/stats, which feeds th
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",  # kept, and asked for again by its etag: a new version shows
 }
+_MAX_REASONS = 4  # that the page shows
 _COUNTS = (  # fields of EngineStats that the page is told
     *("num_running", "num_waiting", "num_preempted"),
     *("num_kv_blocks", "num_free_blocks", "num_cached_blocks", "num_held_blocks"),
@@ -61,17 +63,23 @@ def add_page(app: FastAPI, service: Service) -> None:
 
     @app.get("/debug/stats")
     async def stats(request: Request, after: int = 0) -> dict[str, Any]:
-        """What the engine does: requests, KV blocks, counts since the start, and its last steps
-        with a number above `after`.
+        """What the engine does: requests, what they wait for, KV blocks, counts since the start,
+        and its last steps with a number above `after`.
         """
         # A page asks twice a second; the access log would hold little else.
         request.state.is_logged = False
+        found = service.engine.stats()
+        # Only the core knows why requests wait; it is asked between two of its steps.
+        requests = await service.engine.requests() if found.num_waiting else []
+        # "…; 3 wait before it" differs for each, and does not count here
+        reasons = Counter(r.waits_for.partition(";")[0] for r in requests if r.waits_for)
         return {
             "time": time.monotonic(),  # seconds; a rate is the difference of two answers
             "model": service.name,
             "max_model_len": service.engine.max_model_len,
             "is_draining": service.is_draining,
-        } | _stats(service.engine.stats(), after)
+            "waits_for": dict(reasons.most_common(_MAX_REASONS)),
+        } | _stats(found, after)
 
 
 def _sender(file: Path) -> Callable[[Request], Awaitable[Response]]:

@@ -9,6 +9,9 @@ const log = byId("log");
 const sampling = byId("sampling");
 const panelButton = byId("show-panel");
 
+// The log follows an answer that grows, unless the reader has scrolled up.
+let isAtEnd = true;
+
 const chat = new Chat(sampling, byId("messages"), showRunning);
 
 function showRunning() {
@@ -42,9 +45,17 @@ function submit() {
   chat.send(text);
 }
 
+let position = 0; // of the log while the panel hides it in a narrow window
+
 function showPanel(isShown) {
+  if (document.body.classList.contains("panel-shown") === isShown) return;
+  const follows = isAtEnd;
+  if (isShown) position = log.scrollTop;
   document.body.classList.toggle("panel-shown", isShown);
   panelButton.setAttribute("aria-expanded", String(isShown));
+  // What is hidden loses its place.
+  if (!isShown && follows) scrollToEnd();
+  else if (!isShown) log.scrollTop = position;
 }
 
 byId("composer").addEventListener("submit", (event) => {
@@ -86,10 +97,8 @@ for (const example of document.querySelectorAll(".example")) {
   });
 }
 
-// The log follows an answer that grows, unless the reader has scrolled up.
-let isAtEnd = true;
 log.addEventListener("scroll", () => {
-  isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+  if (log.clientHeight > 0) isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
 });
 log.addEventListener("grown", () => {
   if (isAtEnd) scrollToEnd();

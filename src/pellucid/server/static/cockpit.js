@@ -82,6 +82,14 @@ export class Cockpit {
     byId("running").textContent = whole.format(stats.num_running);
     byId("waiting").textContent = whole.format(stats.num_waiting);
     byId("rate").textContent = whole.format(rate < 10 ? +rate.toFixed(1) : Math.round(rate));
+    const reasons = Object.entries(stats.waits_for);
+    byId("waits").replaceChildren(
+      ...reasons.map(([reason, count]) => {
+        const item = document.createElement("li");
+        item.textContent = `${whole.format(count)} waiting: ${reason}`;
+        return item;
+      }),
+    );
     if (stats.is_draining) this.showState("busy", "shutting down");
     else if (stats.num_running) this.showState("busy", `${stats.num_running} running`);
     else this.showState("ready", "ready");
