@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from pellucid.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from pellucid.server.conversation import PartReader
+from pellucid.server.conversation import AnswerForm, PartReader
 from pellucid.server.protocol import ResponsesRequest
 from pellucid.server.reasoning import count_reasoning
 from pellucid.server.responses import _messages
@@ -176,7 +176,7 @@ ANSWER = f"<think>\nHm.</think>\n\nSee:{CALL}{CALL}"
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 def test_an_answer_is_read_as_parts_however_it_is_cut(size: int) -> None:
-    reader = PartReader(["f"])
+    reader = PartReader(AnswerForm(["f"]))
     changes = []
     for end in [*range(size, len(ANSWER), size), len(ANSWER)]:
         reason: Any = "stop" if end == len(ANSWER) else None

@@ -5,7 +5,7 @@ from typing import Any
 from starlette.responses import Response
 
 from ..outputs import CompletionOutput, RequestOutput
-from .conversation import AnswerReader, start_chat
+from .conversation import AnswerForm, AnswerReader, start_chat
 from .generation import Job, timings, usage
 from .logprobs import chat_logprobs, prompt_logprobs
 from .protocol import ChatRequest
@@ -18,18 +18,18 @@ __all__ = ["chat"]
 
 def chat(service: Service, body: ChatRequest, key: str) -> Response:
     """The response to a checked body. Raises ApiError or PellucidError where it is refused."""
-    stream, names = start_chat(service, body, key)
+    stream, form = start_chat(service, body, key)
     job = Job.build("chatcmpl", body, body.n or 1, key, stream)
-    return GeneratedResponse(service, job, _Renderer(service, job, body, names))
+    return GeneratedResponse(service, job, _Renderer(service, job, body, form))
 
 
 class _Renderer:
     """Bodies of chat completions."""
 
-    def __init__(self, service: Service, job: Job, body: ChatRequest, names: list[str]) -> None:
+    def __init__(self, service: Service, job: Job, body: ChatRequest, form: AnswerForm) -> None:
         self._job = job
         self._body = body
-        self._names = names
+        self._form = form
         self._choices: dict[int, AnswerReader] = {}
         self._head = {"id": job.id, "created": job.created, "model": service.name}
 
@@ -89,7 +89,7 @@ class _Renderer:
     def _state(self, output: RequestOutput, completion: CompletionOutput) -> AnswerReader:
         state = self._choices.get(completion.index)
         if state is None:
-            state = self._choices[completion.index] = AnswerReader(output, self._names)
+            state = self._choices[completion.index] = AnswerReader(output, self._form)
         return state
 
     def _reason(self, state: AnswerReader, completion: CompletionOutput) -> str | None:

@@ -12,17 +12,26 @@ from ..outputs import CompletionOutput, RequestOutput
 from ..structured_params import StructuredOutputsParams
 from .errors import ApiError
 from .generation import Outputs, at_index_0, build_params, check_limits
+from .harmony import HarmonyReader, is_harmony, with_thinking
 from .protocol import ChatRequest
 from .reasoning import ReasoningReader, opens_reasoning
 from .service import Service, tenant_of
 from .tool_calls import CallDelta, ToolCallReader, tool_grammar
 
-__all__ = ["AnswerReader", "Change", "Part", "PartReader", "check_chat", "start_chat"]
+__all__ = ["AnswerForm", "AnswerReader", "Change", "Part", "PartReader", "check_chat", "start_chat"]
 
 
-def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, list[str]]:
-    """The engine's outputs for a conversation, and the names of the tools that may be called.
-    Raises ApiError or PellucidError where the body is refused.
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How an answer is written."""
+
+    names: list[str]  # of the tools that may be called
+    is_harmony: bool = False
+
+
+def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, AnswerForm]:
+    """The engine's outputs for a conversation, and the form of the answer. Raises ApiError or
+    PellucidError where the body is refused.
     """
     check_limits(body, service)
     check_chat(body, service)
@@ -46,12 +55,20 @@ def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, 
             is_parallel=body.parallel_tool_calls is not False,
         )
         given["structured_outputs"] = StructuredOutputsParams(grammar=grammar)
+    # Channels of harmony are special tokens.
+    form = AnswerForm(
+        [_name(tool) for tool in tools], is_harmony(service.engine.tokenizer.chat_template)
+    )
+    messages: list[Any] = body.messages
+    if form.is_harmony:
+        given["skip_special_tokens"] = False
+        messages = [with_thinking(message) for message in messages]
     tenant = tenant_of(key)
     kwargs: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", body.reasoning_effort)
     stream = service.engine.chat(
-        body.messages,
+        messages,
         build_params(body, service, **given),
         tools=tools or None,
         chat_template_kwargs=kwargs or None,
@@ -62,7 +79,7 @@ def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, 
         tenant=tenant,
         cache_salt=body.cache_salt or tenant,
     )
-    return at_index_0(stream), [_name(tool) for tool in tools]
+    return at_index_0(stream), form
 
 
 def check_chat(body: ChatRequest, service: Service) -> None:
@@ -151,12 +168,16 @@ def _allowed_tools(
 class AnswerReader:
     """One completion as it grows: what was read of its text, and what was sent."""
 
-    def __init__(self, output: RequestOutput, names: list[str]) -> None:
+    def __init__(self, output: RequestOutput, form: AnswerForm) -> None:
         self.num_chars = 0
         self.num_tokens = 0
         self.is_done = False
-        self._reasoning = ReasoningReader(is_open=opens_reasoning(output.prompt))
-        self._calls = ToolCallReader(names, _new_call_id) if names else None
+        self._reasoning = (
+            HarmonyReader(form.names)
+            if form.is_harmony
+            else ReasoningReader(is_open=opens_reasoning(output.prompt))
+        )
+        self._calls = ToolCallReader(form.names, _new_call_id) if form.names else None
 
     @property
     def has_calls(self) -> bool:
@@ -203,10 +224,9 @@ class Change:
 class PartReader:
     """Reads one completion as a list of parts that grows: only its last part is open."""
 
-    def __init__(self, names: list[str]) -> None:
-        """`names`: the tools that may be called."""
+    def __init__(self, form: AnswerForm) -> None:
         self.parts: list[Part] = []
-        self._names = names
+        self._form = form
         self._reader: AnswerReader | None = None
         self._open: Part | None = None
 
@@ -218,7 +238,7 @@ class PartReader:
         """What is new in the output's first completion."""
         completion = output.outputs[0]
         if self._reader is None:
-            self._reader = AnswerReader(output, self._names)
+            self._reader = AnswerReader(output, self._form)
         if self._reader.is_done:
             return []
         changes: list[Change] = []

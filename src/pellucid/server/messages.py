@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ..engine.prompts import tokenize_chat
 from ..outputs import CompletionOutput, RequestOutput
-from .conversation import Change, Part, PartReader, check_chat
+from .conversation import AnswerForm, Change, Part, PartReader, check_chat
 from .errors import ApiError, anthropic_error_body
 from .generation import Job
 from .protocol import ChatRequest, CountTokensRequest, MessagesRequest
@@ -45,9 +45,9 @@ def message(service: Service, body: MessagesRequest, key: str) -> Response:
     fields = _chat_fields(body, service)
     fields |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences}
     chat = ChatRequest(**fields)
-    stream, names = start_translated(service, chat, key, _NAMES)
+    stream, form = start_translated(service, chat, key, _NAMES)
     job = Job.build("msg", chat, 1, key, stream)
-    renderer = _Renderer(service, job, body, names)
+    renderer = _Renderer(service, job, body, form)
     return GeneratedResponse(service, job, renderer, _failed)
 
 
@@ -200,9 +200,9 @@ def _assistant_message(blocks: list[Any], place: str) -> dict[str, Any]:
 class _Renderer:
     """Bodies and events of messages."""
 
-    def __init__(self, service: Service, job: Job, body: MessagesRequest, names: list[str]) -> None:
+    def __init__(self, service: Service, job: Job, body: MessagesRequest, form: AnswerForm) -> None:
         self._body = body
-        self._reader = PartReader(names)
+        self._reader = PartReader(form)
         self._first_usage: dict[str, Any] = {}  # known from the first output on
         self._head: dict[str, Any] = {
             "id": job.id.replace("-", "_"),

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
-__all__ = ["ReasoningReader", "count_reasoning", "opens_reasoning"]
+__all__ = ["THINK_END", "ReasoningReader", "count_reasoning", "opens_reasoning"]
 
-_OPEN, _CLOSE = "<think>", "</think>"
+THINK_END = "</think>"
+_OPEN, _CLOSE = "<think>", THINK_END
 
 
 def opens_reasoning(prompt: str | None) -> bool:
@@ -12,11 +13,11 @@ def opens_reasoning(prompt: str | None) -> bool:
     return prompt is not None and prompt.rstrip().endswith(_OPEN)
 
 
-def count_reasoning(tokens: Iterable[bytes]) -> int:
-    """How many tokens of an answer with reasoning go to its end: all, where it has none yet.
+def count_reasoning(tokens: Iterable[bytes], end: str = THINK_END) -> int:
+    """How many tokens of an answer with reasoning go to its `end`: all, where it has none yet.
     `tokens`: the bytes of each.
     """
-    close, last, count = _CLOSE.encode(), b"", 0
+    close, last, count = end.encode(), b"", 0
     for token in tokens:
         count += 1
         last = last[-len(close) :] + token

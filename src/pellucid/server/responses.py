@@ -14,11 +14,12 @@ from typing import Any
 from starlette.responses import Response
 
 from ..outputs import RequestOutput
-from .conversation import Change, Part, PartReader
+from .conversation import AnswerForm, Change, Part, PartReader
 from .errors import ApiError, error_body
 from .generation import Job
+from .harmony import REASONING_END
 from .protocol import ChatRequest, ResponsesRequest
-from .reasoning import count_reasoning
+from .reasoning import THINK_END, count_reasoning
 from .service import Service
 from .streaming import GeneratedResponse, event
 from .translation import (
@@ -63,9 +64,9 @@ def respond(service: Service, body: ResponsesRequest, key: str) -> Response:
     if not isinstance(fields["reasoning_effort"], str | None):
         raise ApiError(400, "reasoning.effort must be text", param="reasoning.effort")
     chat = ChatRequest(**fields)
-    stream, names = start_translated(service, chat, key, _NAMES)
+    stream, form = start_translated(service, chat, key, _NAMES)
     job = Job.build("resp", chat, 1, key, stream)
-    renderer = _Renderer(service, job, body, names)
+    renderer = _Renderer(service, job, body, form)
     return GeneratedResponse(service, job, renderer, renderer.failed)
 
 
@@ -200,10 +201,11 @@ class _Renderer:
     """Bodies and events of responses."""
 
     def __init__(
-        self, service: Service, job: Job, body: ResponsesRequest, names: list[str]
+        self, service: Service, job: Job, body: ResponsesRequest, form: AnswerForm
     ) -> None:
         self._token_bytes = service.engine.tokenizer.token_bytes
-        self._reader = PartReader(names)
+        self._is_harmony = form.is_harmony
+        self._reader = PartReader(form)
         self._ids: list[str] = []  # of the parts
         self._num_events = 0
         self._is_cut = False  # the answer ended before it was whole
@@ -307,7 +309,8 @@ class _Renderer:
     def _num_reasoning(self, output: RequestOutput) -> int:
         if not any(part.kind == "reasoning" for part in self._reader.parts):
             return 0
-        return count_reasoning(map(self._token_bytes, output.outputs[0].token_ids))
+        tokens = map(self._token_bytes, output.outputs[0].token_ids)
+        return count_reasoning(tokens, REASONING_END if self._is_harmony else THINK_END)
 
     def failed(self, error: ApiError) -> bytes:
         """The last event of a stream that an error ended."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import QueueFullError
 from ..outputs import RequestOutput
-from .conversation import start_chat
+from .conversation import AnswerForm, start_chat
 from .errors import ApiError, as_api_error
 from .generation import Outputs
 from .protocol import ChatRequest, client_names
@@ -32,11 +32,11 @@ Json = Mapping[str, Any]
 
 def start_translated(
     service: Service, body: ChatRequest, key: str, names: Mapping[str, str]
-) -> tuple[Outputs, list[str]]:
+) -> tuple[Outputs, AnswerForm]:
     """`start_chat`; its errors name a field by `names`: the chat request's name -> the client's."""
     with renamed_errors(body, names):
-        stream, tools = start_chat(service, body, key)
-    return _with_renamed_errors(stream, body, names), tools
+        stream, form = start_chat(service, body, key)
+    return _with_renamed_errors(stream, body, names), form
 
 
 async def _with_renamed_errors(
