@@ -175,8 +175,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Metrics in Prometheus' text format."""
-        await service.metrics.explain()
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        text = await service.metrics.text()
+        return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/debug/requests")
     async def requests() -> dict[str, Any]:

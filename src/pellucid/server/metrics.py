@@ -4,21 +4,24 @@
 Counters and gauges of the engine are read when they are asked for. Histograms are filled once per
 request, and once per output of a stream.
 
-What bound a request takes 0.3 ms to explain, so no request waits for it: a scrape explains the last
-requests since the scrape before, at most 64, in a thread.
+A scrape never holds the event loop for long: it writes one family of metrics at a time, and lets
+others run in between. What bound a request takes 0.3 ms to explain, so no request waits for it: a
+scrape explains the last requests since the scrape before, at most 64, one at a time as well.
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..engine.stats import STEP_SECONDS
-from ..outputs import Explanation, PooledOutput, RequestMetrics, RequestOutput
+from ..outputs import PooledOutput, RequestMetrics, RequestOutput
 
 if TYPE_CHECKING:
     from .service import Service
@@ -61,46 +64,50 @@ _COUNTERS = {
 }
 _METHODS = ("GET", "POST", "HEAD", "OPTIONS")  # others count as one
 _MAX_EXPLAINED = 64  # requests per scrape
+_PREFIX = "pellucid:"
+_NAME = re.compile(rb"^(# \w+ )?" + _PREFIX.encode(), re.MULTILINE)  # where a metric's name begins
 
 
 class Metrics:
-    """One server's metrics. `prefixes` are the namespaces that they are told under."""
+    """One server's metrics, told under the prefix `pellucid:` and each of `aliases`."""
 
-    def __init__(self, service: "Service", prefixes: tuple[str, ...] = ("pellucid:",)) -> None:
+    def __init__(self, service: "Service", aliases: tuple[str, ...] = ()) -> None:
         self._service = service
+        self._aliases = [rb"\g<1>" + alias.encode() for alias in aliases]
         self._registry = CollectorRegistry(auto_describe=False)
         labels = ("model_name",)
-        self._histograms: dict[str, list[Histogram]] = {}
-        for name, (help_text, buckets) in _HISTOGRAMS.items():
-            families = [
-                Histogram(p + name, help_text, labels, buckets=buckets, registry=self._registry)
-                for p in prefixes
-            ]
-            self._histograms[name] = [h.labels(service.name) for h in families]
+        self._histograms = {
+            name: Histogram(
+                _PREFIX + name, help_text, labels, buckets=buckets, registry=self._registry
+            ).labels(service.name)
+            for name, (help_text, buckets) in _HISTOGRAMS.items()
+        }
         self._counters = {
-            name: [
-                Counter(p + name, help_text, (*labels, *more), registry=self._registry)
-                for p in prefixes
-            ]
+            name: Counter(_PREFIX + name, help_text, (*labels, *more), registry=self._registry)
             for name, (help_text, more) in _COUNTERS.items()
         }
         self._count("admission_rejections", by=0)  # told from the start
         self._unexplained: deque[RequestMetrics] = deque(maxlen=_MAX_EXPLAINED)
-        self._registry.register(_EngineCollector(service, prefixes))
+        self._is_explained_before = False
+        self._registry.register(_EngineCollector(service))
 
-    def text(self) -> bytes:
+    async def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        await self._explain()
+        parts = []
+        for family in self._registry.collect():
+            parts.append(generate_latest(_OneFamily(family)))
+            await asyncio.sleep(0)
+        ours = b"".join(parts)
+        return ours + b"".join(_NAME.sub(alias, ours) for alias in self._aliases)
 
     def observe(self, name: str, value: float | None) -> None:
         """Add one reading to a histogram."""
         if value is not None:
-            for histogram in self._histograms[name]:
-                histogram.observe(value)
+            self._histograms[name].observe(value)
 
     def _count(self, name: str, *labels: str, by: int = 1) -> None:
-        for counter in self._counters[name]:
-            counter.labels(self._service.name, *labels).inc(by)
+        self._counters[name].labels(self._service.name, *labels).inc(by)
 
     def refuse(self, status: int) -> None:
         """Count an error."""
@@ -113,17 +120,17 @@ class Metrics:
         known = method if method in _METHODS else "other"
         self._count("http_requests", route or "none", known, str(status or 499))
 
-    async def explain(self) -> None:
+    async def _explain(self) -> None:
         """Count what bound the last requests."""
         waiting = list(self._unexplained)
         self._unexplained.clear()
-        if not waiting:
-            return
-
-        def explain_all() -> list[Explanation]:
-            return [times.explain() for times in waiting]
-
-        for told in await asyncio.to_thread(explain_all):
+        for times in waiting:
+            if self._is_explained_before:
+                told = times.explain()
+                await asyncio.sleep(0)
+            else:  # the first one loads the machine's ceilings, which takes 80 ms
+                told = await asyncio.to_thread(times.explain)
+                self._is_explained_before = True
             self._count("request_bound", told.bound or "unknown")
             self.observe("request_share_of_ceiling", told.share_of_ceiling)
 
@@ -157,21 +164,25 @@ class Metrics:
             self._count("request_success", completion.finish_reason or "abort")
 
 
+class _OneFamily(CollectorRegistry):
+    """A registry of one family of metrics, whose text is wanted."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        """The family."""
+        yield self._family
+
+
 class _EngineCollector(Collector):
     """What the engine counts itself, read at each scrape."""
 
-    def __init__(self, service: "Service", prefixes: tuple[str, ...]) -> None:
+    def __init__(self, service: "Service") -> None:
         self._service = service
-        self._prefixes = prefixes
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]:
-        """The families of metrics, for each prefix."""
-        for prefix in self._prefixes:
-            yield from self._collect(prefix)
-
-    def _collect(
-        self, prefix: str
-    ) -> Iterator[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]:
+        """The families of metrics."""
         stats, model = self._service.engine.stats(), self._service.name
         usage = stats.num_held_blocks / max(1, stats.num_kv_blocks)
         for name, text, value in (
@@ -184,7 +195,7 @@ class _EngineCollector(Collector):
             ("swap_file_bytes", "Size of the swap file", stats.swap_file_bytes),
             ("num_http_requests", "HTTP requests that are served", self._service.num_requests),
         ):
-            gauge = GaugeMetricFamily(prefix + name, text, labels=("model_name",))
+            gauge = GaugeMetricFamily(_PREFIX + name, text, labels=("model_name",))
             gauge.add_metric((model,), value)
             yield gauge
         for name, text, count in (
@@ -200,18 +211,16 @@ class _EngineCollector(Collector):
             ("steps", "Steps of the engine", stats.num_steps),
             ("forward_seconds", "Seconds of steps in the model", stats.all_steps.forward),
         ):
-            counter = CounterMetricFamily(prefix + name, text, labels=("model_name",))
+            counter = CounterMetricFamily(_PREFIX + name, text, labels=("model_name",))
             counter.add_metric((model,), count)
             yield counter
-        yield _step_histogram(prefix, model, stats.step_histogram, stats.all_steps.total)
+        yield _step_histogram(model, stats.step_histogram, stats.all_steps.total)
 
 
-def _step_histogram(
-    prefix: str, model: str, counts: Iterable[int], total: float
-) -> HistogramMetricFamily:
+def _step_histogram(model: str, counts: Iterable[int], total: float) -> HistogramMetricFamily:
     """Seconds per step, with cumulative buckets."""
     family = HistogramMetricFamily(
-        f"{prefix}step_seconds", "Seconds of a step", labels=("model_name",)
+        f"{_PREFIX}step_seconds", "Seconds of a step", labels=("model_name",)
     )
     buckets: list[tuple[str, float]] = []
     so_far = 0

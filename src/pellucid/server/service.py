@@ -35,7 +35,7 @@ class Service:
         self.giving_up = asyncio.Event()  # set once the drain has taken too long
         self.num_requests = 0  # that are served or wait
         aliases = () if settings.metrics_aliases == "none" else (f"{settings.metrics_aliases}:",)
-        self.metrics = Metrics(self, ("pellucid:", *aliases))
+        self.metrics = Metrics(self, aliases)
         self._by_key: Counter[str] = Counter()
         self._ends: deque[float] = deque(maxlen=128)  # when the last requests ended
 
