@@ -29,7 +29,7 @@ TEXTS: dict[str, tuple[str, str, str]] = {
                                CALL[: -len("}</tool_call>")]),
     "a tool that was not offered": ("<|channel|>commentary to=browser.search<|message|>{}<|call|>",
                                     "{}", ""),
-    "words before a call": (f"<|channel|>commentary<|message|>See:<|end|><|start|>"
+    "words before a call": ("<|channel|>commentary<|message|>See:<|end|><|start|>"
                             "assistant<|channel|>final<|message|>So.", "", "See:So."),
     "no channels": ("So it <is>.", "", "So it <is>."),
     "broken off": ("<|channel|>analysis<|message|>Why <|en", "Why <|en", ""),

@@ -1,5 +1,6 @@
 """GET /metrics under vLLM's names, what it counts, and the dashboard that shows it."""
 
+import asyncio
 import json
 import re
 import urllib.error
@@ -12,6 +13,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pellucid import SamplingParams
+from pellucid.engine.async_engine import AsyncEngine
+from pellucid.server.service import Service
+from pellucid.server.settings import ServerSettings
 from tests.server.conftest import Server, serving
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
@@ -142,3 +147,34 @@ def test_each_metric_of_the_dashboard_exists(server: Server) -> None:
     assert used <= known, used - known
     places = [tuple(panel["gridPos"][key] for key in "xy") for panel in dashboard["panels"]]
     assert len(set(places)) == len(places)
+
+
+def test_a_scrape_lets_others_run(tiny_model: Path) -> None:
+    """The event loop runs between any two families of metrics, and between two explanations."""
+
+    async def scrape() -> tuple[int, bytes]:
+        engine = AsyncEngine.load(tiny_model)
+        service = Service(engine, "tiny", ServerSettings(metrics_aliases="vllm"))
+        turns = 0
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        try:
+            for _ in range(3):
+                async for output in engine.generate("abc", SamplingParams(max_tokens=2)):
+                    last = output
+                service.metrics.finish(last, 2)
+            others = asyncio.create_task(count_turns())
+            text = await service.metrics.text()
+            others.cancel()
+        finally:
+            await engine.close()
+        return turns, text
+
+    turns, text = asyncio.run(scrape())
+    assert turns >= text.count(b"# TYPE pellucid:")
+    assert text.count(b"# TYPE pellucid:") == text.count(b"# TYPE vllm:") > 30
