@@ -195,3 +195,10 @@ def test_impossible_measures_are_refused() -> None:
         buffer.read("portable", _native.ThreadPool(3), 1, 0.01)
     with pytest.raises(ValueError, match="barriers are 1 to 1,000,000"):
         _native.measure_barrier(pool, 0)
+
+
+def test_the_kernels_are_hashed_once() -> None:
+    """Every explanation asks for the fingerprint, and the hash takes milliseconds."""
+    machine_module._kernels.cache_clear()
+    assert fingerprint() == fingerprint()
+    assert machine_module._kernels.cache_info().misses == 1
