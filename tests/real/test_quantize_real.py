@@ -1,17 +1,34 @@
-"""Quantizing real models: the bytes of llama-quantize."""
+"""Quantizing real models: llama-quantize's bytes, and a model that still predicts its text."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pellucid.engine_config import EngineConfig
 from pellucid.formats import quantize
-from tests.unit.quantize_tensors import REAL_MODELS, REAL_TENSORS, digest, importance_of, real_rows
+from pellucid.measure.evaluation import open_evaluation
+from pellucid.measure.perplexity import PROTOCOLS, Perplexity
+from pellucid.quant.quantize import plan_quantization, write_quantized
+from pellucid.quant.source import open_source
+from pellucid.quant.type_map import find_file_type
+from tests.unit.quantize_tensors import (
+    REAL_FILES,
+    REAL_MODELS,
+    REAL_TENSORS,
+    digest,
+    importance_of,
+    real_rows,
+)
 
-GOLDEN = json.loads(
-    (Path(__file__).parents[1] / "golden" / "quantize" / "golden.json").read_text()
-)["tensors"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "quantize" / "golden.json").read_text())
+
+# "Final estimate" of `llama-perplexity -f wiki.test.raw --chunks 4` of llama-cpp-python 0.3.36 on
+# the files that `pellucid quantize smollm2-135m-instruct OUT --allow-requantize --to TYPE` wrote,
+# and its error bar
+LLAMA_PERPLEXITY = {"q4_k_m": (23.6219, 2.3714), "q2_k": (30.0858, 2.9213)}
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)
@@ -21,8 +38,42 @@ def test_tensors_have_the_bytes_of_llama_quantize(
 ) -> None:
     x = real_rows(real_model(model), name)
     importance = importance_of(x.shape[1], 7)
+    golden = GOLDEN["tensors"][f"{model}/{name}"]
     made = {
         format: [digest(quantize(x, format, given).data) for given in (None, importance)]
-        for format in GOLDEN[f"{model}/{name}"]
+        for format in golden
     }
-    assert made == GOLDEN[f"{model}/{name}"]
+    assert made == golden
+
+
+def quantized(model: Path, out: Path, file_type: str) -> Path:
+    with open_source(model) as source:
+        plan = plan_quantization(source, find_file_type(file_type), allow_requantize=True)
+        assert len(list(write_quantized(source, out, plan))) == len(plan.after)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "file_type"), REAL_FILES)
+def test_whole_files_are_those_of_llama_quantize(
+    model: str, file_type: str, real_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = quantized(real_model(model), tmp_path / "out.gguf", file_type)
+    found = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert found == GOLDEN["files"][f"{model} {file_type}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_type", LLAMA_PERPLEXITY)
+def test_a_written_file_predicts_text_as_it_does_in_llama_cpp(
+    file_type: str, real_model: Callable[[str], Path], data_dir: Path, tmp_path: Path
+) -> None:
+    path = quantized(real_model(REAL_MODELS[0]), tmp_path / "out.gguf", file_type)
+    text = (data_dir / "wikitext-2" / "wiki.test.raw").read_text(encoding="utf-8")
+    config = EngineConfig(backend="native")
+    with open_evaluation(path, config, text, PROTOCOLS["llama.cpp"], chunks=4) as evaluation:
+        *_, result = evaluation.run()
+    assert isinstance(result, Perplexity)
+    theirs, _ = LLAMA_PERPLEXITY[file_type]
+    # activations are rounded to eight bits in another way: much less than the error bar
+    assert result.perplexity == pytest.approx(theirs, rel=0.01)

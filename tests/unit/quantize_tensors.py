@@ -18,6 +18,12 @@ SYNTHETIC = {"wide": (24, 1024), "narrow": (24, 288)}  # name -> rows, columns
 REAL_TENSORS = ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "token_embd.weight")
 REAL_MODELS = ("smollm2-135m-instruct-q4_1", "gemma-3-270m-q4_k_m", "qwen2.5-coder-0.5b-q4")
 REAL_ROWS = 16
+# whole files: every mixture rule that a small model can show
+REAL_FILES = (
+    *(("smollm2-135m-instruct-q4_1", t) for t in ("q4_k_m", "q5_k_s", "q3_k_m", "iq4_xs", "q2_k")),
+    ("gemma-3-270m-q4_k_m", "q4_k_s"),
+    ("qwen2.5-coder-0.5b-q4", "q4_k_m"),
+)
 SEARCHED_IN_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
 SEARCHED_IN_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 

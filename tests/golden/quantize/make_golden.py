@@ -9,6 +9,7 @@ tensor goes through `llama-quantize --pure` once for each type, without and with
 matrix.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pellucid.formats import encode_dense  # noqa: E402
 from pellucid.weights.gguf import GGUFFile  # noqa: E402
 from pellucid.weights.gguf_writer import write_gguf  # noqa: E402
 from tests.unit.quantize_tensors import (  # noqa: E402
+    REAL_FILES,
     REAL_MODELS,
     REAL_TENSORS,
     SYNTHETIC,
@@ -58,6 +60,10 @@ def main(program: str, models: Path) -> None:
     golden = {
         "made_by": "llama-quantize of llama-cpp-python 0.3.36",
         "tensors": {name: hashes(program, x) for name, x in tensors.items()},
+        "files": {
+            f"{model} {file_type}": file_hash(program, models / f"{model}.gguf", file_type)
+            for model, file_type in REAL_FILES
+        },
     }
     path = Path(__file__).with_name("golden.json")
     path.write_text(json.dumps(golden, indent=1) + "\n")
@@ -94,6 +100,15 @@ def hashes(program: str, x: Floats) -> dict[str, list[str]]:
                 assert tensor.format == format, (tensor.format, format)
                 found[format].append(digest(tensor.data))
     return found
+
+
+def file_hash(program: str, model: Path, file_type: str) -> str:
+    """The hash of a whole file, quantized again from a real one."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.gguf"
+        command = [program, "--allow-requantize", str(model), str(out), file_type]
+        subprocess.run(command, check=True, capture_output=True)
+        return hashlib.sha256(out.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":
