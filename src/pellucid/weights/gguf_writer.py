@@ -71,9 +71,9 @@ class GGUFWriter:
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
-        with self._disk():
-            self._file = self._scratch.open("xb")
         try:
+            with self._disk():
+                self._file = self._scratch.open("xb")
             self._put(self._header)
         except BaseException:
             self._abandon()
