@@ -147,6 +147,33 @@ def test_importance_and_an_encoder_of_ones_own_reach_the_tensors(
     assert all(r.error == pytest.approx(1) for r in reports if r.error is not None)
 
 
+def test_an_importance_matrix_of_a_file_is_used_and_named(model: Path, tmp_path: Path) -> None:
+    name, out = "blk.0.attn_q.weight", tmp_path / "out.gguf"
+    importance = np.arange(HIDDEN, dtype=np.float32)
+    write_gguf(
+        tmp_path / "imatrix.gguf",
+        {
+            "general.type": "imatrix",
+            "imatrix.datasets": ["my text"],
+            "imatrix.chunk_count": 3,
+            "imatrix.chunk_size": 512,
+        },
+        [
+            (f"{name}.in_sum2", encode_dense(2 * importance[None])),
+            (f"{name}.counts", encode_dense(np.full((1, 1), 2, np.float32))),
+        ],
+    )
+    run(model, out, "--to", "q4_k_s", "--imatrix", tmp_path / "imatrix.gguf")
+    with GGUFFile.open(out) as file:
+        expected = quantize(dequantize(tensors()[name]), "Q4_K", importance)
+        np.testing.assert_array_equal(file.tensor(name).data, expected.data)
+        assert file.metadata["quantize.imatrix.dataset"] == "my text"
+        assert file.metadata["quantize.imatrix.entries_count"] == 1
+        assert file.metadata["quantize.imatrix.chunks_count"] == 3
+    result = run(model, out, "--to", "q4_k_s", "--imatrix", model, code=1)
+    assert "is no importance matrix" in result.stderr
+
+
 def test_another_models_importance_is_refused(model: Path) -> None:
     wanted = find_file_type("q4_k_s")
     with open_source(model) as source:

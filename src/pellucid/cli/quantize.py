@@ -19,6 +19,7 @@ from .options import debug_option, json_option
 from .terminal import print_table, say
 
 if TYPE_CHECKING:
+    from ..quant.imatrix import ImportanceMatrix
     from ..quant.quantize import Plan, TensorReport
 
 __all__ = ["quantize"]
@@ -34,6 +35,13 @@ __all__ = ["quantize"]
     required=True,
     help="f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs "
     "q3_k_l q3_k_m q3_k_s or q2_k: llama.cpp's names, each with its mixture of formats.",
+)
+@click.option(
+    "--imatrix",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="An importance matrix of `pellucid imatrix` or llama-imatrix: rounding errors count by how "
+    "much each column matters.",
 )
 @click.option(
     "--type-map",
@@ -53,6 +61,7 @@ def quantize(
     model: str,
     out: Path,
     file_type: str,
+    imatrix: Path | None,
     type_map: Path | None,
     allow_requantize: bool,
     as_json: bool,
@@ -62,16 +71,22 @@ def quantize(
     MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched.
     OUT appears whole or not at all, and llama.cpp runs it too.
     """
+    from ..quant.imatrix import read_imatrix
     from ..quant.quantize import plan_quantization, write_quantized
     from ..quant.source import open_source
     from ..quant.type_map import find_file_type, read_rules
 
     wanted = find_file_type(file_type)
     rules = read_rules(type_map) if type_map is not None else ()
+    matrix = None if imatrix is None else read_imatrix(imatrix)
+    importance = None if matrix is None else matrix.importance()
     with open_source(hub.resolve_model(model, progress=True)) as source:
-        plan = plan_quantization(source, wanted, rules=rules, allow_requantize=allow_requantize)
+        plan = plan_quantization(
+            source, wanted, importance=importance, rules=rules, allow_requantize=allow_requantize
+        )
         say(_estimate(plan))
-        written = write_quantized(source, out, plan)
+        added = {} if matrix is None else _provenance(imatrix, matrix)
+        written = write_quantized(source, out, plan, importance=importance, added=added)
         with contextlib.closing(written):
             reports = list(_with_bar(written, plan))
     if as_json:
@@ -92,6 +107,17 @@ def quantize(
     formats = ", ".join(f"{count} {format}" for format, count in counted.most_common())
     click.echo(f"\n{out}: {format_bytes(out.stat().st_size)}, {_bits(plan):.2f} bits per weight")
     click.echo(f"tensors: {formats}")
+
+
+def _provenance(file: Path | None, matrix: "ImportanceMatrix") -> dict[str, object]:
+    """What llama-quantize writes of an importance matrix; it cuts texts to 127 bytes."""
+    texts = {"file": str(file), **{"dataset": d for d in matrix.datasets[:1]}}
+    numbers = {"entries_count": len(matrix.entries), "chunks_count": matrix.chunk_count}
+    values: dict[str, object] = {
+        key: text.encode()[:127].decode(errors="ignore") for key, text in texts.items()
+    }
+    values |= {key: number for key, number in numbers.items() if number > 0}
+    return {f"quantize.imatrix.{key}": value for key, value in values.items()}
 
 
 def _with_bar(reports: "Iterator[TensorReport]", plan: "Plan") -> "Iterator[TensorReport]":

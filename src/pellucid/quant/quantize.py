@@ -6,6 +6,9 @@ it. So the memory needed is one tensor as stored, and some slices. The file appe
 all. Sizes are in bytes.
 """
 
+# `files.read_at` imports it when it is needed, and a signal during an import ends the process at
+# once. No import may run while an unfinished file lies on the disk.
+import concurrent.futures.thread  # noqa: F401
 import math
 import os
 import shutil
