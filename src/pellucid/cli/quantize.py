@@ -40,8 +40,8 @@ __all__ = ["quantize"]
     "--imatrix",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="An importance matrix of `pellucid imatrix` or llama-imatrix: rounding errors count by how "
-    "much each column matters.",
+    help="An importance matrix of `pellucid imatrix` or llama-imatrix: rounding errors count by "
+    "how much each column matters.",
 )
 @click.option(
     "--type-map",
@@ -111,7 +111,9 @@ def quantize(
 
 def _provenance(file: Path | None, matrix: "ImportanceMatrix") -> dict[str, object]:
     """What llama-quantize writes of an importance matrix; it cuts texts to 127 bytes."""
-    texts = {"file": str(file), **{"dataset": d for d in matrix.datasets[:1]}}
+    texts = {"file": str(file)}
+    if matrix.datasets:
+        texts["dataset"] = matrix.datasets[0]
     numbers = {"entries_count": len(matrix.entries), "chunks_count": matrix.chunk_count}
     values: dict[str, object] = {
         key: text.encode()[:127].decode(errors="ignore") for key, text in texts.items()
