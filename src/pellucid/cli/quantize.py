@@ -68,8 +68,8 @@ def quantize(
 ) -> None:
     """Quantize MODEL and write OUT, a GGUF file.
 
-    MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched.
-    OUT appears whole or not at all, and llama.cpp runs it too.
+    MODEL is a .gguf file or the name of one; a name that is not here is fetched. OUT appears whole
+    or not at all, and llama.cpp runs it too.
     """
     from ..quant.imatrix import read_imatrix
     from ..quant.quantize import plan_quantization, write_quantized
