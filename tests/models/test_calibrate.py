@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pellucid.quant.calibrate import Walk
+from pellucid.quant.calibrate import Walk, loader
 from pellucid.quant.imatrix import collect_imatrix
 from pellucid.weights.checkpoint import open_checkpoint
 
@@ -48,7 +48,8 @@ def test_each_group_sees_the_inputs_of_one_forward_pass(name: str) -> None:
 
     # two windows of the same tokens
     with open_checkpoint(GOLDEN / name) as checkpoint:
-        walk = Walk(checkpoint, np.stack([input_ids, input_ids]))
+        two = np.stack([input_ids, input_ids])
+        walk = Walk(checkpoint.config, loader(checkpoint), two)
         for layer in range(walk.config.num_layers):
             walk.run_layer(layer, walk.load_layer(layer), observe)
         walk.run_head(observe)
@@ -64,7 +65,7 @@ def test_each_group_sees_the_inputs_of_one_forward_pass(name: str) -> None:
 def test_a_layer_can_be_observed_again_with_other_weights() -> None:
     input_ids = np.load(GOLDEN / "llama" / "expected.npz")["input_ids"].astype(np.int32)
     with open_checkpoint(GOLDEN / "llama") as checkpoint:
-        walk = Walk(checkpoint, input_ids[None])
+        walk = Walk(checkpoint.config, loader(checkpoint), input_ids[None])
         weights = walk.load_layer(0)
         found: list[tuple[str, Array]] = []
         for change in (1.0, 2.0):

@@ -6,6 +6,7 @@ format, its bytes and the error that rounding made.
 
 import contextlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import ConfigError
 from ..units import format_bytes
 from ..weights import hub
 from .options import debug_option, json_option
+from .perplexity import read_text
 from .terminal import print_table, say
 
 if TYPE_CHECKING:
-    from ..quant.imatrix import ImportanceMatrix
+    from ..quant.method import Method, MethodName
     from ..quant.quantize import Plan, TensorReport
+    from ..quant.source import Source
 
 __all__ = ["quantize"]
+
+CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration/c4.txt"}
+CALIBRATION_TOKENS = 512  # of a chunk
 
 
 @click.command()
@@ -37,18 +44,38 @@ __all__ = ["quantize"]
     "q3_k_l q3_k_m q3_k_s or q2_k: llama.cpp's names, each with its mixture of formats.",
 )
 @click.option(
-    "--imatrix",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="An importance matrix of `pellucid imatrix` or llama-imatrix: rounding errors count by "
-    "how much each column matters.",
-)
-@click.option(
     "--type-map",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Formats of single tensors, which precede those of TYPE: lines PATTERN=FORMAT. A pattern "
     "is a regular expression that is searched in the tensor's name; the first one found counts.",
+)
+@click.option(
+    "--calibration",
+    metavar="TEXT",
+    help="Measure on this text which errors matter: a file, or wikitext or c4, which are files of "
+    "the folder PELLUCID_DATA. It should not be the text that the model is judged by later.",
+)
+@click.option(
+    "--imatrix",
+    "imatrix_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="An importance matrix of `pellucid imatrix` or llama-imatrix, in place of a calibration.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["ef", "imatrix", "rtn"]),
+    help="ef: error feedback, so that later weights make up for the errors of earlier ones. "
+    "imatrix: errors weighted by importance, with llama-quantize's bytes. rtn: neither.  "
+    "[default: ef with --calibration, imatrix with --imatrix, else rtn]",
+)
+@click.option(
+    "--calibration-chunks",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Use so many chunks of 512 tokens of the calibration text.",
 )
 @click.option(
     "--allow-requantize",
@@ -61,32 +88,47 @@ def quantize(
     model: str,
     out: Path,
     file_type: str,
-    imatrix: Path | None,
     type_map: Path | None,
+    calibration: str | None,
+    imatrix_file: Path | None,
+    method: "MethodName | None",
+    calibration_chunks: int,
     allow_requantize: bool,
     as_json: bool,
 ) -> None:
     """Quantize MODEL and write OUT, a GGUF file.
 
-    MODEL is a .gguf file or the name of one; a name that is not here is fetched. OUT appears whole
-    or not at all, and llama.cpp runs it too.
+    MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched.
+    OUT appears whole or not at all, and llama.cpp runs it too.
     """
-    from ..quant.imatrix import read_imatrix
     from ..quant.quantize import plan_quantization, write_quantized
     from ..quant.source import open_source
     from ..quant.type_map import find_file_type, read_rules
 
+    # check the options before a model is fetched
     wanted = find_file_type(file_type)
     rules = read_rules(type_map) if type_map is not None else ()
-    matrix = None if imatrix is None else read_imatrix(imatrix)
-    importance = None if matrix is None else matrix.importance()
+    chosen = _choose_method(method, calibration, imatrix_file)
+    text = None if calibration is None else read_text(_calibration_file(calibration))
     with open_source(hub.resolve_model(model, progress=True)) as source:
+        measured = _measure(source, chosen, imatrix_file, text, calibration, calibration_chunks)
         plan = plan_quantization(
-            source, wanted, importance=importance, rules=rules, allow_requantize=allow_requantize
+            source,
+            wanted,
+            importance=measured.importance,
+            is_calibrated=measured.is_calibrated,
+            rules=rules,
+            allow_requantize=allow_requantize,
         )
         say(_estimate(plan))
-        added = {} if matrix is None else _provenance(imatrix, matrix)
-        written = write_quantized(source, out, plan, importance=importance, added=added)
+        written = write_quantized(
+            source,
+            out,
+            plan,
+            importance=measured.importance,
+            encode=measured.encode(source, plan),
+            added=measured.metadata,
+        )
         with contextlib.closing(written):
             reports = list(_with_bar(written, plan))
     if as_json:
@@ -109,17 +151,61 @@ def quantize(
     click.echo(f"tensors: {formats}")
 
 
-def _provenance(file: Path | None, matrix: "ImportanceMatrix") -> dict[str, object]:
-    """What llama-quantize writes of an importance matrix; it cuts texts to 127 bytes."""
-    texts = {"file": str(file)}
-    if matrix.datasets:
-        texts["dataset"] = matrix.datasets[0]
-    numbers = {"entries_count": len(matrix.entries), "chunks_count": matrix.chunk_count}
-    values: dict[str, object] = {
-        key: text.encode()[:127].decode(errors="ignore") for key, text in texts.items()
-    }
-    values |= {key: number for key, number in numbers.items() if number > 0}
-    return {f"quantize.imatrix.{key}": value for key, value in values.items()}
+def _choose_method(
+    method: "MethodName | None", calibration: str | None, imatrix_file: Path | None
+) -> "MethodName":
+    """The method that the options mean. Raises ConfigError where one that is needed is missing."""
+    if calibration is not None and imatrix_file is not None:
+        raise ConfigError("--calibration and --imatrix are both given; one of them is used")
+    if method is None:
+        return "ef" if calibration is not None else "imatrix" if imatrix_file is not None else "rtn"
+    if method == "ef" and calibration is None:
+        raise ConfigError("--method ef needs a calibration text; give --calibration")
+    if method == "imatrix" and calibration is None and imatrix_file is None:
+        raise ConfigError("--method imatrix needs --imatrix or --calibration")
+    return method
+
+
+def _calibration_file(name: str) -> Path:
+    """The file of a calibration text."""
+    if name not in CALIBRATION_FILES:
+        return Path(name)
+    folder = os.environ.get("PELLUCID_DATA")
+    if not folder:
+        raise ConfigError(
+            f"--calibration is {name!r}, a file of the folder PELLUCID_DATA, which is not set; set "
+            "it, or give a file"
+        )
+    return Path(folder, CALIBRATION_FILES[name])
+
+
+def _measure(
+    source: "Source",
+    method: "MethodName",
+    imatrix_file: Path | None,
+    text: str | None,
+    name: str | None,
+    chunks: int,
+) -> "Method":
+    """Read or measure what the method needs."""
+    from ..quant.calibrate import cut_calibration
+    from ..quant.imatrix import read_imatrix
+    from ..quant.method import Method, feedback_method, imatrix_method, measure_importance
+    from ..tokenizer import load_tokenizer
+    from ..weights.checkpoint import open_checkpoint
+
+    if method == "rtn":
+        return Method()
+    if imatrix_file is not None:
+        return imatrix_method(read_imatrix(imatrix_file), str(imatrix_file))
+    with open_checkpoint(source.path) as checkpoint:
+        tokenizer = load_tokenizer(checkpoint.tokenizer_source)
+    n_ctx = min(CALIBRATION_TOKENS, source.config.max_position_embeddings)
+    windows = cut_calibration(tokenizer, text or "", n_ctx, chunks)
+    if method == "ef":
+        return feedback_method(windows)
+    say(f"measuring importance on {windows.size} tokens")
+    return imatrix_method(measure_importance(source.path, windows, str(name)), str(name))
 
 
 def _with_bar(reports: "Iterator[TensorReport]", plan: "Plan") -> "Iterator[TensorReport]":

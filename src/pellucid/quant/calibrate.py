@@ -32,11 +32,13 @@ from ..ops.protocol import KVLayer
 from ..tokenizer import Tokenizer
 from ..weights.checkpoint import Checkpoint
 
-__all__ = ["Floats", "Observe", "Walk", "cut_calibration", "load_parameters"]
+__all__ = ["Floats", "Load", "Observe", "Walk", "cut_calibration", "loader"]
 
 Floats: TypeAlias = NDArray[np.float32]
 # (the group, its input [T, in]); the array is only valid during the call
 Observe: TypeAlias = Callable[[str, Floats], None]
+# names of parameters -> these parameters
+Load: TypeAlias = Callable[[Collection[str]], dict[str, Floats]]
 
 STEP_TOKENS = 2048  # of a step: more are not faster
 BLOCK_SIZE = 16  # of the KV cache, which holds the tokens of one step
@@ -63,23 +65,26 @@ def cut_calibration(
     return windows
 
 
-def load_parameters(checkpoint: Checkpoint, names: Collection[str]) -> dict[str, Floats]:
-    """These parameters of a model in float32, by canonical name."""
-    backend = get_backend("reference")
-    others = checkpoint.specs().keys() - set(names)
-    return {
-        name: backend.load_weight(tensor, name)
-        for name, tensor in checkpoint.parameters(without=others)
-    }
+def loader(checkpoint: Checkpoint) -> Load:
+    """Loads parameters of a model in float32, by canonical name."""
+    backend, every = get_backend("reference"), checkpoint.specs().keys()
+
+    def load(names: Collection[str]) -> dict[str, Floats]:
+        return {
+            name: backend.load_weight(tensor, name)
+            for name, tensor in checkpoint.parameters(without=every - set(names))
+        }
+
+    return load
 
 
 class Walk:
     """The hidden states of all windows, which move through the model layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, windows: NDArray[np.int32]) -> None:
+    def __init__(self, config: ModelConfig, load: Load, windows: NDArray[np.int32]) -> None:
         """Embed the tokens of the windows [W, n]."""
-        self.config: ModelConfig = checkpoint.config
-        self._checkpoint = checkpoint
+        self.config = config
+        self._load = load
         self._graph = get_graph(self.config.graph)
         self._windows = windows
         self._step = max(1, STEP_TOKENS // windows.shape[1])  # windows of a step
@@ -92,7 +97,7 @@ class Walk:
         for name in self.params:
             layer = split_name(name)[0]
             (self._others if layer is None else self._layers[layer]).append(name)
-        weights = load_parameters(checkpoint, self._others)
+        weights = load(self._others)
         self._hidden = np.empty((*windows.shape, self.config.hidden_size), np.float32)  # [W, n, C]
         for start in range(0, len(windows), self._step):
             batch = self._batch(start)
@@ -105,7 +110,14 @@ class Walk:
 
     def load_layer(self, layer: int) -> dict[str, Floats]:
         """The weights of a layer."""
-        return load_parameters(self._checkpoint, self._layers[layer])
+        return self._load(self._layers[layer])
+
+    def groups_of(self, layer: int, weights: Mapping[str, Floats]) -> list[str]:
+        """The groups of a layer, in the order in which the forward pass reaches them."""
+        groups: list[str] = []
+        tap = _Tap(self.params, weights, lambda group, _: groups.append(group), None)
+        self._step_layer(tap, layer, weights, 0, self._new_store(layer))
+        return groups
 
     def run_layer(
         self,
@@ -123,29 +135,40 @@ class Walk:
         nobody reads; the hidden states must then stay.
         """
         tap = _Tap(self.params, weights, observe, last_group)
-        store = self._backend.new_kv_store(
-            -(-self._step * self._windows.shape[1] // BLOCK_SIZE), BLOCK_SIZE, self._specs[layer]
-        )
+        store = self._new_store(layer)
         for start in range(0, len(self._windows), self._step):
-            hidden = self._hidden[start : start + self._step]
             try:
-                x = self._graph.layers(
-                    tap.ops,
-                    self.config,
-                    weights,
-                    self._batch(start),
-                    range(layer, layer + 1),
-                    [KVLayer(store)],
-                    hidden.reshape(-1, hidden.shape[-1]),
-                )
+                x = self._step_layer(tap, layer, weights, start, store)
             except _Reached:
                 continue
             if advance:
+                hidden = self._hidden[start : start + self._step]
                 hidden[:] = x.reshape(hidden.shape)
+
+    def _new_store(self, layer: int) -> Any:
+        """A KV cache for the tokens of a step."""
+        blocks = self._step * -(-self._windows.shape[1] // BLOCK_SIZE)
+        return self._backend.new_kv_store(blocks, BLOCK_SIZE, self._specs[layer])
+
+    def _step_layer(
+        self, tap: "_Tap", layer: int, weights: Mapping[str, Floats], start: int, store: Any
+    ) -> Floats:
+        """The hidden states [T, C] behind a layer, of the step that begins with window `start`."""
+        hidden = self._hidden[start : start + self._step]
+        x: Floats = self._graph.layers(
+            tap.ops,
+            self.config,
+            weights,
+            self._batch(start),
+            range(layer, layer + 1),
+            [KVLayer(store)],
+            hidden.reshape(-1, hidden.shape[-1]),
+        )
+        return x
 
     def run_head(self, observe: Observe) -> None:
         """Hand the input of the lm_head to `observe`. The logits are not computed."""
-        weights = load_parameters(self._checkpoint, self._others)
+        weights = self._load(self._others)
         group = next(p.group for n in self._others if (p := self.params[n]).group is not None)
         tap = _Tap(self.params, weights, observe, group)
         for start in range(0, len(self._windows), self._step):

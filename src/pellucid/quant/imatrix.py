@@ -29,7 +29,7 @@ from ..weights.families import gguf_source_of
 from ..weights.gguf import GGUFFile
 from ..weights.gguf_metadata import Typed, ValueType
 from ..weights.gguf_writer import write_gguf
-from .calibrate import Floats, Walk
+from .calibrate import Floats, Walk, loader
 
 __all__ = ["Entry", "ImportanceMatrix", "collect_imatrix", "read_imatrix", "write_imatrix"]
 
@@ -81,7 +81,7 @@ def collect_imatrix(
     it is tied), as `llama-imatrix --process-output`. Raises FormatError if an activation is NaN or
     infinite.
     """
-    walk = Walk(checkpoint, windows)
+    walk = Walk(checkpoint.config, loader(checkpoint), windows)
     config, sums = walk.config, dict[str, NDArray[np.float64]]()
 
     def observe(group: str, x: Floats) -> None:

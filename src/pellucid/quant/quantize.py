@@ -87,14 +87,20 @@ def plan_quantization(
     file_type: FileType,
     *,
     importance: Mapping[str, Floats] | None = None,
+    is_calibrated: bool = False,
     rules: Sequence[Rule] = (),
     allow_requantize: bool = False,
 ) -> Plan:
-    """The format of each tensor. Raises ConfigError if a tensor is quantized already and would
+    """The format of each tensor. With importance, or where the encoder `is_calibrated` by other
+    means, some mixtures differ. Raises ConfigError if a tensor is quantized already and would
     change, or if the importance does not fit the model.
     """
     formats = choose_formats(
-        file_type, source.specs, _facts(source), has_importance=importance is not None, rules=rules
+        file_type,
+        source.specs,
+        _facts(source),
+        has_importance=importance is not None or is_calibrated,
+        rules=rules,
     )
     before = {name: source.specs[name] for name in formats}
     for name, spec in before.items():

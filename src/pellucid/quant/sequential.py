@@ -1,0 +1,149 @@
+"""Error feedback through a whole model, layer by layer.
+
+The Hessian of each matrix is that of its input behind everything that is quantized already: the
+layers before, and within the layer the matrices that the forward pass reaches first. So later
+matrices make up for the errors of earlier ones (GPTQ's "true sequential" order). A part of the
+calibration text is held out; a matrix for which error feedback does not help there keeps the codes
+of the format's own search.
+
+`SequentialFeedback` is an `Encode` of `quantize.py`. It quantizes a whole layer when the first
+tensor of the layer is asked for, and keeps one layer.
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends.registry import get_backend
+from ..errors import FormatError
+from ..formats import HostTensor, dequantize
+from ..formats.codes import GRIDS
+from ..formats.finite import check_finite
+from ..models.params import split_name
+from ..models.registry import get_graph
+from ..weights.families import gguf_source_of
+from .calibrate import Floats, Load, Walk
+from .error_feedback import Search, error_feedback
+from .gptq import Doubles, factorize
+from .quantize import Plan
+from .source import Source
+
+__all__ = ["SequentialFeedback", "source_loader"]
+
+HELD_OUT = 8  # one of so many windows is held out
+
+
+class SequentialFeedback:
+    """Encodes the tensors of a plan in the order of the file, layer by layer."""
+
+    def __init__(
+        self, source: Source, plan: Plan, windows: NDArray[np.int32], search: Search
+    ) -> None:
+        """`windows` [W, n] are the calibration text, `search` the formats' own encoder. Raises
+        FormatError if an activation is NaN or infinite.
+        """
+        self._source, self._plan, self._search = source, plan, search
+        self._encoded: dict[str, HostTensor] = {}  # of the layer at hand
+        self._layer = -1  # the last layer that was quantized
+        held_out = np.zeros(len(windows), bool)
+        held_out[HELD_OUT - 1 :: HELD_OUT] = True
+        load = source_loader(source)
+        self._walk = Walk(source.config, load, windows[~held_out])
+        self._other = Walk(source.config, load, windows[held_out]) if held_out.any() else None
+        # the layer of each tensor, and the group that each matrix belongs to
+        self._layers: dict[str, int] = {}
+        self._groups: dict[str, str] = {}
+        source_of = gguf_source_of(source.config.architecture)
+        for param in self._walk.params.values():
+            layer = split_name(param.name)[0]
+            for name in source_of(source.config, param).tensors:
+                if layer is not None:
+                    self._layers[name] = layer
+                    if param.group is not None:
+                        self._groups[name] = param.group
+
+    def __call__(
+        self, name: str, values: Floats, format: str, importance: Floats | None
+    ) -> HostTensor:
+        layer = self._layers.get(name)
+        if layer is not None:
+            while self._layer < layer:
+                self._layer += 1
+                self._quantize_layer(self._layer)
+            if name in self._encoded:
+                return self._encoded.pop(name)
+        return self._search(values, format, importance)
+
+    def _quantize_layer(self, layer: int) -> None:
+        self._encoded = {}
+        weights = self._walk.load_layer(layer)
+        for group in self._walk.groups_of(layer, weights):
+            names = [n for n, g in self._groups.items() if g == group and self._changes(n)]
+            if not names:
+                continue
+            # the group's input, behind what is quantized
+            hessian = self._hessian(self._walk, layer, weights, group)
+            other = self._other
+            held_out = None if other is None else self._hessian(other, layer, weights, group)
+            factor = factorize(hessian, act_order=True)
+            for name in names:
+                self._encoded[name] = error_feedback(
+                    self._values(name),
+                    hessian,
+                    self._plan.after[name].format,
+                    self._search,
+                    held_out=held_out,
+                    factor=factor,
+                )
+            weights = source_loader(self._source, self._encoded)(weights)
+        for walk in filter(None, (self._walk, self._other)):
+            walk.run_layer(layer, weights)
+
+    def _changes(self, name: str) -> bool:
+        """Whether the plan gives the tensor a format with a grid that it does not have yet."""
+        after = self._plan.after[name].format
+        return after in GRIDS and after != self._plan.before[name].format
+
+    def _values(self, name: str) -> Floats:
+        values = dequantize(self._source.tensor(name))
+        check_finite(name, bool(np.isfinite(values).all()))
+        return values
+
+    def _hessian(
+        self, walk: Walk, layer: int, weights: Mapping[str, Floats], group: str
+    ) -> Doubles:
+        """The mean of x·xᵀ over the tokens of a walk, x the input of the group."""
+        total: list[Doubles] = []
+
+        def observe(found: str, x: Floats) -> None:
+            if found == group:
+                product = x.T @ x
+                if not total:
+                    total.append(np.zeros(product.shape))
+                total[0] += product
+
+        walk.run_layer(layer, weights, observe, advance=False, last_group=group)
+        if not np.isfinite(np.diag(total[0])).all():
+            raise FormatError(
+                f"{self._source.path}: the input of {group} is NaN or infinite; the file is damaged"
+            )
+        return total[0] / walk.num_tokens
+
+
+def source_loader(source: Source, replaced: Mapping[str, HostTensor] | None = None) -> Load:
+    """Loads parameters from a source, with some of its tensors replaced."""
+    backend, others = get_backend("reference"), replaced or {}
+    source_of = gguf_source_of(source.config.architecture)
+    params = {p.name: p for p in get_graph(source.config.graph).parameters(source.config)}
+
+    def load(names: Collection[str]) -> dict[str, Floats]:
+        found = {}
+        for name in names:
+            made_of = source_of(source.config, params[name])
+            tensors = [others.get(t) or source.tensor(t) for t in made_of.tensors]
+            whole = tensors[0] if made_of.fold is None else made_of.fold(*tensors)
+            found[name] = backend.load_weight(whole, name)
+        return found
+
+    return load
