@@ -7,7 +7,8 @@ import pytest
 
 from pellucid.backends.registry import BACKENDS, get_backend
 from pellucid.errors import FormatError
-from pellucid.formats import FORMATS, encode_dense
+from pellucid.formats import FORMATS, BlockFormat, encode_dense
+from pellucid.formats.groups import GROUP_FORMATS
 from pellucid.formats.tensor import HostTensor
 from pellucid.ops.case_inputs import F16_SCALES, random_weight
 
@@ -44,6 +45,29 @@ def test_a_broken_scale_or_minimum_of_any_block_is_refused(backend: str, format:
             for value in (0x7C00, 0xFE01):  # infinity, NaN
                 with pytest.raises(FormatError, match="'w' holds NaN"):
                     native.load_weight(changed(tensor, at, value, "<u2"), "w")
+
+
+@backends
+@pytest.mark.parametrize("format", [f for f in GROUP_FORMATS if not f.row_scale])
+def test_a_broken_scale_of_any_group_is_refused(backend: str, format: BlockFormat) -> None:
+    native = get_backend(backend)
+    shape = (37, 2 * format.block_size)
+    tensor = random_weight(np.random.default_rng(0), shape, format.name)
+    native.load_weight(tensor, "w")
+    for block in (0, 1, 16, 73):
+        for value in (0x7F800000, 0xFFC00001):  # infinity, NaN
+            with pytest.raises(FormatError, match="'w' holds NaN"):
+                native.load_weight(changed(tensor, block * format.block_bytes, value, "<u4"), "w")
+
+
+@backends
+def test_a_broken_scale_of_any_row_is_refused(backend: str) -> None:
+    native = get_backend(backend)
+    tensor = random_weight(np.random.default_rng(0), (37, 64), "INT8_ROW")
+    native.load_weight(tensor, "w")
+    for row in (0, 15, 16, 36):
+        with pytest.raises(FormatError, match="'w' holds NaN"):
+            native.load_weight(changed(tensor, row * 68, 0x7FC00000, "<u4"), "w")
 
 
 @backends

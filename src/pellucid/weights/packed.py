@@ -99,7 +99,7 @@ class PackedMatrix:
 
     @property
     def _is_permuted(self) -> bool:
-        sorted_groups = self.quantization.act_order and self.group_size < self.shape[1]
+        sorted_groups = self.quantization.desc_act and self.group_size < self.shape[1]
         return sorted_groups and any("g_idx" in part for part in self.parts)
 
     def packed_spec(self) -> TensorSpec:
@@ -292,7 +292,7 @@ def declared_spec(quantization: Quantization | None, param: Param) -> TensorSpec
         return TensorSpec(INT8_ROW, (rows, inputs))
     size = quantization.group_size or inputs
     format = packed_format(max(quantization.bits), size, inputs, zeros=zeros)
-    return TensorSpec(format, (rows, inputs), quantization.act_order and size < inputs)
+    return TensorSpec(format, (rows, inputs), quantization.desc_act and size < inputs)
 
 
 def packed_source(

@@ -50,7 +50,7 @@ class Quantization:
     bits: frozenset[int]  # of codes; several if groups of modules differ
     group_size: int | None  # inputs per scale; None: a row has one, or the tensors say it
     symmetric: bool  # whether zero points are all 2^(bits - 1)
-    act_order: bool  # whether inputs may be sorted into groups: g_idx
+    desc_act: bool  # whether inputs may be sorted into groups: g_idx
     zeros_minus_one: bool = False  # GPTQ's first format stores zero points minus one
     overrides: bool = False  # whether some modules differ in bits or group size (`dynamic`)
     # W8A8: activations are quantized as they come, with one scale per token
@@ -95,7 +95,7 @@ def _gptq(fields: Fields) -> Quantization:
         frozenset(BITS) if overrides else frozenset([_bits(fields, "bits", BITS)]),
         _group_size(fields),
         symmetric=fields.flag("sym", True),
-        act_order=fields.flag("desc_act", False),
+        desc_act=fields.flag("desc_act", False),
         zeros_minus_one=format == "gptq",
         overrides=overrides,
     )
@@ -112,7 +112,7 @@ def _awq(fields: Fields) -> Quantization:
         frozenset([_bits(fields, "w_bit" if fields.has("w_bit") else "bits", (4,))]),
         _group_size(fields, "q_group_size" if fields.has("q_group_size") else "group_size"),
         symmetric=False,
-        act_order=False,
+        desc_act=False,
     )
 
 
@@ -156,7 +156,7 @@ def _compressed(fields: Fields) -> Quantization:
         frozenset(bits),
         min(sizes, key=lambda size: size or math.inf),
         symmetric=all(symmetric),
-        act_order=any(orders),
+        desc_act=any(orders),
         overrides=True,
         int8_activations=all(activations),
     )
