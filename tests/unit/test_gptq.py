@@ -139,10 +139,25 @@ def test_inputs_that_were_never_seen_do_no_harm() -> None:
     assert np.isfinite(found.values()).all() and (found.values()[:, 10] == 0).all()
 
 
-def test_a_singular_hessian_is_damped_until_it_can_be_factorized() -> None:
+@pytest.mark.parametrize("damping", [0.0, 1e-300, 1e-9])
+def test_a_singular_hessian_is_damped_until_it_can_be_factorized(damping: float) -> None:
     x = np.random.default_rng(6).normal(size=(3, 64))  # three tokens
-    found = gptq(heavy_tailed(4, 64, 6), x.T @ x, bits=4, group_size=64, damping=0.0)
+    # whether a matrix that is exactly singular can be factorized is left to round-off
+    hessian = x.T @ x - 1e-6 * np.eye(64)
+    found = gptq(heavy_tailed(4, 64, 6), hessian, bits=4, group_size=64, damping=damping)
     assert np.isfinite(found.values()).all()
+
+
+@pytest.mark.parametrize("number", [-1.0, np.nan, -np.inf])
+def test_a_hessian_that_no_damping_mends_is_refused(number: float) -> None:
+    with pytest.raises(ConfigError, match="the calibration text is damaged"):
+        factorize(np.diag([1e-3, 1e-3, number]), act_order=False, damping=0.0)
+
+
+@pytest.mark.parametrize("damping", [-0.01, np.nan, np.inf])
+def test_a_damping_that_is_no_share_of_the_diagonal_is_refused(damping: float) -> None:
+    with pytest.raises(ConfigError, match=r"damping is .*; it must be from 0 to 10"):
+        factorize(np.eye(3), act_order=False, damping=damping)
 
 
 @pytest.mark.parametrize(

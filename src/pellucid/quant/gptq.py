@@ -31,7 +31,8 @@ Codes: TypeAlias = NDArray[np.uint8]
 RoundColumn: TypeAlias = Callable[[int, Floats], Floats]
 
 BLOCK = 128  # columns between two matrix products
-_LARGEST_DAMPING = 10.0  # times the mean of the diagonal; with that, H is far from singular
+_FIRST_DAMPING = 1e-4  # times the mean of the diagonal, where less was not enough
+_LARGEST_DAMPING = 10.0  # with that, H is far from singular
 _SMALLEST_SCALE = 1e-8
 
 
@@ -49,6 +50,11 @@ def factorize(hessian: Doubles, *, act_order: bool, damping: float = 0.01) -> Fa
 
     A column whose input was always 0 gets the mean as its diagonal: any value is as good there.
     """
+    if not 0 <= damping <= _LARGEST_DAMPING:
+        raise ConfigError(f"damping is {damping}; it must be from 0 to {_LARGEST_DAMPING:g}")
+    damaged = ConfigError("a Hessian is not positive definite; the calibration text is damaged")
+    if not np.isfinite(hessian).all():
+        raise damaged
     diagonal = np.diag(hessian)
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(len(diagonal))
     ordered = hessian[np.ix_(order, order)]
@@ -62,11 +68,9 @@ def factorize(hessian: Doubles, *, act_order: bool, damping: float = 0.01) -> Fa
             # H = V Vᵀ with V upper triangular, from the Cholesky factor of H in reversed order
             upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
         except np.linalg.LinAlgError:
-            if damping > _LARGEST_DAMPING:
-                raise ConfigError(
-                    "a Hessian is not positive definite; the calibration text is damaged"
-                ) from None
-            damping = 10 * damping
+            if damping >= _LARGEST_DAMPING:
+                raise damaged from None
+            damping = min(max(10 * damping, _FIRST_DAMPING), _LARGEST_DAMPING)
             continue
         # H⁻¹ = V⁻ᵀ V⁻¹, so U = V⁻¹
         return Factor(order, _invert_upper(np.ascontiguousarray(upper)).astype(np.float32))
