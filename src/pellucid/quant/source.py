@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from ..config import ModelConfig
 from ..errors import UnsupportedError
 from ..formats.tensor import HostTensor, TensorSpec
-from ..weights.checkpoint import open_checkpoint
+from ..weights.checkpoint import Checkpoint, open_checkpoint
 from ..weights.gguf_checkpoint import GGUFCheckpoint
 
 __all__ = ["GGUFSource", "Source", "open_source"]
@@ -26,6 +26,11 @@ class Source(Protocol):
 
     @property
     def config(self) -> ModelConfig: ...
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The same model by canonical names: what a writer of folders reads."""
+        ...
 
     @property
     def metadata(self) -> Mapping[str, object]:
@@ -55,7 +60,7 @@ class GGUFSource:
     """A GGUF file, unchanged."""
 
     def __init__(self, checkpoint: GGUFCheckpoint) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint: Checkpoint = checkpoint
         self._file = checkpoint.gguf
         self.path = checkpoint.path
         self.config = checkpoint.config
@@ -74,7 +79,7 @@ class GGUFSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._checkpoint.close()
+        self.checkpoint.close()
 
 
 def open_source(path: Path) -> Source:

@@ -18,6 +18,7 @@ __all__ = [
     "find_gguf_reader",
     "find_hf_reader",
     "gguf_source_of",
+    "hf_source_of",
 ]
 
 FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3)
@@ -54,4 +55,12 @@ def gguf_source_of(architecture: str) -> SourceOf:
     (reader,) = (family.gguf for family in FAMILIES if family.name == architecture)
     if reader is None:  # Mistral
         reader = find_gguf_reader("llama", architecture)
+    return reader.source
+
+
+def hf_source_of(architecture: str) -> SourceOf:
+    """Where the parameters of a family lie in Hugging Face folders, by its name in
+    `ModelConfig.architecture`.
+    """
+    (reader,) = (family.hf for family in FAMILIES if family.name == architecture)
     return reader.source
