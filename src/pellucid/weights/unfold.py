@@ -65,7 +65,7 @@ def file_tensors(config: ModelConfig, source_of: SourceOf) -> dict[str, FileTens
     for param in get_graph(config.graph).parameters(config):
         source = source_of(config, param)
         ((name, shape),) = source.tensors.items()
-        start = getattr(source.fold, "start", 0)
+        start = source.fold.start if isinstance(source.fold, SliceOutputs | Transpose) else 0
         found.setdefault(name, []).append((start, param.name, source.fold))
         shapes[name] = shape
     return {name: _file_tensor(shapes[name], parts) for name, parts in found.items()}
