@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..batch import ForwardBatch
 from ..config import ModelConfig
 from ..ops.protocol import KVLayer, Ops, RopeTable, Tensor
-from .params import Param, Shard
+from .params import Feeds, Param, linear_parameters
 from .rope import build_rope_table
 
 __all__ = [
@@ -25,21 +25,11 @@ __all__ = [
     "gated_mlp",
     "gated_mlp_parameters",
     "linear",
-    "linear_parameters",
     "logits_parameters",
     "project_to_logits",
 ]
 
 Weights = Mapping[str, Tensor]  # canonical name -> the backend's own tensor
-
-
-def linear_parameters(
-    name: str, out: int, in_: int, shard: Shard, group: str, bias: bool
-) -> Iterator[Param]:
-    """A weight [out, in] and, if the model has one, a bias [out]."""
-    yield Param(f"{name}.weight", (out, in_), shard, group=group, quantizable=True)
-    if bias:
-        yield Param(f"{name}.bias", (out,), shard)
 
 
 def linear(ops: Ops, weights: Weights, name: str, x: Tensor, bias: bool) -> Tensor:
@@ -49,9 +39,12 @@ def linear(ops: Ops, weights: Weights, name: str, x: Tensor, bias: bool) -> Tens
 def attention_parameters(config: ModelConfig, layer: int) -> Iterator[Param]:
     name, c = f"layers.{layer}", config.hidden_size
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    # the weights of attention sum to 1, so its output is linear in values and their bias
+    values = Feeds(f"{name}.attn_output", config.head_dim, config.num_heads // config.num_kv_heads)
     for module, size in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
+        feeds = values if module == "v_proj" else None
         yield from linear_parameters(
-            f"{name}.{module}", size, c, "column", f"{name}.attn_input", config.qkv_bias
+            f"{name}.{module}", size, c, "column", f"{name}.attn_input", config.qkv_bias, feeds
         )
     if config.qk_norm:
         yield Param(f"{name}.q_norm.weight", (config.head_dim,))
@@ -99,9 +92,10 @@ def attention(
 
 def gated_mlp_parameters(config: ModelConfig, layer: int) -> Iterator[Param]:
     name, c, f = f"layers.{layer}", config.hidden_size, config.intermediate_size
-    for module in ("gate_proj", "up_proj"):
+    # act(gate) · up is linear in up alone
+    for module, feeds in (("gate_proj", None), ("up_proj", Feeds(f"{name}.mlp_hidden"))):
         yield from linear_parameters(
-            f"{name}.{module}", f, c, "column", f"{name}.mlp_input", config.mlp_bias
+            f"{name}.{module}", f, c, "column", f"{name}.mlp_input", config.mlp_bias, feeds
         )
     yield from linear_parameters(
         f"{name}.down_proj", c, f, "row", f"{name}.mlp_hidden", config.mlp_bias

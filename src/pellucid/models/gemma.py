@@ -24,22 +24,24 @@ from .blocks import (
     logits_parameters,
 )
 from .llama import embed, head, norm_rows
-from .params import Param
+from .params import Feeds, Param
 
 __all__ = ["embed", "head", "layers", "norm_rows", "parameters"]
 
 
 def parameters(config: ModelConfig) -> Iterator[Param]:
     """Every tensor that the three parts read."""
+    c = config.hidden_size
     yield from logits_parameters(config)
     for i in range(config.num_layers):
-        yield Param(f"layers.{i}.input_norm.weight", (config.hidden_size,))
+        name = f"layers.{i}"
+        yield Param(f"{name}.input_norm.weight", (c,), feeds=Feeds(f"{name}.attn_input"))
         yield from attention_parameters(config, i)
-        yield Param(f"layers.{i}.post_attn_norm.weight", (config.hidden_size,))
-        yield Param(f"layers.{i}.pre_mlp_norm.weight", (config.hidden_size,))
+        yield Param(f"{name}.post_attn_norm.weight", (c,))
+        yield Param(f"{name}.pre_mlp_norm.weight", (c,), feeds=Feeds(f"{name}.mlp_input"))
         yield from gated_mlp_parameters(config, i)
-        yield Param(f"layers.{i}.post_mlp_norm.weight", (config.hidden_size,))
-    yield Param("norm.weight", (config.hidden_size,))
+        yield Param(f"{name}.post_mlp_norm.weight", (c,))
+    yield Param("norm.weight", (c,))
 
 
 def layers(

@@ -17,11 +17,10 @@ from .blocks import (
     attention,
     attention_parameters,
     linear,
-    linear_parameters,
     logits_parameters,
     project_to_logits,
 )
-from .params import Param
+from .params import Feeds, Param, linear_parameters
 
 __all__ = ["embed", "head", "layers", "norm_rows", "parameters"]
 
@@ -33,9 +32,9 @@ def parameters(config: ModelConfig) -> Iterator[Param]:
     yield Param("embed_positions.weight", (config.max_position_embeddings, c))
     for i in range(config.num_layers):
         name = f"layers.{i}"
-        yield from _norm_parameters(f"{name}.input_norm", c)
+        yield from _norm_parameters(f"{name}.input_norm", c, Feeds(f"{name}.attn_input"))
         yield from attention_parameters(config, i)
-        yield from _norm_parameters(f"{name}.pre_mlp_norm", c)
+        yield from _norm_parameters(f"{name}.pre_mlp_norm", c, Feeds(f"{name}.mlp_input"))
         yield from linear_parameters(
             f"{name}.up_proj", f, c, "column", f"{name}.mlp_input", config.mlp_bias
         )
@@ -92,9 +91,9 @@ def _mlp(ops: Ops, config: ModelConfig, weights: Weights, layer: int, x: Tensor)
     )
 
 
-def _norm_parameters(name: str, size: int) -> Iterator[Param]:
-    yield Param(f"{name}.weight", (size,))
-    yield Param(f"{name}.bias", (size,))
+def _norm_parameters(name: str, size: int, feeds: Feeds | None = None) -> Iterator[Param]:
+    yield Param(f"{name}.weight", (size,), feeds=feeds)
+    yield Param(f"{name}.bias", (size,), feeds=feeds)
 
 
 def _norm(ops: Ops, config: ModelConfig, weights: Weights, name: str, x: Tensor) -> Tensor:
