@@ -36,6 +36,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "size_of",
+    "sync",
     "unread",
 ]
 
@@ -199,12 +200,13 @@ def publish(scratch: Path, path: Path) -> None:
     Its bytes reach the disk before the name, and the name before this returns. So after a crash of
     the machine there is the old file or the new one, never a part. Raises OSError.
     """
-    _sync(scratch)
+    sync(scratch)
     os.replace(scratch, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

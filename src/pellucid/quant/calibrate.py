@@ -24,7 +24,7 @@ from ..backends.reference import ops as reference
 from ..backends.registry import get_backend
 from ..batch import AttentionMetadata, ForwardBatch
 from ..config import ModelConfig
-from ..errors import RequestError
+from ..errors import FormatError, RequestError
 from ..kv_spec import build_kv_specs
 from ..models.params import Param, split_name
 from ..models.registry import get_graph
@@ -32,7 +32,7 @@ from ..ops.protocol import KVLayer
 from ..tokenizer import Tokenizer
 from ..weights.checkpoint import Checkpoint
 
-__all__ = ["Floats", "Load", "Observe", "Walk", "cut_calibration", "loader"]
+__all__ = ["Floats", "Load", "Observe", "Walk", "cut_calibration", "loader", "mean_hessian"]
 
 Floats: TypeAlias = NDArray[np.float32]
 # (the group, its input [T, in]); the array is only valid during the call
@@ -207,6 +207,28 @@ class Walk:
                 block_size=BLOCK_SIZE,
             ),
         )
+
+
+def mean_hessian(
+    walk: Walk, layer: int, weights: Mapping[str, Floats], group: str
+) -> NDArray[np.float64]:
+    """The mean of x·xᵀ over the tokens of a walk, x the input of a group of the layer. [n, n]
+
+    Raises FormatError if an activation is NaN or infinite.
+    """
+    total: list[NDArray[np.float64]] = []
+
+    def observe(found: str, x: Floats) -> None:
+        if found == group:
+            product = x.T @ x
+            if not total:
+                total.append(np.zeros(product.shape))
+            total[0] += product
+
+    walk.run_layer(layer, weights, observe, advance=False, last_group=group)
+    if not np.isfinite(np.diag(total[0])).all():
+        raise FormatError(f"the input of {group} is NaN or infinite; the model is damaged")
+    return total[0] / walk.num_tokens
 
 
 class _Reached(Exception):

@@ -16,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.registry import get_backend
-from ..errors import FormatError
 from ..formats import HostTensor, dequantize
 from ..formats.codes import GRIDS
 from ..formats.finite import check_finite
 from ..models.params import split_name
 from ..models.registry import get_graph
 from ..weights.families import gguf_source_of
-from .calibrate import Floats, Load, Walk
+from .calibrate import Floats, Load, Walk, mean_hessian
 from .error_feedback import Search, error_feedback
-from .gptq import Doubles, factorize
+from .gptq import factorize
 from .quantize import Plan
 from .source import Source
 
@@ -83,9 +82,9 @@ class SequentialFeedback:
             if not names:
                 continue
             # the group's input, behind what is quantized
-            hessian = self._hessian(self._walk, layer, weights, group)
+            hessian = mean_hessian(self._walk, layer, weights, group)
             other = self._other
-            held_out = None if other is None else self._hessian(other, layer, weights, group)
+            held_out = None if other is None else mean_hessian(other, layer, weights, group)
             factor = factorize(hessian, act_order=True)
             for name in names:
                 self._encoded[name] = error_feedback(
@@ -109,26 +108,6 @@ class SequentialFeedback:
         values = dequantize(self._source.tensor(name))
         check_finite(name, bool(np.isfinite(values).all()))
         return values
-
-    def _hessian(
-        self, walk: Walk, layer: int, weights: Mapping[str, Floats], group: str
-    ) -> Doubles:
-        """The mean of x·xᵀ over the tokens of a walk, x the input of the group."""
-        total: list[Doubles] = []
-
-        def observe(found: str, x: Floats) -> None:
-            if found == group:
-                product = x.T @ x
-                if not total:
-                    total.append(np.zeros(product.shape))
-                total[0] += product
-
-        walk.run_layer(layer, weights, observe, advance=False, last_group=group)
-        if not np.isfinite(np.diag(total[0])).all():
-            raise FormatError(
-                f"{self._source.path}: the input of {group} is NaN or infinite; the file is damaged"
-            )
-        return total[0] / walk.num_tokens
 
 
 def source_loader(source: Source, replaced: Mapping[str, HostTensor] | None = None) -> Load:

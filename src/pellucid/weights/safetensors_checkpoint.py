@@ -88,6 +88,24 @@ class SafetensorsCheckpoint:
         folds = (planned.source.fold for planned in self._plan)
         return {f"{f.module}.weight": f for f in folds if isinstance(f, PackedMatrix)}
 
+    def dense_tensors(self) -> dict[str, str]:
+        """The tensor of the files that each parameter lies in, by canonical name, but for packed
+        matrices.
+        """
+        return {
+            planned.name: next(iter(planned.source.tensors))
+            for planned in self._plan
+            if not planned.source.packed
+        }
+
+    def stored(self, name: str) -> HostTensor:
+        """A tensor as it lies in a file."""
+        return self._files[name].tensor(name)
+
+    def stored_spec(self, name: str) -> TensorSpec:
+        """Format and shape of a tensor in a file."""
+        return self._files[name].specs[name]
+
     def stored_matrices(self) -> dict[str, StoredMatrix]:
         return stored_matrices(self._plan, lambda name: self._files[name].place(name))
 
