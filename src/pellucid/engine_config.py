@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from .checks import Bounds, check_fields, option
 from .config import MAX_TOKENS
+from .named_fields import named_fields
 
 __all__ = ["Batching", "EngineConfig", "Preemption", "SchedulingPolicy"]
 
@@ -20,6 +21,7 @@ Preemption = Literal["auto", "recompute", "swap"]
 MAX_REQUESTS = 1 << 16
 
 
+@named_fields("option")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How the engine runs a model. Where a name is vLLM's, so are its meaning and its unit.

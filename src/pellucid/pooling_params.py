@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from .checks import check_fields, option
 from .errors import ConfigError
+from .named_fields import named_fields
 
 __all__ = ["Pooling", "PoolingParams"]
 
 MAX_INT = (1 << 63) - 1
 
 
+@named_fields("pooling parameter", {"use_activation": "its name here is normalize"})
 @dataclass(slots=True, kw_only=True)
 class PoolingParams:
     """What an embedding is. Types and bounds are checked when it is built, and again when a request

@@ -6,10 +6,12 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, Protocol, Self, TypeVar
 
-from .checks import Bounds, check_fields, check_value, option, show, unknown_name
+from .checks import Bounds, check_fields, check_value, option, show
 from .errors import ConfigError, RequestError
+from .named_fields import check_names, named_fields
 from .structured_params import StructuredOutputsParams
 
 __all__ = [
@@ -39,7 +41,33 @@ _DIGITS = re.compile("[0-9]{1,9}")  # a token id as a key of JSON
 TokenId = Annotated[int, Bounds(low=0, high=MAX_TOKEN_ID)]
 Text = Annotated[str, Bounds(low=1, high=MAX_STRING)]  # a stop string or a bad word
 
+_NO_BEAMS = "there is no beam search"
+# Parameters of vLLM, transformers and llama.cpp that have another name here, or none.
+ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "best_of": "all n answers are returned; choose among them by cumulative_logprob",
+        "do_sample": "temperature=0 is greedy, and any other temperature samples",
+        "early_stopping": _NO_BEAMS,
+        "extra_args": "there are no plugins that would read it",
+        "flat_logprobs": "logprobs are a mapping for each position",
+        "guided_decoding": "its name here is structured_outputs",
+        "length_penalty": _NO_BEAMS,
+        "logits_processors": "logit_bias, allowed_token_ids, bad_words and structured_outputs "
+        "change logits",
+        "max_new_tokens": "its name here is max_tokens",
+        "n_predict": "its name here is max_tokens",
+        "num_beams": _NO_BEAMS,
+        "num_return_sequences": "its name here is n",
+        "output_kind": "LLM.generate returns whole answers, and LLM.stream growing ones",
+        "repeat_penalty": "its name here is repetition_penalty",
+        "skip_reading_prefix_cache": "the cache_salt of a prompt keeps it apart from others",
+        "spaces_between_special_tokens": "nothing is put between special tokens",
+        "use_beam_search": _NO_BEAMS,
+    }
+)
 
+
+@named_fields("sampling parameter", ELSEWHERE)
 @dataclass(slots=True, kw_only=True)
 class SamplingParams:
     """How the next token is chosen, and when the output stops.
@@ -178,10 +206,7 @@ class SamplingParams:
         """Build from fields of JSON, as vLLM's method does: null means the default, and keys of
         logit_bias may be strings of digits. Raises ConfigError for an unknown name.
         """
-        names = tuple(cls.__dataclass_fields__)
-        for name in fields:
-            if name not in names:
-                raise ConfigError(unknown_name("sampling parameter", name, names))
+        check_names(cls, fields)  # also those that are null
         # for max_tokens None has a meaning of its own
         given = {
             name: value

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from .checks import Bounds, check_fields, option, show, unknown_name
+from .checks import Bounds, check_fields, option, show
 from .errors import ConfigError
+from .named_fields import check_names, named_fields
 
 __all__ = ["StructuredOutputsParams"]
 
@@ -18,6 +19,7 @@ MAX_CHOICES = 1024
 MAX_CHOICE = 1024  # characters
 
 
+@named_fields("field of structured_outputs")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
     """The constraint on an answer's text; exactly one field is set. The names are vLLM's.
@@ -66,13 +68,8 @@ class StructuredOutputsParams:
 
     @classmethod
     def from_optional(cls, **fields: Any) -> "StructuredOutputsParams":
-        """Build from fields of JSON: null means the default. Raises ConfigError for an unknown
-        name.
-        """
-        names = tuple(cls.__dataclass_fields__)
-        for name in fields:
-            if name not in names:
-                raise ConfigError(unknown_name("field of structured_outputs", name, names))
+        """Build from fields of JSON: null means the default."""
+        check_names(cls, fields)
         return cls(**{name: value for name, value in fields.items() if value is not None})
 
     @classmethod

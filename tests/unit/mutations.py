@@ -1,6 +1,9 @@
-"""Bugs to plant in the scheduler and the KV cache, one at a time: (what, file, source text, what it
-becomes). scripts/mutate plants each in a copy of the package and shows which test finds it, and
-how. A text that is no longer there is an error: the list is kept with the code.
+"""Bugs to plant, one at a time: (what, file, source text, what it becomes). scripts/mutate plants
+each in a copy of the package and shows which test finds it, and how. A text that is no longer there
+is an error: the list is kept with the code.
+
+MUTATIONS are bugs of the scheduler and the KV cache. FAULTS are bugs of what protects the engine
+from a wrong file or a small machine; each has its own tests.
 
 Two changes that nothing finds are not in it, because they change no answer: a preempted request
 that keeps its counter (admission sets it), and evicting a tail that its owner still holds (the tree
@@ -26,7 +29,7 @@ MUTATIONS = [
     (
         "a hit leaves nothing to compute",
         MANAGER,
-        "limit = request.num_tokens - 1",
+        "limit = request.num_reusable",
         "limit = request.num_tokens",
     ),
     (
@@ -230,5 +233,114 @@ MUTATIONS = [
         SCHEDULER,
         "if len(self.running) < self.max_num_seqs and self.kv.admit(urgent, hit, count):",
         "if self.kv.admit(urgent, hit, count):",
+    ),
+]
+
+# (what, file, source text, what it becomes, the tests that should find it)
+FAULTS = [
+    (
+        "memory in use is not subtracted from a control group's limit",
+        "host_memory.py",
+        "yield limit - max(0, in_use - cache)",
+        "yield limit",
+        "tests/unit/test_host_memory.py",
+    ),
+    (
+        "only the root's control group is read",
+        "control_groups.py",
+        "for part in (own, *own.parents):",
+        "for part in own.parents[-1:]:",
+        "tests/unit/test_host_memory.py",
+    ),
+    (
+        "ulimit -v is not read",
+        "host_memory.py",
+        "zip((resource.RLIMIT_AS, resource.RLIMIT_DATA), pages_used, strict=True)",
+        "zip((resource.RLIMIT_DATA,), pages_used[1:], strict=True)",
+        "tests/unit/test_host_memory.py",
+    ),
+    (
+        "a tokenizer may be larger than its model",
+        "engine/loader.py",
+        "if tokenizer.text_vocab_size > self.model_config.vocab_size:",
+        "if False:",
+        "tests/engine/test_tokenizer_size.py",
+    ),
+    (
+        "the KV cache takes all free memory",
+        "engine/memory.py",
+        "(free - block_bytes) // KV_SHARE // block_bytes",
+        "(free - block_bytes) // block_bytes",
+        "tests/engine/test_memory_plan.py",
+    ),
+    (
+        "activations are not planned",
+        "engine/memory.py",
+        "        **step_bytes,\n",
+        "",
+        "tests/engine/test_memory_plan.py",
+    ),
+    (
+        "activations of the native backend are planned for one token",
+        "backends/native/backend.py",
+        "self.isa, self.threads, num_tokens, num_logits, context)",
+        "self.isa, self.threads, 1, num_logits, context)",
+        "tests/engine/test_memory_plan.py",
+    ),
+    (
+        "a file gets its name before its bytes are on the disk",
+        "files.py",
+        "    _sync(scratch)\n",
+        "",
+        "tests/unit/test_files.py",
+    ),
+    (
+        "a name is not on the disk when it is given",
+        "files.py",
+        "    _sync(path.parent)\n",
+        "",
+        "tests/unit/test_files.py",
+    ),
+    (
+        "the end of a file that was cut short is taken for zeros",
+        "files.py",
+        "            raise unread(file, offset + done, what)\n",
+        "            break\n",
+        "tests/models/test_file_faults.py",
+    ),
+    (
+        "a broken scale is not noticed",
+        "backends/native/backend.py",
+        "check_finite(name, weight.finite)",
+        "check_finite(name, True)",
+        "tests/unit/test_finite_weights.py",
+    ),
+    (
+        "a broken norm is not noticed",
+        "backends/native/backend.py",
+        "check_finite(name, bool(np.isfinite(vector).all()))",
+        "pass",
+        "tests/unit/test_finite_weights.py",
+    ),
+    (
+        "a panic of a library passes",
+        "tokenizer/tokenizer.py",
+        'type(error).__name__ == "PanicException"',
+        "False",
+        "tests/unit/test_tokenizer_json.py",
+    ),
+    (
+        "values of a template may be nested at any depth",
+        "tokenizer/template_sandbox.py",
+        "if depth >= MAX_NESTING:",
+        "if False:",
+        "tests/unit/test_chat_template.py tests/unit/test_chat_hostile.py",
+    ),
+    (
+        "a read-only cache is refused",
+        "weights/wheels.py",
+        "    target = cache_dir / model.file\n",
+        "    target = cache_dir / model.file\n    cache_dir.mkdir(parents=True, exist_ok=True)\n",
+        "tests/unit/test_hub_wheels.py",
     ),
 ]

@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pellucid import EngineConfig, PoolingParams, StructuredOutputsParams
 from pellucid.errors import ConfigError
 from pellucid.sampling import check_token_ids
-from pellucid.sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS, SamplingParams
+from pellucid.sampling_params import (
+    ELSEWHERE,
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_STOP_STRINGS,
+    SamplingParams,
+)
 
 INTEGERS = {  # name: (lowest, highest allowed)
     "n": (1, MAX_N),
@@ -234,6 +241,45 @@ def test_from_optional_takes_the_fields_of_json() -> None:
     for key in ("x", "-1", "1.0", "", "9" * 5000, "١"):
         with pytest.raises(ConfigError, match=r"^logit_bias has the key .*; a key must be an int"):
             SamplingParams.from_optional(logit_bias={key: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"best_of": 2}, "no sampling parameter 'best_of': all n answers are returned; choose"),
+        ({"use_beam_search": True}, "'use_beam_search': there is no beam search"),
+        ({"guided_decoding": None}, "'guided_decoding': its name here is structured_outputs"),
+        ({"max_new_tokens": 5}, "'max_new_tokens': its name here is max_tokens"),
+        ({"temprature": 1.0}, r"'temprature'; did you mean 'temperature'\? The names are: "),
+        ({"xyzzy": 1}, "no sampling parameter 'xyzzy'; the names are: allowed_token_ids, "),
+    ],
+)
+def test_a_field_that_does_not_exist_is_answered_with_its_name_here_the_nearest_or_all(
+    fields: dict[str, Any], sentence: str
+) -> None:
+    for build in (SamplingParams, SamplingParams.from_optional):
+        with pytest.raises(ConfigError, match=sentence):
+            build(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (PoolingParams, "pooling parameter"),
+        (StructuredOutputsParams, "field of structured_outputs"),
+        (EngineConfig, "option"),
+    ],
+)
+def test_every_class_of_parameters_answers_a_wrong_name_alike(kind: Any, what: str) -> None:
+    first = next(iter(kind.__dataclass_fields__))
+    with pytest.raises(ConfigError, match=rf"no {what} '{first}s'; did you mean '{first}'\?"):
+        kind(**{first + "s": None})
+    with pytest.raises(ConfigError, match=rf"^{kind.__name__} is given 0\.5 without a name; write"):
+        kind(0.5)
+
+
+def test_no_name_said_to_be_elsewhere_is_a_field() -> None:
+    assert not set(SamplingParams.__dataclass_fields__) & set(ELSEWHERE)
 
 
 anything: st.SearchStrategy[Any] = st.recursive(

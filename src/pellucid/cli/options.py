@@ -20,6 +20,7 @@ from ..errors import FormatError
 from ..files import parse_json, read_bytes
 from ..sampling_params import SamplingParams
 from ..weights.catalogue import DEFAULT_MODEL
+from .blas_threads import spare_blas_threads
 
 __all__ = [
     "DEBUG",
@@ -140,7 +141,13 @@ def options_of(config: Any, argument: str) -> Callable[[_Command], _Command]:
 
 def loading_options(command: _Command) -> _Command:
     """What concerns the loading of a model: the command gets what was said as `loading`."""
-    return _gathered(_loading_declarations(), "loading")(command)
+    chosen = _loading_declarations()
+
+    @functools.wraps(command)
+    def gather(*args: Any, **rest: Any) -> Any:
+        return command(*args, loading=_take_loading(chosen, rest), **rest)
+
+    return _with_options(gather, chosen)
 
 
 def _gathered(chosen: Sequence[Declaration], argument: str) -> Callable[[_Command], _Command]:
@@ -168,7 +175,7 @@ def model_options(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def gather(*args: Any, model: str, **rest: Any) -> Any:
-        values = _take(chosen, rest)
+        values = _take_loading(chosen, rest)
         return command(*args, model=ModelOptions(model, values), **rest)
 
     named = click.option(
@@ -328,6 +335,14 @@ def _take(chosen: Sequence[Declaration], options: dict[str, Any]) -> dict[str, A
         said[declared.name] = dict(value) if get_origin(declared.type) is Mapping else value
         if isinstance(value, tuple) and get_origin(declared.type) is not Mapping:
             said[declared.name] = list(value)
+    return said
+
+
+def _take_loading(chosen: Sequence[Declaration], options: dict[str, Any]) -> dict[str, Any]:
+    """`_take` of what concerns the loading of a model. A command imports NumPy after this."""
+    said = _take(chosen, options)
+    default = next(declared.default for declared in chosen if declared.name == "backend")
+    spare_blas_threads(said.get("backend", default))
     return said
 
 
