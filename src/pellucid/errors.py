@@ -17,7 +17,8 @@ prints only that sentence; `--debug` adds the traceback. An exception that is no
 is a bug.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 __all__ = [
     "CapacityError",
@@ -31,6 +32,7 @@ __all__ = [
     "QueueFullError",
     "RequestError",
     "UnsupportedError",
+    "named_errors",
 ]
 
 
@@ -90,3 +92,14 @@ class EngineDeadError(EngineError):
     """The engine has ended, because it was closed or because a crash left a state that cannot be
     trusted.
     """
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Begin the message of a refusal with `name`, the one of several things that is wrong. An
+    empty name changes nothing.
+    """
+    try:
+        yield
+    except (ConfigError, RequestError, CapacityError) as error:
+        raise type(error)(f"{name}: {error}") if name else error from None

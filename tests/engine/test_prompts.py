@@ -341,3 +341,25 @@ def test_what_is_no_list_of_messages_is_refused(llm: LLM, wrong: Any) -> None:
 def test_an_array_is_no_list_of_sampling_params(llm: LLM) -> None:
     with pytest.raises(ConfigError, match=r"^sampling_params is array\(2\); it must be"):
         llm.generate("ab", np.array(2), use_tqdm=False)  # type: ignore[arg-type]
+
+
+def test_a_refusal_names_which_of_several_prompts_it_is_about(llm: LLM) -> None:
+    long, size = [1] * (llm.max_model_len + 1), llm.model_config.vocab_size
+    for bad, message in (
+        (long, "the prompt has .* tokens"),
+        ([size], "prompt token id"),
+        ("", "the prompt is empty"),
+    ):
+        if bad == "" and llm.tokenizer.add_bos:
+            continue
+        with pytest.raises(RequestError, match=rf"^prompts\[2\]: {message}"):
+            llm.generate(["a", "b", bad, "d"], use_tqdm=False)
+        with pytest.raises(RequestError, match=f"^{message}"):
+            llm.generate([bad], use_tqdm=False)
+    with pytest.raises(ConfigError, match=rf"^prompts\[1\]: stop_token_ids holds token id {size}"):
+        params = [SamplingParams(), SamplingParams(stop_token_ids=[size])]
+        llm.generate(["a", "b"], params, use_tqdm=False)
+    short, too_long = ([{"role": "user", "content": text}] for text in ("a", "a" * 1000))
+    for bad in (too_long, [{"role": "user", "content": 5}]):
+        with pytest.raises(RequestError, match=r"^messages\[1\]: "):
+            llm.chat([short, bad, short], use_tqdm=False)

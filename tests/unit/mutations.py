@@ -290,14 +290,14 @@ FAULTS = [
     (
         "a file gets its name before its bytes are on the disk",
         "files.py",
-        "    _sync(scratch)\n",
+        "    sync(scratch)\n",
         "",
         "tests/unit/test_files.py",
     ),
     (
         "a name is not on the disk when it is given",
         "files.py",
-        "    _sync(path.parent)\n",
+        "    sync(path.parent)\n",
         "",
         "tests/unit/test_files.py",
     ),

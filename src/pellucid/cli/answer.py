@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..outputs import LogprobsOnePosition, RequestOutput
+from ..units import format_count
 from .options import ModelOptions
 
 if TYPE_CHECKING:
@@ -111,9 +112,13 @@ class Timing:
         )
 
     def __str__(self) -> str:
-        parts = [f"prompt {self.prompt_tokens} tokens{_speed(self.prompt_tokens_per_second)}"]
+        parts = [
+            f"prompt {format_count(self.prompt_tokens, 'token')}"
+            f"{_speed(self.prompt_tokens_per_second)}"
+        ]
         parts.append(
-            f"answer {self.completion_tokens} tokens{_speed(self.decode_tokens_per_second)}"
+            f"answer {format_count(self.completion_tokens, 'token')}"
+            f"{_speed(self.decode_tokens_per_second)}"
         )
         if self.time_to_first_token is not None:
             parts.append(f"first token after {self.time_to_first_token:.2f} s")

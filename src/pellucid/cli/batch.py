@@ -26,6 +26,7 @@ import click
 from ..errors import EngineDeadError, PellucidError, QueueFullError, RequestError
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
+from ..units import format_count
 from .answer import Timing, render_chat
 from .answers_file import AnswersFile
 from .batch_lines import (
@@ -274,11 +275,11 @@ class _Run:
     def report(self, num_skipped: int) -> None:
         """One line about the whole run."""
         parts = [
-            f"{self.num_requests} requests in {self.seconds:.1f} s",
+            f"{format_count(self.num_requests, 'request')} in {self.seconds:.1f} s",
             f"{self.num_tokens / max(self.seconds, 1e-9):.0f} tokens/s",
         ]
         if num_skipped:
-            parts.append(f"{num_skipped} were answered before")
+            parts.append(f"{num_skipped} {'was' if num_skipped == 1 else 'were'} answered before")
         if self.num_errors:
             parts.append(f"{self.num_errors} failed")
         say(f"[{' · '.join(parts)}]")
@@ -326,4 +327,6 @@ async def _in_background(first: Line, rest: _Unanswered) -> AsyncIterator[Line]:
 def _report_nothing(name: str, waiting: _Unanswered) -> None:
     if not waiting.num_skipped:
         raise RequestError(f"{name} holds no request; each line must be a JSON object")
-    say(f"[all {waiting.num_skipped} requests are answered already; --overwrite begins anew]")
+    skipped = waiting.num_skipped
+    which = "the one request is" if skipped == 1 else f"all {skipped} requests are"
+    say(f"[{which} answered already; --overwrite begins anew]")

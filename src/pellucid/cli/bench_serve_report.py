@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..units import format_count
 from .terminal import print_table
 
 if TYPE_CHECKING:
@@ -137,7 +138,10 @@ def print_ratios(results: "RoundResults") -> dict[str, Any]:
     by_server = [[m for m in results.runs if m.server == i] for i in range(2)]
     for letter, runs in zip("AB", by_server, strict=True):
         if runs:
-            click.echo(f"{letter}: {runs[0].url}, model {runs[0].model}, {len(runs)} rounds")
+            click.echo(
+                f"{letter}: {runs[0].url}, model {runs[0].model}, "
+                f"{format_count(len(runs), 'round')}"
+            )
             for measured in runs:
                 _print_errors(measured)
     click.echo(f"{_load(plan)}; medians of rounds, and A / B within rounds\n")

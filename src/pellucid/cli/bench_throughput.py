@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import ConfigError
+from ..units import format_count
 from .bench_options import BenchOptions, Numbers, bench_options, size_options
 from .bench_run import (
     BenchRun,
@@ -266,7 +267,7 @@ def _run_offline(
                     vocab_size=config.vocab_size,
                 )
                 samples = Samples(load.input_tokens + load.output_tokens)
-                progress(f"{path.name}: {num_prompts} requests")
+                progress(f"{path.name}: {format_count(num_prompts, 'request')}")
                 try:
                     run.open_peer(path, setup)
                     _measure_offline(path, setup, load, options, run.peer, samples)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..units import format_count
 from ..weights import hub
 from .options import debug_option
 from .perplexity import read_text
@@ -72,10 +73,13 @@ def imatrix(
                 f"{config.max_position_embeddings} tokens at once"
             )
         windows = cut_calibration(load_tokenizer(checkpoint.tokenizer_source), text, n_ctx, chunks)
-        say(f"{len(windows)} chunks of {n_ctx} tokens through {config.num_layers} layers")
+        say(
+            f"{format_count(len(windows), 'chunk')} of {n_ctx} tokens through "
+            f"{format_count(config.num_layers, 'layer')}"
+        )
         with tqdm(total=config.num_layers, unit="layer", disable=None) as bar:
             matrix = collect_imatrix(
                 checkpoint, windows, str(text_file), with_output=process_output, on_layer=bar.update
             )
     write_imatrix(out, matrix)
-    click.echo(f"{out}: {len(matrix.entries)} weights, {windows.size} tokens")
+    click.echo(f"{out}: {format_count(len(matrix.entries), 'weight')}, {windows.size} tokens")

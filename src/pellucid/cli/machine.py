@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..units import format_bytes
+from ..units import format_bytes, format_count
 from .options import debug_option, json_option
 from .terminal import print_table, say
 
@@ -99,7 +99,7 @@ def _print(found: "Machine") -> None:
     # waiting
     click.echo()
     for n, barrier in found.barrier_seconds.items():
-        click.echo(f"barrier of {n} threads: {_range(barrier, 1e-6, 2)} µs")
+        click.echo(f"barrier of {_threads(n)}: {_range(barrier, 1e-6, 2)} µs")
     disk = found.disk_bandwidth
     if disk is None:
         click.echo("disk: not measured; files cannot be read past the page cache here")
@@ -108,7 +108,7 @@ def _print(found: "Machine") -> None:
 
 
 def _threads(n: int) -> str:
-    return "1 thread" if n == 1 else f"{n} threads"
+    return format_count(n, "thread")
 
 
 def _range(range: "Range | None", unit: float, digits: int = 0) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import FormatError
-from ..units import format_bytes
+from ..units import format_bytes, format_count
 from .inputs import open_input
 from .options import ModelOptions, debug_option, json_option, model_options
 from .terminal import one_line, say
@@ -145,16 +145,17 @@ def perplexity(
             record["divergence"] = compared
         click.echo(json.dumps(record))
     else:
+        chunks_scored = format_count(own.num_chunks, "chunk")
         scored = (
-            f"protocol {protocol}, {own.num_chunks} chunks of {evaluation.windows.n_ctx}, "
-            f"{own.num_scored_tokens} tokens scored"
+            f"protocol {protocol}, {chunks_scored} of {evaluation.windows.n_ctx}, "
+            f"{format_count(own.num_scored_tokens, 'token')} scored"
         )
         click.echo(f"perplexity {own.perplexity:.4f} ± {own.error:.4f} ({scored})")
         if divergence is not None:
             _print_divergence(divergence, evaluation.base_name or "")
     if interrupted:
         without = "" if evaluation.new_file_bytes is None else f"; {logits_file} is not written"
-        say(f"interrupted after {own.num_chunks} of {num_chunks} chunks{without}")
+        say(f"interrupted after {own.num_chunks} of {format_count(num_chunks, 'chunk')}{without}")
         raise click.exceptions.Exit(130)
 
 
@@ -167,8 +168,9 @@ def _show_progress(result: "Perplexity | Divergence", num_chunks: int, seconds: 
     own = result.model if isinstance(result, Divergence) else result
     left = round(seconds / own.num_chunks * (num_chunks - own.num_chunks))
     line = (
-        f"{own.num_chunks} of {num_chunks} chunks · perplexity {own.perplexity:.4f} ± "
-        f"{own.error:.4f} · about {left // 60}:{left % 60:02d} left"
+        f"{own.num_chunks} of {format_count(num_chunks, 'chunk')} · "
+        f"perplexity {own.perplexity:.4f} ± {own.error:.4f} · "
+        f"about {left // 60}:{left % 60:02d} left"
     )
     click.echo(f"\r\x1b[K{line}", err=True, nl=False)
 

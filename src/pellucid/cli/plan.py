@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CapacityError, UnsupportedError
-from ..units import format_bytes
+from ..units import format_bytes, format_count
 from .options import debug_option, json_option
 from .terminal import print_table
 
@@ -180,7 +180,7 @@ def _print_speeds(found: "MemoryPlan", ceilings: "Ceilings", speeds: "dict[str, 
     streamed = found.weight_bytes + found.kv_bytes
     bandwidth = ceilings.bandwidth_range(streamed).median
     how = (
-        f"measured now, {ceilings.isa}, {ceilings.threads} threads"
+        f"measured now, {ceilings.isa}, {format_count(ceilings.threads, 'thread')}"
         if ceilings.is_measured
         else f"{ceilings.source}; a bound that no program reaches"
     )

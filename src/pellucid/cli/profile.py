@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from ..units import format_bytes
+from ..units import format_bytes, format_count
 from ..weights import hub
 from .options import debug_option, json_option
 from .terminal import print_table
@@ -117,14 +117,15 @@ def _print(found: "Profile") -> None:
     ceilings = found.ceilings
     rates = sorted(found.bandwidths)
     click.echo(
-        f"{found.path.name}: {ceilings.isa}, {ceilings.threads} threads; measured in turns with "
-        f"the work: {rates[0] / 1e9:.1f} to {rates[-1] / 1e9:.1f} GB/s read from "
+        f"{found.path.name}: {ceilings.isa}, {format_count(ceilings.threads, 'thread')}; measured "
+        f"in turns with the work: {rates[0] / 1e9:.1f} to {rates[-1] / 1e9:.1f} GB/s read from "
         f"{format_bytes(found.working_set)}, {ceilings.int8_peak / 1e9:.0f} GOP/s on bytes, "
         f"{ceilings.float_peak / 1e9:.0f} on float32\n"
     )
     for phase in found.phases:
         click.echo(
-            f"{phase.name}: {phase.tokens_per_second:,.1f} tokens/s, {phase.num_steps} steps of "
+            f"{phase.name}: {phase.tokens_per_second:,.1f} tokens/s, "
+            f"{format_count(phase.num_steps, 'step')} of "
             f"{phase.wall_seconds / phase.num_steps * 1e3:.3f} ms; MFU {phase.mfu:.0%}, MBU "
             f"{phase.mbu:.0%}; bound by {phase.bound}"
         )

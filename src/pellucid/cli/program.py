@@ -26,7 +26,7 @@ from ..models.registry import get_graph
 from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import KVLayer
-from ..units import format_bytes
+from ..units import format_bytes, format_count
 from ..weights.checkpoint import open_checkpoint
 from .terminal import print_table
 
@@ -144,12 +144,13 @@ def print_listing(listing: Listing) -> None:
     binds = "memory" if ceilings.is_memory_bound(total, listing.weight_bytes) else "arithmetic"
     least = ceilings.least_seconds(total, listing.weight_bytes)
     click.echo(
-        f"\n{len(cells)} entries, {sum(line.barrier for line in listing.lines)} barriers, "
-        f"{format_bytes(listing.arena_bytes)} of buffers; {listing.num_tokens} tokens of one "
-        "request\n"
+        f"\n{len(cells)} entries, "
+        f"{format_count(sum(line.barrier for line in listing.lines), 'barrier')}, "
+        f"{format_bytes(listing.arena_bytes)} of buffers; "
+        f"{format_count(listing.num_tokens, 'token')} of one request\n"
         f"{total.flops:,} FLOPs, {total.bytes:,} bytes: {total.arithmetic_intensity:.2f} "
         "FLOP/byte\n"
-        f"measured here ({ceilings.isa}, {ceilings.threads} threads): "
+        f"measured here ({ceilings.isa}, {format_count(ceilings.threads, 'thread')}): "
         f"{bandwidth / 1e9:.1f} GB/s read from {format_bytes(listing.weight_bytes)}, "
         f"{ceilings.int8_peak / 1e9:.0f} GOP/s on bytes, {ceilings.float_peak / 1e9:.0f} on "
         "float32\n"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from ..units import format_bytes
+from ..units import format_bytes, format_count
 from ..weights import hub
 from .options import debug_option, json_option
 from .perplexity import read_text
@@ -204,7 +204,7 @@ def _measure(
     windows = cut_calibration(tokenizer, text or "", n_ctx, chunks)
     if method == "ef":
         return feedback_method(windows)
-    say(f"measuring importance on {windows.size} tokens")
+    say(f"measuring importance on {format_count(windows.size, 'token')}")
     return imatrix_method(measure_importance(source.path, windows, str(name)), str(name))
 
 

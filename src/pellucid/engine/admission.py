@@ -31,12 +31,12 @@ class Submission(NamedTuple):
     params: SamplingParams | PoolingParams
     constraint: Constraint | None = None  # params.structured_outputs, compiled
     banned_sequences: tuple[tuple[int, ...], ...] = ()  # params.bad_words, tokenized
+    name: str = ""  # what errors call the prompt, if it is one of several: "prompts[2]"
 
 
 def build_requests(
     submission: Submission,
     tokenizer: Tokenizer,
-    *,
     model: ModelConfig,
     max_model_len: int,
     seeds: random.Random,
@@ -46,7 +46,7 @@ def build_requests(
 
     Raises RequestError or ConfigError for token ids or dimensions that the model does not have.
     """
-    request_id, prompt, params, constraint, banned = submission
+    request_id, prompt, params, constraint, banned, _ = submission
     check_prompt_ids(prompt.token_ids, model.vocab_size)
     if isinstance(params, PoolingParams):
         return [_build_pooled(request_id, prompt, params, model, max_model_len)]

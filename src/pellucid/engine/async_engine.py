@@ -256,9 +256,12 @@ class AsyncEngine:
             if isinstance(params, SamplingParams):
                 constraint = self._grammars.constraint(params)
                 banned = tokenize_bad_words(params, self.tokenizer)
+            several = len(prompts) > 1
             return [
-                Submission(name, prompt, params, constraint, banned)
-                for name, prompt in zip(request_ids, prompts, strict=True)
+                Submission(
+                    name, prompt, params, constraint, banned, f"prompts[{i}]" if several else ""
+                )
+                for i, (name, prompt) in enumerate(zip(request_ids, prompts, strict=True))
             ]
 
         box = TaskMailbox(await asyncio.to_thread(submissions), asyncio.get_running_loop())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from operator import add
 
 from ..config import ModelConfig
-from ..errors import EngineError, PellucidError, RequestError
+from ..errors import EngineError, PellucidError, RequestError, named_errors
 from ..kv.storage import LostBlocksError
 from ..outputs import Explanation, FinishReason, RequestMetrics, RequestOutput
 from ..request import Request
@@ -73,15 +73,14 @@ class EngineCore:
         """Queue all or nothing. Raises RequestError, ConfigError or QueueFullError."""
         groups: dict[str, OutputGroup] = {}
         group_of: dict[str, OutputGroup] = {}
+        scheduler = self.scheduler
         # Build all requests before any is queued.
         for submission in submissions:
-            requests = build_requests(
-                submission,
-                self._tokenizer,
-                model=self._model,
-                max_model_len=self.scheduler.max_model_len,
-                seeds=self._seeds,
-            )
+            with named_errors(submission.name):
+                requests = build_requests(
+                    submission, self._tokenizer, self._model, scheduler.max_model_len, self._seeds
+                )
+                scheduler.check(requests)
             name = submission.request_id
             members = [request.request_id for request in requests]
             is_used = name in self._groups or name in groups
@@ -92,7 +91,7 @@ class EngineCore:
             )
             group_of.update(dict.fromkeys(members, group))
         # Queue all or nothing, and only then keep their groups.
-        self.scheduler.add(*(request for group in groups.values() for request in group.requests))
+        scheduler.add(*(request for group in groups.values() for request in group.requests))
         self._groups |= groups
         self._group_of |= group_of
 

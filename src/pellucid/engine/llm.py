@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..config import ModelConfig
+from ..errors import named_errors
 from ..outputs import EmbeddingRequestOutput, PooledOutput, RequestOutput
 from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams, listed_params, params_for_prompts
 from ..structured import GrammarCompiler
 from ..tokenizer import Tokenizer
+from ..units import format_count
 from .admission import Submission, tokenize_bad_words
 from .core_thread import CoreThread
 from .loader import load_engine
@@ -105,7 +107,8 @@ class LLM:
         """One sentence about the prefix cache's hits so far."""
         stats = self.stats()
         hit = stats.num_cached_tokens / max(1, stats.num_prompt_tokens)
-        return f"{hit:.1%} of prompt tokens from the cache · {stats.num_preemptions} preemptions"
+        preemptions = format_count(stats.num_preemptions, "preemption")
+        return f"{hit:.1%} of prompt tokens from the cache · {preemptions}"
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer, under vLLM's name for it."""
@@ -143,7 +146,7 @@ class LLM:
             truncate_prompt_tokens=truncate_prompt_tokens,
             max_tokens=longest_prompt(self.max_model_len, sampling_params),
         )
-        return self._run(with_priorities(tokenized, priority), sampling_params, use_tqdm)
+        return self._run(with_priorities(tokenized, priority), sampling_params, use_tqdm, "prompts")
 
     def chat(
         self,
@@ -162,20 +165,23 @@ class LLM:
         `Tokenizer.apply_chat_template`.
         """
         longest = longest_prompt(self.max_model_len, sampling_params)
-        tokenized = [
-            tokenize_chat(
-                self.tokenizer,
-                conversation,
-                add_generation_prompt=add_generation_prompt,
-                tools=tools,
-                chat_template=chat_template,
-                chat_template_kwargs=chat_template_kwargs,
-                continue_final_message=continue_final_message,
-                max_tokens=longest,
-            )
-            for conversation in list_conversations(messages)
-        ]
-        return self._run(tokenized, sampling_params, use_tqdm)
+        conversations, tokenized = list_conversations(messages), []
+        for name, conversation in zip(
+            _names("messages", conversations), conversations, strict=True
+        ):
+            with named_errors(name):
+                prompt = tokenize_chat(
+                    self.tokenizer,
+                    conversation,
+                    add_generation_prompt=add_generation_prompt,
+                    tools=tools,
+                    chat_template=chat_template,
+                    chat_template_kwargs=chat_template_kwargs,
+                    continue_final_message=continue_final_message,
+                    max_tokens=longest,
+                )
+            tokenized.append(prompt)
+        return self._run(tokenized, sampling_params, use_tqdm, "messages")
 
     def embed(
         self,
@@ -207,8 +213,11 @@ class LLM:
             self.tokenizer, listed, parse_special=parse_special, max_tokens=longest
         )
         check_lengths(tokenized, longest)
-        pairs = zip(with_priorities(tokenized, priority), params, strict=True)
-        submissions = [Submission(self._thread.new_id(), *pair) for pair in pairs]
+        prioritized, names = with_priorities(tokenized, priority), _names("prompts", tokenized)
+        submissions = [
+            Submission(self._thread.new_id(), prompt, each, name=name)
+            for prompt, each, name in zip(prioritized, params, names, strict=True)
+        ]
         outputs = dict(self._as_completed(submissions, use_tqdm, "embed"))
         return [as_embedding(outputs[i], f"prompts[{i}]") for i in range(len(submissions))]
 
@@ -262,8 +271,10 @@ class LLM:
         prompts: list[TokenizedPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
+        argument: str,
     ) -> list[RequestOutput]:
-        outputs = dict(self.as_completed(prompts, sampling_params, use_tqdm=use_tqdm))
+        each = self.as_completed(prompts, sampling_params, use_tqdm=use_tqdm, argument=argument)
+        outputs = dict(each)
         return [outputs[i] for i in range(len(prompts))]
 
     def as_completed(
@@ -272,17 +283,19 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        argument: str = "prompts",
     ) -> Generator[tuple[int, RequestOutput], None, None]:
         """Complete tokenized prompts together; yields each answer when it is complete, with the
-        index of its prompt.
+        index of its prompt. `argument`: the caller's argument that errors name.
 
         All prompts are queued, or all refused, at the first `next`. Closing the iterator aborts the
         requests that have not ended.
         """
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
-        pairs = zip(prompts, params_for_prompts(sampling_params, len(prompts)), strict=True)
-        submissions = [self._submission(*pair) for pair in pairs]
+        params = params_for_prompts(sampling_params, len(prompts))
+        each = zip(prompts, params, _names(argument, prompts), strict=True)
+        submissions = [self._submission(*one) for one in each]
         return self._as_completed(submissions, use_tqdm)
 
     def _as_completed(
@@ -312,10 +325,12 @@ class LLM:
         (params,) = params_for_prompts(sampling_params or self.get_default_sampling_params(), 1)
         return self._outputs(self._submission(prompt, params))
 
-    def _submission(self, prompt: TokenizedPrompt, params: SamplingParams) -> Submission:
+    def _submission(
+        self, prompt: TokenizedPrompt, params: SamplingParams, name: str = ""
+    ) -> Submission:
         constraint = self._grammars.constraint(params)
         banned = tokenize_bad_words(params, self.tokenizer)
-        return Submission(self._thread.new_id(), prompt, params, constraint, banned)
+        return Submission(self._thread.new_id(), prompt, params, constraint, banned, name)
 
     def _outputs(self, submission: Submission) -> Generator[RequestOutput, None, None]:
         box = ThreadMailbox([submission])
@@ -328,6 +343,13 @@ class LLM:
                     yield output
         finally:
             self._thread.leave(box)
+
+
+def _names(argument: str, listed: Sequence[object]) -> list[str]:
+    """What errors call the entries of an argument; the only entry has no name."""
+    return (
+        [f"{argument}[{i}]" for i in range(len(listed))] if len(listed) > 1 else [""] * len(listed)
+    )
 
 
 def _progress_bar(total: int, use_tqdm: bool, verb: str) -> Any:

@@ -100,8 +100,8 @@ class Scheduler:
     def num_unfinished(self) -> int:
         return len(self.waiting) + len(self.running)
 
-    def add(self, *requests: Request) -> None:
-        """Queue all or none. RequestError: one could never run. QueueFullError: no room."""
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise RequestError for a request that could never run."""
         for request in requests:
             if not request.prompt_token_ids:
                 raise RequestError("the prompt is empty; it must hold at least one token")
@@ -112,6 +112,10 @@ class Scheduler:
                     f"the prompt has {request.num_tokens} tokens; {room}it must be at most {most} "
                     f"(max_model_len is {self.max_model_len})"
                 )
+
+    def add(self, *requests: Request) -> None:
+        """Queue all or none. RequestError: one could never run. QueueFullError: no room."""
+        self.check(requests)
         self.waiting.check_room(len(requests), sum(r.num_tokens for r in requests))
         for request in requests:
             request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
