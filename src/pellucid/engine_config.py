@@ -91,6 +91,20 @@ class EngineConfig:
         unit="GiB",
         help="Size of the file to which evicted blocks are saved",
     )
+    speculative: str | None = option(
+        None,
+        low=1,
+        high=4096,
+        help="Where draft tokens come from: ngram, suffix, or auto, the best of them; None: "
+        "nowhere. Answers stay the same",
+    )
+    num_speculative_tokens: int | None = option(
+        None,
+        low=1,
+        high=64,
+        unit="tokens",
+        help="Draft tokens of a request and step at most; None: 15. As many are verified as pay",
+    )
     max_waiting_requests: int | None = option(
         None, low=1, help="Requests that may wait; more are refused. None: any number"
     )

@@ -18,6 +18,7 @@ __all__ = [
     "PooledOutput",
     "RequestMetrics",
     "RequestOutput",
+    "SpeculationReceipt",
 ]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -175,6 +176,47 @@ class RequestMetrics(_Explained):
         return None, figures | {"explainer": _Told(self.explain())}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationReceipt:
+    """What speculative decoding did for a request, or for all since the engine's start."""
+
+    num_steps: int  # in which it decoded
+    num_drafts: int  # of them with draft tokens
+    # by the place in the draft, the first token first
+    num_draft_tokens_per_position: tuple[int, ...]
+    num_accepted_tokens_per_position: tuple[int, ...]
+    # against the same tokens without drafts, by the measured costs of steps; below 0: lost
+    seconds_saved: float
+    reason: str  # why drafts were, or were not, verified in the last step
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Draft tokens that went through the model."""
+        return sum(self.num_draft_tokens_per_position)
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """How many of them were accepted."""
+        return sum(self.num_accepted_tokens_per_position)
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens that a step of decoding gave; 1 without drafts, None before the first."""
+        if not self.num_steps:
+            return None
+        return 1 + self.num_accepted_tokens / self.num_steps
+
+    def __str__(self) -> str:
+        """The receipt as one sentence."""
+        if not self.num_drafts:
+            return self.reason or "no token was drafted"
+        gain = f"{abs(self.seconds_saved):.2f} s {'saved' if self.seconds_saved >= 0 else 'lost'}"
+        return (
+            f"{self.num_accepted_tokens} of {self.num_draft_tokens} draft tokens accepted, "
+            f"{self.tokens_per_step:.2f} tokens a step, {gain}; at last {self.reason}"
+        )
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
     """The answer to one prompt: whole if `finished`, else the answer so far."""
@@ -188,6 +230,7 @@ class RequestOutput:
     # one per prompt token, the first None; None if not requested
     prompt_logprobs: list[LogprobsOnePosition | None] | None = None
     num_cached_tokens: int = 0  # of the prompt: found in the cache
+    speculation: SpeculationReceipt | None = None  # None: the engine does not speculate
 
 
 @dataclass(slots=True, kw_only=True)

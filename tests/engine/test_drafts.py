@@ -6,7 +6,7 @@ ones, and right ones up to a point. Runs draw requests, engines and drafts from 
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import pytest
 from pellucid import EngineConfig, RequestOutput, SamplingParams
 from pellucid.engine.admission import Submission
 from pellucid.engine.core import EngineCore
-from pellucid.engine.drafts import Proposer
 from pellucid.engine.loader import OpenModel, open_model
 from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.request import Request
+
+from .drafting import drafting_core
 
 VOCABULARY = 261
 MAX_MODEL_LEN = 64
@@ -123,18 +124,6 @@ def draw_config(rng: random.Random, model: OpenModel) -> EngineConfig:
     return replace(config, kv_cache_memory=layout.bytes_per_block * most)
 
 
-def drafting(model: OpenModel, config: EngineConfig, proposer: Proposer) -> EngineCore:
-    built = model.build_engine(config).core
-    return EngineCore(
-        model.model_config,
-        model.tokenizer,
-        built.scheduler,
-        built.runner,
-        seed=0,
-        proposer=proposer,
-    )
-
-
 def run(
     core: EngineCore, submissions: Sequence[Submission], rng: random.Random
 ) -> dict[str, RequestOutput]:
@@ -190,8 +179,8 @@ def raise_error(_: Sequence[Request]) -> Any:
         (raise_error, r"it raised ZeroDivisionError\('no draft'\)"),
         (lambda _: None, "it gave None and no mapping"),
         (lambda _: [1, 2], r"it gave \[1, 2\] and no mapping"),
-        (lambda rs: {r.request_id: None for r in rs}, "for 'a' it gave None and no list"),
-        (lambda rs: {r.request_id: "1" for r in rs}, "for 'a' it gave '1' and no list"),
+        (lambda rs: {r.request_id: None for r in rs}, "for 'a' it gave None and no draft"),
+        (lambda rs: {r.request_id: "1" for r in rs}, "for 'a' it gave '1' and no draft"),
         (lambda rs: {r.request_id: [0, VOCABULARY] for r in rs}, "for 'a' it drafted 261; "),
         (lambda rs: {r.request_id: [-1] for r in rs}, "for 'a' it drafted -1; "),
         (lambda rs: {r.request_id: [1.0] for r in rs}, r"for 'a' it drafted 1\.0; "),
@@ -202,29 +191,27 @@ def raise_error(_: Sequence[Request]) -> Any:
 def test_a_proposer_that_is_wrong_costs_no_answer_and_is_told_once(
     model: OpenModel,
     plain: EngineCore,
-    proposer: Proposer,
+    proposer: Callable[[Sequence[Request]], Any],
     sentence: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     asked = [Submission(name, TokenizedPrompt([*b"abc"], None), params) for name in "ab"]
     expected = run(plain, asked, random.Random(0))
-    core = drafting(model, EngineConfig(max_model_len=MAX_MODEL_LEN), proposer)
+    core = drafting_core(model, EngineConfig(max_model_len=MAX_MODEL_LEN), proposer)
     found = run(core, asked, random.Random(0))
     assert {name: o.outputs for name, o in found.items()} == {
         name: o.outputs for name, o in expected.items()
     }
     (told,) = caplog.messages
-    assert re.fullmatch(
-        f"no more tokens are drafted, because the proposer is wrong: .*{sentence}.*", told
-    )
+    assert re.fullmatch(f"guesses drafts no more tokens, because it is wrong: .*{sentence}.*", told)
 
 
 def test_any_number_of_drafts_may_be_proposed(model: OpenModel, plain: EngineCore) -> None:
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     asked = [Submission("a", TokenizedPrompt([*b"abc"], None), params)]
     many = dict.fromkeys("ab", [7] * 1_000_000)  # nobody asked for b
-    core = drafting(model, EngineConfig(max_model_len=MAX_MODEL_LEN), lambda _: many)
+    core = drafting_core(model, EngineConfig(max_model_len=MAX_MODEL_LEN), lambda _: many)
     found, expected = (run(c, asked, random.Random(0)) for c in (core, plain))
     assert found["a"].outputs == expected["a"].outputs
 
@@ -238,7 +225,7 @@ def test_drafts_change_no_answer(model: OpenModel, plain: EngineCore, group: int
         rng = random.Random(seed)
         submissions = draw_submissions(rng)
         expected = run(plain, submissions, rng)
-        core = drafting(model, draw_config(rng, model), Proposals(rng, answers_of(expected)))
+        core = drafting_core(model, draw_config(rng, model), Proposals(rng, answers_of(expected)))
         found = run(core, submissions, rng)
         for name, output in expected.items():
             assert found[name].outputs == output.outputs, f"seed {seed}"

@@ -25,6 +25,8 @@ from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.request import Request
 from pellucid.structured import GrammarCompiler
 
+from .drafting import drafting_core
+
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -183,16 +185,8 @@ def test_batches_preemptions_and_drafts_change_nothing(model: OpenModel, seed: i
         preemption="recompute",
         kv_cache_memory=layout.bytes_per_block * (blocks + 2),
     )
-    built = model.build_engine(crowded).core
     answers = {name: list(outputs[0].token_ids) for name, outputs in expected.items()}
-    core = EngineCore(
-        model.model_config,
-        model.tokenizer,
-        built.scheduler,
-        built.runner,
-        seed=0,
-        proposer=Guesses(answers, rng),
-    )
+    core = drafting_core(model, crowded, Guesses(answers, rng))
     assert run(core, asked) == expected
     assert core.stats().num_accepted_tokens > 0
 

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "engine.explanation": ("measure.explain", *BELOW_ENGINE, *PLAIN),
     "scheduler": ("kv.manager", *PLAIN),
-    "speculative": ("sampling", "ops", *PLAIN),
+    "speculative": PLAIN,
     "sampling": PLAIN,
     "parallel": ("models.params", "ops", *PLAIN),
     "quant": (
@@ -76,6 +76,7 @@ MAY_NOT_USE: dict[str, frozenset[str]] = {
     "models": frozenset({"numpy", "torch"}),
     "scheduler": frozenset({"numpy", "torch", "time", "asyncio", "threading"}),
     "kv": frozenset({"numpy", "torch", "time", "asyncio", "threading"}),
+    "speculative": frozenset({"numpy", "torch", "time", "asyncio", "threading"}),
     "server": frozenset({"numpy", "torch"}),
 }
 # every library has its rooms; the oracles of tests have none

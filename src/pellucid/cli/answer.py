@@ -7,7 +7,7 @@ seconds of the engine's monotonic clock.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..outputs import LogprobsOnePosition, RequestOutput
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from ..engine.llm import LLM
     from ..tokenizer import Tokenizer
 
-__all__ = ["Timing", "load_llm", "render_chat", "report_explanation", "report_logprobs"]
+__all__ = [
+    "Timing",
+    "explain_answer",
+    "load_llm",
+    "render_chat",
+    "report_explanation",
+    "report_logprobs",
+]
 
 
 def load_llm(options: ModelOptions, *, for_chat: bool) -> "LLM":
@@ -36,14 +43,31 @@ def load_llm(options: ModelOptions, *, for_chat: bool) -> "LLM":
 
 def report_explanation(output: RequestOutput) -> dict[str, Any]:
     """Why it took that long, as JSON. What is unknown, because the machine was not measured, is
-    None.
+    None. `speculation` is there where the engine speculates.
     """
     found = output.metrics.explain()
-    return {
+    report: dict[str, Any] = {
         "bound": found.bound,
         "share_of_ceiling": found.share_of_ceiling,
         "explanation": found.sentence,
     }
+    if output.speculation is not None:
+        receipt = output.speculation
+        report["speculation"] = {
+            **asdict(receipt),
+            "num_draft_tokens": receipt.num_draft_tokens,
+            "num_accepted_tokens": receipt.num_accepted_tokens,
+            "tokens_per_step": receipt.tokens_per_step,
+        }
+    return report
+
+
+def explain_answer(output: RequestOutput) -> str:
+    """Why it took that long, in one sentence, and a second one on speculation."""
+    sentences = [output.metrics.explanation]
+    if output.speculation is not None:
+        sentences.append(f"speculation: {output.speculation}")
+    return "; ".join(sentences)
 
 
 def report_logprobs(row: LogprobsOnePosition) -> dict[str, Any]:

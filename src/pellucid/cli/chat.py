@@ -19,7 +19,7 @@ import click
 from ..errors import ConfigError, RequestError
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
-from .answer import Timing, load_llm, render_chat
+from .answer import Timing, explain_answer, load_llm, render_chat
 from .messages import is_interactive, read_messages
 from .options import (
     ModelOptions,
@@ -188,7 +188,7 @@ class _Conversation:
                 f"{self._llm.max_model_len}{ending}"
             )
         if self._stats:
-            _say(output.metrics.explanation)
+            _say(explain_answer(output))
 
 
 @contextmanager

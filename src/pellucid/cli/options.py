@@ -44,7 +44,9 @@ MAX_TEMPLATE = 1 << 20  # bytes
 _Command = Callable[..., Any]
 
 # Fields of EngineConfig that matter for a single request too. The others matter for many at once.
-_FOR_ONE_REQUEST = ("max_model_len", "kv_cache_dtype", "backend")
+_FOR_ONE_REQUEST = (
+    *("max_model_len", "kv_cache_dtype", "speculative", "num_speculative_tokens", "backend"),
+)
 # Not made into options: the engine's seed (--seed sets the requests'), and fields with their own
 # options.
 _NO_ENGINE_OPTION = ("seed", "backend_options")

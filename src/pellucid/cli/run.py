@@ -16,7 +16,14 @@ import click
 
 from ..errors import ConfigError, RequestError
 from ..outputs import Logprob, RequestOutput
-from .answer import Timing, load_llm, render_chat, report_explanation, report_logprobs
+from .answer import (
+    Timing,
+    explain_answer,
+    load_llm,
+    render_chat,
+    report_explanation,
+    report_logprobs,
+)
 from .inputs import open_input, open_stdin
 from .options import (
     ModelOptions,
@@ -118,7 +125,7 @@ def run(
             ending = _ending(output, llm.max_model_len)
             say(f"[{timing} · {chosen} · {ending}]")
         if stats:
-            say(f"[{output.metrics.explanation}]")
+            say(f"[{explain_answer(output)}]")
     if output.outputs[0].finish_reason == "error":
         raise RequestError(f"the answer broke off: {output.outputs[0].stop_reason}")
 

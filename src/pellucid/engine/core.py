@@ -5,7 +5,6 @@ The core owns every request from `add_requests` to its last output. Its caller (
 finds stop strings.
 """
 
-import logging
 import random
 import time
 from bisect import bisect_left
@@ -18,17 +17,15 @@ from ..kv.storage import LostBlocksError
 from ..outputs import Explanation, FinishReason, RequestMetrics, RequestOutput
 from ..request import Request
 from ..scheduler import ScheduledStep, Scheduler
+from ..speculative import Speculation
 from ..tokenizer import Tokenizer
 from .admission import Submission, build_requests
-from .drafts import Proposer, check_drafts
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
 from .pooling import build_group
 from .stats import STEP_SECONDS, Counts, EngineStats, StepRecord, build_stats
 
 __all__ = ["EngineCore"]
-
-_log = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -43,13 +40,13 @@ class EngineCore:
         *,
         seed: int | None,
         clock: Callable[[], float] = time.monotonic,
-        proposer: Proposer | None = None,
+        speculation: Speculation | None = None,
         explain: Callable[[RequestMetrics], Explanation] | None = None,
     ) -> None:
         """`seed` gives seeds to requests that have none; None: new ones at every start. `clock`
-        returns seconds. `proposer` drafts tokens before each step for requests that decode; drafts
-        change no answer, only the number of steps. `explain` tells why a request took as long as it
-        did, when a reader of its outputs asks.
+        returns seconds. `speculation` drafts tokens; drafts change no answer, only the number of
+        steps. `explain` tells why a request took as long as it did, when a reader of its outputs
+        asks.
         """
         self.scheduler = scheduler
         self._model = model
@@ -57,7 +54,7 @@ class EngineCore:
         self.runner = runner
         self._clock = clock
         self._now = 0.0  # when the step in `_update` was computed
-        self._propose = proposer
+        self.speculation = speculation
         self.explain = explain
         self._counts = Counts()
         self._seeds = random.Random(seed)  # for requests that have none
@@ -112,8 +109,8 @@ class EngineCore:
         Raises EngineError if the step crashed: its requests are lost, the others can go on.
         """
         start = self._clock()
-        if self._propose is not None:
-            self._take_drafts(self._propose)
+        if self.speculation is not None:
+            self.speculation.propose([r for r in self.scheduler.running if r.is_decoding])
         step = self.scheduler.schedule()
         if not step.requests:
             return []
@@ -134,9 +131,8 @@ class EngineCore:
         counts = self._counts
         num_tokens = sum([r.num_scheduled_tokens for r in step.requests])
         counts.num_computed_tokens += num_tokens
-        if self._propose is not None:
-            counts.num_draft_tokens += sum(r.num_scheduled_drafts for r in step.requests)
-            counts.num_accepted_tokens += sum(len(t) - 1 for t in result.sampled.values())
+        if self.speculation is not None:
+            self.speculation.observe(step.requests, result.sampled, now - planned)
         outputs = self._update(step, result, now)
         # Count the step's time.
         end = self._clock()
@@ -149,22 +145,9 @@ class EngineCore:
         counts.recent_steps.append(StepRecord(counts.num_steps, end - start, times[2], *sizes))
         return outputs
 
-    def _take_drafts(self, propose: Proposer) -> None:
-        """Give each request that decodes the proposer's draft tokens."""
-        decoding = [request for request in self.scheduler.running if request.is_decoding]
-        try:
-            limit = self.scheduler.max_num_batched_tokens
-            drafts = check_drafts(propose(decoding), decoding, self._model.vocab_size, limit)
-        except Exception as error:
-            what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
-            _log.warning("no more tokens are drafted, because the proposer is wrong: %s", what)
-            self._propose, drafts = None, {}
-        for request in decoding:
-            request.draft_token_ids = drafts.get(request.request_id, [])
-
     def stats(self) -> EngineStats:
         """The state of the engine, and its counts since its start."""
-        return build_stats(self.scheduler, self.runner, self._counts)
+        return build_stats(self.scheduler, self.runner, self._counts, self.speculation)
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
         """Record a step's tokens. Returns an output for each group of requests in the step."""
@@ -232,6 +215,8 @@ class EngineCore:
 
     def _output(self, group: OutputGroup) -> RequestOutput:
         output = group.output(self._counts.num_computed_tokens)
+        if self.speculation is not None:
+            output.speculation = self.speculation.receipt(group.requests)
         if output.finished:
             self._forget(group)
         return output
@@ -240,3 +225,5 @@ class EngineCore:
         self._groups.pop(group.request_id, None)
         for request in group.requests:
             self._group_of.pop(request.request_id, None)
+            if self.speculation is not None:
+                self.speculation.finish(request)

@@ -27,6 +27,7 @@ from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import KVLayer, Tensor
 from ..sampling_params import SamplingParams
 from ..scheduler import Scheduler
+from ..speculative import Speculation, build_proposers
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..units import format_bytes
 from ..weights.checkpoint import Checkpoint, open_checkpoint
@@ -294,7 +295,22 @@ def build_core(
         max_waiting_requests=config.max_waiting_requests,
         max_waiting_tokens=config.max_waiting_tokens,
     )
-    return EngineCore(model_config, tokenizer, scheduler, runner, seed=config.seed, explain=explain)
+    speculation = None
+    if config.speculative is not None:
+        speculation = Speculation(
+            build_proposers(config.speculative),
+            model_config.vocab_size,
+            num_speculative_tokens=config.num_speculative_tokens,
+        )
+    return EngineCore(
+        model_config,
+        tokenizer,
+        scheduler,
+        runner,
+        seed=config.seed,
+        speculation=speculation,
+        explain=explain,
+    )
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:

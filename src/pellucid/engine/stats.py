@@ -8,7 +8,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..outputs import SpeculationReceipt
 from ..scheduler import Scheduler
+from ..speculative import Speculation
 from .model_runner import ModelRunner
 
 __all__ = [
@@ -73,8 +75,7 @@ class EngineStats:
     num_cached_tokens: int  # how many of them hit the prefix cache
     num_computed_tokens: int  # positions that went through the model
     num_output_tokens: int  # tokens given to requests
-    num_draft_tokens: int  # draft tokens that went through the model
-    num_accepted_tokens: int  # how many of them were accepted
+    speculation: SpeculationReceipt | None  # of all requests; None: the engine does not speculate
     num_preemptions: int
     num_loaded_blocks: int  # brought back from the second memory
     # steps
@@ -83,6 +84,21 @@ class EngineStats:
     all_steps: StepTimes
     step_histogram: tuple[int, ...]  # steps by their total, in the buckets of STEP_SECONDS
     recent_steps: tuple[StepRecord, ...]  # the last NUM_RECENT_STEPS, the oldest first
+
+    @property
+    def num_drafts(self) -> int:
+        """Steps of requests that had draft tokens, since the start."""
+        return 0 if self.speculation is None else self.speculation.num_drafts
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Draft tokens that went through the model since the start."""
+        return 0 if self.speculation is None else self.speculation.num_draft_tokens
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """How many of them were accepted."""
+        return 0 if self.speculation is None else self.speculation.num_accepted_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,15 +124,15 @@ class Counts:
     num_steps: int = 0
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
     last_step: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # the fields of StepTimes
     all_steps: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     step_histogram: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))
     recent_steps: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
 
 
-def build_stats(scheduler: Scheduler, runner: ModelRunner, counts: Counts) -> EngineStats:
+def build_stats(
+    scheduler: Scheduler, runner: ModelRunner, counts: Counts, speculation: Speculation | None
+) -> EngineStats:
     """The snapshot of an engine between two steps."""
     kv = scheduler.kv
     return EngineStats(
@@ -133,8 +149,7 @@ def build_stats(scheduler: Scheduler, runner: ModelRunner, counts: Counts) -> En
         num_cached_tokens=scheduler.num_cached_tokens,
         num_computed_tokens=counts.num_computed_tokens,
         num_output_tokens=counts.num_output_tokens,
-        num_draft_tokens=counts.num_draft_tokens,
-        num_accepted_tokens=counts.num_accepted_tokens,
+        speculation=None if speculation is None else speculation.receipt(),
         num_preemptions=scheduler.num_preemptions,
         num_loaded_blocks=kv.num_loaded_blocks,
         num_steps=counts.num_steps,

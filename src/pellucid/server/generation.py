@@ -167,6 +167,9 @@ def timings(output: RequestOutput, *, is_explained: bool = False) -> dict[str, A
             found[f"{name}_ms"] = round(1e3 * seconds, 3)
             found[f"{name}_per_token_ms"] = round(1e3 * seconds / max(1, steps), 3)
             found[f"{name}_per_second"] = round(steps / seconds, 3) if seconds > 0 else 0.0
+    if output.speculation is not None:
+        found["draft_n"] = output.speculation.num_draft_tokens
+        found["draft_n_accepted"] = output.speculation.num_accepted_tokens
     if is_explained:
         told = times.explain()
         found["bound"] = told.bound

@@ -206,6 +206,7 @@ class _EngineCollector(Collector):
             ("computed_tokens", "Positions that went through the model", stats.num_computed_tokens),
             ("generation_tokens", "Tokens of answers", stats.num_output_tokens),
             ("num_preemptions", "Requests that gave way to others", stats.num_preemptions),
+            ("spec_decode_num_drafts", "Steps of requests with drafts", stats.num_drafts),
             ("spec_decode_num_draft_tokens", "Drafted tokens", stats.num_draft_tokens),
             ("spec_decode_num_accepted_tokens", "Those accepted", stats.num_accepted_tokens),
             ("steps", "Steps of the engine", stats.num_steps),

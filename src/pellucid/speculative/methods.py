@@ -1,0 +1,26 @@
+"""The methods of speculation by their names."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from ..checks import unknown_name
+from ..errors import ConfigError
+from .lookup import NgramProposer, SuffixProposer
+from .proposer import Proposer
+
+__all__ = ["METHODS", "build_proposers"]
+
+METHODS: Mapping[str, tuple[Callable[[], Proposer], ...]] = MappingProxyType(
+    {
+        "auto": (NgramProposer, SuffixProposer),  # all that cost next to nothing
+        "ngram": (NgramProposer,),
+        "suffix": (SuffixProposer,),
+    }
+)
+
+
+def build_proposers(method: str) -> list[Proposer]:
+    """New proposers of a method. Raises ConfigError for a name that is none."""
+    if method not in METHODS:
+        raise ConfigError(unknown_name("method of speculation", method, list(METHODS)))
+    return [build() for build in METHODS[method]]

@@ -1,0 +1,75 @@
+"""The interface of a proposer of drafts, and the check of its drafts.
+
+A draft is a guess of a request's next tokens. The model verifies it, so a wrong draft costs time
+and never changes an answer. So if a proposer raises, or returns anything but drafts of the model's
+token ids, no request fails: one warning is logged and the proposer is not called again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..checks import show
+from ..errors import EngineError
+from ..request import Request
+
+__all__ = ["Draft", "Proposer", "check_drafts"]
+
+
+@dataclass(slots=True)
+class Draft:
+    """A guess of the next tokens of one request.
+
+    `evidence` has for each token how well it is supported, as a number below the proposer's
+    `num_evidence`. The governor learns how often the tokens of each number are accepted.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    evidence: list[int] = field(default_factory=list)
+
+
+class Proposer(Protocol):
+    """Drafts tokens for requests that decode. It keeps what it needs of them, by request_id."""
+
+    name: str
+    num_evidence: int
+
+    def propose(self, requests: Sequence[Request], limit: int) -> Mapping[str, Draft]:
+        """Drafts of at most `limit` tokens, by request_id. Requests that are left out get none."""
+        ...
+
+    def finish(self, request: Request) -> None:
+        """The request has ended: forget it, or learn from its answer."""
+        ...
+
+
+def check_drafts(
+    proposed: object, decoding: Sequence[Request], vocab_size: int, num_evidence: int, limit: int
+) -> dict[str, Draft]:
+    """The first `limit` tokens of the draft of each request that decodes. Raises EngineError unless
+    `proposed` is a mapping of request ids to drafts of token ids.
+    """
+    if not isinstance(proposed, Mapping):
+        raise EngineError(f"it gave {show(proposed)} and no mapping of request ids to drafts")
+    drafts: dict[str, Draft] = {}
+    for request in decoding:
+        if request.request_id not in proposed:
+            continue
+        draft = proposed[request.request_id]
+        if not isinstance(draft, Draft) or not isinstance(draft.token_ids, list):
+            raise EngineError(f"for {request.request_id!r} it gave {show(draft)} and no draft")
+        token_ids, evidence = draft.token_ids[:limit], draft.evidence[:limit]
+        for token_id in token_ids:
+            if type(token_id) is not int or not 0 <= token_id < vocab_size:
+                raise EngineError(
+                    f"for {request.request_id!r} it drafted {show(token_id)}; a token id is an "
+                    f"integer between 0 and {vocab_size - 1}"
+                )
+        if len(evidence) != len(token_ids) or any(not 0 <= e < num_evidence for e in evidence):
+            raise EngineError(
+                f"for {request.request_id!r} it gave the evidence {show(evidence)}; each token of "
+                f"a draft needs a number between 0 and {num_evidence - 1}"
+            )
+        if token_ids:
+            drafts[request.request_id] = Draft(token_ids, evidence)
+    return drafts

@@ -1,0 +1,174 @@
+"""One engine's speculation: asks the proposers, lets the governor choose, and keeps the receipts.
+
+Before a step, `propose` sets the `draft_token_ids` of the requests that decode. The scheduler and
+the model runner do the rest: they verify drafts like any other tokens (decision 34). After the
+step, `observe` learns from what was sampled.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+from ..errors import EngineError
+from ..outputs import SpeculationReceipt
+from ..request import Request
+from .governor import Governor
+from .proposer import Draft, Proposer, check_drafts
+
+__all__ = ["Speculation"]
+
+_log = logging.getLogger(__name__)
+
+_ON = "on: the drafts promise more than their verification costs"
+_OFF = "off: the drafts promise less than their verification costs"
+_NO_DRAFT = "off: nothing like its last tokens was seen before"
+_FULL = "off: so many requests run together that a further row costs what it gives"
+
+MAX_DRAFT_TOKENS = 15  # a step of one request then fills a tile of 16 rows
+
+
+@dataclass(slots=True)
+class _Receipt:
+    """What speculation did for one request."""
+
+    num_steps: int = 0  # in which it decoded
+    num_drafts: int = 0  # steps with drafts
+    drafted: list[int] = field(default_factory=list)  # tokens, by their place in the draft
+    accepted: list[int] = field(default_factory=list)
+    seconds_saved: float = 0.0
+
+    reason: str = ""  # why drafts were, or were not, verified in its last step
+
+    def add(self, num_drafted: int, num_accepted: int, seconds_saved: float) -> None:
+        self.num_steps += 1
+        self.num_drafts += num_drafted > 0
+        self.seconds_saved += seconds_saved
+        missing = num_drafted - len(self.drafted)
+        self.drafted += [0] * missing
+        self.accepted += [0] * missing
+        for i in range(num_drafted):
+            self.drafted[i] += 1
+        for i in range(num_accepted):
+            self.accepted[i] += 1
+
+
+class Speculation:
+    """Drafts for the requests of one engine."""
+
+    def __init__(
+        self,
+        proposers: Sequence[Proposer],
+        vocab_size: int,
+        *,
+        num_speculative_tokens: int | None = None,
+        governor: Governor | None = None,
+    ) -> None:
+        """At most `num_speculative_tokens` are drafted for a request and step; None: 15. Of several
+        proposers' drafts, the one that promises most is taken.
+        """
+        self._proposers = {proposer.name: proposer for proposer in proposers}
+        self._vocab_size = vocab_size
+        self._limit = num_speculative_tokens or MAX_DRAFT_TOKENS
+        self._governor = governor or Governor({p.name: p.num_evidence for p in proposers})
+        self._drafts: dict[str, dict[str, Draft]] = {}  # of this step: proposer -> request_id
+        self._receipts: dict[str, _Receipt] = {}
+        self._total = _Receipt()
+
+    def propose(self, decoding: Sequence[Request]) -> None:
+        """Set the drafts of the requests that decode, for the next step."""
+        self._drafts = {}
+        for request in decoding:
+            request.draft_token_ids = []
+        if not decoding or not self._governor.may_pay(len(decoding)):
+            for request in decoding:
+                self._receipts.setdefault(request.request_id, _Receipt()).reason = _FULL
+            return
+        # Ask all proposers; take the draft of each request from which most is expected.
+        best: dict[str, tuple[Draft, list[float]]] = {}
+        for name in list(self._proposers):
+            self._drafts[name] = drafts = self._ask(name, decoding)
+            for request_id, draft in drafts.items():
+                chances = self._governor.chances(request_id, name, draft)
+                if request_id not in best or sum(chances) > sum(best[request_id][1]):
+                    best[request_id] = draft, chances
+        # Let the governor cut them.
+        counts = self._governor.choose(
+            {r: chances for r, (_, chances) in best.items()}, len(decoding)
+        )
+        for request in decoding:
+            name, count = request.request_id, counts.get(request.request_id, 0)
+            receipt = self._receipts.setdefault(name, _Receipt())
+            if count:
+                request.draft_token_ids = best[name][0].token_ids[:count]
+                receipt.reason = _ON
+            else:
+                receipt.reason = _OFF if name in best else _NO_DRAFT
+
+    def _ask(self, name: str, decoding: Sequence[Request]) -> dict[str, Draft]:
+        proposer = self._proposers[name]
+        try:
+            drafts = proposer.propose(decoding, self._limit)
+            return check_drafts(
+                drafts, decoding, self._vocab_size, proposer.num_evidence, self._limit
+            )
+        except Exception as error:
+            what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
+            _log.warning("%s drafts no more tokens, because it is wrong: %s", name, what)
+            del self._proposers[name]
+            return {}
+
+    def observe(
+        self, requests: Sequence[Request], sampled: Mapping[str, Sequence[int]], seconds: float
+    ) -> None:
+        """A step of these requests took so many seconds and gave these tokens. Call it before the
+        scheduler takes the tokens.
+        """
+        # Only steps in which all requests decode tell what a row costs.
+        if all(request.is_decoding for request in requests):
+            self._governor.costs.record(sum(r.num_scheduled_tokens for r in requests), seconds)
+            plain = self._governor.costs.seconds(len(requests))
+        else:
+            plain = seconds
+        for request in requests:
+            if not request.is_decoding:
+                continue
+            given = sampled.get(request.request_id, ())
+            for name, drafts in self._drafts.items():
+                if request.request_id in drafts:
+                    draft = drafts[request.request_id]
+                    self._governor.observe(request.request_id, name, draft, given)
+            num_accepted = max(0, len(given) - 1)
+            saved = plain * (1 + num_accepted) - seconds
+            receipt = self._receipts.setdefault(request.request_id, _Receipt())
+            for sums in (receipt, self._total):
+                sums.add(request.num_scheduled_drafts, num_accepted, saved)
+        self._drafts = {}
+
+    def receipt(self, requests: Sequence[Request] | None = None) -> SpeculationReceipt:
+        """What speculation did for these requests; None: for all since the start."""
+        if requests is None:
+            return _sum([self._total])
+        return _sum(
+            [self._receipts[r.request_id] for r in requests if r.request_id in self._receipts]
+        )
+
+    def finish(self, request: Request) -> None:
+        """The request has ended."""
+        for proposer in self._proposers.values():
+            proposer.finish(request)
+        self._governor.forget(request.request_id)
+        self._receipts.pop(request.request_id, None)
+
+
+def _sum(receipts: Sequence[_Receipt]) -> SpeculationReceipt:
+    drafted = [sum(n) for n in zip_longest(*(r.drafted for r in receipts), fillvalue=0)]
+    accepted = [sum(n) for n in zip_longest(*(r.accepted for r in receipts), fillvalue=0)]
+    return SpeculationReceipt(
+        num_steps=sum(r.num_steps for r in receipts),
+        num_drafts=sum(r.num_drafts for r in receipts),
+        num_draft_tokens_per_position=tuple(drafted),
+        num_accepted_tokens_per_position=tuple(accepted),
+        seconds_saved=sum(r.seconds_saved for r in receipts),
+        reason=receipts[0].reason if receipts else "",
+    )

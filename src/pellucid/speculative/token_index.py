@@ -1,0 +1,78 @@
+"""`TokenIndex`: finds the earlier places of a text whose last tokens are those of a context.
+
+For each position, two chains lead to the earlier positions with the same last 2 and the same last 6
+tokens. They are keyed by hashes, so each candidate is compared token by token. An added token costs
+about a microsecond, and some 200 bytes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["MAX_MATCH", "Match", "TokenIndex"]
+
+_LENGTHS = (6, 2)  # of the keys: a match of six or more is looked for first
+MAX_MATCH = 32  # tokens that are compared at most
+_MAX_CANDIDATES = 16  # of one key, the latest first
+
+
+class Match(NamedTuple):
+    """A place whose last tokens are those of the context."""
+
+    next: int  # the position behind them
+    length: int  # how many tokens are equal, at most MAX_MATCH
+
+
+class TokenIndex:
+    """A text that grows, and the positions of its short sequences."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        # for each key length: hash -> the last position behind such a sequence
+        self._last: tuple[dict[int, int], ...] = tuple({} for _ in _LENGTHS)
+        # for each position: the one before it with the same key; -1: none
+        self._before: tuple[list[int], ...] = tuple([] for _ in _LENGTHS)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Add tokens at the end."""
+        tokens, start = self.tokens, len(self.tokens)
+        tokens += token_ids
+        for length, last, before in zip(_LENGTHS, self._last, self._before, strict=True):
+            for stop in range(start + 1, len(tokens) + 1):
+                if stop < length:
+                    before.append(-1)
+                    continue
+                key = hash(tuple(tokens[stop - length : stop]))
+                before.append(last.get(key, -1))
+                last[key] = stop
+
+    def matches(self, context: Sequence[int]) -> list[Match]:
+        """Earlier places whose last two tokens or more are those of `context`, the latest first.
+        Places with six or more hide those with fewer. The end of the text is none of them.
+        """
+        for length, last, before in zip(_LENGTHS, self._last, self._before, strict=True):
+            if len(context) < length:
+                continue
+            found: list[Match] = []
+            stop = last.get(hash(tuple(context[-length:])), -1)
+            for _ in range(_MAX_CANDIDATES):
+                if stop == -1:
+                    break
+                if stop < len(self.tokens):
+                    equal = self._num_equal(context, stop)
+                    if equal >= length:
+                        found.append(Match(stop, equal))
+                stop = before[stop - 1]
+            if found:
+                return found
+        return []
+
+    def _num_equal(self, context: Sequence[int], stop: int) -> int:
+        """How many of the last tokens of `context` stand before `stop`."""
+        tokens, most = self.tokens, min(stop, len(context), MAX_MATCH)
+        for i in range(1, most + 1):
+            if tokens[stop - i] != context[-i]:
+                return i - 1
+        return most

@@ -1,0 +1,65 @@
+"""Speculation for tests: all drafts are verified, whatever they cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pellucid.engine.core import EngineCore
+from pellucid.engine.loader import OpenModel
+from pellucid.engine_config import EngineConfig
+from pellucid.request import Request
+from pellucid.speculative import Speculation
+from pellucid.speculative.governor import Governor
+from pellucid.speculative.proposer import Draft
+
+__all__ = ["drafting_core"]
+
+
+class ListProposer:
+    """A proposer made of a function: requests -> request_id -> token ids."""
+
+    name = "guesses"
+    num_evidence = 1
+
+    def __init__(self, guess: Callable[[Sequence[Request]], Any]) -> None:
+        self._guess = guess
+
+    def propose(self, requests: Sequence[Request], limit: int) -> Any:
+        """Drafts of the function's lists; what is no list stays as it is."""
+        guessed = self._guess(requests)
+        if not isinstance(guessed, Mapping):
+            return guessed
+        return {
+            name: Draft(ids, [0] * len(ids)) if isinstance(ids, list) else ids
+            for name, ids in guessed.items()
+        }
+
+    def finish(self, request: Request) -> None:
+        """Nothing is kept."""
+
+
+class VerifyAll(Governor):
+    """Lets the model verify every draft."""
+
+    def may_pay(self, num_requests: int) -> bool:
+        return True
+
+    def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
+        return {name: len(of_draft) for name, of_draft in chances.items()}
+
+
+def drafting_core(
+    model: OpenModel, config: EngineConfig, guess: Callable[[Sequence[Request]], Any]
+) -> EngineCore:
+    """An engine that verifies all that `guess` drafts."""
+    built = model.build_engine(config).core
+    speculation = Speculation(
+        [ListProposer(guess)], model.model_config.vocab_size, governor=VerifyAll({"guesses": 1})
+    )
+    return EngineCore(
+        model.model_config,
+        model.tokenizer,
+        built.scheduler,
+        built.runner,
+        seed=0,
+        speculation=speculation,
+    )

@@ -1,0 +1,141 @@
+"""Speculation as its users see it: the same answers, and a receipt of what it did."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pellucid import LLM, RequestOutput, SamplingParams
+from pellucid.cli.main import main
+from pellucid.errors import ConfigError
+from pellucid.speculative.governor import Governor
+
+from .drafting import VerifyAll
+
+METHODS = ("ngram", "suffix", "auto")
+# A text that repeats itself, one that does not, and one that is cut in the middle of a repetition.
+PROMPTS = ["abcabcabcabcab", "the quick brown fox", "one two three one two thr", "aaaa", "xyxyx"]
+PARAMS = {
+    "greedy": SamplingParams(temperature=0, max_tokens=40, logprobs=2, ignore_eos=True),
+    "sampled": SamplingParams(temperature=0.9, top_p=0.9, seed=3, max_tokens=40, logprobs=1, n=2),
+    "penalties": SamplingParams(
+        temperature=0.6, seed=5, max_tokens=40, repetition_penalty=1.05, presence_penalty=0.1,
+        frequency_penalty=-0.3, min_tokens=20, logit_bias={97: 2.0}, bad_words=["zz"],
+    ),
+    "stops": SamplingParams(
+        temperature=1.2, seed=7, max_tokens=40, logit_bias={97: 5.0, 98: 5.0},
+        stop=["abba", "bbb"], min_tokens=5,
+    ),
+}  # fmt: skip
+
+
+def answers(path: Path, params: SamplingParams, **options: Any) -> list[RequestOutput]:
+    with LLM(path, max_model_len=96, threads=1, **options) as llm:
+        return llm.generate(PROMPTS * 2, params, use_tqdm=False)
+
+
+def shown(outputs: list[RequestOutput]) -> list[Any]:
+    return [output.outputs for output in outputs]
+
+
+@pytest.fixture
+def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every draft is verified: on so small a model the governor would turn most of them down."""
+    for name in ("may_pay", "choose"):
+        monkeypatch.setattr(Governor, name, getattr(VerifyAll, name))
+
+
+@pytest.mark.usefixtures("verify_all")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", PARAMS)
+def test_no_answer_changes(tiny_path: Path, method: str, kind: str) -> None:
+    plain = shown(answers(tiny_path, PARAMS[kind]))
+    num_drafted = 0
+    kv = {"kv_cache_dtype": "f16"} if kind == "greedy" else {}
+    for options in (
+        {"max_num_seqs": 1},
+        {"max_num_seqs": 16},
+        {"max_num_seqs": 4, "max_num_batched_tokens": 16},
+        {"max_num_seqs": 4, "preemption": "swap", "enable_prefix_caching": True},
+        {"num_speculative_tokens": 1},
+        {"kv_cache_memory": 1 << 15, "preemption": "recompute"},
+    ):
+        found = answers(tiny_path, PARAMS[kind], speculative=method, **options)
+        assert shown(found) == plain
+        num_drafted += sum(o.speculation.num_draft_tokens for o in found if o.speculation)
+    assert num_drafted > 0  # or nothing was shown
+    if kv:
+        found = answers(tiny_path, PARAMS[kind], speculative=method, **kv)
+        assert shown(found) == shown(answers(tiny_path, PARAMS[kind], **kv))
+
+
+@pytest.mark.usefixtures("verify_all")
+def test_the_receipt_adds_up(tiny_path: Path) -> None:
+    with LLM(tiny_path, max_model_len=96, speculative="ngram", num_speculative_tokens=5) as llm:
+        outputs = llm.generate(PROMPTS, PARAMS["greedy"], use_tqdm=False)
+        total = llm.stats().speculation
+    assert total is not None
+    receipts = [output.speculation for output in outputs]
+    for output, receipt in zip(outputs, receipts, strict=True):
+        assert receipt is not None
+        drafted, accepted = (
+            receipt.num_draft_tokens_per_position,
+            receipt.num_accepted_tokens_per_position,
+        )
+        assert len(drafted) == len(accepted) <= 5
+        assert all(d >= a for d, a in zip(drafted, accepted, strict=True))
+        # prefill gives the first token, each later step one and its accepted drafts
+        num_tokens = len(output.outputs[0].token_ids)
+        assert num_tokens - 1 <= receipt.num_steps + sum(accepted) < num_tokens + 5
+        assert receipt.num_drafts <= receipt.num_steps and receipt.reason.startswith("o")
+        assert receipt.tokens_per_step == 1 + sum(accepted) / receipt.num_steps
+    for name in ("num_steps", "num_drafts", "num_draft_tokens", "num_accepted_tokens"):
+        assert getattr(total, name) == sum(getattr(receipt, name) for receipt in receipts)
+    assert total.seconds_saved == pytest.approx(sum(r.seconds_saved for r in receipts if r))
+
+
+def test_without_speculation_there_is_no_receipt(tiny_path: Path) -> None:
+    with LLM(tiny_path, max_model_len=64) as llm:
+        [output] = llm.generate("ab", SamplingParams(max_tokens=2), use_tqdm=False)
+        assert output.speculation is None and llm.stats().speculation is None
+        assert llm.stats().num_draft_tokens == 0
+
+
+def test_a_new_conversation_turn_drafts_from_earlier_answers(tiny_path: Path) -> None:
+    """The same question twice: the second answer is drafted from the first."""
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    with LLM(tiny_path, max_model_len=96, speculative="suffix") as llm:
+        first, second = (
+            llm.generate("the quick brown fox", params, use_tqdm=False)[0] for _ in range(2)
+        )
+    assert first.outputs == second.outputs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speculative": "ngrm"}, "ngrm.*ngram"),
+        ({"speculative": "medusa"}, "medusa.*auto.*ngram.*suffix"),
+        ({"speculative": "auto", "num_speculative_tokens": 0}, "num_speculative_tokens is 0"),
+        ({"speculative": "auto", "num_speculative_tokens": 1.5}, "num_speculative_tokens is 1.5"),
+        ({"speculative": 3}, "speculative is 3"),
+    ],
+)
+def test_what_is_not_a_method_is_refused(
+    tiny_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LLM(tiny_path, **options)
+
+
+@pytest.mark.usefixtures("verify_all")
+def test_run_prints_the_receipt(tiny_path: Path) -> None:
+    words = ["run", "abcabcabc", "--raw", "-m", str(tiny_path), "-n", "30", "--ignore-eos"]
+    plain = CliRunner().invoke(main, words)
+    told = CliRunner().invoke(main, [*words, "--speculative", "ngram", "--stats"])
+    assert told.stdout == plain.stdout
+    assert " draft tokens accepted, " in told.stderr and " tokens a step, " in told.stderr
+    report = json.loads(CliRunner().invoke(main, [*words, "--speculative=auto", "--json"]).stdout)
+    assert report["speculation"]["num_draft_tokens"] >= report["speculation"]["num_drafts"] > 0
