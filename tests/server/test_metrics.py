@@ -177,5 +177,6 @@ def test_a_scrape_lets_others_run(tiny_model: Path) -> None:
         return turns, text
 
     turns, text = asyncio.run(scrape())
-    assert turns >= text.count(b"# TYPE pellucid:")
+    families = set(re.findall(rb"# TYPE pellucid:(\w+?)(?:_created|_total)? ", text))
+    assert turns >= len(families) > 30
     assert text.count(b"# TYPE pellucid:") == text.count(b"# TYPE vllm:") > 30
