@@ -84,7 +84,8 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
     "click": ("cli",),
     "prompt_toolkit": ("cli",),
     **dict.fromkeys(
-        ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"), ("server",)
+        ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "opentelemetry"),
+        ("server",),
     ),
     "tqdm": ("cli", "engine", "weights"),  # progress bars, where they are asked for
     "aiohttp": ("measure",),  # the client of a load test; the extra `bench`

@@ -41,11 +41,12 @@ def serve(
     start = time.monotonic()
     settings = ServerSettings(**server)
     try:
-        from ..server.run import run_server
+        from ..server.run import check_settings, run_server
     except ImportError as error:
         raise ConfigError(
             f"pellucid serve needs {error.name}: pip install 'pellucid[server]'"
         ) from None
+    check_settings(settings)
     from ..engine.async_engine import AsyncEngine
     from ..engine.options import build_engine_config
 

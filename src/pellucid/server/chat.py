@@ -18,8 +18,8 @@ __all__ = ["chat"]
 
 def chat(service: Service, body: ChatRequest, key: str) -> Response:
     """The response to a checked body. Raises ApiError or PellucidError where it is refused."""
-    stream, form = start_chat(service, body, key)
-    job = Job.build("chatcmpl", body, body.n or 1, key, stream)
+    stream, params, form = start_chat(service, body, key)
+    job = Job.build("chatcmpl-", body, params, key, stream)
     return GeneratedResponse(service, job, _Renderer(service, job, body, form))
 
 

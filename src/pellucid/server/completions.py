@@ -54,7 +54,7 @@ def complete(service: Service, body: CompletionRequest, key: str) -> Response:
         ],
         params,
     )
-    job = Job.build("cmpl", body, n, key, outputs)
+    job = Job.build("cmpl-", body, params, key, outputs)
     return GeneratedResponse(service, job, _Renderer(service, job, body, is_prompt_only))
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..outputs import CompletionOutput, RequestOutput
+from ..sampling_params import SamplingParams
 from ..structured_params import StructuredOutputsParams
 from .errors import ApiError
 from .generation import Outputs, at_index_0, build_params, check_limits
@@ -29,9 +30,11 @@ class AnswerForm:
     is_harmony: bool = False
 
 
-def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, AnswerForm]:
-    """The engine's outputs for a conversation, and the form of the answer. Raises ApiError or
-    PellucidError where the body is refused.
+def start_chat(
+    service: Service, body: ChatRequest, key: str
+) -> tuple[Outputs, SamplingParams, AnswerForm]:
+    """The engine's outputs for a conversation, how its tokens are drawn, and the form of the
+    answer. Raises ApiError or PellucidError where the body is refused.
     """
     check_limits(body, service)
     check_chat(body, service)
@@ -67,9 +70,10 @@ def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, 
     kwargs: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    params = build_params(body, service, **given)
     stream = service.engine.chat(
         messages,
-        build_params(body, service, **given),
+        params,
         tools=tools or None,
         chat_template_kwargs=kwargs or None,
         add_generation_prompt=body.add_generation_prompt is not False
@@ -79,7 +83,7 @@ def start_chat(service: Service, body: ChatRequest, key: str) -> tuple[Outputs, 
         tenant=tenant,
         cache_salt=body.cache_salt or tenant,
     )
-    return at_index_0(stream), form
+    return at_index_0(stream), params, form
 
 
 def check_chat(body: ChatRequest, service: Service) -> None:

@@ -28,6 +28,7 @@ class Job:
     id: str
     outputs: Outputs
     n: int  # completions of each prompt
+    params: SamplingParams | None = None  # None: an embedding
     is_stream: bool
     includes_usage: bool
     includes_explanation: bool
@@ -39,16 +40,22 @@ class Job:
 
     @classmethod
     def build(
-        cls, prefix: str, body: GenerationRequest, n: int, key: str, outputs: Outputs
+        cls,
+        prefix: str,
+        body: GenerationRequest,
+        params: SamplingParams,
+        key: str,
+        outputs: Outputs,
     ) -> "Job":
-        """`prefix` begins the id: "chatcmpl", "cmpl"."""
+        """`prefix` begins the id: "chatcmpl-", "resp_"."""
         options, max_tokens = body.stream_options, body.max_tokens
         if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
             max_tokens = body.max_completion_tokens
         return cls(
-            id=f"{prefix}-{uuid.uuid4().hex}",
+            id=prefix + uuid.uuid4().hex,
             outputs=outputs,
-            n=n,
+            n=params.n,
+            params=params,
             max_tokens=max_tokens,
             is_stream=bool(body.stream),
             includes_usage=options is not None and bool(options.include_usage),

@@ -45,8 +45,8 @@ def message(service: Service, body: MessagesRequest, key: str) -> Response:
     fields = _chat_fields(body, service)
     fields |= {"max_tokens": body.max_tokens, "stop": body.stop_sequences}
     chat = ChatRequest(**fields)
-    stream, form = start_translated(service, chat, key, _NAMES)
-    job = Job.build("msg", chat, 1, key, stream)
+    stream, params, form = start_translated(service, chat, key, _NAMES)
+    job = Job.build("msg_", chat, params, key, stream)
     renderer = _Renderer(service, job, body, form)
     return GeneratedResponse(service, job, renderer, _failed)
 
@@ -205,7 +205,7 @@ class _Renderer:
         self._reader = PartReader(form)
         self._first_usage: dict[str, Any] = {}  # known from the first output on
         self._head: dict[str, Any] = {
-            "id": job.id.replace("-", "_"),
+            "id": job.id,
             "type": "message",
             "role": "assistant",
             "model": service.name,

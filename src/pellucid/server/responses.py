@@ -64,8 +64,8 @@ def respond(service: Service, body: ResponsesRequest, key: str) -> Response:
     if not isinstance(fields["reasoning_effort"], str | None):
         raise ApiError(400, "reasoning.effort must be text", param="reasoning.effort")
     chat = ChatRequest(**fields)
-    stream, form = start_translated(service, chat, key, _NAMES)
-    job = Job.build("resp", chat, 1, key, stream)
+    stream, params, form = start_translated(service, chat, key, _NAMES)
+    job = Job.build("resp_", chat, params, key, stream)
     renderer = _Renderer(service, job, body, form)
     return GeneratedResponse(service, job, renderer, renderer.failed)
 
@@ -336,7 +336,7 @@ def _content(part: Part, text: str) -> dict[str, Any]:
 def _head(service: Service, job: Job, body: ResponsesRequest) -> dict[str, Any]:
     """A response that has just begun: what the request asked for."""
     return {
-        "id": job.id.replace("-", "_"),
+        "id": job.id,
         "object": "response",
         "created_at": job.created,
         "status": "in_progress",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..engine.async_engine import AsyncEngine
     from .service import Service
 
-__all__ = ["run_server"]
+__all__ = ["check_settings", "run_server"]
 
 _KEEP_ALIVE = 30  # seconds that an idle connection stays open
 _OTHER_FILES = 64  # that are open beside connections
@@ -37,10 +37,9 @@ def run_server(
     """Serve until SIGTERM or SIGINT. `on_ready` is called with the port once requests are taken.
 
     The first signal drains: /ready says 503, new requests are refused, and those that run have
-    `drain_timeout`. The second ends at once. Raises ConfigError where the port cannot be had, or
-    the certificate cannot be read.
+    `drain_timeout`. The second ends at once. `settings` were checked by `check_settings`. Raises
+    ConfigError where the port cannot be had.
     """
-    _check_certificate(settings)
     app = create_app(engine, name, settings)
     max_connections = _raise_file_limit(settings.max_connections)
     config = uvicorn.Config(
@@ -60,13 +59,32 @@ def run_server(
         ssl_keyfile=settings.ssl_keyfile,
         backlog=2048,
     )
+    server = _Server(config, app.state.service, on_ready)
     try:
-        _Server(config, app.state.service, on_ready).run()
+        server.run()
     except SystemExit:  # uvicorn could not listen
         raise ConfigError(
             f"host {settings.host} and port {settings.port} cannot be listened on: the port is in "
             "use, or the address is not this machine's"
         ) from None
+    finally:
+        tracing = app.state.service.tracing
+        if tracing is not None and not server.force_exit:
+            tracing.close()
+
+
+def check_settings(settings: ServerSettings) -> None:
+    """Raise ConfigError for a certificate that cannot be used, or an extra that is not installed.
+    It takes no time beside loading a model, so call it before.
+    """
+    _check_certificate(settings)
+    if settings.otlp_traces_endpoint is not None:
+        try:
+            from . import tracing as tracing
+        except ImportError as error:
+            raise ConfigError(
+                f"otlp_traces_endpoint needs {error.name}: pip install 'pellucid[otel]'"
+            ) from None
 
 
 class _Server(uvicorn.Server):

@@ -10,12 +10,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..engine.async_engine import AsyncEngine
 from ..errors import QueueFullError
 from .errors import ApiError
 from .metrics import Metrics
 from .settings import ServerSettings
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 __all__ = ["Service", "tenant_of"]
 
@@ -36,6 +40,7 @@ class Service:
         self.num_requests = 0  # that are served or wait
         aliases = () if settings.metrics_aliases == "none" else (f"{settings.metrics_aliases}:",)
         self.metrics = Metrics(self, aliases)
+        self.tracing = _tracing(settings.otlp_traces_endpoint, name)
         self._by_key: Counter[str] = Counter()
         self._ends: deque[float] = deque(maxlen=128)  # when the last requests ended
 
@@ -92,6 +97,15 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+
+
+def _tracing(endpoint: str | None, model: str) -> "Tracing | None":
+    """What sends traces, where they are asked for: the extra may not be installed."""
+    if endpoint is None:
+        return None
+    from .tracing import Tracing
+
+    return Tracing(endpoint, model)
 
 
 def tenant_of(key: str) -> str:

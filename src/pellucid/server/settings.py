@@ -6,8 +6,10 @@ Each field is also an option of `pellucid serve`. 0 means no limit where the hel
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from ..checks import Bounds, check_fields, option
+from ..checks import Bounds, check_fields, option, show
+from ..errors import ConfigError
 
 __all__ = ["ServerSettings"]
 
@@ -37,6 +39,13 @@ class ServerSettings:
     metrics_aliases: MetricsAliases = option(
         "none",
         help='"vllm" tells each metric under the prefix vllm: too, for dashboards made for it',
+    )
+    otlp_traces_endpoint: str | None = option(
+        None,
+        low=1,
+        high=1024,
+        help="URL of an OpenTelemetry collector that gets a trace of each request, by OTLP over "
+        "HTTP; without a path, /v1/traces is meant",
     )
     access_log: bool = option(True, help="Log a line of JSON for each request")
     # times
@@ -81,3 +90,21 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.otlp_traces_endpoint is not None:
+            endpoint = _checked_endpoint(self.otlp_traces_endpoint)
+            object.__setattr__(self, "otlp_traces_endpoint", endpoint)
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    """The URL of a collector with its path. Raises ConfigError for what is none."""
+    try:
+        url = urlsplit(endpoint)
+        is_known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number
+        is_known = False
+    if not is_known:
+        raise ConfigError(
+            f"otlp_traces_endpoint is {show(endpoint)}; it must be a URL such as "
+            "http://localhost:4318/v1/traces (OTLP over HTTP, not gRPC)"
+        )
+    return url._replace(path="/v1/traces").geturl() if url.path in ("", "/") else endpoint

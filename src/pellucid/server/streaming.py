@@ -10,10 +10,12 @@ Headers are sent with the first output, so a request that is refused has its own
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -75,12 +77,21 @@ class GeneratedResponse(Response):
         self._renderer = renderer
         self._failed = failed
         self._is_started = False
+        self._outputs: dict[int, RequestOutput] = {}  # the last one of each prompt
+        self._error: ApiError | None = None  # what the client was told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.time_ns()
         try:
             await self._respond(scope, receive, send)
         except Exception as error:
-            raise as_api_error(error, self._job.body_fields) from error
+            self._error = as_api_error(error, self._job.body_fields)
+            raise self._error from error
+        finally:
+            if self._service.tracing is not None:
+                self._service.tracing.record(
+                    began, Headers(scope=scope), self._job, self._ordered(), self._error
+                )
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._service.admitted(self._job.key):
@@ -125,8 +136,7 @@ class GeneratedResponse(Response):
 
     async def _generate(self, send: Send) -> list[RequestOutput]:
         """All prompts' last outputs; a stream has been sent by then."""
-        job, renderer = self._job, self._renderer
-        outputs: dict[int, RequestOutput] = {}
+        job, renderer, outputs = self._job, self._renderer, self._outputs
         async with aclosing(job.outputs) as found:
             async for place, output in found:
                 self._observe(outputs.get(place), output)
@@ -139,10 +149,13 @@ class GeneratedResponse(Response):
                     await self._send(chunk, send)
                 if output.finished:
                     self._service.metrics.finish(output, job.max_tokens)
-        ordered = [outputs[place] for place in sorted(outputs)]
         if job.is_stream:
-            await self._send(renderer.end(ordered), send, is_last=True)
-        return ordered
+            await self._send(renderer.end(self._ordered()), send, is_last=True)
+        return self._ordered()
+
+    def _ordered(self) -> list[RequestOutput]:
+        """The last output of each prompt, in the prompts' order."""
+        return [self._outputs[place] for place in sorted(self._outputs)]
 
     def _observe(self, before: RequestOutput | None, output: RequestOutput) -> None:
         """The time between two outputs of a stream."""
@@ -170,6 +183,7 @@ class GeneratedResponse(Response):
         """Tell of an error, within the stream if it has begun."""
         if not self._is_started:
             raise error
+        self._error = error
         if not self._job.is_stream:
             return  # half a body cannot be mended: the connection is closed
         self._service.metrics.refuse(error.status)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import QueueFullError
 from ..outputs import RequestOutput
+from ..sampling_params import SamplingParams
 from .conversation import AnswerForm, start_chat
 from .errors import ApiError, as_api_error
 from .generation import Outputs
@@ -32,11 +33,11 @@ Json = Mapping[str, Any]
 
 def start_translated(
     service: Service, body: ChatRequest, key: str, names: Mapping[str, str]
-) -> tuple[Outputs, AnswerForm]:
+) -> tuple[Outputs, SamplingParams, AnswerForm]:
     """`start_chat`; its errors name a field by `names`: the chat request's name -> the client's."""
     with renamed_errors(body, names):
-        stream, form = start_chat(service, body, key)
-    return _with_renamed_errors(stream, body, names), form
+        stream, params, form = start_chat(service, body, key)
+    return _with_renamed_errors(stream, body, names), params, form
 
 
 async def _with_renamed_errors(
