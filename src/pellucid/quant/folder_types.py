@@ -2,24 +2,29 @@
 
     gptq-int{2,3,4,8}-g{32,64,128,-1}[-asym][-actorder]   GPTQ, or nearest values
     w4a16[-g{32,64,128,-1}]  w8a16[-g…]                   the same for compressed-tensors
+    awq-int4-g{32,64,128}                                 AWQ, or nearest values
     int8                                                  nearest values, a scale per row
+    w8a8                                                  SmoothQuant, or the same as int8, for
+                                                          activations in int8
 
 A method yields replacements in the order of the forward pass (`writers.py`). GPTQ's Hessians are
 those behind everything that is quantized already, as in `sequential.py`.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .awq import awq_layers
 from .calibrate import Floats, Walk, mean_hessian
 from .folder_model import FolderModel
 from .gptq import GroupedCodes, gptq, round_to_nearest
-from .layouts import GPTQ, Layout, PackQuantized
+from .layouts import AWQ, GPTQ, IntQuantized, Layout, PackQuantized
+from .smoothquant import quantize_rows, smooth_layers
 from .writers import FolderPlan, Replacement, relative_error
 
 __all__ = [
@@ -36,6 +41,7 @@ Windows: TypeAlias = NDArray[np.int32]
 Quantize: TypeAlias = Callable[[FolderModel, FolderPlan, Windows | None], Iterator[Replacement]]
 
 _GPTQ = re.compile(r"gptq-int([2348])-g(-1|32|64|128)(-asym)?(-actorder)?")
+_AWQ = re.compile(r"awq-int4-g(32|64|128)")
 _PACKED = re.compile(r"w([48])a16(?:-g(-1|32|64|128))?")
 
 
@@ -64,6 +70,10 @@ def find_folder_type(name: str) -> FolderType | None:
         size = _size(found[2] or ("128" if found[1] == "4" else "-1"))
         packed = PackQuantized(int(found[1]), size, act_order=True)
         return FolderType(name, packed, _by_gptq(True, True), "optional")
+    if found := _AWQ.fullmatch(name):
+        return FolderType(name, AWQ(int(found[1])), _by_awq, "optional")
+    if name == "w8a8":
+        return FolderType(name, IntQuantized(), _by_smoothquant, "optional")
     if name == "int8":
         return FolderType(name, PackQuantized(8, None), _by_rows, "unused")
     return None
@@ -75,7 +85,8 @@ def folder_type_names() -> list[str]:
     ends = ["", "-actorder", "-asym", "-asym-actorder"]
     names = [f"gptq-int{bits}-{size}{end}" for bits in "2348" for size in sizes for end in ends]
     names += [f"w{bits}a16{end}" for bits in "48" for end in ("", *(f"-{size}" for size in sizes))]
-    return [*names, "int8"]
+    names += [f"awq-int4-g{size}" for size in (32, 64, 128)]
+    return [*names, "int8", "w8a8"]
 
 
 def _size(text: str) -> int | None:
@@ -144,15 +155,41 @@ def _by_rows(
         yield Replacement(name, codes, relative_error(codes.values(), weight))
 
 
-def quantize_rows(weight: Floats) -> GroupedCodes:
-    """A weight [R, n] as int8 with a scale per row, in -127 … 127; codes are stored plus 128."""
-    scales = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
-    # what a file will hold; never 0
-    scales = np.maximum(scales.astype(np.float16), np.float16(6e-8)).astype(np.float32)
-    codes = np.clip(np.rint(weight / scales), -127, 127) + 128
-    group_of = np.zeros(weight.shape[1], np.int32)
-    zeros = np.full(scales.shape, 128, np.uint8)
-    return GroupedCodes(codes.astype(np.uint8), scales, zeros, group_of, 8)
+def _by_awq(
+    model: FolderModel, plan: FolderPlan, windows: Windows | None
+) -> Iterator[Replacement]:
+    """AWQ with a calibration text, the nearest values without one."""
+    if windows is None:
+        yield from _nearest(model, plan, symmetric=False)
+        return
+    walk = Walk(model.config, model.load, windows)
+    for layer in awq_layers(walk, plan.group_sizes):
+        yield from _layer(layer.codes, layer.floats, plan)
+
+
+def _by_smoothquant(
+    model: FolderModel, plan: FolderPlan, windows: Windows | None
+) -> Iterator[Replacement]:
+    """SmoothQuant with a calibration text, the nearest values without one."""
+    if windows is None:
+        yield from _by_rows(model, plan, None)
+        return
+    walk = Walk(model.config, model.load, windows)
+    for layer in smooth_layers(walk, list(plan.group_sizes)):
+        yield from _layer(layer.codes, layer.floats, plan)
+
+
+def _layer(
+    codes: Mapping[str, GroupedCodes], floats: Mapping[str, Floats], plan: FolderPlan
+) -> Iterator[Replacement]:
+    """The parameters of a layer whose scales were moved. `floats` are all of them before rounding,
+    so an error is that of the rounding alone.
+    """
+    for name, values in floats.items():
+        if name in codes:
+            yield Replacement(name, codes[name], relative_error(codes[name].values(), values))
+        elif name in plan.moved:
+            yield Replacement(name, values)
 
 
 def _rows(whole: GroupedCodes, rows: slice) -> GroupedCodes:
