@@ -100,13 +100,13 @@ class FolderModel:
             return self._folder.stored_spec(self._stored[name]).format
         return self.tensors[name].format(self._specs)
 
-    def dense(self, name: str, replaced: Mapping[str, Floats]) -> NDArray[Any]:
-        """The bytes of a tensor that is not quantized, in the format of `spec`, with some
-        parameters `replaced`.
+    def dense(self, name: str, replaced: Mapping[str, Floats], format: str) -> NDArray[Any]:
+        """The bytes of a tensor that is not quantized, in a dense format, with some parameters
+        `replaced`.
 
         Raises FormatError for NaN, infinity, and values that the format cannot hold.
         """
-        tensor, format = self.tensors[name], self.spec(name).format
+        tensor = self.tensors[name]
         changed = {p: encode_dense(replaced[p]) for p in tensor.parameters if p in replaced}
         if self._folder is not None and name in self._stored and not changed:
             made = self._folder.stored(self._stored[name])

@@ -155,9 +155,7 @@ def _by_rows(
         yield Replacement(name, codes, relative_error(codes.values(), weight))
 
 
-def _by_awq(
-    model: FolderModel, plan: FolderPlan, windows: Windows | None
-) -> Iterator[Replacement]:
+def _by_awq(model: FolderModel, plan: FolderPlan, windows: Windows | None) -> Iterator[Replacement]:
     """AWQ with a calibration text, the nearest values without one."""
     if windows is None:
         yield from _nearest(model, plan, symmetric=False)

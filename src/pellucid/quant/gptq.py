@@ -20,9 +20,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FormatError
 
-__all__ = ["Factor", "GroupedCodes", "factorize", "feed_back", "gptq", "round_to_nearest"]
+__all__ = [
+    "Factor",
+    "GroupedCodes",
+    "factorize",
+    "feed_back",
+    "float16_scales",
+    "gptq",
+    "round_to_nearest",
+]
 
 Floats: TypeAlias = NDArray[np.float32]
 Doubles: TypeAlias = NDArray[np.float64]
@@ -212,11 +220,23 @@ def _grids(values: Floats, bits: int, symmetric: bool) -> tuple[Floats, Codes]:
         high = np.maximum(-low, high)
         low = -high
     scale = np.maximum((high - low) / np.float32(largest), np.float32(_SMALLEST_SCALE))
-    # what a file will hold; never 0
-    scale = np.maximum(scale.astype(np.float16), np.float16(6e-8)).astype(np.float32)
+    scale = float16_scales(scale)
     if symmetric:
         return scale, np.full(len(values), 1 << (bits - 1), np.uint8)
     return scale, np.clip(np.rint(-low / scale), 0, largest).astype(np.uint8)
+
+
+def float16_scales(scales: Floats) -> Floats:
+    """Scales as a file will hold them: float16, and never 0. Raises FormatError for one that is
+    larger than any float16.
+    """
+    largest = float(scales.max())
+    if largest > 65504:
+        raise FormatError(
+            f"weights are so large that their scale is {largest:.3g}, and float16 holds 65504 at "
+            "most; the file is damaged"
+        )
+    return np.maximum(scales.astype(np.float16), np.float16(6e-8)).astype(np.float32)
 
 
 def _check(bits: int, size: int, n: int) -> None:

@@ -58,6 +58,11 @@ class Layout(Protocol):
         """Whether readers know GPT-2's linear layers, which are stored as [in, out]."""
         ...
 
+    @property
+    def moves_scales(self) -> bool:
+        """Whether its methods move scales of activations into norms and other weights."""
+        ...
+
     def problem(self, outputs: int, inputs: int) -> str | None:
         """Why a matrix of this size cannot be stored; None if it can."""
         ...
@@ -95,6 +100,7 @@ class GPTQ:
     act_order: bool = False
     mixes_group_sizes = True
     takes_conv1d = True
+    moves_scales = False
 
     def problem(self, outputs: int, inputs: int) -> str | None:
         return _words_problem(self.bits, outputs=outputs, inputs=inputs)
@@ -145,6 +151,7 @@ class AWQ:
     bits = 4
     mixes_group_sizes = False
     takes_conv1d = False
+    moves_scales = True
 
     def problem(self, outputs: int, inputs: int) -> str | None:
         return _words_problem(4, outputs=outputs)
@@ -184,6 +191,7 @@ class PackQuantized:
     act_order: bool = False
     mixes_group_sizes = True
     takes_conv1d = False
+    moves_scales = False
 
     def problem(self, outputs: int, inputs: int) -> str | None:
         return None
@@ -217,6 +225,7 @@ class IntQuantized:
     group_size = None
     mixes_group_sizes = True
     takes_conv1d = False
+    moves_scales = True
 
     def problem(self, outputs: int, inputs: int) -> str | None:
         return None

@@ -18,6 +18,7 @@ own. Weights are rounded with a scale per row.
 Shapes: T tokens, R rows (outputs), n columns (channels), m scales (`Migration`).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,12 +26,14 @@ import numpy as np
 
 from ..errors import FormatError
 from .calibrate import Floats, Walk
-from .gptq import GroupedCodes
+from .gptq import GroupedCodes, float16_scales
 from .migration import Migration, find_migrations
 
 __all__ = [
     "ALPHAS",
+    "Activation",
     "SmoothLayer",
+    "choose_scales",
     "quantize_rows",
     "quantize_tokens",
     "smooth_layers",
@@ -39,7 +42,7 @@ __all__ = [
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.4, 0.3)  # the paper's first: it is kept unless one is better
 SAMPLE_TOKENS = 512  # of the calibration text, on which errors are measured
-_SMALLEST = np.float32(1e-5)  # of a scale, and of what it is made of
+_FARTHEST = math.log(1e5)  # the largest logarithm of a scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class SmoothLayer:
 
 
 @dataclass(slots=True)
-class _Activation:
+class Activation:
     """An activation over the calibration text."""
 
     largest: Floats  # [n]: max|x|
@@ -77,20 +80,20 @@ def smooth_layers(
             if not own:
                 continue
             matrix = np.concatenate([weights[name] for name in own])
-            alpha, scales = _choose(matrix, inputs[migration.group], migration, alphas)
+            alpha, scales = choose_scales(matrix, inputs[migration.group], migration, alphas)
             chosen[migration.group] = alpha
             weights = migration.move(weights, scales)
         codes = {name: quantize_rows(weights[name]) for name in names if name in weights}
         yield SmoothLayer(codes, dict(weights), chosen)
 
 
-def _observe(walk: Walk, layer: int, weights: Mapping[str, Floats]) -> dict[str, _Activation]:
+def _observe(walk: Walk, layer: int, weights: Mapping[str, Floats]) -> dict[str, Activation]:
     """Run the walk through a layer: the activations that its groups multiply."""
-    found: dict[str, _Activation] = {}
+    found: dict[str, Activation] = {}
     stride = max(1, walk.num_tokens // SAMPLE_TOKENS)
 
     def observe(group: str, x: Floats) -> None:
-        own = found.setdefault(group, _Activation(np.zeros(x.shape[1], np.float32), []))
+        own = found.setdefault(group, Activation(np.zeros(x.shape[1], np.float32), []))
         np.maximum(own.largest, np.abs(x).max(axis=0), out=own.largest)
         step = min(stride, len(x))
         own.sample.append(x[step // 2 :: step].copy())
@@ -102,8 +105,8 @@ def _observe(walk: Walk, layer: int, weights: Mapping[str, Floats]) -> dict[str,
     return found
 
 
-def _choose(
-    weight: Floats, inputs: _Activation, migration: Migration, alphas: Sequence[float]
+def choose_scales(
+    weight: Floats, inputs: Activation, migration: Migration, alphas: Sequence[float]
 ) -> tuple[float | None, Floats]:
     """The α, and its scales [m], with the least error of weights [R, n] on the sampled tokens."""
     x = np.concatenate(inputs.sample)  # [T, n]
@@ -126,24 +129,25 @@ def _choose(
     return best, best_scales
 
 
-def smoothing_scales(
-    largest: Floats, weight: Floats, migration: Migration, alpha: float
-) -> Floats:
-    """s of equation 4 [m], from max|x| [n] and weights [R, n]. Channels that were always 0, and
-    those without weights, get 1.
+def smoothing_scales(largest: Floats, weight: Floats, migration: Migration, alpha: float) -> Floats:
+    """s of equation 4 [m], from max|x| [n] and weights [R, n], divided by its geometric mean: a
+    factor of all channels changes no code, but the scales of weights must stay in float16's range.
+    Channels that were always 0, and those without weights, get 1.
     """
-    x = migration.largest(largest)
-    w = migration.largest(np.abs(weight).max(axis=0))
+    x = migration.largest(largest).astype(np.float64)
+    w = migration.largest(np.abs(weight).max(axis=0)).astype(np.float64)
     live = (x > 0) & (w > 0)
-    scales = np.maximum(x, _SMALLEST) ** alpha / np.maximum(w, _SMALLEST) ** (1 - alpha)
-    return np.where(live, np.maximum(scales, _SMALLEST), 1).astype(np.float32)
+    logs = np.zeros(len(x))
+    logs[live] = alpha * np.log(x[live]) - (1 - alpha) * np.log(w[live])
+    logs[live] -= logs[live].mean() if live.any() else 0
+    scales: Floats = np.exp(np.clip(logs, -_FARTHEST, _FARTHEST)).astype(np.float32)
+    return scales
 
 
 def quantize_rows(weight: Floats) -> GroupedCodes:
     """A weight [R, n] as int8 with a scale per row, in -127 … 127; codes are stored plus 128."""
     scales = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
-    # what a file will hold; never 0
-    scales = np.maximum(scales.astype(np.float16), np.float16(6e-8)).astype(np.float32)
+    scales = float16_scales(scales)
     codes = np.clip(np.rint(weight / scales), -127, 127) + 128
     group_of = np.zeros(weight.shape[1], np.int32)
     zeros = np.full(scales.shape, 128, np.uint8)

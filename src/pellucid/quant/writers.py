@@ -26,6 +26,7 @@ from .calibrate import Floats
 from .folder_model import DENSE, FolderModel
 from .gptq import GroupedCodes
 from .layouts import Layout
+from .migration import find_migrations
 
 __all__ = [
     "FolderPlan",
@@ -59,6 +60,7 @@ class FolderPlan:
     group_sizes: Mapping[str, int | None]
     quantized: Mapping[str, int | None]  # the same for the folder's tensors
     left_out: tuple[str, ...]  # tensors of linear layers that cannot be quantized
+    moved: frozenset[str]  # parameters that scales are moved into (`migration.py`)
     before: Mapping[str, TensorSpec]  # all tensors, with their formats in the source
     after: Mapping[str, dict[str, TensorSpec]]  # what each becomes: parts by their full names
     notes: tuple[str, ...]  # sentences on exceptions
@@ -125,20 +127,27 @@ def plan_folder(
     if not layout.mixes_group_sizes:
         smallest = min((size for size in sizes.values() if size is not None), default=None)
         sizes = dict.fromkeys(sizes, smallest)
+    group_sizes = {p: s for n, s in sizes.items() for p in model.tensors[n].parameters}
+    moved = _moved(model, group_sizes) if layout.moves_scales else frozenset[str]()
     # what each tensor becomes
     after = {}
-    for name in model.tensors:
+    for name, tensor in model.tensors.items():
         if name not in sizes:
-            after[name] = {name: model.spec(name)}
+            spec = model.spec(name)
+            # a scale may be large, and bfloat16 has 8 bits: vectors are kept in full
+            if len(spec.shape) == 1 and not moved.isdisjoint(tensor.parameters):
+                spec = TensorSpec("F32", spec.shape)
+            after[name] = {name: spec}
             continue
         outputs, inputs = matrices[name]
         parts = layout.specs(outputs, inputs, inputs // (sizes[name] or inputs))
         after[name] = {f"{_module(name)}.{part}": spec for part, spec in parts.items()}
     return FolderPlan(
         layout=layout,
-        group_sizes={p: s for n, s in sizes.items() for p in model.tensors[n].parameters},
+        group_sizes=group_sizes,
         quantized=sizes,
         left_out=tuple(problems),
+        moved=moved,
         before={n: TensorSpec(model.source_format(n), t.shape) for n, t in model.tensors.items()},
         after=after,
         notes=(*_size_notes(layout, matrices, sizes), *_problem_notes(problems)),
@@ -173,7 +182,7 @@ def write_folder(
         # the other tensors
         for name in model.tensors:
             if name not in done:
-                writer.write(name, model.dense(name, changed))
+                writer.write(name, model.dense(name, changed, plan.after[name][name].format))
                 yield _report(plan, name, [])
         for file, data in model.files(plan.config()):
             writer.write_file(file, data)
@@ -210,6 +219,16 @@ def _matrices(
             )
         found[name] = shape
     return found
+
+
+def _moved(model: FolderModel, group_sizes: Mapping[str, int | None]) -> frozenset[str]:
+    """The parameters that change when scales of activations are moved."""
+    return frozenset(
+        name
+        for migration in find_migrations(model.params, model.params)
+        if not group_sizes.keys().isdisjoint(migration.consumers)
+        for name in (*migration.producers, *migration.consumers)
+    )
 
 
 def _group_size(wanted: int | None, inputs: int) -> int | None:
