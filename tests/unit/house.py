@@ -40,7 +40,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *(*PLAIN, "files"),
     ),
     "models": ("ops.protocol", "config", "batch", "errors"),
-    "weights": ("models.params", "models.registry", "formats", "config", "files", "errors"),
+    "weights": (
+        *("models.params", "models.registry", "models.rope", "formats"),
+        *("config", "files", "errors"),
+    ),
     "tokenizer": ("config", "files", "errors"),
     "structured": ("tokenizer", *PLAIN),
     "kv": ("config", "kv_spec", "request", "batch", "errors"),

@@ -13,6 +13,7 @@ a template. Reference: transformers' `apply_chat_template`.
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, PellucidError, RequestError, UnsupportedError
@@ -82,6 +83,16 @@ class ChatTemplate:
     def source(self) -> str | None:
         """The text of the default template; None if there is none."""
         return self._templates.get("default")
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """The texts of all templates, by name."""
+        return MappingProxyType(self._templates)
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The texts of tokens that templates may use, by names such as bos_token."""
+        return MappingProxyType(self._special_tokens)
 
     @property
     def names(self) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import FormatError, UnsupportedError
 from .chat_template import ChatTemplate
-from .pretokenizers import get_pretokenizer
+from .pretokenizers import build_pretokenizer, get_pretokenizer
 from .sentencepiece import derive_merges
 from .tokenizer import Tokenizer, library_errors
 from .vocabulary import MAX_MERGES, MAX_TOKENS, TokenKind, Vocabulary, check_fixed_tokens
@@ -147,8 +147,8 @@ def _read_chat_template(
 
 
 def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
-    from tokenizers import Regex, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers import models, normalizers
 
     pre = get_pretokenizer(_string(metadata, "pre", "default"))
     ids = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
@@ -158,12 +158,7 @@ def _byte_level(metadata: Mapping[str, object], vocabulary: Vocabulary) -> "toke
     rust = RustTokenizer(model)
     if pre.nfc:
         rust.normalizer = normalizers.NFC()
-    rust.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    rust.pre_tokenizer = build_pretokenizer(pre)
     return rust
 
 

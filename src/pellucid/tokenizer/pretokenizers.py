@@ -14,10 +14,30 @@ SentencePiece vocabularies have no pre-tokenizer.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
 
-__all__ = ["PreTokenizer", "get_pretokenizer"]
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = [
+    "PROBE",
+    "PreTokenizer",
+    "build_pretokenizer",
+    "cut_probe",
+    "find_pretokenizer",
+    "get_pretokenizer",
+]
+
+# A text that every two kinds of words cut differently: scripts, marks, digits, contractions in
+# both cases, signs, white space.
+PROBE = (
+    "Hello  world! We've don't I'LL she'd It's O'Brien\n\n \t x = 3.14159 + 1000000; // 42%\r\n"
+    " \r\nÜnï\u0301cödé e\u0301 naïve HTMLParser camelCase 日本語のテキスト 한국어 Привет мир!"
+    " مرحبا 你好，世界。 हिन्दी ไทย 🦙😶\u200d🌫️ ٣٤٥ ½ Ⅷ foo_bar(x)->y[0] == 'a' ? a/b /c //\n"
+    "=+<>^~|$ ---\n\n\tend   \n   "
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,40 @@ class PreTokenizer:
     ignore_merges: bool = False  # a whole word that is a token is not split by the merges
     add_bos: bool = False  # where the file does not say
     nfc: bool = False  # whether text is composed first (Unicode's normal form C)
+
+
+def build_pretokenizer(pre: PreTokenizer) -> "tokenizers.pre_tokenizers.PreTokenizer":
+    """The library's object that cuts text so, and writes bytes in GPT-2's letters."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def find_pretokenizer(pieces: list[str], *, ignore_merges: bool, nfc: bool, where: str) -> str:
+    """The name of the pre-tokenizer that cuts `PROBE` into these pieces. It does not matter by
+    which expressions. `where` names the file in messages.
+
+    Raises UnsupportedError if there is none: llama.cpp would cut text otherwise.
+    """
+    for name, pre in _TABLE.items():
+        if (pre.ignore_merges, pre.nfc) == (ignore_merges, nfc) and pieces == cut_probe(
+            build_pretokenizer(pre)
+        ):
+            return name
+    raise UnsupportedError(
+        f"{where} cuts text into words in a way for which GGUF files have no name; those that have "
+        f"one are {', '.join(sorted(_TABLE))}"
+    )
+
+
+def cut_probe(rust: "tokenizers.pre_tokenizers.PreTokenizer") -> list[str]:
+    """The pieces that a pre-tokenizer cuts `PROBE` into."""
+    return [piece for piece, _ in rust.pre_tokenize_str(PROBE)]
 
 
 def get_pretokenizer(name: str) -> PreTokenizer:

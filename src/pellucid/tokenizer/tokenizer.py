@@ -99,6 +99,16 @@ class Tokenizer:
         return RenderedEncoder(self._trusting)
 
     @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that are put before and after a whole text."""
+        return self._prefix, self._suffix
+
+    @property
+    def templates(self) -> ChatTemplate:
+        """The model's chat templates and the names of its special tokens."""
+        return self._chat_template
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja source of the model's default template."""
         return self._chat_template.source

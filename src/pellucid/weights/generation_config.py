@@ -17,7 +17,7 @@ from pathlib import Path
 from ..files import is_there, read_json
 from .fields import Fields
 
-__all__ = ["read_generation_config"]
+__all__ = ["gguf_sampling", "read_generation_config"]
 
 _FILE = "generation_config.json"
 _MAX_BYTES = 1 << 20
@@ -46,6 +46,15 @@ def read_generation_config(source: Path | Mapping[str, object]) -> dict[str, flo
         fields = Fields(str(path), read_json(path, _MAX_BYTES, within=source))
         return _recommendation(fields, gguf=False)
     return _recommendation(Fields("the file", source, "general.sampling."), gguf=True)
+
+
+def gguf_sampling(folder: Path) -> dict[str, object]:
+    """The recommendation of a folder as the keys `general.sampling.*` of a GGUF file, those that
+    there are.
+    """
+    values = read_generation_config(folder)
+    keys = {ours: key for ours, _, key in (*_NUMBERS, *_INTEGERS) if key is not None}
+    return {f"general.sampling.{keys[name]}": values[name] for name in values.keys() & keys.keys()}
 
 
 def _recommendation(fields: Fields, *, gguf: bool) -> dict[str, float | int]:

@@ -17,6 +17,7 @@ __all__ = [
     "SourceOf",
     "find_gguf_reader",
     "find_hf_reader",
+    "gguf_reader_of",
     "gguf_source_of",
     "hf_source_of",
 ]
@@ -48,14 +49,17 @@ def find_gguf_reader(architecture: str, where: str) -> GGUFReader:
     return known[architecture]
 
 
+def gguf_reader_of(architecture: str) -> GGUFReader:
+    """The reader of GGUF files of a family, by its name in `ModelConfig.architecture`."""
+    (reader,) = (family.gguf for family in FAMILIES if family.name == architecture)
+    return reader or find_gguf_reader("llama", architecture)  # Mistral
+
+
 def gguf_source_of(architecture: str) -> SourceOf:
     """Where the parameters of a family lie in GGUF files, by its name in
     `ModelConfig.architecture`.
     """
-    (reader,) = (family.gguf for family in FAMILIES if family.name == architecture)
-    if reader is None:  # Mistral
-        reader = find_gguf_reader("llama", architecture)
-    return reader.source
+    return gguf_reader_of(architecture).source
 
 
 def hf_source_of(architecture: str) -> SourceOf:

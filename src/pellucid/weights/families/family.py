@@ -41,11 +41,13 @@ class HFReader:
 
 @dataclass(frozen=True, slots=True)
 class GGUFReader:
-    """How to read a family from a GGUF file."""
+    """How to read a family from a GGUF file, and how to write its keys."""
 
     architecture: str  # of general.architecture
     config: Callable[[GGUFHeader], ModelConfig]
     source: SourceOf
+    # the inverse of `config`: the values of its keys, for writing a file
+    values: Callable[[ModelConfig], Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

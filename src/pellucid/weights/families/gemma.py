@@ -15,6 +15,7 @@ from ..hf_rope import build_local_rope, build_rope
 from ..plan import ParamSource
 from .family import Family, GGUFHeader, GGUFReader, HFReader
 from .gguf import common_keys, gguf_source, rope_keys
+from .gguf_values import common_values, window_values
 from .hf import (
     HF_NAMES,
     HFCommon,
@@ -141,6 +142,27 @@ def _gguf_gemma3(header: GGUFHeader) -> ModelConfig:
     )
 
 
+def _gemma2_values(config: ModelConfig) -> dict[str, object]:
+    values = {
+        **common_values(config),
+        "attn_logit_softcapping": config.attn_softcap or 0.0,
+        "final_logit_softcapping": config.final_softcap or 0.0,
+        **window_values(config.windows, period=2),
+    }
+    if config.rope_local is not None:
+        values["rope.freq_base_swa"] = config.rope_local.theta
+    return values
+
+
+def _gemma3_values(config: ModelConfig) -> dict[str, object]:
+    values = {**common_values(config), **window_values(config.windows, period=6)}
+    if config.final_softcap is not None:
+        values["final_logit_softcapping"] = config.final_softcap
+    if config.rope_local is not None:
+        values["rope.freq_base_swa"] = config.rope_local.theta
+    return values
+
+
 def _gguf_config(architecture: str, header: GGUFHeader) -> ModelConfig:
     common = common_keys(header)
     return ModelConfig(
@@ -184,10 +206,10 @@ def _windows(
 GEMMA2 = Family(
     name="gemma2",
     hf=HFReader("gemma2", _gemma2_config, _source),
-    gguf=GGUFReader("gemma2", _gguf_gemma2, gguf_source),
+    gguf=GGUFReader("gemma2", _gguf_gemma2, gguf_source, _gemma2_values),
 )
 GEMMA3 = Family(
     name="gemma3",
     hf=HFReader("gemma3_text", _gemma3_config, _source),
-    gguf=GGUFReader("gemma3", _gguf_gemma3, gguf_source),
+    gguf=GGUFReader("gemma3", _gguf_gemma3, gguf_source, _gemma3_values),
 )

@@ -12,6 +12,7 @@ from ..plan import ParamSource
 from .family import Family, GGUFHeader, GGUFReader, HFReader
 from .fused import qkv_rows
 from .gguf import common_keys, gguf_source
+from .gguf_values import common_values
 from .hf import activation, hf_name, number_of_heads, number_of_layers, size_of_heads
 
 __all__ = ["GPT2"]
@@ -93,6 +94,10 @@ def _gguf_config(header: GGUFHeader) -> ModelConfig:
     )
 
 
+def _gguf_values(config: ModelConfig) -> dict[str, object]:
+    return common_values(config, "layer_norm_epsilon")
+
+
 def _gguf_source(config: ModelConfig, param: Param) -> ParamSource:
     layer, _, kind = split_name(param.name)
     rows = qkv_rows(config, param)
@@ -106,5 +111,5 @@ def _gguf_source(config: ModelConfig, param: Param) -> ParamSource:
 GPT2 = Family(
     name="gpt2",
     hf=HFReader("gpt2", _config, _source, prefix="transformer."),
-    gguf=GGUFReader("gpt2", _gguf_config, _gguf_source),
+    gguf=GGUFReader("gpt2", _gguf_config, _gguf_source, _gguf_values),
 )

@@ -11,6 +11,7 @@ from ..hf_rope import build_rope
 from ..plan import ParamSource
 from .family import Family, GGUFHeader, GGUFReader, HFReader
 from .gguf import common_keys, gguf_source, rope_keys
+from .gguf_values import common_values, window_values
 from .hf import activation, common_fields, hf_source, optional_window
 
 __all__ = ["LLAMA", "MISTRAL"]
@@ -62,6 +63,11 @@ def _gguf_config(header: GGUFHeader) -> ModelConfig:
     )
 
 
+def _gguf_values(config: ModelConfig) -> dict[str, object]:
+    windows = window_values(config.windows) if any(config.windows) else {}
+    return {**common_values(config), **windows}
+
+
 def _gguf_source(config: ModelConfig, param: Param) -> ParamSource:
     """The rows of q and k are in the interleaved RoPE layout; only files of this family have it."""
     plain = gguf_source(config, param)
@@ -75,6 +81,6 @@ def _gguf_source(config: ModelConfig, param: Param) -> ParamSource:
 LLAMA = Family(
     name="llama",
     hf=HFReader("llama", _llama_config, hf_source),
-    gguf=GGUFReader("llama", _gguf_config, _gguf_source),
+    gguf=GGUFReader("llama", _gguf_config, _gguf_source, _gguf_values),
 )
 MISTRAL = Family(name="mistral", hf=HFReader("mistral", _mistral_config, hf_source), gguf=None)

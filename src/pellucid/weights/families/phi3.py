@@ -12,6 +12,7 @@ from ..plan import ParamSource
 from .family import Family, GGUFHeader, GGUFReader, HFReader
 from .fused import gate_up_rows, qkv_rows
 from .gguf import common_keys, gguf_source, rope_keys
+from .gguf_values import common_values, window_values
 from .hf import activation, common_fields, hf_source, optional_window
 
 __all__ = ["PHI3"]
@@ -54,6 +55,15 @@ def _gguf_config(header: GGUFHeader) -> ModelConfig:
     )
 
 
+def _gguf_values(config: ModelConfig) -> dict[str, object]:
+    return {
+        **common_values(config),
+        **window_values(config.windows),
+        # llama.cpp takes the factors of long contexts for longer sequences
+        "rope.scaling.original_context_length": config.max_position_embeddings,
+    }
+
+
 def _fused(config: ModelConfig, param: Param, names: dict[str, str]) -> ParamSource | None:
     """The source of `param`, if it is part of a fused matrix. `names` are those of the matrices."""
     layer, _, kind = split_name(param.name)
@@ -76,5 +86,5 @@ def _gguf_source(config: ModelConfig, param: Param) -> ParamSource:
 PHI3 = Family(
     name="phi3",
     hf=HFReader("phi3", _config, _source),
-    gguf=GGUFReader("phi3", _gguf_config, _gguf_source),
+    gguf=GGUFReader("phi3", _gguf_config, _gguf_source, _gguf_values),
 )

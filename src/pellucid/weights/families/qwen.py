@@ -7,6 +7,7 @@ from ..fields import Fields
 from ..hf_rope import build_rope
 from .family import Family, GGUFHeader, GGUFReader, HFReader
 from .gguf import common_keys, gguf_source, rope_keys
+from .gguf_values import common_values
 from .hf import HFCommon, activation, common_fields, hf_source, layer_windows, optional_window
 
 __all__ = ["QWEN2", "QWEN3"]
@@ -58,10 +59,10 @@ def _gguf_qwen3(header: GGUFHeader) -> ModelConfig:
 QWEN2 = Family(
     name="qwen2",
     hf=HFReader("qwen2", _qwen2_config, hf_source),
-    gguf=GGUFReader("qwen2", _gguf_qwen2, gguf_source),
+    gguf=GGUFReader("qwen2", _gguf_qwen2, gguf_source, common_values),
 )
 QWEN3 = Family(
     name="qwen3",
     hf=HFReader("qwen3", _qwen3_config, hf_source),
-    gguf=GGUFReader("qwen3", _gguf_qwen3, gguf_source),
+    gguf=GGUFReader("qwen3", _gguf_qwen3, gguf_source, common_values),
 )
