@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..backends.native.backend import available_cpus
 from ..errors import ConfigError, FormatError
-from ..formats import HostTensor, dequantize, host_tensor, packed_bytes
+from ..formats import HostTensor, dequantize, packed_bytes
 from ..formats.finite import check_finite
 from ..formats.tensor import TensorSpec
 from ..weights.gguf_metadata import Typed, ValueType
@@ -167,7 +167,7 @@ def _encode(
     step = max(1, SLICE_VALUES // columns) if encode is None else len(tensor.data)
     for start in range(0, len(tensor.data), step):
         rows = tensor.data[start : start + step]
-        given = host_tensor(tensor.format, (len(rows), columns), rows.reshape(-1))
+        given = replace(tensor, shape=(len(rows), columns), data=rows)
         values = dequantize(given)
         check_finite(name, bool(np.isfinite(values).all()))
         if tensor.format == format:
