@@ -19,6 +19,7 @@ from ..units import format_bytes, format_count
 from ..weights import hub
 from .options import debug_option, json_option
 from .perplexity import read_text
+from .quantize_folder import calibration_windows, check_folder_options, quantize_folder
 from .terminal import print_table, say
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration/c4.txt"}
-CALIBRATION_TOKENS = 512  # of a chunk
 
 
 @click.command()
@@ -41,7 +41,10 @@ CALIBRATION_TOKENS = 512  # of a chunk
     metavar="TYPE",
     required=True,
     help="f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs "
-    "q3_k_l q3_k_m q3_k_s or q2_k: llama.cpp's names, each with its mixture of formats.",
+    "q3_k_l q3_k_m q3_k_s or q2_k: llama.cpp's names, each with its mixture of formats. "
+    "gptq-int{2,3,4,8}-g{32,64,128,-1}[-asym][-actorder], awq-int4-g{32,64,128}, w4a16[-g…], "
+    "w8a16[-g…], w8a8 or int8: folders, with so many bits and inputs per scale (-1: a row has "
+    "one).",
 )
 @click.option(
     "--type-map",
@@ -68,7 +71,8 @@ CALIBRATION_TOKENS = 512  # of a chunk
     type=click.Choice(["ef", "imatrix", "rtn"]),
     help="ef: error feedback, so that later weights make up for the errors of earlier ones. "
     "imatrix: errors weighted by importance, with llama-quantize's bytes. rtn: neither.  "
-    "[default: ef with --calibration, imatrix with --imatrix, else rtn]",
+    "[default: ef with --calibration, imatrix with --imatrix, else rtn; folders have a method of "
+    "their own, or rtn]",
 )
 @click.option(
     "--calibration-chunks",
@@ -96,17 +100,37 @@ def quantize(
     allow_requantize: bool,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL and write OUT, a GGUF file.
+    """Quantize MODEL and write OUT, a GGUF file or a folder of safetensors.
 
     MODEL is a .gguf file, a folder of safetensors, or a name; a name that is not here is fetched.
-    OUT appears whole or not at all, and llama.cpp runs it too.
+    OUT appears whole or not at all. llama.cpp runs the files too; vLLM and transformers the
+    folders.
     """
+    from ..quant.folder_types import FolderType, find_type
     from ..quant.quantize import plan_quantization, write_quantized
     from ..quant.source import open_source
-    from ..quant.type_map import find_file_type, read_rules
+    from ..quant.type_map import read_rules
 
     # check the options before a model is fetched
-    wanted = find_file_type(file_type)
+    wanted = find_type(file_type)
+    if isinstance(wanted, FolderType):
+        check_folder_options(
+            wanted,
+            method=method,
+            calibration=calibration,
+            imatrix_file=imatrix_file,
+            type_map=type_map,
+        )
+        quantize_folder(
+            hub.resolve_model(model, progress=True),
+            out,
+            wanted,
+            text=None if calibration is None else read_text(_calibration_file(calibration)),
+            chunks=calibration_chunks,
+            allow_requantize=allow_requantize,
+            as_json=as_json,
+        )
+        return
     rules = read_rules(type_map) if type_map is not None else ()
     chosen = _choose_method(method, calibration, imatrix_file)
     text = None if calibration is None else read_text(_calibration_file(calibration))
@@ -188,10 +212,8 @@ def _measure(
     chunks: int,
 ) -> "Method":
     """Read or measure what the method needs."""
-    from ..quant.calibrate import cut_calibration
     from ..quant.imatrix import read_imatrix
     from ..quant.method import Method, feedback_method, imatrix_method, measure_importance
-    from ..tokenizer import load_tokenizer
     from ..weights.checkpoint import open_checkpoint
 
     if method == "rtn":
@@ -199,9 +221,7 @@ def _measure(
     if imatrix_file is not None:
         return imatrix_method(read_imatrix(imatrix_file), str(imatrix_file))
     with open_checkpoint(source.path) as checkpoint:
-        tokenizer = load_tokenizer(checkpoint.tokenizer_source)
-    n_ctx = min(CALIBRATION_TOKENS, source.config.max_position_embeddings)
-    windows = cut_calibration(tokenizer, text or "", n_ctx, chunks)
+        windows = calibration_windows(checkpoint, text or "", chunks)
     if method == "ef":
         return feedback_method(windows)
     say(f"measuring importance on {format_count(windows.size, 'token')}")

@@ -6,7 +6,8 @@ the model's parameters (`weights/unfold.py`), config.json and the tokenizer's fi
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,18 @@ from numpy.typing import NDArray
 
 from ..config import ModelConfig
 from ..errors import FormatError
-from ..files import read_bytes, read_json
+from ..files import is_there, read_bytes, read_json
 from ..formats import HostTensor, dequantize, encode_dense, quantize
 from ..formats.tensor import TensorSpec
 from ..models.params import Param, split_name
 from ..models.registry import get_graph
+from ..tokenizer import load_tokenizer
+from ..tokenizer.to_folder import tokenizer_files
 from ..weights.checkpoint import Checkpoint
 from ..weights.families import hf_source_of
 from ..weights.folds import Transpose
+from ..weights.generation_config import read_generation_config
+from ..weights.hf_values import hf_values
 from ..weights.safetensors_checkpoint import SafetensorsCheckpoint
 from ..weights.unfold import FileTensor, file_tensors
 from .calibrate import Floats, Load, loader
@@ -117,20 +122,63 @@ class FolderModel:
         _check(name, dequantize(made))
         return made.data
 
-    def files(self, quantization: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    def files(self, quantization: Mapping[str, Any]) -> dict[str, bytes]:
         """The small files of the folder, by name. `quantization` is `quantization_config`."""
-        folder = self.checkpoint.path
-        config = read_json(folder / "config.json", MAX_CONFIG_BYTES, within=folder)
-        config["quantization_config"] = dict(quantization)
-        yield "config.json", (json.dumps(config, indent=2) + "\n").encode()
-        names = [name for name in _COPIED if (folder / name).exists()]
-        names += [p.relative_to(folder).as_posix() for p in folder.glob(f"{_TEMPLATES}/*.jinja")]
-        for name in names:
-            yield name, read_bytes(folder / name, MAX_FILE_BYTES, within=folder)
+        if self._folder is None:
+            return _made_files(self.checkpoint, quantization)
+        return _copied_files(self._folder.path, quantization)
 
     def _parameters(self, names: Collection[str]) -> dict[str, HostTensor]:
         others = self._specs.keys() - set(names)
         return dict(self.checkpoint.parameters(without=others))
+
+
+def _copied_files(folder: Path, quantization: Mapping[str, Any]) -> dict[str, bytes]:
+    """Those of another folder, with another `quantization_config`."""
+    config = read_json(folder / "config.json", MAX_CONFIG_BYTES, within=folder)
+    config["quantization_config"] = dict(quantization)
+    names = [name for name in _COPIED if is_there(folder / name)]
+    names += [p.relative_to(folder).as_posix() for p in folder.glob(f"{_TEMPLATES}/*.jinja")]
+    copies = {name: read_bytes(folder / name, MAX_FILE_BYTES, within=folder) for name in names}
+    return {"config.json": _to_json(config), **copies}
+
+
+def _made_files(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict[str, bytes]:
+    """Those of a GGUF file, from its metadata."""
+    config, metadata = checkpoint.config, checkpoint.tokenizer_source
+    assert not isinstance(metadata, Path)
+    ids: dict[str, Any] = {}
+    ends: list[int] = []
+    tokenizer: dict[str, bytes] = {}
+    if "tokenizer.ggml.model" in metadata:  # a GGUF file may have none
+        loaded = load_tokenizer(metadata)
+        ends = sorted(loaded.eos_token_ids)
+        ids = {"bos_token_id": loaded.bos_token_id, "eos_token_id": ends[0] if ends else None}
+        tokenizer = tokenizer_files(loaded, config.max_position_embeddings)
+    values = hf_values(config, str(checkpoint.path)) | ids
+    # Gemma's activations exceed float16
+    values["torch_dtype"] = "bfloat16" if config.graph == "gemma" else "float16"
+    values["quantization_config"] = dict(quantization)
+    generation = ids | ({"eos_token_id": ends} if ends else {})
+    generation |= _sampling(read_generation_config(metadata))
+    return {
+        "config.json": _to_json(values),
+        "generation_config.json": _to_json(generation),
+        **tokenizer,
+    }
+
+
+def _sampling(recommended: Mapping[str, float | int]) -> dict[str, Any]:
+    """Recommended sampling parameters as transformers writes them."""
+    if recommended.get("temperature") == 0.0:
+        return {"do_sample": False}
+    names = {"max_tokens": "max_new_tokens"}
+    values = {names.get(name, name): value for name, value in recommended.items()}
+    return values | ({"do_sample": True} if "temperature" in values else {})
+
+
+def _to_json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def _check(name: str, values: Floats) -> None:

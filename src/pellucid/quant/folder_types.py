@@ -11,6 +11,7 @@ A method yields replacements in the order of the forward pass (`writers.py`). GP
 those behind everything that is quantized already, as in `sequential.py`.
 """
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,12 +20,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConfigError
 from .awq import awq_layers
 from .calibrate import Floats, Walk, mean_hessian
 from .folder_model import FolderModel
 from .gptq import GroupedCodes, gptq, round_to_nearest
 from .layouts import AWQ, GPTQ, IntQuantized, Layout, PackQuantized
 from .smoothquant import quantize_rows, smooth_layers
+from .type_map import FILE_TYPES, FileType, find_file_type
 from .writers import FolderPlan, Replacement, relative_error
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Quantize",
     "Windows",
     "find_folder_type",
+    "find_type",
     "folder_type_names",
     "quantize_rows",
 ]
@@ -40,6 +44,14 @@ Windows: TypeAlias = NDArray[np.int32]
 # the model, the plan of the folder, the calibration text [W, n] or None -> the replacements
 Quantize: TypeAlias = Callable[[FolderModel, FolderPlan, Windows | None], Iterator[Replacement]]
 
+NAMES = (
+    "gptq-int{2,3,4,8}-g{32,64,128,-1}[-asym][-actorder]",
+    "awq-int4-g{32,64,128}",
+    "w4a16[-g…]",
+    "w8a16[-g…]",
+    "w8a8",
+    "int8",
+)
 _GPTQ = re.compile(r"gptq-int([2348])-g(-1|32|64|128)(-asym)?(-actorder)?")
 _AWQ = re.compile(r"awq-int4-g(32|64|128)")
 _PACKED = re.compile(r"w([48])a16(?:-g(-1|32|64|128))?")
@@ -77,6 +89,21 @@ def find_folder_type(name: str) -> FolderType | None:
     if name == "int8":
         return FolderType(name, PackQuantized(8, None), _by_rows, "unused")
     return None
+
+
+def find_type(name: str) -> FolderType | FileType:
+    """The type of folders or of GGUF files called `name`, in any case."""
+    found = find_folder_type(name)
+    if found is not None:
+        return found
+    try:
+        return find_file_type(name)
+    except ConfigError:
+        near = difflib.get_close_matches(name.lower(), [*FILE_TYPES, *folder_type_names()], n=1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(
+            f"type is {name[:80]!r}{guess}; there are {', '.join(FILE_TYPES)}, {', '.join(NAMES)}"
+        ) from None
 
 
 def folder_type_names() -> list[str]:

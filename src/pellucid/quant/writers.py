@@ -162,6 +162,7 @@ def write_folder(
     folder cannot be written.
     """
     check_target(out, plan.num_bytes)
+    files = model.files(plan.config())
     tensor_of = {p: name for name, t in model.tensors.items() for p in t.parameters}
     with FolderWriter(out, plan.specs) as writer:
         waiting: dict[str, Replacement] = {}  # parts of matrices whose other parts are not there
@@ -184,7 +185,7 @@ def write_folder(
             if name not in done:
                 writer.write(name, model.dense(name, changed, plan.after[name][name].format))
                 yield _report(plan, name, [])
-        for file, data in model.files(plan.config()):
+        for file, data in files.items():
             writer.write_file(file, data)
 
 

@@ -99,6 +99,11 @@ class Tokenizer:
         return RenderedEncoder(self._trusting)
 
     @property
+    def rust(self) -> "tokenizers.Tokenizer":
+        """The library's object that cuts text, with tokens of a fixed text. Not to be changed."""
+        return self._trusting
+
+    @property
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that are put before and after a whole text."""
         return self._prefix, self._suffix
