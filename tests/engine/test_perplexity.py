@@ -1,6 +1,4 @@
-"""Perplexity and KL divergence against their definitions, written out in NumPy over the logprobs
-that the engine gives a request for the whole vocabulary; and the file of a base's predictions.
-"""
+"""Perplexity and KL divergence against their definitions; and the file of a base's predictions."""
 
 import json
 import random
@@ -13,9 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from numpy.typing import NDArray
 
-from pellucid import LLM, SamplingParams
 from pellucid.cli.main import main
 from pellucid.engine.loader import open_model
 from pellucid.engine.options import build_engine_config
@@ -27,12 +23,10 @@ from pellucid.measure.perplexity import PROTOCOLS, Perplexity, cut_windows
 from pellucid.measure.scoring import Scorer
 
 from .conftest import write_tiny
+from .scoring_definition import TEXT, check_divergence, definition
 from .terminal import COMMAND, Terminal
 
 pytestmark = pytest.mark.slow  # hundreds of steps each
-
-VOCAB = 261
-TEXT = "".join(random.Random(0).choices("abcdefgh  ijkl.\n", k=2600))
 
 
 @pytest.fixture(scope="module")
@@ -45,41 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny(folder / "windows.gguf", "gemma3", windows=[16, 0, 16], context=2048)
     (folder / "text").write_text(TEXT)
     return folder
-
-
-def log_probs(path: Path, window: list[int], backend: str) -> NDArray[np.float64]:
-    """[n_ctx - 1, V]: row i is what the model predicts after token i of the window."""
-    with LLM(path, backend=backend) as llm:
-        params = SamplingParams(max_tokens=1, prompt_logprobs=-1, detokenize=False)
-        rows = llm.generate([window], params, use_tqdm=False)[0].prompt_logprobs
-    assert rows is not None
-    table = np.empty((len(window) - 1, VOCAB))
-    for i, row in enumerate(rows[1:]):
-        assert row is not None and len(row) == VOCAB
-        for token, logprob in row.items():
-            table[i, token] = logprob.logprob
-    return table
-
-
-def definition(
-    path: Path, protocol: str, n_ctx: int, count: int, backend: str
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """(log-probabilities [N, V], the tokens [N] that follow) of all that is scored."""
-    with open_model(path) as model:
-        tokenizer = model.tokenizer
-        token_ids = tokenizer.encode(TEXT.removesuffix("\n"))
-    rows, targets = [], []
-    for i in range(count):
-        window = token_ids[i * n_ctx : (i + 1) * n_ctx]
-        first = 0
-        if protocol == "llama.cpp":
-            first = n_ctx // 2
-            if tokenizer.add_bos:
-                assert tokenizer.bos_token_id is not None
-                window[0] = tokenizer.bos_token_id
-        rows.append(log_probs(path, window, backend)[first:])
-        targets += window[first + 1 :]
-    return np.concatenate(rows), np.array(targets)
 
 
 def evaluate(
@@ -131,40 +90,6 @@ def test_every_chunk_gives_the_result_so_far(folder: Path) -> None:
     ) as evaluation:
         results = list(evaluation.run())
     assert [r.num_chunks for r in results if isinstance(r, Perplexity)] == [1, 2, 3]
-
-
-def check_divergence(
-    found: Perplexity | Divergence,
-    rows: NDArray[np.float64],
-    base: NDArray[np.float64],
-    targets: NDArray[np.int64],
-    rel: float,
-) -> None:
-    assert isinstance(found, Divergence)
-    kl = (np.exp(base) * (base - rows)).sum(axis=1)
-    i = np.arange(len(rows))
-    nll, base_nll = -rows[i, targets], -base[i, targets]
-    p, root = np.exp(-nll) - np.exp(-base_nll), np.sqrt(len(rows) - 1)
-    same = rows.argmax(axis=1) == base.argmax(axis=1)
-    # llama.cpp's way to the paired error: by the covariance
-    covariance = np.mean(nll * base_nll) - nll.mean() * base_nll.mean()
-    paired = np.sqrt(nll.var() + base_nll.var() - 2 * covariance) / root
-    ratio, rms = np.exp(nll.mean() - base_nll.mean()), np.sqrt(np.mean(p**2))
-    expected = {
-        "kl": (kl.mean(), kl.std() / root),
-        "ratio": (ratio, ratio * paired),
-        "same_top": (same.mean(), np.sqrt(same.mean() * (1 - same.mean())) / root),
-        "delta_p": (p.mean(), p.std() / root),
-        "delta_p_rms": (rms, (p**2).std() / root / 2 / rms),
-    }
-    for name, (value, error) in expected.items():
-        estimate = getattr(found, name)
-        assert estimate.value == pytest.approx(value, rel=rel), name
-        assert estimate.error == pytest.approx(error, rel=rel), name
-    for name, share in {"kl_median": 0.5, "kl_99": 0.99, "kl_999": 0.999, "kl_max": 1}.items():
-        assert getattr(found, name) == pytest.approx(np.quantile(kl, share), rel=rel), name
-    assert found.model.perplexity == pytest.approx(np.exp(nll.mean()), rel=rel)
-    assert found.base.perplexity == pytest.approx(np.exp(base_nll.mean()), rel=rel)
 
 
 def test_divergence_is_its_definition(folder: Path, backend: str) -> None:

@@ -158,6 +158,7 @@ PLACES = {
     "batch": "batch:batch",
     "bench": "bench:bench",
     "chat": "chat:chat",
+    "compare": "compare:compare",
     "imatrix": "imatrix:imatrix",
     "inspect": "inspect:inspect",
     "list": "stored:list_models",

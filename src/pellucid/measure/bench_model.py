@@ -32,7 +32,7 @@ from .hardware import Ceilings, Range, highest_peaks
 from .kv_formula import KV_ALIASES
 from .machine import ReadMeter, measure_ceilings
 
-__all__ = ["BenchModel", "Roof", "backend_label"]
+__all__ = ["BenchModel", "Roof", "backend_label", "file_bytes"]
 
 BLOCK_SIZE = 16
 
@@ -78,7 +78,7 @@ class BenchModel:
             num_blocks = self._groups * self._width * sequences
             shapes = checkpoint.specs()
             self.weight_bytes = sum(map(self.backend.weight_bytes, shapes.values()))
-            self.file_bytes = _file_bytes(path)
+            self.file_bytes = file_bytes(path)
             self.num_parameters = sum(int(np.prod(spec.shape)) for spec in shapes.values())
             graph = get_graph(self.config.graph).forward
             declared = [KVLayer(spec) for spec in layout.specs]
@@ -164,7 +164,7 @@ class BenchModel:
         self.filled = (sequences, max(known, start + tokens) if start <= known else known)
 
 
-def _file_bytes(path: Path) -> int:
+def file_bytes(path: Path) -> int:
     """Of a .gguf file, or of the safetensors of a folder."""
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
     return sum(file.stat().st_size for file in files)

@@ -25,7 +25,16 @@ from ..errors import RequestError
 from .perplexity import Estimate, Perplexity, log_probs, mean_estimate, perplexity_of
 from .scoring import ScoredRows, Scorer, Windows
 
-__all__ = ["Base", "BaseRows", "Divergence", "LiveBase", "ReadPart", "measure_divergence"]
+__all__ = [
+    "Base",
+    "BaseRows",
+    "Divergence",
+    "DivergenceMeter",
+    "LiveBase",
+    "ReadPart",
+    "base_rows",
+    "measure_divergence",
+]
 
 
 class BaseRows(NamedTuple):
@@ -57,13 +66,16 @@ class LiveBase:
         if len(rows.targets) != count:
             raise AssertionError("base and model are run in different steps")
 
-        def read(part: slice) -> BaseRows:
-            logits, targets = rows.logits[part], rows.targets[part]
-            values = log_probs(logits)
-            chosen = values[np.arange(len(values)), targets]
-            return BaseRows(values, logits.argmax(axis=1), chosen.astype(np.float64))
+        return lambda part: base_rows(rows.logits[part], rows.targets[part])
 
-        return read
+
+def base_rows(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> BaseRows:
+    """What a base with these logits [L, V] predicts. Raises RequestError for a logit that is not
+    finite.
+    """
+    values = log_probs(logits)
+    chosen = values[np.arange(len(values)), targets]
+    return BaseRows(values, logits.argmax(axis=1), chosen.astype(np.float64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,29 +104,58 @@ class _Tokens(NamedTuple):
     same_top: NDArray[np.bool_]
 
 
+class DivergenceMeter:
+    """Collects the figures of scored tokens, and gives the statistics of all so far. An exception
+    in `add` leaves the windows that were complete before.
+    """
+
+    def __init__(self, rows_per_window: int) -> None:
+        self.num_windows = 0  # complete ones
+        self._rows_per_window = rows_per_window
+        self._tokens: list[_Tokens] = []
+
+    def add(self, rows: ScoredRows, read: ReadPart, pool: ThreadPoolExecutor) -> None:
+        """Compare the rows of a step with what `read` gives for the same rows of the base. Raises
+        RequestError for a logit that is not finite.
+        """
+
+        def compare_part(part: slice) -> _Tokens:
+            return _compare(rows.logits[part], rows.targets[part], read(part))
+
+        self._tokens += pool.map(compare_part, rows.parts())
+        self.num_windows += rows.num_windows
+
+    def kl(self, num_windows: int) -> NDArray[np.float64]:
+        """The divergence of each scored token of the first windows [N], in the order of the
+        text.
+        """
+        return self._first(num_windows).kl
+
+    def result(self, num_windows: int) -> Divergence:
+        """The statistics of the first windows: at least one, and all of them complete."""
+        return _divergence(num_windows, self._first(num_windows))
+
+    def _first(self, num_windows: int) -> _Tokens:
+        self._tokens = [_Tokens(*map(np.concatenate, zip(*self._tokens, strict=True)))]
+        count = num_windows * self._rows_per_window
+        return _Tokens(*(figures[:count] for figures in self._tokens[0]))
+
+
 def measure_divergence(scorer: Scorer, windows: Windows, base: Base) -> Iterator[Divergence]:
     """Score the windows and compare with the base. Yields the result so far whenever windows are
     complete. Raises RequestError for a logit that is not finite.
     """
-    tokens: list[_Tokens] = []
-    num_windows = 0
+    meter = DivergenceMeter(windows.rows_per_window)
     with ThreadPoolExecutor() as pool:
 
-        def compare(rows: ScoredRows) -> tuple[int, list[_Tokens]]:
-            read = base.take(len(rows.targets))
-
-            def compare_part(part: slice) -> _Tokens:
-                return _compare(rows.logits[part], rows.targets[part], read(part))
-
-            return rows.num_windows, list(pool.map(compare_part, rows.parts()))
+        def compare(rows: ScoredRows) -> bool:
+            meter.add(rows, base.take(len(rows.targets)), pool)
+            return rows.num_windows > 0
 
         # map: the logits of a step are forgotten before the next one runs
-        for complete, found in map(compare, scorer.run(windows)):
-            tokens += found
-            num_windows += complete
-            if complete:
-                tokens = [_Tokens(*map(np.concatenate, zip(*tokens, strict=True)))]
-                yield _divergence(num_windows, tokens[0])
+        for is_complete in map(compare, scorer.run(windows)):
+            if is_complete:
+                yield meter.result(meter.num_windows)
 
 
 def _compare(logits: NDArray[np.float32], targets: NDArray[np.int64], base: BaseRows) -> _Tokens:

@@ -11,17 +11,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..engine.loader import OpenModel, open_model
 from ..engine_config import EngineConfig
 from ..errors import ConfigError, RequestError
+from ..tokenizer import Tokenizer
+from ..tokenizer.vocabulary import TokenKind
 from .divergence import Base, Divergence, LiveBase, measure_divergence
 from .logits_file import LogitsDtype, SavedBase, SavingBase, file_bytes
 from .perplexity import Perplexity, Protocol, cut_windows, measure_perplexity
 from .scoring import Scorer, Windows
 
-__all__ = ["Evaluation", "open_evaluation"]
+__all__ = ["Evaluation", "check_same_tokens", "open_evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def open_evaluation(
             base_name = base_path.name
             base_model = stack.enter_context(open_model(base_path))
             base_windows = cut_windows(base_model.tokenizer, text, protocol, n_ctx, chunks)
-            _check_same(model, windows, base_model, base_windows)
+            check_same_tokens(model, windows, base_model, base_windows)
             base = LiveBase(Scorer(base_model, config, n_ctx), windows)
         scorer = Scorer(model, config, n_ctx)
         if logits_file is not None and base_path is not None and base is not None:
@@ -113,16 +113,50 @@ def open_evaluation(
         yield Evaluation(windows, scorer, base, base_name, new_file_bytes)
 
 
-def _check_same(model: OpenModel, windows: Windows, base: OpenModel, other: Windows) -> None:
-    """Raise RequestError unless both models see the same tokens."""
+def check_same_tokens(
+    model: OpenModel, windows: Windows, base: OpenModel, base_windows: Windows
+) -> None:
+    """Raise RequestError, with the first difference, unless both models have one vocabulary and
+    see the same tokens. Rows that fill a vocabulary up, and special tokens, may differ.
+    """
+    name, base_name = model.path.name, base.path.name
     size, base_size = model.model_config.vocab_size, base.model_config.vocab_size
     if size != base_size:
         raise RequestError(
-            f"{model.path.name} has a vocabulary of {size} tokens and the base {base.path.name} "
-            f"one of {base_size}: only models of one vocabulary can be compared"
+            f"{name} has a vocabulary of {size} tokens and the base {base_name} one of "
+            f"{base_size}: only models of one vocabulary can be compared"
         )
-    if not np.array_equal(windows.token_ids, other.token_ids):
+    # the tokens that text is made of
+    ours, theirs = model.tokenizer, base.tokenizer
+    common = (TokenKind.NORMAL, TokenKind.BYTE)
+    shared = set(ours.vocabulary.ids_of(*common)).intersection(theirs.vocabulary.ids_of(*common))
+    for token_id in sorted(shared):
+        if ours.token_bytes(token_id) != theirs.token_bytes(token_id):
+            raise RequestError(
+                f"{name} and the base {base_name} differ in token {token_id}: "
+                f"{_shown(ours, token_id)} and {_shown(theirs, token_id)}; only models of one "
+                "vocabulary can be compared"
+            )
+    # the tokens that this text is cut into
+    found, expected = windows.token_ids.ravel(), base_windows.token_ids.ravel()
+    length = min(len(found), len(expected))
+    differs = found[:length] != expected[:length]
+    if differs.any():
+        place = int(differs.argmax())
+        token_id, base_id = int(found[place]), int(expected[place])
         raise RequestError(
-            f"{model.path.name} and the base {base.path.name} cut the text into different tokens: "
-            "only models of one vocabulary can be compared"
+            f"{name} and the base {base_name} cut the text into different tokens: token {place} "
+            f"is {token_id} ({_shown(ours, token_id)}) and {base_id} "
+            f"({_shown(theirs, base_id)}); only models of one vocabulary can be compared"
         )
+    if len(found) != len(expected):
+        raise RequestError(
+            f"{name} and the base {base_name} cut the text into different tokens: {len(windows)} "
+            f"and {len(base_windows)} chunks; only models of one vocabulary can be compared"
+        )
+
+
+def _shown(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token as a short text for a message."""
+    tokens = tokenizer.vocabulary.tokens
+    return repr(tokens[token_id][:40]) if token_id < len(tokens) else "padding"

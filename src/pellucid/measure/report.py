@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .plot_labels import Box, name_dot, points_of
 from .profile import Line, Phase, Profile, ProfiledStep
 
 __all__ = ["draw_roofline", "plot_roofline", "write_trace"]
 
 COLOURS = {"prefill": "#0072b2", "decode": "#d55e00"}  # distinct for colour-blind people too
 CACHE = 1 << 18  # bytes: small ops read what was just written
-FONT_POINTS = 7
 NAMED_SHARE = 0.02  # dots with a smaller share of the time have no name
 
 
@@ -86,7 +86,7 @@ def _draw_roofs(axes: Any, profile: Profile) -> None:
     )
 
 
-def _name_slope(axes: Any, bandwidth: float) -> list[tuple[float, ...]]:
+def _name_slope(axes: Any, bandwidth: float) -> list[Box]:
     """Name the slope of the memory, below the line and along it. Returns boxes in points that cover
     the line, so that no other name crosses it.
     """
@@ -120,56 +120,21 @@ def _draw_dots(axes: Any, phase: Phase) -> None:
     )
 
 
-def _name_dots(axes: Any, phases: Sequence[Phase], lines: Sequence[tuple[float, ...]]) -> None:
-    """Name the dots that take the most time, the largest first: each name stands at the nearest
-    place where it covers no other name, no large dot and none of `lines`.
+def _name_dots(axes: Any, phases: Sequence[Phase], lines: Sequence[Box]) -> None:
+    """Name the dots that take the most time, the largest first. Names cover no other name, no large
+    dot and none of `lines`.
     """
-    # What names must not cover: boxes (left, bottom, right, top) in points.
-    scale = 72 / axes.figure.dpi
     dots = []
     for phase in phases:
         for line in _plotted(phase):
             if (share := line.seconds / phase.wall_seconds) < NAMED_SHARE:
                 continue
             at = (line.cost.arithmetic_intensity, line.cost.flops / line.seconds)
-            x, y = (float(v) * scale for v in axes.transData.transform(at))
+            x, y = points_of(axes, at)
             dots.append((share, phase.name, line.name, at, x, y, _dot_area(share) ** 0.5 / 2))
     taken = [*lines, *((x - r, y - r, x + r, y + r) for *_, x, y, r in dots)]
-    # Place them.
-    for _, phase_name, name, at, x, y, radius in sorted(dots, reverse=True):
-        width = 0.65 * FONT_POINTS * len(name)
-        for dx, dy in _offsets(radius + 3, width):
-            box = (x + dx, y + dy - FONT_POINTS / 2, x + dx + width, y + dy + FONT_POINTS / 2)
-            if not any(_overlap(box, other) for other in taken):
-                break
-        taken.append(box)
-        is_far = abs(dy) > FONT_POINTS or dx < 0
-        axes.annotate(
-            name,
-            at,
-            xytext=(dx, dy),
-            textcoords="offset points",
-            va="center",
-            fontsize=FONT_POINTS,
-            color=COLOURS[phase_name],
-            arrowprops={"arrowstyle": "-", "color": COLOURS[phase_name], "linewidth": 0.5}
-            if is_far
-            else None,
-        )
-
-
-def _offsets(gap: float, width: float) -> Iterator[tuple[float, float]]:
-    """Places of a name around its dot in points, the nearest first: right and left of it, then
-    further and further below and above.
-    """
-    for step in range(40):
-        for dy in {step * (FONT_POINTS + 2.0), -step * (FONT_POINTS + 2.0)}:
-            yield gap + step, dy
-            yield -gap - width - step, dy
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    for _, phase_name, name, at, _, _, radius in sorted(dots, reverse=True):
+        name_dot(axes, name, at, radius, taken, color=COLOURS[phase_name])
 
 
 def _plotted(phase: Phase) -> list[Line]:

@@ -23,7 +23,7 @@ from ..engine.loader import OpenModel
 from ..engine_config import EngineConfig
 from ..errors import ConfigError
 
-__all__ = ["ScoredRows", "Scorer", "Windows"]
+__all__ = ["STEP_BYTES", "ScoredRows", "Scorer", "Windows", "check_context"]
 
 MAX_STEP = 512  # tokens of a step: more are not faster
 MIN_STEP = 64
@@ -79,6 +79,16 @@ class _Piece:
     stop: int
 
 
+def check_context(model: OpenModel, config: EngineConfig, n_ctx: int) -> None:
+    """Raise ConfigError if `n_ctx` is beyond the model's context."""
+    context = model.model_config.max_position_embeddings
+    limit = min(context, config.max_model_len or context)
+    if n_ctx > limit:
+        raise ConfigError(
+            f"n_ctx is {n_ctx}; {model.path.name} sees at most {limit} tokens at once"
+        )
+
+
 class Scorer:
     """A model with a KV cache for the windows of one step."""
 
@@ -86,12 +96,7 @@ class Scorer:
         """Load the model. Raises ConfigError if `n_ctx` is beyond its context, CapacityError if it
         does not fit in memory.
         """
-        context = model.model_config.max_position_embeddings
-        if n_ctx > min(context, config.max_model_len or context):
-            limit = min(context, config.max_model_len or context)
-            raise ConfigError(
-                f"n_ctx is {n_ctx}; {model.path.name} sees at most {limit} tokens at once"
-            )
+        check_context(model, config, n_ctx)
         self._n_ctx = n_ctx
         self.vocab_size = model.model_config.vocab_size
         self._step = max(MIN_STEP, min(MAX_STEP, STEP_BYTES // (4 * self.vocab_size)))
