@@ -138,7 +138,8 @@ class DivergenceMeter:
     def _first(self, num_windows: int) -> _Tokens:
         self._tokens = [_Tokens(*map(np.concatenate, zip(*self._tokens, strict=True)))]
         count = num_windows * self._rows_per_window
-        return _Tokens(*(figures[:count] for figures in self._tokens[0]))
+        kl, nll, base_nll, same_top = self._tokens[0]
+        return _Tokens(kl[:count], nll[:count], base_nll[:count], same_top[:count])
 
 
 def measure_divergence(scorer: Scorer, windows: Windows, base: Base) -> Iterator[Divergence]:
