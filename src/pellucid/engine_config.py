@@ -66,6 +66,13 @@ class EngineConfig:
         help="What keys and values are kept in: a name of the backend's, or two, K,V; auto: one "
         "without measurable loss",
     )
+    quantization: str | None = option(
+        None,
+        low=1,
+        high=64,
+        help="Quantize a float model while it is loaded: int8, w8a8, or a type of GGUF files such "
+        "as q8_0 or q4_k_m; None: weights stay as the files have them",
+    )
     enable_prefix_caching: bool | None = option(
         None,
         help="Compute common beginnings of prompts once; None: yes, unless results of the backend "

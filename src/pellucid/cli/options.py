@@ -45,7 +45,14 @@ _Command = Callable[..., Any]
 
 # Fields of EngineConfig that matter for a single request too. The others matter for many at once.
 _FOR_ONE_REQUEST = (
-    *("max_model_len", "kv_cache_dtype", "speculative", "num_speculative_tokens", "backend"),
+    *(
+        "max_model_len",
+        "kv_cache_dtype",
+        "quantization",
+        "speculative",
+        "num_speculative_tokens",
+        "backend",
+    ),
 )
 # Not made into options: the engine's seed (--seed sets the requests'), and fields with their own
 # options.

@@ -17,6 +17,7 @@ from ..config import ModelConfig
 from ..engine_config import EngineConfig
 from ..errors import CapacityError, ConfigError
 from ..formats import packed_bytes
+from ..formats.tensor import TensorSpec
 from ..kv.layout import KVLayout, build_layout
 from ..kv.manager import KVCacheManager
 from ..kv.storage import KVStorage
@@ -97,6 +98,7 @@ class _WeightsKey(NamedTuple):
     backend: str
     device: str
     rank: int  # in the tensor-parallel group; 0 where there is one rank
+    quantization: str | None  # at load
 
 
 class OpenModel:
@@ -108,12 +110,19 @@ class OpenModel:
         self.path = path
         self.model_config = checkpoint.config
         self._checkpoint = checkpoint
-        self._specs = checkpoint.specs()
         self._recommended = read_generation_config(checkpoint.tokenizer_source)
         with config_from_file(str(path)):
             SamplingParams(**self._recommended)  # type: ignore[arg-type]
         self._pooling = read_pooling(checkpoint.tokenizer_source)
         self._weights: dict[_WeightsKey, dict[str, Tensor]] = {}
+
+    def _chosen(self, quantization: str | None) -> Checkpoint:
+        """The model as its files have it, or quantized while it is loaded."""
+        if quantization is None:
+            return self._checkpoint
+        from ..quant.at_load import quantize_at_load  # most engines do not need it
+
+        return quantize_at_load(self._checkpoint, quantization)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -142,13 +151,18 @@ class OpenModel:
         return build_layout(specs, [backend.kv_token_bytes(s) for s in specs], config.block_size)
 
     def _step_bytes(
-        self, backend: Backend, config: EngineConfig, layout: KVLayout, num_logits: int
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        specs: Mapping[str, TensorSpec],
+        layout: KVLayout,
+        num_logits: int,
     ) -> dict[str, int]:
         """The memory that the largest step takes, from the parameters' declarations alone."""
         graph, model = get_graph(self.model_config.graph), self.model_config
         layers = [KVLayer(spec) for spec in layout.specs]
         return backend.step_bytes(
-            lambda ops, batch: graph.forward_with_hidden(ops, model, self._specs, batch, layers),
+            lambda ops, batch: graph.forward_with_hidden(ops, model, specs, batch, layers),
             config.max_num_batched_tokens,
             num_logits,
             config.max_model_len or model.max_position_embeddings,
@@ -162,13 +176,15 @@ class OpenModel:
         # Does the backend have kernels for the model, and is there memory?
         backend = _backend(config)
         backend.check_model(self.model_config)
+        checkpoint = self._chosen(config.quantization)
+        specs = checkpoint.specs()
         layout = self._layout(backend, config)
-        key = _WeightsKey(backend.name, backend.device, rank=0)
+        key = _WeightsKey(backend.name, backend.device, 0, config.quantization)
         max_num_seqs = _or(config.max_num_seqs, backend.default_max_num_seqs)
         if num_logits is None:
             num_logits = count_logits(self.model_config, config, max_num_seqs)
         max_model_len, num_blocks = self._plan_memory(
-            backend, config, layout, max_num_seqs, num_logits, is_loaded=key in self._weights
+            backend, config, specs, layout, max_num_seqs, num_logits, is_loaded=key in self._weights
         )
         if config.preemption == "swap" and config.swap_bytes < layout.bytes_per_block:
             raise CapacityError(
@@ -179,7 +195,7 @@ class OpenModel:
         # here; then build the parts of this engine.
         try:
             if key not in self._weights:
-                with Background(lambda: self._load_weights(backend)) as loading:
+                with Background(lambda: _load_weights(checkpoint, backend)) as loading:
                     _ = self.tokenizer
                     self._weights[key] = dict(ChainMap(*loading.result()))
             core = build_core(
@@ -192,7 +208,7 @@ class OpenModel:
                 max_num_seqs,
                 max_model_len,
                 num_blocks,
-                build_explain(self.model_config, self._specs, backend, layout, config),
+                build_explain(self.model_config, specs, backend, layout, config),
             )
         except CapacityError:  # a MemoryError with a better sentence
             raise
@@ -204,21 +220,11 @@ class OpenModel:
         recommended = self._recommended, self._pooling
         return Engine(self.path, self.model_config, self.tokenizer, core, *recommended)
 
-    def _load_weights(self, backend: Backend) -> Iterator[dict[str, Tensor]]:
-        """The weights, in groups."""
-        matrices = self._checkpoint.stored_matrices()
-        loaded: set[str] = set()
-        for names in _groups({n: packed_bytes(m.spec) for n, m in matrices.items()}):
-            group = backend.load_stored({name: matrices[name] for name in names})
-            loaded |= group.keys()
-            yield group
-        for name, tensor in self._checkpoint.parameters(without=loaded):
-            yield {name: backend.load_weight(tensor, name)}
-
     def _plan_memory(
         self,
         backend: Backend,
         config: EngineConfig,
+        specs: Mapping[str, TensorSpec],
         layout: KVLayout,
         max_num_seqs: int,
         num_logits: int,
@@ -231,18 +237,17 @@ class OpenModel:
         available = backend.available_memory()
         weight_bytes = 0
         if not is_loaded:
-            weight_bytes = sum(map(backend.weight_bytes, self._specs.values()))
+            weight_bytes = sum(map(backend.weight_bytes, specs.values()))
             # a parameter is read as the file packs it, and then laid out by the backend
-            reading = {
-                "the largest parameter as it is read": max(map(packed_bytes, self._specs.values()))
-            }
+            stored = self._checkpoint.specs().values()
+            reading = {"the largest parameter as it is read": max(map(packed_bytes, stored))}
             check_fits(config, {"weights": weight_bytes, **reading}, available)
         items = engine_bytes(
             self.model_config,
             config,
             max_num_seqs,
             weight_bytes,
-            self._step_bytes(backend, config, layout, num_logits),
+            self._step_bytes(backend, config, specs, layout, num_logits),
         )
         check_fits(config, items, available)
         return plan_kv_cache(
@@ -311,6 +316,18 @@ def build_core(
         speculation=speculation,
         explain=explain,
     )
+
+
+def _load_weights(checkpoint: Checkpoint, backend: Backend) -> Iterator[dict[str, Tensor]]:
+    """The weights, in groups."""
+    matrices = checkpoint.stored_matrices()
+    loaded: set[str] = set()
+    for names in _groups({n: packed_bytes(m.spec) for n, m in matrices.items()}):
+        group = backend.load_stored({name: matrices[name] for name in names})
+        loaded |= group.keys()
+        yield group
+    for name, tensor in checkpoint.parameters(without=loaded):
+        yield {name: backend.load_weight(tensor, name)}
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:

@@ -35,7 +35,6 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "num_gpu_blocks_override": "kv_cache_memory is the size of the KV cache",
         "pipeline_parallel_size": _ONE_PROCESS,
         "preemption_mode": "its name here is preemption: auto, recompute or swap",
-        "quantization": _MODEL_FILE,
         "tensor_parallel_size": _ONE_PROCESS,
         "tokenizer": _MODEL_FILE,
         "trust_remote_code": "code of a model's repository is never run",
