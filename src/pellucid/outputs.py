@@ -230,7 +230,8 @@ class RequestOutput:
     # one per prompt token, the first None; None if not requested
     prompt_logprobs: list[LogprobsOnePosition | None] | None = None
     num_cached_tokens: int = 0  # of the prompt: found in the cache
-    speculation: SpeculationReceipt | None = None  # None: the engine does not speculate
+    # None until it is finished, or where the engine does not speculate
+    speculation: SpeculationReceipt | None = None
 
 
 @dataclass(slots=True, kw_only=True)

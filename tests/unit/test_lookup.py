@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pellucid.request import Request
 from pellucid.sampling_params import SamplingParams
-from pellucid.speculative.lookup import NgramProposer, SuffixProposer
+from pellucid.speculative.lookup import Histories, NgramProposer, SuffixProposer
 from pellucid.speculative.proposer import Proposer
 from pellucid.speculative.token_index import MAX_MATCH, TokenIndex
 
@@ -52,7 +52,7 @@ def test_matches_are_places_with_the_same_last_tokens(tokens: list[int], cuts: l
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=16))
 def test_the_longest_match_is_copied(tokens: list[int]) -> None:
     """In a text so short, all places are candidates."""
-    drafts = NgramProposer().propose([request(tokens)], 5)
+    drafts = NgramProposer(Histories()).propose([request(tokens)], 5)
     best = longest_match(tokens)
     if best < 2:
         assert drafts == {}
@@ -70,11 +70,11 @@ def test_the_longest_match_is_copied(tokens: list[int]) -> None:
 
 
 def test_a_loop_is_continued() -> None:
-    draft = NgramProposer().propose([request([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])], 7)["a"]
+    draft = NgramProposer(Histories()).propose([request([9, 1, 2, 3, 1, 2, 3, 1, 2, 3])], 7)["a"]
     assert draft.token_ids == [1, 2, 3, 1, 2, 3, 1]
 
 
-@pytest.mark.parametrize("proposer", [NgramProposer(), SuffixProposer()])
+@pytest.mark.parametrize("proposer", [NgramProposer(Histories()), SuffixProposer(Histories())])
 def test_nothing_is_drafted_where_nothing_was_seen_before(proposer: Proposer) -> None:
     for tokens in ([], [1], [1, 2], list(range(100))):
         assert proposer.propose([request(tokens)], 8) == {}
@@ -82,21 +82,23 @@ def test_nothing_is_drafted_where_nothing_was_seen_before(proposer: Proposer) ->
 
 
 def test_longer_matches_and_more_of_them_are_better_evidence() -> None:
-    proposer = NgramProposer()
+    proposer = NgramProposer(Histories())
     short = proposer.propose([request([1, 2, 7, 9, 1, 2], request_id="short")], 1)["short"]
     text = list(range(20))
     long = proposer.propose([request([*text, 55, *text], request_id="long")], 1)["long"]
     assert long.evidence[0] > short.evidence[0]
     # two of three went on with 7, or two of two
     split = [3, 1, 2, 7, 4, 1, 2, 7, 5, 1, 2, 8, 6, 1, 2]
-    draft = SuffixProposer().propose([request(split)], 1)["a"]
-    alike = SuffixProposer().propose([request([3, 1, 2, 7, 4, 1, 2, 7, 5, 1, 2])], 1)["a"]
+    draft = SuffixProposer(Histories()).propose([request(split)], 1)["a"]
+    alike = SuffixProposer(Histories()).propose([request([3, 1, 2, 7, 4, 1, 2, 7, 5, 1, 2])], 1)[
+        "a"
+    ]
     assert draft.token_ids == alike.token_ids == [7]
     assert alike.evidence[0] > draft.evidence[0]
 
 
 def test_earlier_answers_are_remembered_within_their_salt() -> None:
-    proposer = SuffixProposer()
+    proposer = SuffixProposer(Histories())
     answer = [5, 6, 7, 8, 9, 10]
     ended = request([1], answer, cache_salt="mine")
     proposer.propose([ended], 4)
@@ -112,7 +114,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pellucid.speculative.lookup._MAX_ANSWERS", 100)
     monkeypatch.setattr("pellucid.speculative.lookup._MAX_INDEXED", 50)
     monkeypatch.setattr("pellucid.speculative.lookup._MAX_SALTS", 3)
-    proposer, rng = SuffixProposer(), random.Random(0)
+    proposer, rng = SuffixProposer(Histories()), random.Random(0)
     for i in range(40):
         ended = request([rng.randrange(9) for _ in range(80)], request_id=str(i))
         ended.cache_salt = str(i % 5)

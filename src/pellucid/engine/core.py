@@ -215,9 +215,9 @@ class EngineCore:
 
     def _output(self, group: OutputGroup) -> RequestOutput:
         output = group.output(self._counts.num_computed_tokens)
-        if self.speculation is not None:
-            output.speculation = self.speculation.receipt(group.requests)
         if output.finished:
+            if self.speculation is not None:
+                output.speculation = self.speculation.receipt(group.requests)
             self._forget(group)
         return output
 

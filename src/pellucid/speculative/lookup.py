@@ -14,7 +14,7 @@ from ..request import Request
 from .proposer import Draft
 from .token_index import Match, TokenIndex
 
-__all__ = ["NgramProposer", "SuffixProposer"]
+__all__ = ["Histories", "NgramProposer", "SuffixProposer"]
 
 _MATCH_STEPS = (3, 4, 6, 9, 16, 32)  # a match shorter than the first is in bucket 0, and so on
 _NUM_MATCH = len(_MATCH_STEPS) + 1
@@ -30,8 +30,8 @@ def _match_bucket(length: int) -> int:
     return sum(length >= step for step in _MATCH_STEPS)
 
 
-class _Histories:
-    """The index of each running request's prompt and output."""
+class Histories:
+    """The index of each running request's prompt and output. Proposers of an engine share it."""
 
     def __init__(self) -> None:
         self._indexes: dict[str, tuple[TokenIndex, int]] = {}
@@ -43,7 +43,8 @@ class _Histories:
             found = TokenIndex(), max(0, request.num_tokens - _MAX_INDEXED)
             self._indexes[request.request_id] = found
         index, first = found
-        index.extend(request.token_ids(first + len(index), request.num_tokens))
+        if first + len(index) < request.num_tokens:
+            index.extend(request.token_ids(first + len(index), request.num_tokens))
         return index
 
     def forget(self, request: Request) -> None:
@@ -56,15 +57,15 @@ class NgramProposer:
     name = "ngram"
     num_evidence = _NUM_MATCH
 
-    def __init__(self) -> None:
-        self._histories = _Histories()
+    def __init__(self, histories: Histories) -> None:
+        self._histories = histories
 
     def propose(self, requests: Sequence[Request], limit: int) -> dict[str, Draft]:
         """See Proposer."""
         drafts: dict[str, Draft] = {}
         for request in requests:
             index = self._histories.update(request)
-            found = index.matches(index.tokens)
+            found = index.own_matches()
             if found:
                 best = max(found, key=lambda match: match.length)
                 # where the copy reaches the end of the text, it goes on with itself: a loop
@@ -98,8 +99,8 @@ class SuffixProposer:
     name = "suffix"
     num_evidence = _NUM_MATCH * _NUM_SHARE
 
-    def __init__(self) -> None:
-        self._histories = _Histories()
+    def __init__(self, histories: Histories) -> None:
+        self._histories = histories
         self._answers: OrderedDict[str, _Answers] = OrderedDict()  # the salt used last is last
 
     def propose(self, requests: Sequence[Request], limit: int) -> dict[str, Draft]:
@@ -107,10 +108,10 @@ class SuffixProposer:
         drafts: dict[str, Draft] = {}
         for request in requests:
             own = self._histories.update(request)
-            texts = [own]
+            voters = [(own, match) for match in own.own_matches()]
             if request.cache_salt in self._answers:
-                texts += self._answers[request.cache_salt].generations
-            voters = [(text, match) for text in texts for match in text.matches(own.tokens)]
+                for text in self._answers[request.cache_salt].generations:
+                    voters += [(text, match) for match in text.matches(own.tokens)]
             draft = _vote(voters, limit)
             if draft.token_ids:
                 drafts[request.request_id] = draft

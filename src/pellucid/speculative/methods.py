@@ -5,12 +5,12 @@ from types import MappingProxyType
 
 from ..checks import unknown_name
 from ..errors import ConfigError
-from .lookup import NgramProposer, SuffixProposer
+from .lookup import Histories, NgramProposer, SuffixProposer
 from .proposer import Proposer
 
 __all__ = ["METHODS", "build_proposers"]
 
-METHODS: Mapping[str, tuple[Callable[[], Proposer], ...]] = MappingProxyType(
+METHODS: Mapping[str, tuple[Callable[[Histories], Proposer], ...]] = MappingProxyType(
     {
         "auto": (NgramProposer, SuffixProposer),  # all that cost next to nothing
         "ngram": (NgramProposer,),
@@ -23,4 +23,5 @@ def build_proposers(method: str) -> list[Proposer]:
     """New proposers of a method. Raises ConfigError for a name that is none."""
     if method not in METHODS:
         raise ConfigError(unknown_name("method of speculation", method, list(METHODS)))
-    return [build() for build in METHODS[method]]
+    histories = Histories()
+    return [build(histories) for build in METHODS[method]]

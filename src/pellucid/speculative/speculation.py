@@ -25,6 +25,8 @@ _OFF = "off: the drafts promise less than their verification costs"
 _NO_DRAFT = "off: nothing like its last tokens was seen before"
 _FULL = "off: so many requests run together that a further row costs what it gives"
 
+# After so many steps whose drafts were all turned down, proposers are asked at every fourth step.
+_FUTILE_STEPS, _ASK_EVERY = 16, 4
 MAX_DRAFT_TOKENS = 15  # a step of one request then fills a tile of 16 rows
 
 
@@ -42,8 +44,10 @@ class _Receipt:
 
     def add(self, num_drafted: int, num_accepted: int, seconds_saved: float) -> None:
         self.num_steps += 1
-        self.num_drafts += num_drafted > 0
         self.seconds_saved += seconds_saved
+        if not num_drafted:
+            return
+        self.num_drafts += 1
         missing = num_drafted - len(self.drafted)
         self.drafted += [0] * missing
         self.accepted += [0] * missing
@@ -74,13 +78,19 @@ class Speculation:
         self._drafts: dict[str, dict[str, Draft]] = {}  # of this step: proposer -> request_id
         self._receipts: dict[str, _Receipt] = {}
         self._total = _Receipt()
+        self._step = 0
+        self._num_futile = 0  # steps in a row whose drafts were all turned down
 
     def propose(self, decoding: Sequence[Request]) -> None:
         """Set the drafts of the requests that decode, for the next step."""
         self._drafts = {}
         for request in decoding:
             request.draft_token_ids = []
-        if not decoding or not self._governor.may_pay(len(decoding)):
+        self._step += 1
+        is_skipped = self._num_futile >= _FUTILE_STEPS and self._step % _ASK_EVERY
+        if not decoding or is_skipped:
+            return
+        if not self._governor.may_pay(len(decoding)):
             for request in decoding:
                 self._receipts.setdefault(request.request_id, _Receipt()).reason = _FULL
             return
@@ -96,6 +106,7 @@ class Speculation:
         counts = self._governor.choose(
             {r: chances for r, (_, chances) in best.items()}, len(decoding)
         )
+        self._num_futile = 0 if counts else self._num_futile + bool(best)
         for request in decoding:
             name, count = request.request_id, counts.get(request.request_id, 0)
             receipt = self._receipts.setdefault(name, _Receipt())
@@ -130,6 +141,7 @@ class Speculation:
             plain = self._governor.costs.seconds(len(requests))
         else:
             plain = seconds
+        is_drafted = any([request.num_scheduled_drafts for request in requests])
         for request in requests:
             if not request.is_decoding:
                 continue
@@ -139,7 +151,7 @@ class Speculation:
                     draft = drafts[request.request_id]
                     self._governor.observe(request.request_id, name, draft, given)
             num_accepted = max(0, len(given) - 1)
-            saved = plain * (1 + num_accepted) - seconds
+            saved = plain * (1 + num_accepted) - seconds if is_drafted else 0.0
             receipt = self._receipts.setdefault(request.request_id, _Receipt())
             for sums in (receipt, self._total):
                 sums.add(request.num_scheduled_drafts, num_accepted, saved)

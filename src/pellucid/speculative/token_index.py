@@ -31,6 +31,7 @@ class TokenIndex:
         self._last: tuple[dict[int, int], ...] = tuple({} for _ in _LENGTHS)
         # for each position: the one before it with the same key; -1: none
         self._before: tuple[list[int], ...] = tuple([] for _ in _LENGTHS)
+        self._own: tuple[int, list[Match]] = 0, []  # the last own_matches, and the length then
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -68,6 +69,12 @@ class TokenIndex:
             if found:
                 return found
         return []
+
+    def own_matches(self) -> list[Match]:
+        """Earlier places whose last tokens are those at the end of the text itself."""
+        if self._own[0] != len(self.tokens):
+            self._own = len(self.tokens), self.matches(self.tokens)
+        return self._own[1]
 
     def _num_equal(self, context: Sequence[int], stop: int) -> int:
         """How many of the last tokens of `context` stand before `stop`."""
