@@ -4,9 +4,9 @@
         [--workloads edit continue summarize prose switch] [--llama-server BIN [ARGUMENTS]]
 
 edit: give a file back with one name changed. continue: go on with a program. summarize: sum up a
-given text. prose: answer a question freely. switch: code, prose and code in one
-answer, where the model follows. All answers are greedy and of `--tokens` tokens; all prompts are computed before the clock
-starts. The answers of every method must be those of plain decoding, token by token.
+given text. prose: answer a question freely. switch: code, prose and code in one answer, where the
+model follows. All answers are greedy and of `--tokens` tokens; all prompts are computed before the
+clock starts. The answers of every method must be those of plain decoding, token by token.
 
 The table has decode tokens/s (medians), their ratio to plain decoding, the share of drafts that
 were accepted, tokens per step, and the speed-up that the formula E / v predicts: E the tokens per
