@@ -5,7 +5,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,69 @@ assert seen and not any(seen), seen
         [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+# Runs a command as another user, by its real id, who may have so many processes and threads. The
+# effective id keeps root's right to read files, without the rights that lift the limit.
+FEW_THREADS = """
+import ctypes, os, resource, sys
+libc, count = ctypes.CDLL(None), int(sys.argv[1])
+for capability in (21, 24):  # CAP_SYS_ADMIN, CAP_SYS_RESOURCE
+    libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+resource.setrlimit(resource.RLIMIT_NPROC, (count, count))
+os.setresuid(int(sys.argv[2]), 0, 0)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+LIMITS = range(1, 7)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can enter; pytest closes its own."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.getuid() != 0,
+    reason="only root can become a user without threads",
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run hi -q -n 1 -m MODEL",
+        "run hi -q -n 1 -m MODEL --backend reference",
+        "inspect MODEL",
+        "perplexity TEXT -m MODEL --n-ctx 32 --chunks 1",
+        "quantize MODEL OUT --to q8_0",
+        "imatrix MODEL --text TEXT -o OUT --n-ctx 32 --chunks 1",
+    ],
+)
+def test_where_few_threads_can_be_started_all_goes_well_or_one_sentence_says_so(
+    tiny_path: Path, open_folder: Path, command: str
+) -> None:
+    text = open_folder / "text"
+    text.write_text("the words of a text " * 20)
+    names = {"MODEL": str(tiny_path), "TEXT": str(text), "OUT": str(open_folder / "out.gguf")}
+    arguments = [names.get(word, word) for word in command.split()]
+    for limit in LIMITS:
+        user = str(60_000 + random.randrange(1 << 30))  # who has no other process
+        done = subprocess.run(
+            [sys.executable, "-c", FEW_THREADS, str(limit), user, *PROGRAM, *arguments],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        errors = done.stderr.splitlines()
+        if done.returncode == 0:
+            assert not any("thread" in line or "OpenBLAS" in line for line in errors)
+            continue
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert errors[-1].startswith("pellucid: error: no ")
+        assert "thread could be started; `ulimit -u` allows" in errors[-1] or (
+            "no process could be started to render the chat template" in errors[-1]
+        )
+        assert len([line for line in errors if "thread" in line]) == 1

@@ -260,7 +260,22 @@ def test_additional_chat_templates_out_of_the_folder_are_not_read(
     [
         ({"tokenizer_config": {"eos_token": "<nowhere>"}}, "eos_token is '<nowhere>'"),
         ({"tokenizer_config": [1]}, "holds a list"),
-        ({"generation_config": {"eos_token_id": "2"}}, "eos_token_id is 2"),
+        *(
+            (
+                {"tokenizer_config": {key: value}},
+                rf"tokenizer_config.json: {key} is .*must be a text",
+            )
+            for key in ("bos_token", "eos_token", "unk_token", "pad_token")
+            for value in (5, True, ["</s>"], {}, {"content": None}, {"content": 5})
+        ),
+        *(
+            (
+                {"tokenizer_config": {"bos_token": "<s>", "add_bos_token": value}},
+                "add_bos_token is .* true or false",
+            )
+            for value in ("yes", 1, [])
+        ),
+        ({"generation_config": {"eos_token_id": "2"}}, "eos_token_id is '2'"),
         ({"generation_config": {"eos_token_id": [1, True]}}, "eos_token_id is"),
         ({"generation_config": {"eos_token_id": -1}}, "eos_token_id is -1"),
         ({"generation_config": {"eos_token_id": 5000}}, "has the id 5000"),
@@ -271,6 +286,11 @@ def test_additional_chat_templates_out_of_the_folder_are_not_read(
 def test_wrong_configs_are_named(configs: dict[str, Any], message: str, save: Save) -> None:
     with pytest.raises(FormatError, match=message):
         from_folder(save(byte_level(), **configs))
+
+
+def test_a_special_token_that_is_null_is_none(save: Save) -> None:
+    config = {"bos_token": None, "pad_token": None, "add_bos_token": None}
+    assert from_folder(save(byte_level(), tokenizer_config=config)).bos_token_id is None
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ from .options import (
     template_options,
 )
 from .signals import Stopped, cancel_instead
-from .terminal import say
+from .terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from ..engine.async_engine import AsyncEngine
@@ -118,10 +118,8 @@ def batch(
         loaded = AsyncEngine.load(model.name, config, progress=True)
         defaults = sampling.choose(loaded.generation_config)
         say(f"[defaults: {defaults}]")
-        from tqdm import tqdm
-
         is_hidden = answers.is_terminal or not sys.stderr.isatty()
-        bar = tqdm(unit="request", desc="batch", disable=is_hidden, leave=False)
+        bar = progress_bar(unit="request", desc="batch", disable=is_hidden, leave=False)
         run = _Run(loaded, answers, defaults.values, template, stats, model.name, bar)
         try:
             asyncio.run(run.answer(first, waiting))

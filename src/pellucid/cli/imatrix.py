@@ -8,7 +8,7 @@ from ..units import format_count
 from ..weights import hub
 from .options import debug_option
 from .perplexity import read_text
-from .terminal import say
+from .terminal import progress_bar, say
 
 __all__ = ["imatrix"]
 
@@ -54,8 +54,6 @@ def imatrix(
     llama-quantize weigh rounding errors by it. MODEL is best a float model; a quantized one works
     too.
     """
-    from tqdm import tqdm
-
     from ..errors import ConfigError
     from ..quant.calibrate import cut_calibration
     from ..quant.imatrix import collect_imatrix, write_imatrix
@@ -77,7 +75,7 @@ def imatrix(
             f"{format_count(len(windows), 'chunk')} of {n_ctx} tokens through "
             f"{format_count(config.num_layers, 'layer')}"
         )
-        with tqdm(total=config.num_layers, unit="layer", disable=None) as bar:
+        with progress_bar(total=config.num_layers, unit="layer") as bar:
             matrix = collect_imatrix(
                 checkpoint, windows, str(text_file), with_output=process_output, on_layer=bar.update
             )

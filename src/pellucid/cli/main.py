@@ -18,6 +18,7 @@ import click
 from .. import __version__
 from ..errors import PellucidError
 from .lazy_group import LazyGroup
+from .library_threads import spare_threads_if_few
 from .options import DEBUG, debug_option
 from .signals import Stopped, fill_closed_streams, unwind
 from .terminal import one_line
@@ -45,6 +46,7 @@ class _Pellucid(LazyGroup):
                 if not fill_closed_streams():
                     raise _Failure("standard output is closed, so the answer has nowhere to go")
                 _tolerate_any_character()
+                spare_threads_if_few()
                 code = super().main(*args, **{**extra, "standalone_mode": False})
                 sys.stdout.flush()
         except click.Abort:  # click has printed the newline after ^C
@@ -99,7 +101,7 @@ def _sentence(error: Exception) -> str:
         wrote = "the output could not be written: " if error.errno in _CANNOT_WRITE else ""
         return f"{wrote}{error.strerror}"
     if isinstance(error, RuntimeError) and str(error) in _NO_THREAD:
-        limit = _limit("RLIMIT_NPROC", "u", 1, " processes and threads of this user")
+        limit = _limit("RLIMIT_NPROC", "u", 1, ", processes and threads of this user together")
         return f"no thread could be started{limit}"
     if isinstance(error, ImportError):
         return f"a library could not be loaded: {error}"

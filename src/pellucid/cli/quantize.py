@@ -20,7 +20,7 @@ from ..weights import hub
 from .options import debug_option, json_option
 from .perplexity import read_text
 from .quantize_folder import calibration_windows, check_folder_options, quantize_folder
-from .terminal import print_table, say
+from .terminal import print_table, progress_bar, say
 
 if TYPE_CHECKING:
     from ..quant.method import Method, MethodName
@@ -230,11 +230,9 @@ def _measure(
 
 def _with_bar(reports: "Iterator[TensorReport]", plan: "Plan") -> "Iterator[TensorReport]":
     """The same reports, beside a bar of the bytes that were read, on a terminal."""
-    from tqdm import tqdm
-
     from ..formats import packed_bytes
 
-    with tqdm(total=plan.source_bytes, unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(total=plan.source_bytes, unit="B", unit_scale=True) as bar:
         for report in reports:
             bar.update(packed_bytes(report.before))
             yield report

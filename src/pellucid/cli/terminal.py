@@ -12,7 +12,7 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
 import click
 
@@ -22,6 +22,7 @@ __all__ = [
     "harmless",
     "one_line",
     "print_table",
+    "progress_bar",
     "say",
     "text_width",
 ]
@@ -114,6 +115,14 @@ class StreamPrinter:
         if width > columns:  # the terminal has broken the line
             self._column %= columns
         return word
+
+
+def progress_bar(*, disable: bool | None = None, **options: Any) -> Any:
+    """A bar of tqdm on standard error, by default if that is a terminal. `options` are tqdm's."""
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread that redraws bars of work that hangs
+    return tqdm(disable=disable, **options)
 
 
 def say(text: str) -> None:

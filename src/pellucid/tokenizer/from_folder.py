@@ -65,7 +65,7 @@ def from_folder(path: Path) -> Tokenizer:
         ends = {i for i in vocabulary.ends_by_name() if vocabulary.tokens[i] in added}
     prefix, suffix = _around(rust, file)
     # DeepSeek's tokenizer.json leaves bos to the config
-    if not prefix and bos is not None and config.get("add_bos_token") is True:
+    if _flag(config, "add_bos_token", path) and not prefix and bos is not None:
         prefix = (bos,)
     ids = {"bos_token": bos, "eos_token": eos}
     names = {
@@ -76,7 +76,7 @@ def from_folder(path: Path) -> Tokenizer:
     names |= {
         name: text
         for name in ("unk_token", "pad_token")
-        if (text := _token_text(config.get(name))) is not None
+        if (text := _token_text(config, name, path)) is not None
     }
     return Tokenizer(
         vocabulary,
@@ -188,7 +188,7 @@ def _named_token(
     """The id of "bos" or "eos": from the text in tokenizer_config.json, else an id in the other
     two.
     """
-    text = _token_text(configs[0].get(f"{name}_token"))
+    text = _token_text(configs[0], f"{name}_token", path)
     if text is not None:
         token_id: int | None = rust.token_to_id(text)
         if token_id is None:
@@ -203,10 +203,30 @@ def _named_token(
     return None
 
 
-def _token_text(value: object) -> str | None:
-    """A token as configs write it: its text, or an object with its text as "content"."""
+def _token_text(config: Mapping[str, Any], key: str, path: Path) -> str | None:
+    """A token as tokenizer_config.json writes it: its text, or an object with its text as
+    "content". None if there is none.
+    """
+    value = config.get(key)
     text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
+    if value is None:
+        return None
+    if not isinstance(text, str):
+        raise FormatError(
+            f"{path / 'tokenizer_config.json'}: {key} is {value!r:.80}; it must be a text, or an "
+            "object with a text as 'content'"
+        )
+    return text
+
+
+def _flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
+    """A flag of tokenizer_config.json; false if it is missing or null."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(
+            f"{path / 'tokenizer_config.json'}: {key} is {value!r:.80}; it must be true or false"
+        )
+    return value is True
 
 
 def _ids(value: object, path: Path, key: str, *, first: bool = False) -> set[int]:
@@ -219,7 +239,7 @@ def _ids(value: object, path: Path, key: str, *, first: bool = False) -> set[int
             or not 0 <= token_id < MAX_TOKENS
         ):
             raise FormatError(
-                f"{path}: {key} is {str(value)[:80]}; it must be a token id or a list of them"
+                f"{path}: {key} is {value!r:.80}; it must be a token id or a list of them"
             )
     return set(listed[:1] if first else listed)
 
