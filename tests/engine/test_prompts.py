@@ -359,7 +359,8 @@ def test_a_refusal_names_which_of_several_prompts_it_is_about(llm: LLM) -> None:
     with pytest.raises(ConfigError, match=rf"^prompts\[1\]: stop_token_ids holds token id {size}"):
         params = [SamplingParams(), SamplingParams(stop_token_ids=[size])]
         llm.generate(["a", "b"], params, use_tqdm=False)
-    short, too_long = ([{"role": "user", "content": text}] for text in ("a", "a" * 1000))
-    for bad in (too_long, [{"role": "user", "content": 5}]):
+    contents: tuple[Any, ...] = ("a" * 1000, 5)
+    for content in contents:
+        talks = [[{"role": "user", "content": c}] for c in ("a", content, "a")]
         with pytest.raises(RequestError, match=r"^messages\[1\]: "):
-            llm.chat([short, bad, short], use_tqdm=False)
+            llm.chat(talks, use_tqdm=False)
