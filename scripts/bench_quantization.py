@@ -1,7 +1,7 @@
-"""What quantization costs: the mean KL divergence from the base, of error feedback beside
-llama.cpp with its importance matrix, at equal bytes and equal formats of all tensors.
+"""What quantization costs: the mean KL divergence from the base, of each method beside another one
+at equal bytes and equal formats of all tensors.
 
-    scripts/bench quantization [MODEL ...] [--types q4_k_m,q3_k_m] [--llama-cpp FOLDER]
+    scripts/bench quantization [MODEL ...] [--types q4_k_m,awq-int4-g128] [--llama-cpp FOLDER]
                                [--calibration FILE] [--calibration-chunks 128] [--chunks 16]
                                [--work FOLDER]
 
@@ -9,6 +9,9 @@ MODEL is a GGUF file or a name; by default SmolLM2-135M and Qwen2.5-Coder 0.5B. 
 file that is quantized already lie on a grid, and a quantizer that finds this grid again would seem
 to lose nothing. So the base is the file decoded to float32, with noise that is uniform over one
 step of the grid.
+
+Types of GGUF files: error feedback beside llama.cpp with its importance matrix. Types of folders
+(GPTQ, AWQ, SmoothQuant): the type's own method beside the nearest values.
 
 --llama-cpp is the folder of llama-imatrix and llama-quantize. Without it our own encoder, which
 gives the same bytes, stands in for them.
@@ -23,6 +26,7 @@ importance matrices are kept in the folder of --work. The last line is JSON.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -41,12 +45,14 @@ from pellucid.formats.codes import GRIDS, grid_of
 from pellucid.measure.divergence import Divergence
 from pellucid.measure.evaluation import open_evaluation
 from pellucid.measure.perplexity import PROTOCOLS, Estimate
+from pellucid.quant.folder_types import FolderType, find_type
 from pellucid.quant.source import open_source
 from pellucid.weights.gguf import GGUFFile
 from pellucid.weights.gguf_writer import write_gguf
 from pellucid.weights.hub import resolve_model
 
 MODELS = ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"]
+TYPES = "q4_k_m,gptq-int4-g128-actorder,gptq-int3-g128-actorder,awq-int4-g128,w8a8"
 # parts of Python's standard library
 EVALUATED_CODE = ("argparse.py", "email", "http", "json", "tarfile.py", "zipfile.py")
 CALIBRATION_CODE = ("asyncio", "concurrent", "importlib", "logging", "multiprocessing", "unittest")
@@ -181,6 +187,18 @@ class Bench:
         )
         return out, time.perf_counter() - start, memory - self.base.stat().st_size
 
+    def folder(self, file_type: str, *, calibrated: bool) -> tuple[Path, float, float]:
+        """A folder by the type's method or with the nearest values, and the same figures."""
+        out = self._folder / f"{file_type}-{'calibrated' if calibrated else 'nearest'}"
+        shutil.rmtree(out, ignore_errors=True)
+        options: tuple[object, ...] = ("--method", "rtn")
+        if calibrated:
+            chunks = self._args.calibration_chunks
+            options = ("--calibration", self._calibration, "--calibration-chunks", chunks)
+        start = time.perf_counter()
+        memory = run_pellucid("quantize", self.base, out, "--to", file_type, *options)
+        return out, time.perf_counter() - start, memory - self.base.stat().st_size
+
 
 def run_pellucid(*arguments: object) -> int:
     return run([sys.executable, "-m", "pellucid", *arguments])
@@ -203,18 +221,28 @@ def formats_of(path: Path) -> dict[str, str]:
         return {name: tensor.format for name, tensor in file.tensors.items()}
 
 
+def bytes_of(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
 def rows_of(bench: Bench, file_type: str) -> Iterator[dict[str, Any]]:
     """A row for each text."""
-    theirs = bench.theirs(file_type)
-    ours, seconds, memory = bench.ours(file_type)
-    if formats_of(theirs) != formats_of(ours):
-        sys.exit(f"{theirs} and {ours} differ in the formats of their tensors")
+    if isinstance(find_type(file_type), FolderType):
+        theirs = bench.folder(file_type, calibrated=False)[0]
+        ours, seconds, memory = bench.folder(file_type, calibrated=True)
+    else:
+        theirs = bench.theirs(file_type)
+        ours, seconds, memory = bench.ours(file_type)
+        if formats_of(theirs) != formats_of(ours):
+            sys.exit(f"{theirs} and {ours} differ in the formats of their tensors")
     reference, found = bench.measure(theirs), bench.measure(ours)
     for text, own in found.items():
         other = reference[text]
         yield {
             "type": file_type,
-            "file_bytes": ours.stat().st_size,
+            "file_bytes": bytes_of(ours),
             "text": text,
             "kl": own.kl.value,
             "kl_error": own.kl.error,
@@ -242,7 +270,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
-    parser.add_argument("--types", default="q4_k_m", help="q4_k_m, q4_0, q3_k_m, q2_k, iq4_xs, …")
+    parser.add_argument("--types", default=TYPES, help="as in pellucid quantize --to")
     parser.add_argument("--llama-cpp", type=Path, metavar="FOLDER")
     parser.add_argument("--calibration", type=Path, metavar="FILE")
     parser.add_argument("--calibration-chunks", type=int, default=128)
@@ -254,9 +282,10 @@ def main() -> None:
     for name in args.models:
         path = resolve_model(name)
         bench = Bench(path, args)
-        print(f"{path.name}; other: {'our encoder' if args.llama_cpp is None else 'llama.cpp'}")
+        encoder = "our encoder" if args.llama_cpp is None else "llama.cpp"
+        print(f"{path.name}; other: {encoder} with an importance matrix; nearest values in folders")
         print(
-            f"{'type':8} {'MB':>6} {'text':5} {'KL, imatrix':>17} {'KL, ef':>17} {'ratio':>13} "
+            f"{'type':24} {'MB':>6} {'text':5} {'KL, other':>17} {'KL, ours':>17} {'ratio':>13} "
             f"{'same top':>15} {'perplexity: base':>16} {'imatrix':>7} {'ef':>7} "
             f"{'s':>5} {'MB+':>5}"
         )
@@ -269,7 +298,7 @@ def main() -> None:
 
 def line_of(row: dict[str, Any]) -> str:
     return (
-        f"{row['type']:8} {row['file_bytes'] / 1e6:6.1f} {row['text']:5} "
+        f"{row['type']:24} {row['file_bytes'] / 1e6:6.1f} {row['text']:5} "
         f"{row['kl_theirs']:8.5f} ±{row['kl_theirs_error']:7.5f} "
         f"{row['kl']:8.5f} ±{row['kl_error']:7.5f} "
         f"{row['ratio']:6.3f} ±{row['ratio_error']:5.3f} "
