@@ -48,6 +48,7 @@ Doubles: TypeAlias = NDArray[np.float64]
 
 BITS = 4
 EXPONENTS = 20  # a is 0, 1/20, … 1
+SAMPLE_ROWS = 256  # on which exponents are compared
 CLIPS = 10  # the bounds that are tried: 1, 19/20, … 11/20 of the largest weight
 _SMALLEST = np.float32(1e-4)  # of a scale, and of its divisor
 
@@ -132,7 +133,8 @@ def search_scales(
     activations = migration.mean(inputs.mean)
     sizes = migration.mean(_relative_sizes(weight, group_size))
     hessian = inputs.hessian.astype(np.float32)
-    # begin with no scales
+    # some rows are enough to compare exponents; begin with no scales
+    weight = np.ascontiguousarray(weight[:: -(-len(weight) // SAMPLE_ROWS)])
     best = np.ones(len(activations), np.float32)
     least = quadratic_loss(_round(weight, group_size).values() - weight, hessian)
     for step in range(EXPONENTS + 1):
