@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,18 @@ from ..units import format_bytes, format_count
 from ..weights import hub
 from .options import debug_option, json_option
 from .perplexity import read_text
+from .quantize_auto import AUTO, check_auto_options, choose_auto, type_map_lines
 from .quantize_folder import calibration_windows, check_folder_options, quantize_folder
 from .terminal import print_table, progress_bar, say
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..quant.method import Method, MethodName
     from ..quant.quantize import Plan, TensorReport
     from ..quant.source import Source
+    from ..quant.type_map import Rule
 
 __all__ = ["quantize"]
 
@@ -39,7 +44,6 @@ CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration
     "--to",
     "file_type",
     metavar="TYPE",
-    required=True,
     help="f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs "
     "q3_k_l q3_k_m q3_k_s or q2_k: llama.cpp's names, each with its mixture of formats. "
     "gptq-int{2,3,4,8}-g{32,64,128,-1}[-asym][-actorder], awq-int4-g{32,64,128}, w4a16[-g…], "
@@ -51,7 +55,15 @@ CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Formats of single tensors, which precede those of TYPE: lines PATTERN=FORMAT. A pattern "
-    "is a regular expression that is searched in the tensor's name; the first one found counts.",
+    "is a regular expression that is searched in the tensor's name; the first one found counts. "
+    "The word auto chooses all formats by measured damage, within the bytes of TYPE.",
+)
+@click.option(
+    "--target-bpw",
+    type=float,
+    metavar="BITS",
+    help="In place of --to: choose formats by measured damage, so that the file has at most so "
+    "many bits per weight. Rules of --type-map FILE precede the choice.",
 )
 @click.option(
     "--calibration",
@@ -91,8 +103,9 @@ CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration
 def quantize(
     model: str,
     out: Path,
-    file_type: str,
+    file_type: str | None,
     type_map: Path | None,
+    target_bpw: float | None,
     calibration: str | None,
     imatrix_file: Path | None,
     method: "MethodName | None",
@@ -112,7 +125,7 @@ def quantize(
     from ..quant.type_map import read_rules
 
     # check the options before a model is fetched
-    wanted = find_type(file_type)
+    wanted = None if file_type is None else find_type(file_type)
     if isinstance(wanted, FolderType):
         check_folder_options(
             wanted,
@@ -120,6 +133,7 @@ def quantize(
             calibration=calibration,
             imatrix_file=imatrix_file,
             type_map=type_map,
+            target_bpw=target_bpw,
         )
         quantize_folder(
             hub.resolve_model(model, progress=True),
@@ -131,11 +145,26 @@ def quantize(
             as_json=as_json,
         )
         return
-    rules = read_rules(type_map) if type_map is not None else ()
+    is_auto = check_auto_options(wanted, type_map, target_bpw, calibration)
+    rules: Sequence[Rule] = ()
+    if type_map is not None and str(type_map) != AUTO:
+        rules = read_rules(type_map)
     chosen = _choose_method(method, calibration, imatrix_file)
     text = None if calibration is None else read_text(_calibration_file(calibration))
     with open_source(hub.resolve_model(model, progress=True)) as source:
-        measured = _measure(source, chosen, imatrix_file, text, calibration, calibration_chunks)
+        windows = None
+        if text is not None:
+            windows = calibration_windows(source.checkpoint, text, calibration_chunks)
+        auto = None
+        if is_auto and windows is not None:
+            auto = choose_auto(
+                source, windows, wanted, target_bpw, rules, allow_requantize=allow_requantize
+            )
+        measured = _measure(source, chosen, imatrix_file, windows, calibration)
+        if auto is not None:
+            wanted, rules = auto.file_type, auto.rules
+            measured = measured.with_more_importance(auto.importance)
+        assert wanted is not None
         plan = plan_quantization(
             source,
             wanted,
@@ -156,7 +185,7 @@ def quantize(
         with contextlib.closing(written):
             reports = list(_with_bar(written, plan))
     if as_json:
-        click.echo(json.dumps(_report(out, plan, reports)))
+        click.echo(json.dumps(_report(out, plan, reports) | type_map_lines(auto)))
         return
     rows = [
         [
@@ -207,21 +236,18 @@ def _measure(
     source: "Source",
     method: "MethodName",
     imatrix_file: Path | None,
-    text: str | None,
+    windows: "NDArray[np.int32] | None",
     name: str | None,
-    chunks: int,
 ) -> "Method":
     """Read or measure what the method needs."""
     from ..quant.imatrix import read_imatrix
     from ..quant.method import Method, feedback_method, imatrix_method, measure_importance
-    from ..weights.checkpoint import open_checkpoint
 
     if method == "rtn":
         return Method()
     if imatrix_file is not None:
         return imatrix_method(read_imatrix(imatrix_file), str(imatrix_file))
-    with open_checkpoint(source.path) as checkpoint:
-        windows = calibration_windows(checkpoint, text or "", chunks)
+    assert windows is not None  # there is a calibration text
     if method == "ef":
         return feedback_method(windows)
     say(f"measuring importance on {format_count(windows.size, 'token')}")

@@ -36,9 +36,11 @@ def check_folder_options(
     calibration: str | None,
     imatrix_file: Path | None,
     type_map: Path | None,
+    target_bpw: float | None,
 ) -> None:
     """Raise ConfigError for options that a type of folders does not have, or that it lacks."""
-    for option, value in (("--imatrix", imatrix_file), ("--type-map", type_map)):
+    options = {"--imatrix": imatrix_file, "--type-map": type_map, "--target-bpw": target_bpw}
+    for option, value in options.items():
         if value is not None:
             raise ConfigError(f"{option} is for types of GGUF files; {kind.name} is one of folders")
     if method is not None and (method != "rtn" or kind.calibration == "needed"):

@@ -5,7 +5,7 @@ for error feedback an encoder in its place.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,14 @@ class Method:
     @property
     def is_calibrated(self) -> bool:
         return self.importance is not None or self.windows is not None
+
+    def with_more_importance(self, importance: Mapping[str, Floats]) -> "Method":
+        """The same with the importance of tensors that had none, such as that of the output; a
+        method without calibration stays as it is.
+        """
+        if not self.is_calibrated:
+            return self
+        return replace(self, importance={**importance, **(self.importance or {})})
 
     def encode(self, source: Source, plan: Plan, threads: int | None = None) -> Encode | None:
         """The encoder that replaces the formats' own search, or None. `threads` None: as many as

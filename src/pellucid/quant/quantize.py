@@ -103,12 +103,8 @@ def plan_quantization(
         rules=rules,
     )
     before = {name: source.specs[name] for name in formats}
-    for name, spec in before.items():
-        if spec.format not in (*DENSE, formats[name]) and not allow_requantize:
-            raise ConfigError(
-                f"{source.path} is quantized already: tensor {name!r} is {spec.format} and would "
-                f"become {formats[name]}, which adds to its error; --allow-requantize permits it"
-            )
+    if not allow_requantize:
+        _check_requantize(source, formats)
     if importance is not None:
         _check_importance(source, importance)
     after = {name: TensorSpec(formats[name], spec.shape) for name, spec in before.items()}
@@ -196,6 +192,16 @@ def _facts(source: Source) -> ModelFacts:
     if isinstance(architecture, Typed):
         architecture = architecture.value
     return ModelFacts(str(architecture), config.num_layers, config.num_heads, config.num_kv_heads)
+
+
+def _check_requantize(source: Source, formats: Mapping[str, str]) -> None:
+    for name, format in formats.items():
+        spec = source.specs[name]
+        if spec.format not in (*DENSE, format):
+            raise ConfigError(
+                f"{source.path} is quantized already: tensor {name!r} is {spec.format} and would "
+                f"become {format}, which adds to its error; --allow-requantize permits it"
+            )
 
 
 def _check_importance(source: Source, importance: Mapping[str, Floats]) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "FileType",
     "ModelFacts",
     "Rule",
+    "check_rule",
     "choose_formats",
     "find_file_type",
     "find_format",
@@ -209,7 +210,7 @@ def choose_formats(
             continue
         rule = next((rule for rule in rules if rule.pattern.search(name)), None)
         if rule is not None:
-            chosen[name] = _checked(rule, name, spec.shape[-1])
+            chosen[name] = check_rule(rule, name, spec.shape[-1])
             continue
         role = _role(name)
         if role == "token_embd" and tied:
@@ -297,7 +298,7 @@ def _fallback(format: str, columns: int) -> str:
     return smaller if fits(smaller, columns) else "F16"
 
 
-def _checked(rule: Rule, name: str, columns: int) -> str:
+def check_rule(rule: Rule, name: str, columns: int) -> str:
     """The rule's format, which the user has named and nothing replaces."""
     if not fits(rule.format, columns):
         able = [f for f in FORMATS if fits(f, columns)]
