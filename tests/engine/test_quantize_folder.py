@@ -108,10 +108,12 @@ def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
         time.sleep(0.001)
     process.send_signal(2)
     process.communicate()
-    # it may have been done already
+    # it may have been done already: then the folder is whole, whatever the exit code
     assert process.returncode in (0, 130)
     left = [path.name for path in tmp_path.iterdir()]
-    assert left == ([] if process.returncode else ["out"])
+    assert left == ["out"] if process.returncode == 0 else left in ([], ["out"])
+    if left:
+        open_checkpoint(tmp_path / "out").close()
 
 
 def test_all_names_are_found() -> None:

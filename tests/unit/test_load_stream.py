@@ -179,6 +179,21 @@ def test_any_json_is_taken_or_refused_with_a_sentence(value: Any) -> None:
         assert str(error)
 
 
+@pytest.mark.parametrize("value", [True, 1, 1.5, "a", None, [], [None], [1], {}, {"a": 1}])
+def test_any_value_may_stand_in_any_field(value: Any) -> None:
+    function = {"function": value}
+    for delta in (value, *({name: value} for name in ("content", "tool_calls", "reasoning"))):
+        answer(json.dumps({"choices": [{"delta": delta}]}), "[DONE]")
+    for calls in ([value], [function], function):
+        answer(json.dumps({"choices": [{"delta": {"tool_calls": calls}}]}), "[DONE]")
+    for name in ("text", "logprobs", "finish_reason"):
+        answer(json.dumps({"choices": [{name: value}]}), "[DONE]")
+    for name in ("content", "tokens"):
+        answer(json.dumps({"choices": [{"logprobs": {name: value}}]}), "[DONE]")
+    for name in ("prompt_tokens", "completion_tokens", "prompt_tokens_details"):
+        answer(json.dumps({"usage": {name: value}}), "[DONE]")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -200,7 +200,8 @@ def _text_length(choice: Mapping[str, Any]) -> int:
     if not isinstance(delta, dict):
         return 0
     length = sum(len(delta[name]) for name in _TEXTS if isinstance(delta.get(name), str))
-    for call in delta.get("tool_calls") or ():
+    calls = delta.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
         function = call.get("function") if isinstance(call, dict) else None
         if isinstance(function, dict):
             length += sum(len(part) for part in function.values() if isinstance(part, str))
