@@ -129,7 +129,7 @@ def _gemma(config: ModelConfig) -> dict[str, Any]:
         **_common(config),
         "hidden_activation": _activation(config),
         "attention_bias": config.qkv_bias,
-        "query_pre_attn_scalar": _short(round(scale**-2, 6)),
+        "query_pre_attn_scalar": round(scale**-2),
         "sliding_window": window,
         "layer_types": [
             "full_attention" if w is None else "sliding_attention"
