@@ -17,15 +17,16 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from .errors import FormatError
+from .errors import ConfigError, FormatError
 
 __all__ = [
     "PartialFile",
+    "check_output",
     "check_regular",
     "is_there",
     "open_regular",
@@ -99,6 +100,24 @@ def open_within(folder: Path, name: str | Path) -> BinaryIO:
             return _checked(path, os.open(last, flags, dir_fd=fd))
         finally:
             os.close(fd)
+
+
+def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raise ConfigError unless a new file can be put at `path`, where at most a regular file may be
+    that is none of the `inputs`. For work that takes long and writes at its end.
+    """
+    if path.exists():
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+            raise ConfigError(f"out is {str(path)!r}, which is {kind}; give the name of a file")
+        if any(other.exists() and os.path.samefile(path, other) for other in inputs):
+            raise ConfigError(f"out is {str(path)!r}, which is read; give another name")
+    folder = path.parent
+    if not folder.is_dir():
+        raise ConfigError(f"out is {str(path)!r}; there is no folder {str(folder)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"out is {str(path)!r}; the folder {str(folder)!r} cannot be written to")
 
 
 def is_there(path: Path) -> bool:

@@ -221,8 +221,8 @@ def test_a_value_that_a_format_cannot_hold_is_named(tmp_path: Path) -> None:
 
 def test_wrong_places_and_names_are_one_sentence(model: Path, tmp_path: Path) -> None:
     for out, said in (
-        (model, "the model itself; give another name"),
-        (tmp_path, "which is a folder; give the name of a .gguf file"),
+        (model, "which is read; give another name"),
+        (tmp_path, "which is a folder; give the name of a file"),
         (tmp_path / "none" / "out.gguf", "there is no folder"),
     ):
         result = run(model, out, "--to", "q4_0", code=1)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..files import check_output
 from ..units import format_count
 from ..weights import hub
 from .options import debug_option
@@ -60,10 +61,11 @@ def imatrix(
     from ..tokenizer import load_tokenizer
     from ..weights.checkpoint import open_checkpoint
 
-    if not out.parent.is_dir():
-        raise ConfigError(f"out is {str(out)!r}; there is no folder {str(out.parent)!r}")
+    check_output(out, [text_file])
     text = read_text(text_file)
-    with open_checkpoint(hub.resolve_model(model, progress=True)) as checkpoint:
+    path = hub.resolve_model(model, progress=True)
+    check_output(out, [path])
+    with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
         if n_ctx > config.max_position_embeddings:
             raise ConfigError(

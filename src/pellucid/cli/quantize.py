@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from ..files import check_output
 from ..units import format_bytes, format_count
 from ..weights import hub
 from .options import debug_option, json_option
@@ -152,6 +153,8 @@ def quantize(
     chosen = _choose_method(method, calibration, imatrix_file)
     text = None if calibration is None else read_text(_calibration_file(calibration))
     with open_source(hub.resolve_model(model, progress=True)) as source:
+        read = (source.path, type_map, imatrix_file, calibration and Path(calibration))
+        check_output(out, [path for path in read if path])
         windows = None
         if text is not None:
             windows = calibration_windows(source.checkpoint, text, calibration_chunks)

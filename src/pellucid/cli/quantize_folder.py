@@ -14,7 +14,7 @@ import click
 
 from ..errors import ConfigError
 from ..units import format_bytes
-from .terminal import print_table, say
+from .terminal import print_table, progress_bar, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,11 +119,9 @@ def calibration_windows(checkpoint: "Checkpoint", text: str, chunks: int) -> "ND
 
 def _with_bar(reports: "Iterator[FolderReport]", plan: "FolderPlan") -> "Iterator[FolderReport]":
     """The same reports, beside a bar of the bytes that were read, on a terminal."""
-    from tqdm import tqdm
-
     from ..formats import packed_bytes
 
-    with tqdm(total=plan.source_bytes, unit="B", unit_scale=True, disable=None) as bar:
+    with progress_bar(total=plan.source_bytes, unit="B", unit_scale=True) as bar:
         for report in reports:
             bar.update(packed_bytes(report.before))
             yield report

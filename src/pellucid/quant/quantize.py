@@ -10,7 +10,6 @@ all. Sizes are in bytes.
 # once. No import may run while an unfinished file lies on the disk.
 import concurrent.futures.thread  # noqa: F401
 import math
-import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..backends.native.backend import available_cpus
 from ..errors import ConfigError, FormatError
+from ..files import check_output
 from ..formats import HostTensor, dequantize, packed_bytes
 from ..formats.finite import check_finite
 from ..formats.tensor import TensorSpec
@@ -228,14 +228,8 @@ def _check_importance(source: Source, importance: Mapping[str, Floats]) -> None:
 
 def _check_place(source: Source, out: Path, plan: Plan) -> None:
     """Raise ConfigError if the file cannot be written where it should be."""
-    if out.is_dir():
-        raise ConfigError(f"out is {str(out)!r}, which is a folder; give the name of a .gguf file")
-    if out.exists() and os.path.samefile(out, source.path):
-        raise ConfigError(f"out is {str(out)!r}, the model itself; give another name")
-    folder = out.parent
-    if not folder.is_dir():
-        raise ConfigError(f"out is {str(out)!r}; there is no folder {str(folder)!r}")
-    free = shutil.disk_usage(folder).free
+    check_output(out, [source.path])
+    free = shutil.disk_usage(out.parent).free
     if free < plan.num_bytes + _SPARE_BYTES:
         raise ConfigError(
             f"{out} will take {plan.num_bytes} bytes, and its disk has {free} left; free "
