@@ -8,7 +8,7 @@ from pellucid.engine.loader import OpenModel
 from pellucid.engine_config import EngineConfig
 from pellucid.request import Request
 from pellucid.speculative import Speculation
-from pellucid.speculative.governor import Governor
+from pellucid.speculative.governor import VerifyAll
 from pellucid.speculative.proposer import Draft
 
 __all__ = ["drafting_core"]
@@ -37,23 +37,13 @@ class ListProposer:
         """Nothing is kept."""
 
 
-class VerifyAll(Governor):
-    """Lets the model verify every draft."""
-
-    def may_pay(self, num_requests: int) -> bool:
-        return True
-
-    def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
-        return {name: len(of_draft) for name, of_draft in chances.items()}
-
-
 def drafting_core(
     model: OpenModel, config: EngineConfig, guess: Callable[[Sequence[Request]], Any]
 ) -> EngineCore:
     """An engine that verifies all that `guess` drafts."""
     built = model.build_engine(config).core
     speculation = Speculation(
-        [ListProposer(guess)], model.model_config.vocab_size, governor=VerifyAll({"guesses": 1})
+        [ListProposer(guess)], model.model_config.vocab_size, governor=VerifyAll()
     )
     return EngineCore(
         model.model_config,

@@ -10,9 +10,7 @@ from click.testing import CliRunner
 from pellucid import LLM, RequestOutput, SamplingParams
 from pellucid.cli.main import main
 from pellucid.errors import ConfigError
-from pellucid.speculative.governor import Governor
-
-from .drafting import VerifyAll
+from pellucid.speculative.governor import Governor, VerifyAll
 
 METHODS = ("ngram", "suffix", "auto")
 # A text that repeats itself, one that does not, and one that is cut in the middle of a repetition.
@@ -43,7 +41,7 @@ def shown(outputs: list[RequestOutput]) -> list[Any]:
 @pytest.fixture
 def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every draft is verified: on so small a model the governor would turn most of them down."""
-    for name in ("may_pay", "choose"):
+    for name in ("may_pay", "chances", "choose", "observe"):
         monkeypatch.setattr(Governor, name, getattr(VerifyAll, name))
 
 
@@ -121,6 +119,23 @@ def test_a_new_conversation_turn_drafts_from_earlier_answers(tiny_path: Path) ->
         ({"speculative": "auto", "num_speculative_tokens": 0}, "num_speculative_tokens is 0"),
         ({"speculative": "auto", "num_speculative_tokens": 1.5}, "num_speculative_tokens is 1.5"),
         ({"speculative": 3}, "speculative is 3"),
+        ({"speculative_config": "{"}, "speculative_config is no JSON"),
+        ({"speculative_config": [1]}, r"speculative_config is \[1\]; it must be a mapping"),
+        ({"speculative_config": {}}, "speculative_config has no method"),
+        ({"speculative_config": {"metod": "ngram"}}, "metod.*method"),
+        ({"speculative_config": {"method": "eagle"}}, "eagle.*auto, ngram, suffix"),
+        (
+            {"speculative_config": {"method": "ngram", "prompt_lookup_max": 0}},
+            "prompt_lookup_max is 0; it must be a whole number of at least 1",
+        ),
+        ({"speculative_config": {"method": "ngram"}, "speculative": "auto"}, "the same option"),
+        (
+            {
+                "speculative": '{"method": "ngram", "num_speculative_tokens": 3}',
+                "num_speculative_tokens": 2,
+            },
+            "num_speculative_tokens is given twice",
+        ),
     ],
 )
 def test_what_is_not_a_method_is_refused(
@@ -128,6 +143,23 @@ def test_what_is_not_a_method_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         LLM(tiny_path, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
+        {"speculative_config": '{"method": "ngram", "num_speculative_tokens": 3}'},
+        {
+            "speculative": '{"method": "ngram", "num_speculative_tokens": 3, '
+            '"prompt_lookup_max": 5, "prompt_lookup_min": 2}'
+        },
+        {"speculative": "ngram", "num_speculative_tokens": 3},
+    ],
+)
+def test_the_config_may_be_vllms(tiny_path: Path, options: dict[str, Any]) -> None:
+    with LLM(tiny_path, **options) as llm:
+        assert llm.config.speculative == "ngram" and llm.config.num_speculative_tokens == 3
 
 
 @pytest.mark.usefixtures("verify_all")

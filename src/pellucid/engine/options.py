@@ -2,11 +2,12 @@
 A name that is neither raises an error that suggests another.
 """
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..backends.registry import BACKENDS, backend_kind
-from ..checks import declarations, unknown_name
+from ..checks import declarations, show, unknown_name
 from ..engine_config import EngineConfig
 from ..errors import ConfigError
 from ..sampling_params import MAX_LOGPROBS
@@ -47,6 +48,7 @@ def build_engine_config(options: Mapping[str, object]) -> EngineConfig:
     `backend_options`. Raises ConfigError for any other name; the message has the nearest name and
     all names.
     """
+    options = _with_speculation(options)
     own = {told.name: told for told in declarations(EngineConfig)}
     loose = {name: value for name, value in options.items() if name not in own}
     given = {name: value for name, value in options.items() if name in own}
@@ -67,3 +69,49 @@ def build_engine_config(options: Mapping[str, object]) -> EngineConfig:
         assert isinstance(nested, Mapping)  # EngineConfig has checked it
         given["backend_options"] = {**nested, **loose}
     return EngineConfig(**given)  # type: ignore[arg-type]
+
+
+def _with_speculation(options: Mapping[str, object]) -> Mapping[str, object]:
+    """vLLM's `speculative_config`, as a mapping or as JSON (also under `speculative`), as our
+    options.
+    """
+    told = options.get("speculative_config")
+    method = options.get("speculative")
+    if told is not None and method is not None:
+        raise ConfigError(
+            "speculative_config and speculative are the same option; give one of them"
+        )
+    if isinstance(method, str) and method.lstrip().startswith("{"):
+        told = method
+    if told is None:
+        return {name: value for name, value in options.items() if name != "speculative_config"}
+    # Read it.
+    if isinstance(told, str):
+        try:
+            told = json.loads(told)
+        except ValueError as error:
+            raise ConfigError(f"speculative_config is no JSON: {error}") from error
+    if not isinstance(told, Mapping):
+        raise ConfigError(f"speculative_config is {show(told)}; it must be a mapping")
+    for name, value in told.items():
+        if name not in _SPECULATIVE_FIELDS:
+            raise ConfigError(
+                unknown_name("field of speculative_config", str(name), list(_SPECULATIVE_FIELDS))
+            )
+        # The governor learns which lengths of a match pay, so bounds of it change nothing.
+        if name.startswith("prompt_lookup") and (type(value) is not int or value < 1):
+            raise ConfigError(f"{name} is {show(value)}; it must be a whole number of at least 1")
+    if "method" not in told:
+        raise ConfigError("speculative_config has no method")
+    # Give our options.
+    rest = {n: v for n, v in options.items() if n not in ("speculative_config", "speculative")}
+    if "num_speculative_tokens" in told:
+        if "num_speculative_tokens" in rest:
+            raise ConfigError("num_speculative_tokens is given twice")
+        rest["num_speculative_tokens"] = told["num_speculative_tokens"]
+    return {**rest, "speculative": told["method"]}
+
+
+_SPECULATIVE_FIELDS = (
+    *("method", "num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max"),
+)

@@ -25,6 +25,8 @@ from ..errors import ConfigError
 from ..ops.kv_dtypes import KV_GROUP
 from ..outputs import LogprobsOnePosition, RequestOutput
 from ..sampling_params import SamplingParams
+from ..speculative import Speculation, build_proposers
+from ..speculative.governor import VerifyAll
 
 __all__ = ["PLAIN", "SETTINGS", "Outcome", "Probe", "Setting", "Verification", "build_probes"]
 
@@ -76,6 +78,7 @@ class Setting:
     passes: int = 1  # the last one is compared; it hits the prefixes that earlier ones left
     # the KV cache has room for the longest request only
     preemption: Literal["recompute", "swap"] | None = None
+    speculative: str | None = None  # all drafts are verified, whether they pay or not
 
 
 PLAIN = Setting(name="one at a time, no cache, 1 thread", arrivals="alone", threads=1, cache=False)
@@ -93,6 +96,17 @@ _BASE = (
     Setting(name="blocks of 64", block_size=64),
     Setting(name="preempted, recomputed", chunk=64, preemption="recompute"),
     Setting(name="preempted, swapped", chunk=64, preemption="swap"),
+    Setting(name="drafts", speculative="auto"),
+    # the second pass drafts from the answers of the first
+    Setting(name="drafts, one at a time, 2 passes", arrivals="alone", speculative="auto", passes=2),
+    Setting(
+        name="worst: drafts, chunks of 16, staggered, swapped, 2 passes",
+        chunk=16,
+        arrivals="staggered",
+        preemption="swap",
+        passes=2,
+        speculative="suffix",
+    ),
     Setting(
         name="worst: chunks of 16, staggered, swapped, 2 passes",
         chunk=16,
@@ -204,6 +218,12 @@ class Verification:
 
     def _run(self, setting: Setting) -> tuple[list[RequestOutput], Engine, float]:
         engine = self._model.build_engine(self._config(setting))
+        if setting.speculative is not None:
+            engine.core.speculation = Speculation(
+                build_proposers(setting.speculative),
+                self._model.model_config.vocab_size,
+                governor=VerifyAll(),
+            )
         start = time.perf_counter()
         for _ in range(setting.passes):
             outputs = _run_pass(engine, self.probes, setting)
@@ -319,6 +339,8 @@ def _missing(setting: Setting, engine: Engine) -> str | None:
         return "nothing was swapped"
     if setting.cache and not scheduler.num_cached_tokens:
         return "no prefix was hit"
+    if setting.speculative and not engine.core.stats().num_draft_tokens:
+        return "nothing was drafted"
     return None
 
 

@@ -22,7 +22,7 @@ from statistics import median
 
 from .proposer import Draft
 
-__all__ = ["Acceptance", "Governor", "StepCosts"]
+__all__ = ["Acceptance", "Governor", "StepCosts", "VerifyAll"]
 
 _MAX_ROWS = 128  # of a step that is measured
 _SAMPLES = 5  # the last steps of one number of rows; their median counts
@@ -210,6 +210,28 @@ class Governor:
         """The request has ended."""
         for proposer in self._acceptance:
             self._better.pop((request_id, proposer), None)
+
+
+class VerifyAll(Governor):
+    """Verifies every draft, for proofs that drafts change no answer."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def may_pay(self, num_requests: int) -> bool:
+        """Drafts are always made."""
+        return True
+
+    def chances(self, request_id: str, proposer: str, draft: Draft) -> list[float]:
+        """All the same, so the longest draft is taken."""
+        return [1.0] * len(draft.token_ids)
+
+    def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
+        """All tokens of each draft."""
+        return {name: len(of_draft) for name, of_draft in chances.items()}
+
+    def observe(self, request_id: str, proposer: str, draft: Draft, sampled: Sequence[int]) -> None:
+        """Nothing is learned."""
 
 
 def _bounded(chance: float) -> float:
