@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pellucid.errors import FormatError
 from pellucid.formats.packing import (
     awq_codes,
+    awq_stream,
     awq_words,
     codes_of,
     compressed_codes,
@@ -17,6 +18,8 @@ from pellucid.formats.packing import (
     gptq_words,
     gptq_zero_words,
     gptq_zeros,
+    pack_stream,
+    sorted_gptq_stream,
     words_of,
 )
 
@@ -118,3 +121,13 @@ def test_a_transposed_array_is_packed_as_it_reads() -> None:
     codes = random_codes(4, 32, 32)
     assert np.array_equal(words_of(codes.T, 4), words_of(np.ascontiguousarray(codes.T), 4))
     assert np.array_equal(codes_of(words_of(codes, 4), 4), codes)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(8, 8), (16, 64), (24, 160), (128, 32)])
+def test_words_become_a_stream_without_being_unpacked(outputs: int, inputs: int) -> None:
+    rng = np.random.default_rng(outputs + inputs)
+    codes = rng.integers(0, 16, (outputs, inputs), np.uint8)
+    assert np.array_equal(awq_stream(awq_words(codes)), pack_stream(codes, 4))
+    order = rng.permutation(inputs).astype(np.int32)
+    sorted_codes = pack_stream(codes[:, order], 4)
+    assert np.array_equal(sorted_gptq_stream(gptq_words(codes, 4), order), sorted_codes)

@@ -24,6 +24,7 @@ __all__ = [
     "Codes",
     "Words",
     "awq_codes",
+    "awq_stream",
     "awq_words",
     "codes_of",
     "compressed_codes",
@@ -34,6 +35,7 @@ __all__ = [
     "gptq_zero_words",
     "gptq_zeros",
     "pack_stream",
+    "sorted_gptq_stream",
     "unpack_stream",
     "words_of",
 ]
@@ -141,6 +143,49 @@ def awq_codes(words: Words) -> Codes:
     places = codes_of(words, 4).reshape(len(words), -1, 8)
     columns = places[:, :, np.argsort(AWQ_ORDER)].reshape(len(words), -1)
     return np.ascontiguousarray(columns.T)
+
+
+def awq_stream(words: Words) -> NDArray[np.uint8]:
+    """`pack_stream(awq_codes(words), 4)` [out, in / 2], without unpacking: eight inputs by eight
+    outputs are transposed at a time, in three steps of exchanges within words (Hacker's Delight,
+    7-3). The number of inputs must be a multiple of 8.
+    """
+    inputs, columns = words.shape
+    unsigned = np.ascontiguousarray(words, "<i4").view("<u4")
+    rows = [unsigned[i::8].copy() for i in range(8)]  # [in / 8, out / 8], of every eighth input
+    for distance, mask in ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F)):
+        shift, low = np.uint32(4 * distance), np.uint32(mask)
+        for i in range(8):
+            if i & distance:
+                continue
+            first, second = rows[i], rows[i + distance]
+            swapped = ((first >> shift) ^ second) & low
+            second ^= swapped
+            swapped <<= shift
+            first ^= swapped
+    # row p holds, of place p of each word, the codes of eight inputs
+    stream = np.empty((columns, 8, inputs // 8), "<u4")
+    for place, column in enumerate(AWQ_ORDER):
+        stream[:, column] = rows[place].T
+    return stream.view(np.uint8).reshape(8 * columns, -1)
+
+
+def sorted_gptq_stream(qweight: Words, order: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """`pack_stream(gptq_codes(qweight, 4)[:, order], 4)` [out, in / 2]. Inputs stay the slow axis
+    until they are sorted, so that whole rows are moved.
+    """
+    words, outputs = qweight.shape
+    places = np.ascontiguousarray(qweight, "<i4").view(np.uint8).reshape(words, outputs, 4)
+    pairs = np.ascontiguousarray(places.transpose(0, 2, 1)).reshape(4 * words, outputs)
+    codes = np.empty((4 * words, 2, outputs), np.uint8)
+    np.bitwise_and(pairs, 15, out=codes[:, 0])
+    np.right_shift(pairs, 4, out=codes[:, 1])
+    codes = codes.reshape(8 * words, outputs)[order].reshape(4 * words, 2, outputs)
+    pairs = codes[:, 1] << np.uint8(4)
+    pairs |= codes[:, 0]
+    places = np.ascontiguousarray(pairs.reshape(words, 4, outputs).transpose(0, 2, 1))
+    packed = np.ascontiguousarray(places.view("<u4")[..., 0].T)
+    return packed.view(np.uint8).reshape(outputs, -1)
 
 
 def compressed_words(codes: Codes, bits: int) -> Words:

@@ -31,11 +31,13 @@ from ..formats.groups import (
 )
 from ..formats.packing import (
     awq_codes,
+    awq_stream,
     compressed_codes,
     compressed_width,
     gptq_codes,
     gptq_zeros,
     pack_stream,
+    sorted_gptq_stream,
 )
 from ..formats.tensor import HostTensor, TensorSpec
 from ..models.params import Param
@@ -135,7 +137,7 @@ class PackedMatrix:
         if unit is None:
             return self._decoded(self._codes(arrays), scales, zeros, order)
         # codes as one stream of bits per row, in the order of groups
-        stream = self._stream(arrays) if order is None else None
+        stream = self._stream(arrays, order)
         if stream is None:
             codes = self._codes(arrays)
             stream = pack_stream(codes if order is None else codes[:, order], self.bits)
@@ -173,11 +175,19 @@ class PackedMatrix:
                 f"{self.module}.weight_shape is {shape}; its config implies {list(self.shape)}"
             )
 
-    def _stream(self, arrays: Mapping[str, Array]) -> NDArray[np.uint8] | None:
-        """The codes [out, in · bits / 8] where the file has them as one stream of bits per row;
-        None where it has not, and they must be unpacked.
+    def _stream(
+        self, arrays: Mapping[str, Array], order: NDArray[np.int32] | None
+    ) -> NDArray[np.uint8] | None:
+        """The codes [out, in · bits / 8] in this order, where they need not be unpacked; None where
+        they must be.
         """
         rows, inputs = self.shape
+        if self.quantization.method == "awq":
+            return awq_stream(_words(arrays["qweight"]))
+        if order is not None:
+            if self.quantization.method == "gptq" and self.bits == 4:
+                return sorted_gptq_stream(_words(arrays["qweight"]), order)
+            return None
         words: Array | None = None
         if self.quantization.method == "gptq":
             words = arrays["qweight"].T
