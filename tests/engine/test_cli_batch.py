@@ -306,6 +306,39 @@ def test_an_interrupted_run_leaves_whole_lines_and_is_continued(
     assert sorted(r["id"] for r in read(out)) == list(range(10))
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_gives_every_answer_once(
+    long_path: Path, tmp_path: Path
+) -> None:
+    lines: list[Line] = [
+        {"id": i, "prompt": "a" * (i + 1), "max_tokens": 300, "temperature": 1.0, "seed": i}
+        for i in range(24)
+    ]
+    source, out = write(tmp_path / "requests.jsonl", lines), tmp_path / "out.jsonl"
+    arguments = ["batch", str(source), "-m", str(long_path), "--max-num-seqs", "3", "-o"]
+    command = [sys.executable, "-m", "pellucid", *arguments, str(out)]
+    for kill in range(3):
+        before = out.read_bytes().count(b"\n") if out.exists() else 0
+        with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+            # among the answers
+            while process.poll() is None and (
+                not out.exists() or out.read_bytes().count(b"\n") < before + 1 + kill
+            ):
+                time.sleep(0.001)
+            process.kill()
+        whole = out.read_bytes()
+        assert whole.count(b"\n") > before
+        if kill == 1:  # what a machine that stops leaves: a part of the last line
+            out.write_bytes(whole[:-20])
+    assert subprocess.run(command, env=ENVIRONMENT, check=False).returncode == 0
+    answers = read(out)
+    assert sorted(answer["id"] for answer in answers) == list(range(24))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    undisturbed = tmp_path / "undisturbed.jsonl"
+    assert CliRunner().invoke(main, [*arguments, str(undisturbed)]).exit_code == 0
+    assert texts(answers) == texts(read(undisturbed))
+
+
 def test_a_program_that_writes_requests_as_it_goes_gets_answers_as_it_goes(tiny_path: Path) -> None:
     command = [sys.executable, "-m", "pellucid", "batch", "-", "-m", str(tiny_path)]
     with subprocess.Popen(

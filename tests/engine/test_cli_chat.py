@@ -38,6 +38,53 @@ def test_pasted_lines_are_one_message(tiny: LLM, tiny_path: Path) -> None:
         assert status == 0 and b"Traceback" not in rest
 
 
+@pytest.mark.parametrize(
+    ("pasted", "message"),
+    [
+        ('def f():\n\treturn \'"""\'\n', 'def f():\n\treturn \'"""\'\n'),
+        ('say """hello\nthere""" now', 'say """hello\nthere""" now'),
+        ("one\r\ntwo\r\nthree", "one\ntwo\nthree"),
+        ("naïve 日本語 🙂\nand more", "naïve 日本語 🙂\nand more"),
+        ("\n\nafter two lines", "\n\nafter two lines"),
+        ("ends with a line\n\n", "ends with a line\n\n"),
+        ("/exit\n/clear", "/exit\n/clear"),
+        ("{% raw %}\n<|im_end|>", "{% raw %}\n<|im_end|>"),
+        ("a\x1b[31mred\x1b[0m\nb", "a\x1b[31mred\x1b[0m\nb"),
+        ("bell\x07 and\x03 and\x04\nend", "bell\x07 and\x03 and\x04\nend"),
+    ],
+    ids=[
+        "code",
+        "quotes",
+        "crlf",
+        "unicode",
+        "begins",
+        "ends",
+        "commands",
+        "special",
+        "esc",
+        "ctl",
+    ],
+)
+def test_a_paste_is_one_message_whatever_is_in_it(
+    tmp_path: Path, pasted: str, message: str
+) -> None:
+    """What the line editor hands over after a bracketed paste and Enter."""
+    script = tmp_path / "read.py"
+    script.write_text(
+        "from pellucid.cli.messages import read_messages\n"
+        "messages = read_messages(print)\n"
+        "print('got', ascii(next(messages)), 'end')\n"
+    )
+    screen = Terminal([sys.executable, "-X", "utf8", str(script)], term="xterm", columns=200)
+    try:
+        screen.wait_for(rb">>>")
+        screen.type(b"\x1b[200~" + pasted.encode() + b"\x1b[201~\r")
+        found = screen.wait_for(rb"got ([^\r]*) end")
+        assert found[1].decode() == ascii(message)
+    finally:
+        screen.close()
+
+
 def test_the_editor_joins_lines_in_quotation_marks_and_has_a_history(
     tiny: LLM, tiny_path: Path
 ) -> None:
