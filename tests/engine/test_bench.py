@@ -18,6 +18,8 @@ from click.testing import CliRunner, Result
 from pellucid.cli.main import main
 from pellucid.measure.bench_model import BenchModel
 
+from ..models.folders import write_folder
+
 pytestmark = pytest.mark.slow  # each measures
 
 
@@ -85,6 +87,7 @@ def test_the_reference_has_no_roof(tiny_path: Path) -> None:
         (("-p", "0", "-n", "0"), "-p and -n are 0: there is nothing to measure"),
         (("-d", "100000"), "was made for at most"),
         (("--kv-dtype", "int7"), "int7"),
+        (("--quantization", "q4_7"), "quantization is 'q4_7'"),
         (("--isa", "avx9"), "avx9"),
         (("--against", "vllm"), "vllm is not installed"),
         (("--against", "llama.cpp", "--llama-cpp", "/nowhere"), "is not a program that can be run"),
@@ -97,6 +100,17 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(
     result = run("latency", tiny_path, "-p", "8", "-n", "2", *arguments)
     assert result.exit_code == 1
     assert sentence in result.output and len(result.output.splitlines()) == 1
+
+
+def test_a_model_is_quantized_as_it_is_loaded(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "llama", "llama")
+    row = last_line(run("latency", folder, *SHORT, "--quantization", "q8_0"))["results"][0]
+    plain = last_line(run("latency", folder, *SHORT))["results"][0]
+    assert row["model_size"] == plain["model_size"]  # of the file
+    load = ("--num-prompts", "2", "--input-len", "7", "--output-len", "4", "-r", "1")
+    assert last_line(run("throughput", folder, *load, "--quantization", "w8a8"))["results"]
+    both = run("latency", folder, "--quantization", "q8_0", "--against", "llama.cpp")
+    assert both.exit_code == 2 and "--quantization changes the model" in both.output
 
 
 @pytest.mark.parametrize("value", ["x", "", "1,,2", "-1", "1.5", ",".join(["1"] * 100)])

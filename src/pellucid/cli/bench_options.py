@@ -71,6 +71,7 @@ class BenchOptions:
     backend: str
     isa: str | None
     kv_dtype: str
+    quantization: str | None
     repetitions: int
     roof: bool
     against: str | None
@@ -105,6 +106,8 @@ def bench_options(command: _Command) -> _Command:
     @functools.wraps(command)
     def gather(*args: Any, **rest: Any) -> Any:
         fields = {name: rest.pop(name) for name in BenchOptions.__slots__}
+        if fields["against"] is not None and fields["quantization"] is not None:
+            raise click.UsageError("--quantization changes the model, which --against compares")
         return command(*args, options=BenchOptions(**fields), **rest)
 
     for option in reversed(_OPTIONS):
@@ -127,6 +130,11 @@ _OPTIONS = (
     click.option("--isa", help="Kernels of the native backend, by their instruction set."),
     click.option(
         "--kv-dtype", default="auto", show_default=True, help="What keys and values are kept in."
+    ),
+    click.option(
+        "--quantization",
+        metavar="TYPE",
+        help="Quantize a float model while it is loaded: int8, w8a8, or a type of GGUF files.",
     ),
     click.option(
         "-r",

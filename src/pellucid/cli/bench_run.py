@@ -83,6 +83,7 @@ class BenchRun:
                             backend=options.backend,
                             options=options.backend_options(threads),
                             kv_dtype=options.kv_dtype,
+                            quantization=options.quantization,
                             sequences=sequences,
                             longest=longest,
                             chunk=min(batch, ubatch),

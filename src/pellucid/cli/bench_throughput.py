@@ -293,6 +293,7 @@ def _measure_offline(
         **options.backend_options(setup.threads),
         "backend": options.backend,
         "kv_cache_dtype": options.kv_dtype,
+        "quantization": options.quantization,
         "max_num_batched_tokens": setup.ubatch,
     }
 

@@ -26,6 +26,7 @@ from ..ops.backend import Backend
 from ..ops.cost import OpCost
 from ..ops.kv_dtypes import choose_kv_dtypes
 from ..ops.protocol import KVLayer
+from ..quant.at_load import quantize_at_load
 from ..units import format_bytes
 from ..weights.checkpoint import open_checkpoint
 from .hardware import Ceilings, Range, highest_peaks
@@ -49,17 +50,20 @@ class BenchModel:
         backend: str = "native",
         options: dict[str, object] | None = None,
         kv_dtype: str = "auto",
+        quantization: str | None = None,
         sequences: int = 1,
         longest: int = 4096,
         chunk: int = 512,
     ) -> None:
-        """`options` are the backend's own. Raises a PellucidError where the model cannot run, and
-        CapacityError where it does not fit, before its weights are loaded.
+        """`options` are the backend's own; `quantization` is that of the engine, while a float
+        model is loaded. Raises a PellucidError where the model cannot run, and CapacityError where
+        it does not fit, before its weights are loaded.
         """
         self.path, self.sequences, self.longest, self.chunk = path, sequences, longest, chunk
         self.backend = get_backend(backend, options)
-        with open_checkpoint(path) as checkpoint:
+        with open_checkpoint(path) as stored:
             # What can be refused before anything is loaded.
+            checkpoint = stored if quantization is None else quantize_at_load(stored, quantization)
             self.config = checkpoint.config
             self.backend.check_model(self.config)
             limit = self.config.max_position_embeddings
