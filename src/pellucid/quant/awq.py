@@ -153,22 +153,22 @@ def clip_groups(weight: Floats, hessian: Doubles, group_size: int | None) -> Flo
     """
     rows, n = weight.shape
     size = group_size or n
-    groups = weight.reshape(rows, -1, size)  # [R, G, g]
+    # group by group, [G, R, g], so that all rows of a group share a matrix product
+    groups = np.ascontiguousarray(weight.reshape(rows, -1, size).swapaxes(0, 1))
     own = np.stack([hessian[i : i + size, i : i + size] for i in range(0, n, size)])
     own = own.astype(np.float32)  # [G, g, g]
     largest = np.abs(groups).max(axis=2, keepdims=True)
     best = largest
-    least = np.full((rows, n // size), np.inf, np.float32)
+    least = np.full(largest.shape, np.inf, np.float32)
     for step in range(CLIPS):
         bound = largest * np.float32(1 - step / (2 * CLIPS))
-        clipped = np.clip(groups, -bound, bound).reshape(rows, n)
-        error = _round(clipped, group_size).values() - weight
-        error = error.reshape(rows, -1, size).swapaxes(0, 1)  # [G, R, g]
-        loss = np.einsum("grn,grn->rg", error @ own, error)
-        best = np.where((loss < least)[:, :, None], bound, best)
+        clipped = np.clip(groups, -bound, bound).reshape(-1, size)
+        error = _round(clipped, None).values().reshape(groups.shape) - groups
+        loss = np.einsum("grn,grn->gr", error @ own, error)[:, :, None]
+        best = np.where(loss < least, bound, best)
         least = np.minimum(loss, least)
     clipped = np.clip(groups, -best, best)
-    return clipped.reshape(rows, n)
+    return np.ascontiguousarray(clipped.swapaxes(0, 1)).reshape(rows, n)
 
 
 def _relative_sizes(weight: Floats, group_size: int | None) -> Floats:
