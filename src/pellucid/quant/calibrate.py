@@ -41,6 +41,7 @@ Observe: TypeAlias = Callable[[str, Floats], None]
 Load: TypeAlias = Callable[[Collection[str]], dict[str, Floats]]
 
 STEP_TOKENS = 2048  # of a step: more are not faster
+KEPT_BYTES = 512 << 20  # of results that a second run of a layer needs again
 BLOCK_SIZE = 16  # of the KV cache, which holds the tokens of one step
 
 
@@ -89,6 +90,8 @@ class Walk:
         self._windows = windows
         self._step = max(1, STEP_TOKENS // windows.shape[1])  # windows of a step
         self._specs = build_kv_specs(self.config, "f32", "f32")
+        self._kept = _Kept()
+        self._kept_for: Mapping[str, Floats] = {}  # norms and biases of that layer
         self._backend = get_backend("reference")
         self.params: dict[str, Param] = {p.name: p for p in self._graph.parameters(self.config)}
         # the parameters of the layers, and the others, which embedding and head read
@@ -132,11 +135,17 @@ class Walk:
         the hidden states become those behind the layer.
 
         `last_group` ends each step after this group was observed, so that nothing is computed that
-        nobody reads; the hidden states must then stay.
+        nobody reads; the hidden states must then stay. What was computed is kept for the next run
+        of this layer, while it fits, and used again up to the first weight that has changed.
         """
+        # a changed norm or bias changes what no weight of a product tells
+        others = {name: w for name, w in weights.items() if self.params[name].group is None}
+        if not all(_same(self._kept_for.get(name), w) for name, w in others.items()):
+            self._kept, self._kept_for = _Kept(), others
         tap = _Tap(self.params, weights, observe, last_group)
         store = self._new_store(layer)
         for start in range(0, len(self._windows), self._step):
+            tap.begin(self._kept, start, keeps=last_group is not None)
             try:
                 x = self._step_layer(tap, layer, weights, start, store)
             except _Reached:
@@ -144,6 +153,8 @@ class Walk:
             if advance:
                 hidden = self._hidden[start : start + self._step]
                 hidden[:] = x.reshape(hidden.shape)
+        if advance:
+            self._kept, self._kept_for = _Kept(), {}
 
     def _new_store(self, layer: int) -> Any:
         """A KV cache for the tokens of a step."""
@@ -235,8 +246,42 @@ class _Reached(Exception):
     """The last group that is wanted was observed."""
 
 
+def _same(old: Floats | None, new: Floats | None) -> bool:
+    return old is new or (old is not None and new is not None and np.array_equal(old, new))
+
+
+class _Kept:
+    """Results of the slow ops of a layer, in the order of the calls of each step, with the weights
+    that they belong to.
+    """
+
+    def __init__(self) -> None:
+        self._steps: dict[int, list[tuple[Floats | None, Floats]]] = {}
+        self._free = KEPT_BYTES
+
+    def get(self, step: int, call: int, weight: Floats | None) -> Floats | None:
+        """The result of a call. If its weight has changed, it and those behind it are dropped."""
+        results = self._steps.get(step, [])
+        if call >= len(results):
+            return None
+        old, result = results[call]
+        if _same(old, weight):
+            return result
+        self._free += sum(dropped.nbytes for _, dropped in results[call:])
+        del results[call:]
+        return None
+
+    def put(self, step: int, call: int, weight: Floats | None, result: Floats) -> None:
+        results = self._steps.setdefault(step, [])
+        if call == len(results) and result.nbytes <= self._free:
+            results.append((weight, result))
+            self._free -= result.nbytes
+
+
 class _Tap:
-    """The reference's ops, with an ear at the inputs of linear layers."""
+    """The reference's ops, with an ear at the inputs of linear layers. Products and attention that
+    an earlier run has kept are not computed again.
+    """
 
     def __init__(
         self,
@@ -249,8 +294,15 @@ class _Tap:
         self._observe = observe
         self._last_group = last_group
         self._seen: dict[str, Floats] = {}  # the last input of each group
+        self.begin(_Kept(), 0, keeps=False)
         every = {name: vars(reference)[name] for name in reference.__all__}
-        self.ops: Any = SimpleNamespace(**every | {"linear": self._linear})
+        own = {"linear": self._linear, "attention": self._attention}
+        self.ops: Any = SimpleNamespace(**every | own)
+
+    def begin(self, kept: _Kept, step: int, *, keeps: bool) -> None:
+        """Begin a step. `keeps`: its results are put into `kept`."""
+        self._kept, self._step, self._keeps = kept, step, keeps
+        self._calls = 0
 
     def _linear(self, x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
         group = self._groups[id(weight)]
@@ -259,4 +311,18 @@ class _Tap:
             self._observe(group, x)
             if group == self._last_group:
                 raise _Reached
-        return reference.linear(x, weight, bias)
+        return self._once(weight, lambda: reference.linear(x, weight, bias))
+
+    def _attention(self, *arguments: Any, **options: Any) -> Floats:
+        return self._once(None, lambda: reference.attention(*arguments, **options))
+
+    def _once(self, weight: Floats | None, compute: Callable[[], Floats]) -> Floats:
+        """The result of the next slow call of this step."""
+        call = self._calls
+        self._calls += 1
+        result = self._kept.get(self._step, call, weight)
+        if result is None:
+            result = compute()
+            if self._keeps:
+                self._kept.put(self._step, call, weight, result)
+        return result
