@@ -13,7 +13,7 @@ backend's, in float32 with BLAS.
 Shapes: W windows of n tokens, T tokens of a step, C hidden. A window is a sequence of its own.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -41,7 +41,7 @@ Observe: TypeAlias = Callable[[str, Floats], None]
 Load: TypeAlias = Callable[[Collection[str]], dict[str, Floats]]
 
 STEP_TOKENS = 2048  # of a step: more are not faster
-KEPT_BYTES = 512 << 20  # of results that a second run of a layer needs again
+KEPT_BYTES = 256 << 20  # of results of a layer that its next run needs again
 BLOCK_SIZE = 16  # of the KV cache, which holds the tokens of one step
 
 
@@ -138,23 +138,45 @@ class Walk:
         nobody reads; the hidden states must then stay. What was computed is kept for the next run
         of this layer, while it fits, and used again up to the first weight that has changed.
         """
-        # a changed norm or bias changes what no weight of a product tells
-        others = {name: w for name, w in weights.items() if self.params[name].group is None}
-        if not all(_same(self._kept_for.get(name), w) for name, w in others.items()):
-            self._kept, self._kept_for = _Kept(), others
         tap = _Tap(self.params, weights, observe, last_group)
-        store = self._new_store(layer)
-        for start in range(0, len(self._windows), self._step):
-            tap.begin(self._kept, start, keeps=last_group is not None)
-            try:
-                x = self._step_layer(tap, layer, weights, start, store)
-            except _Reached:
-                continue
-            if advance:
+        for start, x in self._steps(tap, layer, weights, keeps=last_group is not None):
+            if advance and x is not None:
                 hidden = self._hidden[start : start + self._step]
                 hidden[:] = x.reshape(hidden.shape)
         if advance:
             self._kept, self._kept_for = _Kept(), {}
+
+    def inputs(self, layer: int, weights: Mapping[str, Floats], group: str) -> Iterator[Floats]:
+        """The inputs [T, in] of a group of the layer, step by step. Results of the part before it
+        are kept, as by `run_layer` with `last_group`.
+        """
+        seen: list[Floats] = []
+
+        def observe(found: str, x: Floats) -> None:
+            if found == group:
+                seen.append(x)
+
+        tap = _Tap(self.params, weights, observe, group)
+        for _ in self._steps(tap, layer, weights, keeps=True):
+            yield seen.pop()
+
+    def _steps(
+        self, tap: "_Tap", layer: int, weights: Mapping[str, Floats], *, keeps: bool
+    ) -> Iterator[tuple[int, Floats | None]]:
+        """Run all windows through a layer. Yields for each step its first window, and the hidden
+        states behind the layer, or None if the step ended before.
+        """
+        # a changed norm or bias changes what no weight of a product tells
+        others = {name: w for name, w in weights.items() if self.params[name].group is None}
+        if not all(_same(self._kept_for.get(name), w) for name, w in others.items()):
+            self._kept, self._kept_for = _Kept(), others
+        store = self._new_store(layer)
+        for start in range(0, len(self._windows), self._step):
+            tap.begin(self._kept, start, keeps=keeps)
+            try:
+                yield start, self._step_layer(tap, layer, weights, start, store)
+            except _Reached:
+                yield start, None
 
     def _new_store(self, layer: int) -> Any:
         """A KV cache for the tokens of a step."""
@@ -227,19 +249,12 @@ def mean_hessian(
 
     Raises FormatError if an activation is NaN or infinite.
     """
-    total: list[NDArray[np.float64]] = []
-
-    def observe(found: str, x: Floats) -> None:
-        if found == group:
-            product = x.T @ x
-            if not total:
-                total.append(np.zeros(product.shape))
-            total[0] += product
-
-    walk.run_layer(layer, weights, observe, advance=False, last_group=group)
-    if not np.isfinite(np.diag(total[0])).all():
+    total = np.zeros(())
+    for x in walk.inputs(layer, weights, group):
+        total = total + x.T @ x
+    if not np.isfinite(np.diag(total)).all():
         raise FormatError(f"the input of {group} is NaN or infinite; the model is damaged")
-    return total[0] / walk.num_tokens
+    return total / walk.num_tokens
 
 
 class _Reached(Exception):

@@ -16,21 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.registry import get_backend
+from ..config import ModelConfig
+from ..errors import FormatError
 from ..formats import HostTensor, dequantize
 from ..formats.codes import GRIDS
 from ..formats.finite import check_finite
 from ..models.params import split_name
 from ..models.registry import get_graph
 from ..weights.families import gguf_source_of
-from .calibrate import Floats, Load, Walk, mean_hessian
+from .calibrate import Floats, Load, Walk
 from .error_feedback import Search, error_feedback
 from .gptq import factorize
+from .prefix_error import Moments, corrected, mean_moments
 from .quantize import Plan
 from .source import Source
 
 __all__ = ["SequentialFeedback", "source_loader"]
 
 HELD_OUT = 8  # one of so many windows is held out
+
+
+class _Text:
+    """A text on its way through the quantized model, and through the exact one."""
+
+    def __init__(self, config: ModelConfig, load: Load, windows: NDArray[np.int32]) -> None:
+        self.walk = Walk(config, load, windows)
+        self.exact = Walk(config, load, windows)
 
 
 class SequentialFeedback:
@@ -48,13 +59,15 @@ class SequentialFeedback:
         held_out = np.zeros(len(windows), bool)
         held_out[HELD_OUT - 1 :: HELD_OUT] = True
         load = source_loader(source)
-        self._walk = Walk(source.config, load, windows[~held_out])
-        self._other = Walk(source.config, load, windows[held_out]) if held_out.any() else None
+        self._calibration = _Text(source.config, load, windows[~held_out])
+        self._held_out = None
+        if held_out.any():
+            self._held_out = _Text(source.config, load, windows[held_out])
         # the layer of each tensor, and the group that each matrix belongs to
         self._layers: dict[str, int] = {}
         self._groups: dict[str, str] = {}
         source_of = gguf_source_of(source.config.architecture)
-        for param in self._walk.params.values():
+        for param in self._calibration.walk.params.values():
             layer = split_name(param.name)[0]
             for name in source_of(source.config, param).tensors:
                 if layer is not None:
@@ -76,28 +89,50 @@ class SequentialFeedback:
 
     def _quantize_layer(self, layer: int) -> None:
         self._encoded = {}
-        weights = self._walk.load_layer(layer)
-        for group in self._walk.groups_of(layer, weights):
+        weights = exact = self._calibration.walk.load_layer(layer)
+        for group in self._calibration.walk.groups_of(layer, weights):
             names = [n for n, g in self._groups.items() if g == group and self._changes(n)]
             if not names:
                 continue
-            # the group's input, behind what is quantized
-            hessian = mean_hessian(self._walk, layer, weights, group)
-            other = self._other
-            held_out = None if other is None else mean_hessian(other, layer, weights, group)
-            factor = factorize(hessian, act_order=True)
+            # the group's inputs, behind what is quantized and exact
+            found = self._moments(self._calibration, layer, weights, exact, group)
+            factor = factorize(found.hessian, act_order=True)
+            other = None
+            if self._held_out is not None:
+                other = self._moments(self._held_out, layer, weights, exact, group)
             for name in names:
+                values = self._values(name)
                 self._encoded[name] = error_feedback(
-                    self._values(name),
-                    hessian,
+                    values if other is None else corrected(values, found, factor, other),
+                    found.hessian,
                     self._plan.after[name].format,
                     self._search,
-                    held_out=held_out,
+                    held_out=None if other is None else other.hessian,
                     factor=factor,
                 )
             weights = source_loader(self._source, self._encoded)(weights)
-        for walk in filter(None, (self._walk, self._other)):
-            walk.run_layer(layer, weights)
+        for text in filter(None, (self._calibration, self._held_out)):
+            text.walk.run_layer(layer, weights)
+            text.exact.run_layer(layer, exact)
+
+    def _moments(
+        self,
+        text: "_Text",
+        layer: int,
+        weights: Mapping[str, Floats],
+        exact: Mapping[str, Floats],
+        group: str,
+    ) -> Moments:
+        moments = mean_moments(
+            zip(
+                text.walk.inputs(layer, weights, group),
+                text.exact.inputs(layer, exact, group),
+                strict=True,
+            )
+        )
+        if not np.isfinite(np.diag(moments.hessian)).all():
+            raise FormatError(f"the input of {group} is NaN or infinite; the model is damaged")
+        return moments
 
     def _changes(self, name: str) -> bool:
         """Whether the plan gives the tensor a format with a grid that it does not have yet."""
