@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pellucid.backends.reference import ops as reference
 from pellucid.quant.calibrate import Walk, loader
 from pellucid.quant.imatrix import collect_imatrix
 from pellucid.weights.checkpoint import open_checkpoint
@@ -83,6 +84,54 @@ def test_a_layer_can_be_observed_again_with_other_weights() -> None:
     assert groups == ["layers.0.attn_input", "layers.0.attn_output"] * 2  # and nothing after these
     np.testing.assert_array_equal(found[0][1], found[2][1])
     np.testing.assert_allclose(2 * found[1][1], found[3][1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changed", [None, "q_proj.weight", "o_proj.weight", "input_norm.weight", "pre_mlp_norm.weight"]
+)
+def test_what_is_kept_between_runs_changes_no_input(changed: str | None) -> None:
+    """After runs that end at each group, and the change of a weight, a run sees and gives what it
+    sees and gives in a walk that ran nothing before.
+    """
+    input_ids = np.load(GOLDEN / "llama" / "expected.npz")["input_ids"].astype(np.int32)
+    results = []
+    with open_checkpoint(GOLDEN / "llama") as checkpoint:
+        for runs_before in (False, True):
+            walk = Walk(checkpoint.config, loader(checkpoint), input_ids[None])
+            weights = walk.load_layer(0)
+            if runs_before:
+                for group in walk.groups_of(0, weights):
+                    assert len(list(walk.inputs(0, weights, group))) == 1
+            if changed is not None:
+                name = f"layers.0.{changed}"
+                weights = weights | {name: weights[name] * np.float32(1.5)}
+            found = [next(walk.inputs(0, weights, g)) for g in walk.groups_of(0, weights)]
+            walk.run_layer(0, weights)
+            behind = next(walk.inputs(1, walk.load_layer(1), "layers.1.attn_input"))
+            results.append([*found, behind])
+    for fresh, kept in zip(*results, strict=True):
+        np.testing.assert_array_equal(fresh, kept)
+
+
+def test_a_product_of_an_earlier_run_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    input_ids = np.load(GOLDEN / "llama" / "expected.npz")["input_ids"].astype(np.int32)
+    with open_checkpoint(GOLDEN / "llama") as checkpoint:
+        walk = Walk(checkpoint.config, loader(checkpoint), input_ids[None])
+        weights = walk.load_layer(0)
+        computed: list[int] = []
+        product = reference.linear
+
+        def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+            computed.append(id(weight))
+            return product(x, weight, bias)
+
+        monkeypatch.setattr(reference, "linear", linear)
+        groups = walk.groups_of(0, weights)
+        computed.clear()
+        for group in groups:
+            list(walk.inputs(0, weights, group))
+        walk.run_layer(0, weights)
+    assert len(computed) == len(set(computed)) == 7
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
