@@ -3,7 +3,7 @@ at equal bytes and equal formats of all tensors.
 
     scripts/bench quantization [MODEL ...] [--types q4_k_m,awq-int4-g128] [--llama-cpp FOLDER]
                                [--calibration FILE] [--calibration-chunks 128] [--chunks 16]
-                               [--work FOLDER]
+                               [--backend native|reference] [--work FOLDER]
 
 MODEL is a GGUF file or a name; by default SmolLM2-135M and Qwen2.5-Coder 0.5B. The weights of a
 file that is quantized already lie on a grid, and a quantizer that finds this grid again would seem
@@ -20,7 +20,8 @@ Evaluated are the first --chunks chunks of 512 tokens of WikiText-2's test text 
 folder PELLUCID_DATA) and of a part of Python's standard library. Both sides are calibrated on the
 same text: C4, WikiText-2's validation text and another part of the library, in turns; or FILE. The
 error of a ratio is that of both means, as if they were independent. Bases, their logits and
-importance matrices are kept in the folder of --work. The last line is JSON.
+importance matrices are kept in the folder of --work. The backend native also rounds activations, as
+a user's run does; reference does not. The last line is JSON.
 """
 
 import argparse
@@ -141,7 +142,7 @@ class Bench:
         found: Divergence | None = None
         with open_evaluation(
             file,
-            EngineConfig(),
+            EngineConfig(backend=self._args.backend),
             self._texts[text],
             PROTOCOLS["llama.cpp"],
             chunks=chunks,
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, metavar="FILE")
     parser.add_argument("--calibration-chunks", type=int, default=128)
     parser.add_argument("--chunks", type=int, default=16)
+    parser.add_argument("--backend", choices=["native", "reference"], default="native")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "pellucid-bench"))
     args = parser.parse_args()
 

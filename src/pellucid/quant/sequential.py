@@ -1,10 +1,11 @@
 """Error feedback through a whole model, layer by layer.
 
 The Hessian of each matrix is that of its input behind everything that is quantized already: the
-layers before, and within the layer the matrices that the forward pass reaches first. So later
-matrices make up for the errors of earlier ones (GPTQ's "true sequential" order). A part of the
-calibration text is held out; a matrix for which error feedback does not help there keeps the codes
-of the format's own search.
+layers before, and within the layer the matrices that the forward pass reaches first (GPTQ's "true
+sequential" order). A second walk gives the exact inputs, and each weight is changed so that it
+makes up for the difference (`prefix_error.py`). A part of the calibration text is held out. It
+decides how large that change is, and a matrix for which error feedback does not help there keeps
+the codes of the format's own search.
 
 `SequentialFeedback` is an `Encode` of `quantize.py`. It quantizes a whole layer when the first
 tensor of the layer is asked for, and keeps one layer.
