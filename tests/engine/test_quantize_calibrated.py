@@ -88,6 +88,17 @@ def test_ef_is_the_default_where_a_calibration_is_given(model: Path, tmp_path: P
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_int2_is_q2_k_with_error_feedback(model: Path, tmp_path: Path) -> None:
+    text = str(model.parent / "text.txt")
+    quantize(model, tmp_path / "a", "--to", "int2", "--calibration", text)
+    quantize(model, tmp_path / "b", "--to", "q2_k", "--calibration", text)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for options in ([], ["--calibration", text, "--method", "imatrix"]):
+        command = ["quantize", str(model), str(tmp_path / "c"), "--to", "int2", *options]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 1 and "int2 is q2_k with error feedback" in result.stderr
+
+
 def test_an_imatrix_file_gives_what_its_text_gives(model: Path, tmp_path: Path) -> None:
     text, matrix = str(model.parent / "text.txt"), tmp_path / "imatrix.gguf"
     command = ["imatrix", str(model), "--text", text, "-o", str(matrix), "--n-ctx", "96"]

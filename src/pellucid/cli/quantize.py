@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize"]
 
+INT2 = "int2"  # q2_k with error feedback, without which it is not worth its name
 CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration/c4.txt"}
 
 
@@ -47,6 +48,7 @@ CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration
     metavar="TYPE",
     help="f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs "
     "q3_k_l q3_k_m q3_k_s or q2_k: llama.cpp's names, each with its mixture of formats. "
+    "int2: q2_k with error feedback. "
     "gptq-int{2,3,4,8}-g{32,64,128,-1}[-asym][-actorder], awq-int4-g{32,64,128}, w4a16[-g…], "
     "w8a16[-g…], w8a8 or int8: folders, with so many bits and inputs per scale (-1: a row has "
     "one).",
@@ -126,7 +128,8 @@ def quantize(
     from ..quant.type_map import read_rules
 
     # check the options before a model is fetched
-    wanted = None if file_type is None else find_type(file_type)
+    is_int2 = file_type is not None and file_type.lower() == INT2
+    wanted = None if file_type is None else find_type("q2_k" if is_int2 else file_type)
     if isinstance(wanted, FolderType):
         check_folder_options(
             wanted,
@@ -151,6 +154,11 @@ def quantize(
     if type_map is not None and str(type_map) != AUTO:
         rules = read_rules(type_map)
     chosen = _choose_method(method, calibration, imatrix_file)
+    if is_int2 and chosen != "ef":
+        raise ConfigError(
+            "int2 is q2_k with error feedback, which needs a text; give --calibration, and no "
+            "other --method"
+        )
     text = None if calibration is None else read_text(_calibration_file(calibration))
     with open_source(hub.resolve_model(model, progress=True)) as source:
         read = (source.path, type_map, imatrix_file, calibration and Path(calibration))
