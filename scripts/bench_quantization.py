@@ -11,7 +11,8 @@ to lose nothing. So the base is the file decoded to float32, with noise that is 
 step of the grid.
 
 Types of GGUF files: error feedback beside llama.cpp with its importance matrix. Types of folders
-(GPTQ, AWQ, SmoothQuant): the type's own method beside the nearest values.
+(GPTQ, AWQ, SmoothQuant): the type's own method beside the nearest values. A type with -auto behind
+it, such as q4_k_m-auto: error feedback with formats chosen by damage, within the same bytes.
 
 --llama-cpp is the folder of llama-imatrix and llama-quantize. Without it our own encoder, which
 gives the same bytes, stands in for them.
@@ -52,6 +53,7 @@ from pellucid.weights.gguf import GGUFFile
 from pellucid.weights.gguf_writer import write_gguf
 from pellucid.weights.hub import resolve_model
 
+AUTO = "-auto"
 MODELS = ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"]
 TYPES = "q4_k_m,gptq-int4-g128-actorder,gptq-int3-g128-actorder,awq-int4-g128,w8a8"
 # parts of Python's standard library
@@ -180,9 +182,11 @@ class Bench:
     def ours(self, file_type: str) -> tuple[Path, float, float]:
         """Our file, the seconds it took, and the bytes of memory beyond those of the model."""
         out = self._folder / f"{file_type}-ef.gguf"
+        name = file_type.removesuffix(AUTO)
+        options = () if name == file_type else ("--type-map", "auto")
         start = time.perf_counter()
         memory = run_pellucid(
-            *("quantize", self.base, out, "--to", file_type, "--method", "ef"),
+            *("quantize", self.base, out, "--to", name, "--method", "ef", *options),
             *("--calibration", self._calibration),
             *("--calibration-chunks", self._args.calibration_chunks),
         )
@@ -230,13 +234,14 @@ def bytes_of(path: Path) -> int:
 
 def rows_of(bench: Bench, file_type: str) -> Iterator[dict[str, Any]]:
     """A row for each text."""
-    if isinstance(find_type(file_type), FolderType):
+    name = file_type.removesuffix(AUTO)
+    if isinstance(find_type(name), FolderType):
         theirs = bench.folder(file_type, calibrated=False)[0]
         ours, seconds, memory = bench.folder(file_type, calibrated=True)
     else:
-        theirs = bench.theirs(file_type)
+        theirs = bench.theirs(name)
         ours, seconds, memory = bench.ours(file_type)
-        if formats_of(theirs) != formats_of(ours):
+        if name == file_type and formats_of(theirs) != formats_of(ours):
             sys.exit(f"{theirs} and {ours} differ in the formats of their tensors")
     reference, found = bench.measure(theirs), bench.measure(ours)
     for text, own in found.items():
