@@ -12,7 +12,7 @@ pytest.importorskip("selenium", reason="the page is tested with Selenium")
 from selenium.webdriver.common.keys import Keys
 
 from .browser import Browser, find_chromium
-from .conftest import Server, serving_endless
+from .conftest import Server, serving, serving_endless
 from .raw_http import connect, request
 
 pytestmark = pytest.mark.slow  # Chromium takes seconds to start
@@ -154,6 +154,40 @@ def test_a_closed_panel_leaves_the_log_where_it_was(page: Browser, is_at_end: bo
     for _ in range(2):
         page.find("#show-panel").click()
     assert page.script(place) == before
+
+
+def test_the_page_comes_back_with_its_server(
+    window: Browser, tiny_model: Path, tmp_path: Path
+) -> None:
+    options = ("--served-model-name", "tiny")
+    with serving(tiny_model, tmp_path / "first.log", *options) as first:
+        window.open(first.url)
+        window.set_field("max_tokens", "3")
+        window.ask("Hello")
+        window.wait_for_answer()
+    window.wait(lambda: window.text("#state") == "not reachable")
+    # What runs is not known now.
+    assert [window.text(f"#{name}") for name in ("running", "waiting", "rate")] == ["–"] * 3
+    window.ask("Is anybody there?")
+    window.wait(lambda: window.count(".failure") == 1)
+    port = first.url.rpartition(":")[2]
+    with serving(tiny_model, tmp_path / "second.log", *options, "--port", port):
+        window.wait(lambda: window.text("#state") == "ready")
+        assert window.text("#running") == "0"
+        window.ask("Hello again")
+        window.wait(lambda: window.count(".figure-line") == 2)
+        window.driver.get("about:blank")
+
+
+def test_messages_stay_in_line_with_the_composer(page: Browser) -> None:
+    page.resize(900, 500)
+    page.force_answer("a line\n\n" * 60)  # a scrollbar comes
+    page.ask("Hello")
+    page.wait_for_answer()
+    middle = (
+        "const r = document.querySelector('{}').getBoundingClientRect(); return r.left + r.right"
+    )
+    assert page.script(middle.format("#messages")) == page.script(middle.format("#composer"))
 
 
 def test_the_panel_tells_why_requests_wait(

@@ -4,7 +4,7 @@ soon as its client leaves.
 A client that disconnects cancels its request, streamed or not, and the engine frees its blocks
 before the next step. A client that reads slowly holds up its own response alone: the engine's
 mailbox keeps the newest output, and what the client missed comes in one piece. If it reads nothing
-for `write_timeout`, it is dropped.
+for `write_timeout`, `connection` drops it.
 
 Headers are sent with the first output, so a request that is refused has its own status.
 """
@@ -172,12 +172,7 @@ class GeneratedResponse(Response):
         if not chunk and not is_last:
             return
         message: Message = {"type": "http.response.body", "body": chunk, "more_body": not is_last}
-        try:
-            async with asyncio.timeout(self._service.settings.write_timeout):
-                await send(message)
-        except TimeoutError:
-            # it may not be told: nothing more can be written
-            raise asyncio.CancelledError from None
+        await send(message)  # `connection` ends a client that reads nothing
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         """Tell of an error, within the stream if it has begun."""

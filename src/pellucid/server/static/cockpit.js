@@ -43,6 +43,7 @@ export class Cockpit {
     } catch (error) {
       wait = RETRY;
       if (error.status === 401) this.mayAsk = false;
+      this.showNothing();
       this.showState("bad", error.status === 401 ? "needs an API key" : "not reachable");
     }
     if (document.hidden) return;
@@ -93,6 +94,12 @@ export class Cockpit {
     if (stats.is_draining) this.showState("busy", "shutting down");
     else if (stats.num_running) this.showState("busy", `${stats.num_running} running`);
     else this.showState("ready", "ready");
+  }
+
+  // What runs is not known: old figures would look like news.
+  showNothing() {
+    for (const id of ["running", "waiting", "rate"]) byId(id).textContent = "–";
+    byId("waits").replaceChildren();
   }
 
   showState(kind, text) {
