@@ -159,6 +159,7 @@ def test_a_closed_panel_leaves_the_log_where_it_was(page: Browser, is_at_end: bo
 def test_the_page_comes_back_with_its_server(
     window: Browser, tiny_model: Path, tmp_path: Path
 ) -> None:
+    window.resize(1280, 860)
     options = ("--served-model-name", "tiny")
     with serving(tiny_model, tmp_path / "first.log", *options) as first:
         window.open(first.url)
