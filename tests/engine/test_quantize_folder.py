@@ -45,6 +45,7 @@ def test_a_calibrated_folder_with_its_report(model: Path, tmp_path: Path) -> Non
     assert f"as {kind}" in shown.stderr
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"]["bits"] == 4 and config["model_type"] == "llama"
+    assert (config["eos_token_id"], config["pad_token_id"]) == (257, None)
     # the tokenizer cuts as that of the file does
     text = TEXT.read_text()[:2000] + "<|im_end|>"
     with open_checkpoint(model) as before, open_checkpoint(out) as after:

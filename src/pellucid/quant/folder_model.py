@@ -147,14 +147,20 @@ def _made_files(checkpoint: Checkpoint, quantization: Mapping[str, Any]) -> dict
     """Those of a GGUF file, from its metadata."""
     config, metadata = checkpoint.config, checkpoint.tokenizer_source
     assert not isinstance(metadata, Path)
-    ids: dict[str, Any] = {}
+    # without these fields, transformers takes ids of its own for each family
+    ids: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     ends: list[int] = []
     tokenizer: dict[str, bytes] = {}
     if "tokenizer.ggml.model" in metadata:  # a GGUF file may have none
         loaded = load_tokenizer(metadata)
         ends = sorted(loaded.eos_token_ids)
-        ids = {"bos_token_id": loaded.bos_token_id, "eos_token_id": ends[0] if ends else None}
-        tokenizer = tokenizer_files(loaded, config.max_position_embeddings)
+        pad = metadata.get("tokenizer.ggml.padding_token_id")
+        if not isinstance(pad, int) or not 0 <= pad < loaded.vocab_size:
+            pad = None
+        ids["bos_token_id"], ids["pad_token_id"] = loaded.bos_token_id, pad
+        if ends:
+            ids["eos_token_id"] = metadata.get("tokenizer.ggml.eos_token_id", ends[0])
+        tokenizer = tokenizer_files(loaded, config.max_position_embeddings, pad)
     values = hf_values(config, str(checkpoint.path)) | ids
     # Gemma's activations exceed float16
     values["torch_dtype"] = "bfloat16" if config.graph == "gemma" else "float16"

@@ -14,12 +14,16 @@ from .vocabulary import TokenKind
 __all__ = ["tokenizer_files"]
 
 
-def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
-    """The files by name. `context` is the longest sequence of the model, in tokens."""
+def tokenizer_files(tokenizer: Tokenizer, context: int, pad: int | None) -> dict[str, bytes]:
+    """The files by name. `context` is the longest sequence of the model, in tokens; `pad` is the
+    token that fills shorter sequences of a batch, if there is one.
+    """
     special = dict(tokenizer.templates.special_tokens)
     unknown = tokenizer.vocabulary.ids_of(TokenKind.UNKNOWN)
     if unknown:
         special.setdefault("unk_token", tokenizer.vocabulary.tokens[unknown[0]])
+    if pad is not None:
+        special.setdefault("pad_token", tokenizer.vocabulary.tokens[pad])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
