@@ -8,15 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ..backends.registry import BACKENDS
 from ..errors import ConfigError
 from ..units import format_bytes
 from ..weights import hub
 from .bench_run import progress
-from .options import debug_option, json_option, loading_options
+from .options import debug_option, json_option
 from .perplexity import read_text
 from .terminal import one_line, print_table, say
 
@@ -58,7 +59,21 @@ MAX_MODELS = 64
     metavar="FILE.svg",
     help="Draw bytes against KL divergence, and decode speed (needs matplotlib).",
 )
-@loading_options
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    default="native",
+    show_default=True,
+    help="What computes.",
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Threads of the native backend.")
+@click.option("--isa", help="Its kernels, by their instruction set.")
+@click.option(
+    "--kv-dtype",
+    default="auto",
+    show_default=True,
+    help="What keys and values are kept in, where :kv= does not say it.",
+)
 @json_option
 @debug_option
 def compare(
@@ -69,7 +84,10 @@ def compare(
     chunks: int | None,
     speed: bool,
     plot: Path | None,
-    loading: dict[str, Any],
+    backend: str,
+    threads: int | None,
+    isa: str | None,
+    kv_dtype: str,
     as_json: bool,
 ) -> None:
     """Compare models with a base, and say which of them to take.
@@ -96,7 +114,14 @@ def compare(
     from ..measure.compare_speed import Speed, run_speeds, speed_test
 
     # Check the options before a model is fetched, and all models before one is loaded.
-    config = build_engine_config(loading)
+    given = {"threads": threads, "isa": isa}
+    config = build_engine_config(
+        {
+            "backend": backend,
+            "kv_cache_dtype": _plain_dtype(kv_dtype),
+            **{name: value for name, value in given.items() if value is not None},
+        }
+    )
     if plot is not None:
         check_plot(plot)
     text = read_text(text_file)
@@ -165,12 +190,17 @@ def _split(text: str, kv_dtype: str) -> tuple[str, str]:
     """(the model, the KV cache dtype) of an entry; without :kv= that of all entries."""
     if _KV not in text or hub.existing_path(text) is not None:
         return text, kv_dtype
-    from ..measure.kv_formula import KV_ALIASES
-
     name, _, asked = text.rpartition(_KV)
     if not name or not asked:
         raise ConfigError(f"{text!r} must be a model, {_KV} and a dtype: model.gguf{_KV}int8")
-    return name, ",".join(KV_ALIASES.get(word.strip(), word.strip()) for word in asked.split(","))
+    return name, _plain_dtype(asked)
+
+
+def _plain_dtype(asked: str) -> str:
+    """A KV cache dtype, or two with a comma, by the engine's names."""
+    from ..measure.kv_formula import KV_ALIASES
+
+    return ",".join(KV_ALIASES.get(word.strip(), word.strip()) for word in asked.split(","))
 
 
 def _short_names(texts: Sequence[str]) -> list[str]:
