@@ -221,7 +221,7 @@ def test_the_table_and_the_json_say_the_same(folder: Path, tmp_path: Path) -> No
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
     kl = found["results"][1]["kl"]["value"]
-    assert f" {kl:.4f} ± " in lines[2] and "prefill" not in done.stdout
+    assert f" {kl:.5f} ± " in lines[2] and "prefill" not in done.stdout
     assert any(line.startswith("noise floor: KL ") for line in lines)
     assert lines[-1].startswith("Take ")
 

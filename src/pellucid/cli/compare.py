@@ -289,12 +289,12 @@ def _plus_minus(estimate: "Estimate") -> str:
 
 
 def _nats(value: float | None) -> str:
-    """Two digits of small numbers, and four places of others."""
+    """Two digits of small numbers, and five places of others."""
     return "–" if value is None else f"{value:.{_places(value)}}"
 
 
 def _places(value: float) -> str:
-    return "4f" if abs(value) >= 0.001 else "1e"
+    return "5f" if abs(value) >= 0.0001 else "1e"
 
 
 def _so_far(comparison: "Comparison") -> str:
