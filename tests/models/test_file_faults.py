@@ -74,12 +74,15 @@ def model(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / "llama3", tmp_path / "model"))
 
 
-@pytest.mark.parametrize("gguf", [False, True], ids=["safetensors", "gguf"])
+@pytest.mark.parametrize("kind", ["safetensors", "gguf", "gptq-int4-g32", "compressed-w8a8"])
 def test_a_file_that_is_cut_short_while_it_is_loaded_is_an_error(
-    gguf: bool, model: Path, tmp_path: Path
+    kind: str, model: Path, tmp_path: Path
 ) -> None:
     path, file = model, model / "model.safetensors"
-    if gguf:
+    if "-" in kind:  # a folder whose matrices are packed
+        path = Path(shutil.copytree(GOLDEN.parent / "quantized" / kind, tmp_path / "packed"))
+        file = path / "model.safetensors"
+    elif kind == "gguf":
         path = file = tmp_path / "model.gguf"
         convert(GOLDEN / "llama3", file, "Q8_0")
     assert file.stat().st_size > 30_000

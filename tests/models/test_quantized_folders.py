@@ -6,6 +6,7 @@ library itself unpacks. Changed copies of the folders are refused in one sentenc
 """
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -258,6 +259,59 @@ REFUSED_TENSORS: list[tuple[str, Change, str]] = [
     ("compressed-w4a16-asym", put("weight_zero_point", lambda a: a[:-1]), "has shape"),
     ("compressed-w8a8", put("weight", lambda a: a.T), r"weight' has shape \[96, 64\]"),
 ]
+
+
+WRONG = [None, True, False, 0, -1, 5, 1.5, 1e308, 1 << 63, 1 << 200, "", "x", "4", [], [None], {}]
+WRONG += [["a", 5], {"a": 1}, {"": {}}, [[[]]], "(" * 50]
+
+
+def places_in(value: Any) -> list[tuple[Any, ...]]:
+    """The keys that lead to each value inside."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    found: list[tuple[Any, ...]] = []
+    for key, inner in pairs:
+        found.append((key,))
+        if isinstance(inner, dict | list):
+            found += [(key, *rest) for rest in places_in(inner)]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_any_value_in_the_config_is_read_or_refused_in_one_sentence(
+    name: str, folder: Callable[..., Path]
+) -> None:
+    path, chance = folder(name), random.Random(name)
+    original = json.loads((path / "config.json").read_text())
+    for _ in range(60):
+        config = json.loads(json.dumps(original))
+        inner = config["quantization_config"]
+        *outer, last = chance.choice(places_in(inner))
+        for key in outer:
+            inner = inner[key]
+        inner[last] = chance.choice(WRONG)
+        (path / "config.json").write_text(json.dumps(config))
+        try:
+            with open_checkpoint(path) as checkpoint:
+                assert dict(checkpoint.parameters())
+        except PellucidError as error:
+            assert len(str(error)) < 500 and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "field"),
+    [
+        ("awq-int4-g32", {"zero_point": "x"}, "zero_point is 'x'; it must be true or false"),
+        ("awq-int4-g32", {"modules_to_not_convert": 1.5}, "modules_to_not_convert is 1.5; it must"),
+        ("compressed-w4a16", {"ignore": ["lm_head", 5]}, "ignore is .*; it must be a list of str"),
+    ],
+)
+def test_fields_that_are_not_used_have_their_types(
+    name: str, config: dict[str, Any], field: str, folder: Callable[..., Path]
+) -> None:
+    path = folder(name, config=lambda values: values["quantization_config"].update(config))
+    with pytest.raises(FormatError, match=field):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize(("name", "change", "message"), REFUSED_TENSORS)

@@ -107,6 +107,8 @@ def _awq(fields: Fields) -> Quantization:
     if fields.optional_text("backend") == "llm-awq":
         version = "llm-awq"
     _check_one_of(fields, "version", version, ("gemm",))
+    fields.flag("zero_point", True)  # its type: zeros are read where the file has them
+    _check_names(fields, "modules_to_not_convert")
     return Quantization(
         "awq",
         frozenset([_bits(fields, "w_bit" if fields.has("w_bit") else "bits", (4,))]),
@@ -127,6 +129,7 @@ def _compressed(fields: Fields) -> Quantization:
     if sparsity is not None:
         _check_one_of(sparsity, "format", sparsity.text("format", "dense"), ("dense",))
     # the groups of modules
+    _check_names(fields, "ignore")
     groups = fields.section("config_groups")
     names = [] if groups is None else groups.unread()
     if groups is None or not 1 <= len(names) <= _MAX_GROUPS:
@@ -143,6 +146,7 @@ def _compressed(fields: Fields) -> Quantization:
             raise groups.error(name, "a group without weights")
         if group.optional_text("format") is not None:
             _check_one_of(group, "format", group.text("format"), formats[:3])
+        _check_names(group, "targets")
         if group.value("output_activations") is not None:
             raise UnsupportedError(f"{group.where}: output_activations are not supported")
         bits.add(_check_weights(weights))
@@ -211,6 +215,14 @@ def _group_size(fields: Fields, name: str = "group_size") -> int | None:
     if size != -1 and size < 1:
         raise fields.error(name, f"{size}; it must be -1 or at least 1")
     return None if size == -1 else size
+
+
+def _check_names(fields: Fields, name: str) -> None:
+    """Check a list of modules. It is not used: a module is quantized if its tensors are packed."""
+    value = fields.value(name)
+    is_list = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    if value is not None and not is_list:
+        raise fields.error(name, f"{value!r:.60}; it must be a list of strings")
 
 
 def _check_one_of(fields: Fields, name: str, value: str, allowed: tuple[str, ...]) -> None:
