@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,3 +80,19 @@ def test_a_written_file_predicts_text_as_it_does_in_llama_cpp(
     theirs, _ = LLAMA_PERPLEXITY[file_type]
     # activations are rounded to eight bits in another way: much less than the error bar
     assert result.perplexity == pytest.approx(theirs, rel=0.01)
+
+
+@pytest.mark.slow
+def test_quantizing_takes_the_memory_of_a_tensor_and_not_of_the_model(
+    real_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The 1.5B model, of 1.1 GB: the largest tensor takes 0.2 GB, and its values in slices."""
+    model = real_model("qwen2.5-coder-1.5b-q4")
+    to = [str(model), str(tmp_path / "out.gguf"), "--to", "q5_k_s", "--allow-requantize"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pellucid", "quantize", *to], stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss * 1024 < 800 << 20  # 0.3 GiB are seen
