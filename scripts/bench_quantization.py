@@ -293,7 +293,7 @@ def main() -> None:
         print(f"{path.name}; other: {encoder} with an importance matrix; nearest values in folders")
         print(
             f"{'type':24} {'MB':>6} {'text':5} {'KL, other':>17} {'KL, ours':>17} {'ratio':>13} "
-            f"{'same top':>15} {'perplexity: base':>16} {'imatrix':>7} {'ef':>7} "
+            f"{'same top':>15} {'perplexity: base':>16} {'other':>7} {'ours':>7} "
             f"{'s':>5} {'MB+':>5}"
         )
         for file_type in args.types.split(","):
