@@ -42,6 +42,7 @@ BLOCK = 128  # columns between two matrix products
 _FIRST_DAMPING = 1e-4  # times the mean of the diagonal, where less was not enough
 _LARGEST_DAMPING = 10.0  # with that, H is far from singular
 _SMALLEST_SCALE = 1e-8
+_SMALL = 64  # a matrix that is not cut further
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +74,38 @@ def factorize(hessian: Doubles, *, act_order: bool, damping: float = 0.01) -> Fa
         damped = ordered.copy()
         damped[np.diag_indices(len(damped))] += damping * mean
         try:
-            # H = V Vᵀ with V upper triangular, from the Cholesky factor of H in reversed order
-            upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+            # H = V Vᵀ with V upper triangular: the Cholesky factor of H in reversed order. Then
+            # H⁻¹ = V⁻ᵀ V⁻¹, so U = V⁻¹
+            upper = _inverse_factor(damped[::-1, ::-1])[::-1, ::-1]
         except np.linalg.LinAlgError:
             if damping >= _LARGEST_DAMPING:
                 raise damaged from None
             damping = min(max(10 * damping, _FIRST_DAMPING), _LARGEST_DAMPING)
             continue
-        # H⁻¹ = V⁻ᵀ V⁻¹, so U = V⁻¹
-        return Factor(order, _invert_upper(np.ascontiguousarray(upper)).astype(np.float32))
+        return Factor(order, upper.astype(np.float32))
 
 
-def _invert_upper(matrix: Doubles) -> Doubles:
-    """The inverse of an upper triangular matrix, by halves:
+def _inverse_factor(matrix: Doubles) -> Doubles:
+    """The inverse of the Cholesky factor of a symmetric matrix, by halves:
 
-    (A B)⁻¹   (A⁻¹  -A⁻¹ B C⁻¹)
-    (0 C)   = (0          C⁻¹ )
+    (A Bᵀ)   (K  ) (K  )ᵀ          (K  )⁻¹   (K⁻¹             )
+    (B C ) = (X M) (X M)    and    (X M)   = (-M⁻¹ X K⁻¹   M⁻¹)
+
+    where X = B K⁻ᵀ, and M is the factor of C - X Xᵀ. Raises LinAlgError if the matrix is not
+    positive definite.
+
+    Nearly all work is matrix products. LAPACK's factor of a large matrix differs in the last bits
+    with the number of threads, and a quantized file must not.
     """
     n = len(matrix)
-    if n <= 64:
-        return np.asarray(np.linalg.inv(matrix), np.float64)
+    if n <= _SMALL:
+        return np.tril(np.linalg.inv(np.linalg.cholesky(matrix)))
     half = n // 2
-    inverse = np.zeros_like(matrix)
-    inverse[:half, :half] = _invert_upper(matrix[:half, :half])
-    inverse[half:, half:] = _invert_upper(matrix[half:, half:])
-    inverse[:half, half:] = -inverse[:half, :half] @ matrix[:half, half:] @ inverse[half:, half:]
+    inverse = np.zeros((n, n))
+    inverse[:half, :half] = first = _inverse_factor(matrix[:half, :half])
+    below = matrix[half:, :half] @ first.T
+    inverse[half:, half:] = second = _inverse_factor(matrix[half:, half:] - below @ below.T)
+    inverse[half:, :half] = -second @ (below @ first)
     return inverse
 
 
