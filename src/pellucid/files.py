@@ -233,11 +233,14 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def parse_json(text: bytes, where: str, *, max_values: int = MAX_JSON_VALUES) -> dict[str, object]:
+def parse_json(
+    text: bytes, where: str, *, max_values: int = MAX_JSON_VALUES, any_text: bool = False
+) -> dict[str, object]:
     """The JSON object in `text`. `where` begins every message.
 
-    Raises FormatError for keys given twice, NaN, infinity, more than `max_values` values, and
-    nesting of more than MAX_JSON_DEPTH levels.
+    Raises FormatError for keys given twice, NaN, infinity, more than `max_values` values, nesting
+    of more than MAX_JSON_DEPTH levels, and halves of surrogate pairs in texts. `any_text`: the
+    caller checks texts itself.
     """
     # count before parsing: a list of empty lists takes twenty times the memory of its text
     if (count := sum(map(text.count, (b",", b"[", b"{")))) > max_values:
@@ -254,6 +257,9 @@ def parse_json(text: bytes, where: str, *, max_values: int = MAX_JSON_VALUES) ->
         shown = "a list" if isinstance(value, list) else f"{value!r:.60}"
         raise FormatError(f"{where} holds {shown}; it must hold a JSON object")
     _check_depth(value, where)
+    # half of a surrogate pair is no character, and UTF-8 and Rust have no place for it
+    if not any_text and re.search(rb"\\u[dD][89a-fA-F]", text) and not _is_unicode(value):
+        raise FormatError(f"{where} has a text with half of a surrogate pair, which is no Unicode")
     return value
 
 
@@ -329,6 +335,15 @@ def _check_depth(value: object, where: str) -> None:
             for inner in (outer.values() if isinstance(outer, dict) else outer)  # type: ignore[attr-defined]
             if isinstance(inner, dict | list)
         ]
+
+
+def _is_unicode(value: object) -> bool:
+    """Whether UTF-8 can encode all texts of a JSON value."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -275,6 +275,10 @@ def test_additional_chat_templates_out_of_the_folder_are_not_read(
             )
             for value in ("yes", 1, [])
         ),
+        (
+            {"tokenizer_config": {"eos_token": "\ud800"}},
+            "tokenizer_config.json has a text with half",
+        ),
         ({"generation_config": {"eos_token_id": "2"}}, "eos_token_id is '2'"),
         ({"generation_config": {"eos_token_id": [1, True]}}, "eos_token_id is"),
         ({"generation_config": {"eos_token_id": -1}}, "eos_token_id is -1"),

@@ -121,7 +121,7 @@ def _parse(number: int, text: bytes) -> Line:
     if size > MAX_LINE:
         return Line(number, None, digest, size, error=f"the line is longer than {MAX_LINE} bytes")
     try:
-        value = parse_json(text, "the line", max_values=MAX_LINE)
+        value = parse_json(text, "the line", max_values=MAX_LINE, any_text=True)
     except PellucidError as error:
         return Line(number, None, digest, size, error=str(error))
     is_openai = "custom_id" in value or ("body" in value and "url" in value)
