@@ -150,12 +150,23 @@ def test_a_process_that_was_killed_while_idle_is_replaced(processes: TemplatePro
     assert render(ECHO, processes) == "<Hello>"
 
 
+NESTED = (
+    "{% set n = namespace(x=()) %}{% for i in range(COUNT) %}{% set n.x = (n.x,) %}{% endfor %}"
+    "{{ n.x | length }}"
+)
+
+
+def test_values_may_be_nested_within_the_limit(processes: TemplateProcesses) -> None:
+    assert render(NESTED.replace("COUNT", "100"), processes) == "1"
+
+
 @pytest.mark.parametrize(
     ("limits", "source", "message"),
     [
         ({"cpu_seconds": 0.2}, loops(), "computes for more than 0.2 seconds"),
         ({"wall_seconds": 2, "cpu_seconds": 60}, loops(), "runs for more than 2 seconds"),
         ({"memory_bytes": 100 << 20}, BIG, "needs too much memory"),
+        ({}, NESTED.replace("COUNT", "200"), "nests values more than 128 deep"),
     ],
 )
 def test_each_limit_has_its_sentence(limits: dict[str, Any], source: str, message: str) -> None:
