@@ -15,7 +15,7 @@ from ..units import format_bytes
 
 __all__ = ["MAX_LOSS", "Candidate", "Recommendation", "find_dominators", "recommend"]
 
-MAX_LOSS = 0.05  # nats: with this mean divergence the perplexity rises by about 5 %
+MAX_LOSS = 0.05  # nats, the mean: perplexity rises by a few percent
 SAME_SPEED = 0.95  # a speed of at least so much of another is not slower
 
 IsLess = Callable[[int, int], bool]
