@@ -11,7 +11,7 @@ from .checks import Bounds, check_fields, option, show
 from .errors import ConfigError
 from .named_fields import check_names, named_fields
 
-__all__ = ["StructuredOutputsParams"]
+__all__ = ["StructuredOutputsParams", "check_schema_depth"]
 
 MAX_GRAMMAR = 1 << 16  # characters of a schema, a regex or a grammar
 MAX_SCHEMA_DEPTH = 64
@@ -102,7 +102,7 @@ def _schema_text(schema: object) -> str:
             schema = json.loads(schema, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"structured_outputs.json is not JSON: {str(error)[:100]}") from None
-    _check_depth(schema)
+    check_schema_depth(schema)
     try:
         text = json.dumps(schema, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -123,15 +123,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _check_depth(schema: object) -> None:
-    """Raise ConfigError for a schema that is nested too deep, or that contains itself."""
+def check_schema_depth(
+    schema: object, most: int = MAX_SCHEMA_DEPTH, name: str = "structured_outputs.json"
+) -> None:
+    """Raise ConfigError for a schema that is nested more than `most` levels deep, or that contains
+    itself. `name` is the field that has it.
+    """
     level, depth = [schema], 0
     while level:
         depth += 1
-        if depth > MAX_SCHEMA_DEPTH:
-            raise ConfigError(
-                f"structured_outputs.json is nested more than {MAX_SCHEMA_DEPTH} levels deep"
-            )
+        if depth > most:
+            raise ConfigError(f"{name} is nested more than {most} levels deep")
         below: list[object] = []
         for value in level:
             if isinstance(value, Mapping):
@@ -139,7 +141,5 @@ def _check_depth(schema: object) -> None:
             elif isinstance(value, list | tuple):
                 below += value
             if len(below) > MAX_GRAMMAR:
-                raise ConfigError(
-                    f"structured_outputs.json has more than {MAX_GRAMMAR} values at one level"
-                )
+                raise ConfigError(f"{name} has more than {MAX_GRAMMAR} values at one level")
         level = below

@@ -62,6 +62,8 @@ def strict(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "max-stop": 2,
         "max-prompts": 3,
         "max-completions": 4,
+        "max-schema": 900,
+        "max-schema-depth": 6,
     }
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     keys = ("--api-key", "secret", "--api-key", "other", "--api-key", "third")
@@ -290,6 +292,41 @@ def test_one_request_too_many_is_refused(strict: Server) -> None:
 def test_counts_are_limited(strict: Server, path: str, body: Any, param: str) -> None:
     answer = post(strict.url, path, body, KEY)
     assert answer.status == 400 and answer.error["param"] == param
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """A schema of lists in lists. Its deepest text is one level more."""
+    return {"type": "array", "items": nested(depth - 1)} if depth > 1 else {"type": "null"}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"structured_outputs": {"json": nested(6)}}, "structured_outputs"),
+        (CHAT, {"structured_outputs": {"regex": "a" * 901}}, "structured_outputs"),
+        (CHAT, {"structured_outputs": {"choice": ["ab" * 50] * 10}}, "structured_outputs"),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {
+            "name": "a", "schema": nested(6)}}}, "response_format"),
+        (CHAT, {"tool_choice": "required", "tools": [{"type": "function", "function": {
+            "name": "f", "parameters": nested(6)}}]}, "tools"),
+        (CHAT, {"tool_choice": "required", "tools": [{"type": "function", "function": {
+            "name": "f", "parameters": {"enum": ["a" * 900]}}}]}, "tools"),
+        ("/v1/responses", {"text": {"format": {
+            "type": "json_schema", "name": "a", "schema": nested(6)}}}, "text.format"),
+    ],
+)  # fmt: skip
+def test_schemas_are_limited(strict: Server, path: str, fields: dict[str, Any], param: str) -> None:
+    message = [{"role": "user", "content": "a"}]
+    body = ({"messages": message} if path == CHAT else {"input": message}) | fields
+    error = post(strict.url, path, body, KEY).error
+    assert error["param"] == param and error["message"].startswith(param)
+    assert "900" in error["message"] or "6 levels" in error["message"]
+
+
+def test_a_schema_within_the_limits_is_taken(strict: Server) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+    body |= {"structured_outputs": {"json": nested(5)}}
+    assert post(strict.url, CHAT, body, KEY).status == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])

@@ -1,5 +1,6 @@
 """From a checked body to outputs of the engine, for all routes that generate."""
 
+import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 from ..errors import ConfigError
 from ..outputs import CompletionOutput, RequestOutput
 from ..sampling_params import SamplingParams
-from ..structured_params import StructuredOutputsParams
+from ..structured_params import StructuredOutputsParams, check_schema_depth
 from .errors import ApiError
 from .protocol import SAMPLING_FIELDS, ChatRequest, GenerationRequest, client_names
 from .service import Service
@@ -113,7 +114,36 @@ def build_params(body: GenerationRequest, service: Service, **given: Any) -> Sam
         if value is not None:
             fields[name] = value
     fields["structured_outputs"] = _constraint(body)
-    return SamplingParams.from_optional(**{**fields, **given})
+    params = SamplingParams.from_optional(**{**fields, **given})
+    if params.structured_outputs is not None:
+        _check_schema(body, params.structured_outputs, service)
+    return params
+
+
+def _check_schema(
+    body: GenerationRequest, constraint: StructuredOutputsParams, service: Service
+) -> None:
+    """Raise ApiError for a form of the answer that is larger or deeper than the settings allow."""
+    settings = service.settings
+    field = next(
+        (f for f in ("response_format", "structured_outputs") if getattr(body, f)), "tools"
+    )
+    kind, text = constraint.kind_and_text()
+    if len(text) > settings.max_schema:
+        raise ApiError(
+            400,
+            f"{field} has {len(text)} characters as a {kind}; this server allows at most "
+            f"{settings.max_schema}",
+            param=field,
+        )
+    schemas = [json.loads(text)] if kind == "json" else []
+    if field == "tools" and isinstance(body, ChatRequest):
+        schemas += [tool.get("function") for tool in body.tools or ()]
+    for schema in schemas:
+        try:
+            check_schema_depth(schema, settings.max_schema_depth, field)
+        except ConfigError as error:
+            raise ApiError(400, str(error), param=field) from None
 
 
 def _constraint(body: GenerationRequest) -> StructuredOutputsParams | None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ..checks import Bounds, check_fields, option, show
 from ..errors import ConfigError
+from ..structured_params import MAX_GRAMMAR, MAX_SCHEMA_DEPTH
 
 __all__ = ["ServerSettings"]
 
@@ -87,6 +88,16 @@ class ServerSettings:
     max_logprobs: int = option(20, low=0, high=1024, help="Likeliest tokens per position")
     max_logit_bias: int = option(1024, low=0, high=4096, help="Entries of logit_bias")
     max_stop: int = option(16, low=0, high=64, help="Stop strings")
+    max_schema: int = option(
+        MAX_GRAMMAR,
+        low=1,
+        high=MAX_GRAMMAR,
+        unit="characters",
+        help="Of a schema, a regex, choices, a grammar, or the tools of which one must be called",
+    )
+    max_schema_depth: int = option(
+        MAX_SCHEMA_DEPTH, low=1, high=MAX_SCHEMA_DEPTH, help="Levels of a schema, also a tool's"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
