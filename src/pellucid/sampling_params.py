@@ -13,6 +13,7 @@ from .checks import Bounds, check_fields, check_value, option, show
 from .errors import ConfigError, RequestError
 from .named_fields import check_names, named_fields
 from .structured_params import StructuredOutputsParams
+from .units import format_count
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -257,7 +258,8 @@ def listed_params(field: str, given: object, count: int, kind: type[_P]) -> list
     if len(listed) != count:
         number = len(given) if isinstance(given, Sized) else len(listed)
         raise RequestError(
-            f"{number} {field} are given for {count} prompts; give one, or one for each"
+            f"{number} {field} are given for {format_count(count, 'prompt')}; give one, or one for "
+            "each"
         )
     clones = []
     for i, params in enumerate(listed):

@@ -343,6 +343,20 @@ def test_an_array_is_no_list_of_sampling_params(llm: LLM) -> None:
         llm.generate("ab", np.array(2), use_tqdm=False)  # type: ignore[arg-type]
 
 
+class Failing:
+    """An entry whose own method fails."""
+
+    def __index__(self) -> int:
+        raise RuntimeError("no index")
+
+
+def test_an_entry_whose_own_method_fails_is_no_prompt(llm: LLM) -> None:
+    with pytest.raises(RequestError, match=r"^prompts\[0\] is .*; it must be text, token ids"):
+        llm.generate([Failing()], use_tqdm=False)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"^priority has 2 entries for 1 prompt; "):
+        llm.generate("a", priority=[1, 2], use_tqdm=False)
+
+
 def test_a_refusal_names_which_of_several_prompts_it_is_about(llm: LLM) -> None:
     long, size = [1] * (llm.max_model_len + 1), llm.model_config.vocab_size
     for bad, message in (

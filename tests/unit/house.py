@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "config": ("checks", "errors"),
     "engine_config": ("checks", "config", "named_fields"),
     "request": ("sampling_params", "pooling_params", "outputs", "constraint", "errors"),
-    "sampling_params": ("structured_params", "named_fields", "checks", "errors"),
+    "sampling_params": ("structured_params", "named_fields", "checks", "errors", "units"),
     "structured_params": ("named_fields", "checks", "errors"),
     "pooling_params": ("named_fields", "checks", "errors"),
     "named_fields": ("checks", "errors"),

@@ -27,6 +27,7 @@ from ..errors import PellucidError, RequestError
 from ..pooling_params import PoolingParams
 from ..sampling_params import SamplingParams, TokenId
 from ..tokenizer import Tokenizer
+from ..units import format_count
 
 __all__ = [
     "Message",
@@ -265,8 +266,8 @@ def with_priorities(
     priorities = given if isinstance(given, list) else [given] * len(prompts)
     if len(priorities) != len(prompts):
         raise RequestError(
-            f"priority has {len(priorities)} entries for {len(prompts)} prompts; give one, or one "
-            "for each"
+            f"priority has {len(priorities)} entries for {format_count(len(prompts), 'prompt')}; "
+            "give one, or one for each"
         )
     return [
         prompt._replace(priority=value) for prompt, value in zip(prompts, priorities, strict=True)
@@ -350,7 +351,7 @@ def _is_listed(value: object) -> bool:
 def _is_integer(value: object) -> bool:
     try:
         operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
+    except Exception:  # it has no integer, or a method of its own that fails
         return False
     return not isinstance(value, bool)
 
