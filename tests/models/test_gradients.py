@@ -2,6 +2,8 @@
 layer by layer against the whole model at once.
 """
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -102,3 +104,17 @@ def test_layer_by_layer_gives_the_gradients_of_the_whole_model(name: str) -> Non
     for key, parts in expected.items():
         for one, other in zip(parts, found[key], strict=True):
             np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+
+
+def test_a_tape_that_ran_back_frees_its_arrays_at_once() -> None:
+    weights = {"w": np.ones((3, 4))}
+    gc.disable()
+    try:
+        tape = Tape(weights, lambda *_: None)
+        node = tape.linear(tape.input(np.ones((2, 4))), weights["w"])
+        kept = weakref.ref(node.value)
+        tape.run_back(node, np.ones((2, 3)))
+        del tape, node
+        assert kept() is None
+    finally:
+        gc.enable()

@@ -60,11 +60,15 @@ class Tape:
         return _Store()
 
     def run_back(self, out: Node, grad: Floats) -> None:
-        """Compute the gradients of all nodes from that of the last."""
+        """Compute the gradients of all nodes from that of the last. What the steps kept is freed on
+        the way, and the tape is empty then: its steps refer to it, so they would stay in memory.
+        """
         out.grad = grad
-        for node, back in reversed(self._steps):
+        while self._steps:
+            node, back = self._steps.pop()
             if node.grad is not None:
                 back(node.grad)
+            node.grad = None
 
     def _made(self, value: Floats, back: Back) -> Node:
         node = Node(value)
