@@ -116,7 +116,8 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise ConfigError(f"out is {str(path)!r}; there is no folder {str(folder)!r}")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
         raise ConfigError(f"out is {str(path)!r}; the folder {str(folder)!r} cannot be written to")
 
 

@@ -10,6 +10,7 @@ import sys
 __all__ = ["spare_blas_threads", "spare_threads_if_few"]
 
 _MOST = 64  # threads that are tried
+_LOOKS = 10_000  # for their end: a tenth of a second
 
 
 def spare_blas_threads(backend: str) -> None:
@@ -35,17 +36,31 @@ def spare_threads_if_few() -> None:
 
 
 def _can_start(count: int) -> bool:
-    """Whether so many threads can run at once. They wait for a lock and end."""
-    gate = _thread.allocate_lock()
+    """Whether so many threads can run at once. They wait for a lock and end before this returns."""
+    gate, before = _thread.allocate_lock(), _num_threads()
 
     def wait() -> None:
         with gate:
             pass
 
+    can = True
     with gate:
         try:
             for _ in range(count):
                 _thread.start_new_thread(wait, ())
         except RuntimeError:
-            return False
-    return True
+            can = False
+    # a thread that is ending still counts: a library that starts one too soon would fail
+    for _ in range(_LOOKS):
+        if _num_threads() <= before:
+            break
+        os.sched_yield()
+    return can
+
+
+def _num_threads() -> int:
+    """Threads of this process that the system knows; 0 where it does not tell."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:  # not Linux, or no file can be opened
+        return 0
