@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from pellucid.engine_config import EngineConfig
 from pellucid.errors import ConfigError, FormatError, UnsupportedError
-from pellucid.formats import dequantize
+from pellucid.formats import dequantize, quantize
 from pellucid.measure.evaluation import open_evaluation
 from pellucid.measure.perplexity import PROTOCOLS, Perplexity
 from pellucid.quant.quantize import plan_quantization, write_quantized
@@ -108,6 +109,27 @@ def test_matrices_keep_their_format_until_they_are_quantized(
         assert source.specs["blk.0.attn_q.bias"].format == "F32"
         plan = plan_quantization(source, find_file_type("q8_0"))
     assert plan.after["blk.0.attn_q.weight"].format == "Q8_0"
+
+
+def test_bfloat16_weights_are_encoded_as_they_are(tmp_path: Path) -> None:
+    """Not through float16, which holds fewer of them."""
+    folder = write_folder(tmp_path / "llama", "llama")
+    header: dict[str, Any] = {}
+    data = b""
+    for name, array in load_file(folder / "model.safetensors").items():
+        halves = (array.view(np.uint32) >> 16).astype("<u2").tobytes()
+        span = [len(data), len(data) + len(halves)]
+        header[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": span}
+        data += halves
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    with open_source(folder) as source:
+        assert source.specs["blk.0.ffn_up.weight"].format == "BF16"
+        assert source.specs["blk.0.ffn_norm.weight"].format == "F32"
+        exact = dequantize(source.tensor("blk.0.ffn_up.weight"))
+    with GGUFFile.open(quantized(folder, "q8_0")) as file:
+        made = file.tensor("blk.0.ffn_up.weight")
+    assert np.array_equal(made.data, quantize(exact, "Q8_0").data)
 
 
 @pytest.mark.parametrize(

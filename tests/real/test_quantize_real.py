@@ -28,10 +28,15 @@ from tests.unit.quantize_tensors import (
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "quantize" / "golden.json").read_text())
 
-# "Final estimate" of `llama-perplexity -f wiki.test.raw --chunks 4` of llama-cpp-python 0.3.36 on
+# "Final estimate" of `llama-perplexity -f wiki.test.raw --chunks 2` of llama-cpp-python 0.3.36 on
 # the files that `pellucid quantize smollm2-135m-instruct OUT --allow-requantize --to TYPE` wrote,
 # and its error bar
-LLAMA_PERPLEXITY = {"q4_k_m": (23.6219, 2.3714), "q2_k": (30.0858, 2.9213)}
+LLAMA_PERPLEXITY = {
+    "f32": (21.3753, 3.1285),
+    "q3_k_m": (24.3305, 3.6327),
+    "q3_k_s": (28.8618, 4.1166),
+    "q2_k": (28.8618, 4.1166),
+}
 
 
 @pytest.mark.parametrize("model", REAL_MODELS)
@@ -74,7 +79,7 @@ def test_a_written_file_predicts_text_as_it_does_in_llama_cpp(
     path = quantized(real_model(REAL_MODELS[0]), tmp_path / "out.gguf", file_type)
     text = (data_dir / "wikitext-2" / "wiki.test.raw").read_text(encoding="utf-8")
     config = EngineConfig(backend="native")
-    with open_evaluation(path, config, text, PROTOCOLS["llama.cpp"], chunks=4) as evaluation:
+    with open_evaluation(path, config, text, PROTOCOLS["llama.cpp"], chunks=2) as evaluation:
         *_, result = evaluation.run()
     assert isinstance(result, Perplexity)
     theirs, _ = LLAMA_PERPLEXITY[file_type]
