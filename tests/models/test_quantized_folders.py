@@ -261,8 +261,8 @@ REFUSED_TENSORS: list[tuple[str, Change, str]] = [
 ]
 
 
-WRONG = [None, True, False, 0, -1, 5, 1.5, 1e308, 1 << 63, 1 << 200, "", "x", "4", [], [None], {}]
-WRONG += [["a", 5], {"a": 1}, {"": {}}, [[[]]], "(" * 50]
+WRONG: list[Any] = [None, True, False, 0, -1, 5, 1.5, 1e308, 1 << 63, 1 << 200, "", "x", "4"]
+WRONG += [[], [None], {}, ["a", 5], {"a": 1}, {"": {}}, [[[]]], "(" * 50]
 
 
 def places_in(value: Any) -> list[tuple[Any, ...]]:

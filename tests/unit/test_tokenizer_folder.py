@@ -255,6 +255,10 @@ def test_additional_chat_templates_out_of_the_folder_are_not_read(
         from_folder(folder)
 
 
+NO_TOKENS: list[Any] = [5, True, ["</s>"], {}, {"content": None}, {"content": 5}]
+NO_FLAGS: list[Any] = ["yes", 1, []]
+
+
 @pytest.mark.parametrize(
     ("configs", "message"),
     [
@@ -266,14 +270,14 @@ def test_additional_chat_templates_out_of_the_folder_are_not_read(
                 rf"tokenizer_config.json: {key} is .*must be a text",
             )
             for key in ("bos_token", "eos_token", "unk_token", "pad_token")
-            for value in (5, True, ["</s>"], {}, {"content": None}, {"content": 5})
+            for value in NO_TOKENS
         ),
         *(
             (
                 {"tokenizer_config": {"bos_token": "<s>", "add_bos_token": value}},
                 "add_bos_token is .* true or false",
             )
-            for value in ("yes", 1, [])
+            for value in NO_FLAGS
         ),
         (
             {"tokenizer_config": {"eos_token": "\ud800"}},
