@@ -14,9 +14,11 @@ import pytest
 import pellucid.engine.async_engine as async_engine
 import pellucid.engine.core_thread as core_thread
 from pellucid import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
+from pellucid.batch import ForwardBatch
 from pellucid.errors import ConfigError, QueueFullError, RequestError
+from pellucid.ops.backend import Logits
 
-from .async_harness import LONG, SHORT, Gate, Served, last, run
+from .async_harness import LONG, PATIENCE, SHORT, Gate, Served, last, run
 
 pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
@@ -325,4 +327,34 @@ def test_a_long_text_and_a_slow_template_do_not_hold_up_the_loop(
                 await last(engine, "ab", SHORT)
 
     monkeypatch.setattr(async_engine, way, read_later)
+    run(main())
+
+
+def test_readers_are_notified_while_the_next_step_is_in_the_model(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that never ends holds back no output of the step before."""
+
+    async def main() -> None:
+        served = Served(tiny_path)
+        runner, steps, go_on = served.core.runner, 0, threading.Event()
+        forward = runner.forward
+
+        def stop_in_the_second(batch: ForwardBatch) -> Logits:
+            nonlocal steps
+            steps += 1
+            if steps == 2:
+                assert go_on.wait(PATIENCE)
+            return forward(batch)
+
+        monkeypatch.setattr(runner, "forward", stop_in_the_second)
+        outputs = served.engine.generate("abc", SHORT)
+        first = await anext(outputs)
+        assert len(first.outputs[0].token_ids) == 1 and steps <= 2
+        go_on.set()
+        rest = [output async for output in outputs]
+        assert rest[-1].finished
+        await served.settled()
+        await served.engine.close()
+
     run(main())

@@ -62,6 +62,8 @@ class CoreThread:
         self._left: dict[str, None] = {}  # inbox: requests for the core to drop without an output
         self._aborted: dict[str, Mailbox] = {}  # inbox: requests for the core to end
         self._calls: list[tuple[_Answer, Callable[[EngineCore], Any]]] = []  # inbox
+        self._unrung: list[Mailbox] = []  # with new outputs, whose readers are notified soon
+        core.runner.before_forward = self._ring_unrung
         self._end: str | None = None  # why the thread ended
         self._cause: BaseException | None = None  # the crash that ended it
 
@@ -205,6 +207,9 @@ class CoreThread:
                 self.stats = self._core.stats()
             except BaseException as error:  # of any type: a reader waits for an answer
                 self._crashed(error)
+            if not self._core.has_unfinished:
+                self._ring_unrung()
+        self._ring_unrung()
         self._fail_all()
         self._forget_core()
 
@@ -216,6 +221,7 @@ class CoreThread:
                 inbox = self._submitted or self._left or self._aborted or self._calls
                 if self._end or inbox or (self._wanted and self._core.has_unfinished):
                     return
+            self._ring_unrung()
             self._wake.get()
 
     def _empty_inbox(
@@ -229,6 +235,8 @@ class CoreThread:
         # a new request may have the id of an aborted one
         same = [name for name, box in aborted.items() if self._boxes.get(name) is box]
         self._deliver(filter(None, map(self._core.abort, same)))
+        if self._calls:  # they may take long
+            self._ring_unrung()
         while self._calls:
             answer, function = self._calls.pop(0)
             try:
@@ -245,7 +253,11 @@ class CoreThread:
             self._fail([box], lambda: refusal)
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
-        """Put outputs into their mailboxes, and notify each reader once."""
+        """Put outputs into their mailboxes, and notify each reader once.
+
+        A reader that wants all outputs is notified when the next step is in the model. Then it does
+        not compete with the plan of that step for the interpreter.
+        """
         with self._lock:
             fresh: dict[Mailbox, None] = {}  # empty before: their readers must be notified
             for output in outputs:
@@ -262,7 +274,15 @@ class CoreThread:
                         del self._boxes[output.request_id]
                         if not box.open:
                             self._wanted.pop(box, None)
-            self._ring(box for box in fresh if box.has_news)
+            self._unrung += [box for box in fresh if box.has_news and box.is_always_wanted]
+            self._ring(box for box in fresh if box.has_news and not box.is_always_wanted)
+
+    def _ring_unrung(self) -> None:
+        """Notify the readers that `_deliver` left."""
+        if self._unrung:
+            with self._lock:
+                unrung, self._unrung = self._unrung, []
+                self._ring(unrung)
 
     def _fail(self, boxes: Iterable[Mailbox], error: Callable[[], BaseException]) -> None:
         """End all requests of mailboxes with an error; each gets its own exception object."""

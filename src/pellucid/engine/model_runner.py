@@ -89,6 +89,7 @@ class ModelRunner:
         self._storage = storage
         self._block_size = block_size
         self._clock = clock
+        self.before_forward: Callable[[], None] = lambda: None  # called in each step
         # in the last compute-bound step, as recomputing is one; infinite until then
         self._seconds_per_token = math.inf
 
@@ -98,6 +99,7 @@ class ModelRunner:
             self._storage.run(step.block_ops)
         rows = _plan_rows(step.requests)
         batch = self._build_batch(rows)
+        self.before_forward()
         start = self._clock()
         logits = self.forward(batch)  # [L, V]
         result = StepResult(forward_seconds=self._clock() - start)
