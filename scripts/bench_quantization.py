@@ -210,15 +210,19 @@ def run_pellucid(*arguments: object) -> int:
 
 
 def run(command: list[Any]) -> int:
-    """Run a command, and return the most bytes of memory that it had."""
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            sys.exit(f"{command[0]} failed:\n{said.read().decode(errors='replace')[-2000:]}")
-    return usage.ru_maxrss * 1024
+    """Run a command, and return the most bytes of memory that it had.
+
+    A process begins with the memory of the one that starts it, so a small one stands between.
+    """
+    between = (
+        "import resource, subprocess, sys;"
+        "code = subprocess.run(sys.argv[1:], stdout=2).returncode;"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", between, *map(str, command)], capture_output=True)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
+    return int(done.stdout) * 1024
 
 
 def formats_of(path: Path) -> dict[str, str]:

@@ -37,6 +37,7 @@ def page(window: Browser, server: Server) -> Iterator[Browser]:
     """The page over the tiny model. Its console must stay empty, and it asks no other host."""
     window.resize(1280, 860)
     window.use_scheme("light")
+    window.driver.get("about:blank")  # so that an earlier page asks no more
     window.errors(), window.requested()
     window.open(server.url)
     yield window

@@ -241,6 +241,7 @@ def test_an_op_on_single_numbers_is_written_down_in_seven_files() -> None:
         if re.search(r"\bsilu_mul\b", file.read_text())
     }
     naming -= {"src/pellucid/models/blocks.py", "csrc/tests/compare_kernels.cpp"}
+    naming -= {"src/pellucid/quant/tape.py"}  # its gradient, for formats chosen by damage
     assert naming == {
         "csrc/kernels/elementwise.inc",
         "csrc/ops.inc",
