@@ -5,9 +5,8 @@ the engine's own Python, at several numbers of clients.
 
 It starts `pellucid serve MODEL` and streams chats from that many clients at once, at temperature 0,
 where choosing a token costs least. The CPU time of the server's main thread, in which the event
-loop runs, is read from /proc (Linux). The engine's Python is the time of its steps outside the
-model, from /metrics. It waits there for the event loop, so their sum counts some time twice. The
-last line is JSON.
+loop runs, is read from /proc (Linux). That of the engine's Python is the CPU time of its thread in
+steps, outside the model, from /metrics. The last line is JSON.
 """
 
 import argparse
@@ -71,14 +70,14 @@ async def measure(url: str, pid: int, clients: int, num_tokens: int) -> dict[str
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-        names = ("generation_tokens_total", "step_seconds_sum", "forward_seconds_total")
+        names = ("generation_tokens_total", "python_cpu_seconds_total")
         before = [await metric(session, url, name) for name in names]
         cpu, clock = loop_seconds(pid), time.perf_counter()
         await asyncio.gather(*(stream(session, url, i, num_tokens) for i in range(clients)))
         cpu, clock = loop_seconds(pid) - cpu, time.perf_counter() - clock
         after = [await metric(session, url, name) for name in names]
-    tokens, steps, forward = (b - a for a, b in zip(before, after, strict=True))
-    loop_us, engine_us = 1e6 * cpu / tokens, 1e6 * (steps - forward) / tokens
+    tokens, python = (b - a for a, b in zip(before, after, strict=True))
+    loop_us, engine_us = 1e6 * cpu / tokens, 1e6 * python / tokens
     return {
         "tokens_per_second": tokens / clock,
         "event_loop_us": loop_us,

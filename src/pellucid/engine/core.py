@@ -108,7 +108,7 @@ class EngineCore:
 
         Raises EngineError if the step crashed: its requests are lost, the others can go on.
         """
-        start = self._clock()
+        start, cpu = self._clock(), time.thread_time()
         if self.speculation is not None:
             self.speculation.propose([r for r in self.scheduler.running if r.is_decoding])
         step = self.scheduler.schedule()
@@ -137,6 +137,7 @@ class EngineCore:
         # Count the step's time.
         end = self._clock()
         times = (planned - start, now - planned, result.forward_seconds, end - now)
+        counts.python_cpu_seconds += time.thread_time() - cpu - result.forward_cpu_seconds
         counts.num_steps += 1
         counts.last_step = times
         counts.all_steps = tuple(map(add, counts.all_steps, times))

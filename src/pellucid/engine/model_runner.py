@@ -51,6 +51,7 @@ class StepResult:
     # why a request could not be sampled; it keeps the tokens in `sampled`
     errors: dict[str, PellucidError] = field(default_factory=dict)
     forward_seconds: float = 0.0  # in the model
+    forward_cpu_seconds: float = 0.0  # of them, those in which this thread ran
 
 
 class _Rows(NamedTuple):
@@ -100,9 +101,11 @@ class ModelRunner:
         rows = _plan_rows(step.requests)
         batch = self._build_batch(rows)
         self.before_forward()
-        start = self._clock()
+        start, cpu = self._clock(), time.thread_time()
         logits = self.forward(batch)  # [L, V]
-        result = StepResult(forward_seconds=self._clock() - start)
+        result = StepResult(
+            forward_seconds=self._clock() - start, forward_cpu_seconds=time.thread_time() - cpu
+        )
         if len(batch.input_ids) >= _MANY_TOKENS:
             self._seconds_per_token = result.forward_seconds / len(batch.input_ids)
         self._score_prompts(rows, logits, result)

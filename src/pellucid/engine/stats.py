@@ -82,6 +82,7 @@ class EngineStats:
     num_steps: int
     last_step: StepTimes
     all_steps: StepTimes
+    python_cpu_seconds: float  # CPU time of the engine's thread in steps, outside the model
     step_histogram: tuple[int, ...]  # steps by their total, in the buckets of STEP_SECONDS
     recent_steps: tuple[StepRecord, ...]  # the last NUM_RECENT_STEPS, the oldest first
 
@@ -126,6 +127,7 @@ class Counts:
     num_output_tokens: int = 0
     last_step: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # the fields of StepTimes
     all_steps: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    python_cpu_seconds: float = 0.0
     step_histogram: list[int] = field(default_factory=lambda: [0] * (len(STEP_SECONDS) + 1))
     recent_steps: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=NUM_RECENT_STEPS))
 
@@ -155,6 +157,7 @@ def build_stats(
         num_steps=counts.num_steps,
         last_step=StepTimes(*counts.last_step),
         all_steps=StepTimes(*counts.all_steps),
+        python_cpu_seconds=counts.python_cpu_seconds,
         step_histogram=tuple(counts.step_histogram),
         recent_steps=tuple(counts.recent_steps),
     )

@@ -211,6 +211,7 @@ class _EngineCollector(Collector):
             ("spec_decode_num_accepted_tokens", "Those accepted", stats.num_accepted_tokens),
             ("steps", "Steps of the engine", stats.num_steps),
             ("forward_seconds", "Seconds of steps in the model", stats.all_steps.forward),
+            ("python_cpu_seconds", "CPU time of steps outside it", stats.python_cpu_seconds),
         ):
             counter = CounterMetricFamily(_PREFIX + name, text, labels=("model_name",))
             counter.add_metric((model,), count)
