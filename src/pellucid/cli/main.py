@@ -18,9 +18,9 @@ import click
 from .. import __version__
 from ..errors import PellucidError
 from .lazy_group import LazyGroup
-from .library_threads import spare_threads_if_few
 from .options import DEBUG, debug_option
 from .signals import Stopped, fill_closed_streams, unwind
+from .spare_threads import spare_threads_if_few
 from .terminal import one_line
 
 __all__ = ["main"]

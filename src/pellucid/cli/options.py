@@ -20,7 +20,7 @@ from ..errors import FormatError
 from ..files import parse_json, read_bytes
 from ..sampling_params import SamplingParams
 from ..weights.catalogue import DEFAULT_MODEL
-from .library_threads import spare_blas_threads
+from .spare_threads import spare_blas_threads
 
 __all__ = [
     "DEBUG",
