@@ -20,11 +20,12 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, Self
 
 from .errors import ConfigError, FormatError
 
 __all__ = [
+    "Closing",
     "PartialFile",
     "check_output",
     "check_regular",
@@ -127,6 +128,20 @@ def is_there(path: Path) -> bool:
         return os.path.lexists(path)
     except ValueError:
         return False
+
+
+class Closing:
+    """Has files to close: `with` closes them at its end."""
+
+    def close(self) -> None:
+        """Close the files. A second call does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class PartialFile(io.FileIO):

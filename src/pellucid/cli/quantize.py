@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,14 @@ from ..weights import hub
 from .options import debug_option, json_option
 from .perplexity import read_text
 from .quantize_auto import AUTO, check_auto_options, choose_auto, type_map_lines
-from .quantize_folder import calibration_windows, check_folder_options, quantize_folder
-from .terminal import print_table, progress_bar, say
+from .quantize_folder import (
+    bits_per_weight,
+    calibration_windows,
+    check_folder_options,
+    quantize_folder,
+    with_bar,
+)
+from .terminal import print_table, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,7 +200,7 @@ def quantize(
             added=measured.metadata,
         )
         with contextlib.closing(written):
-            reports = list(_with_bar(written, plan))
+            reports = list(with_bar(written, plan))
     if as_json:
         click.echo(json.dumps(_report(out, plan, reports) | type_map_lines(auto)))
         return
@@ -211,7 +217,9 @@ def quantize(
     print_table(["tensor", "from", "to", "size", "error"], rows)
     counted = Counter(report.after.format for report in reports)
     formats = ", ".join(f"{count} {format}" for format, count in counted.most_common())
-    click.echo(f"\n{out}: {format_bytes(out.stat().st_size)}, {_bits(plan):.2f} bits per weight")
+    click.echo(
+        f"\n{out}: {format_bytes(out.stat().st_size)}, {bits_per_weight(plan):.2f} bits per weight"
+    )
     click.echo(f"tensors: {formats}")
 
 
@@ -265,24 +273,10 @@ def _measure(
     return imatrix_method(measure_importance(source.path, windows, str(name)), str(name))
 
 
-def _with_bar(reports: "Iterator[TensorReport]", plan: "Plan") -> "Iterator[TensorReport]":
-    """The same reports, beside a bar of the bytes that were read, on a terminal."""
-    from ..formats import packed_bytes
-
-    with progress_bar(total=plan.source_bytes, unit="B", unit_scale=True) as bar:
-        for report in reports:
-            bar.update(packed_bytes(report.before))
-            yield report
-
-
-def _bits(plan: "Plan") -> float:
-    return 8 * plan.num_bytes / plan.num_weights
-
-
 def _estimate(plan: "Plan") -> str:
     return (
         f"{format_bytes(plan.source_bytes)} of weights become {format_bytes(plan.num_bytes)} as "
-        f"{plan.file_type.name}, {_bits(plan):.2f} bits per weight"
+        f"{plan.file_type.name}, {bits_per_weight(plan):.2f} bits per weight"
     )
 
 
@@ -291,7 +285,7 @@ def _report(out: Path, plan: "Plan", reports: "list[TensorReport]") -> dict[str,
         "file": str(out),
         "type": plan.file_type.name,
         "file_bytes": out.stat().st_size,
-        "bits_per_weight": round(_bits(plan), 4),
+        "bits_per_weight": round(bits_per_weight(plan), 4),
         "tensors": [
             {
                 "name": report.name,

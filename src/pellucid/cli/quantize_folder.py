@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,10 +21,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..quant.folder_types import FolderType
+    from ..quant.quantize import Plan, TensorReport
     from ..quant.writers import FolderPlan, FolderReport
     from ..weights.checkpoint import Checkpoint
 
-__all__ = ["calibration_windows", "check_folder_options", "quantize_folder"]
+__all__ = [
+    "bits_per_weight",
+    "calibration_windows",
+    "check_folder_options",
+    "quantize_folder",
+    "with_bar",
+]
+
+_Report = TypeVar("_Report", "TensorReport", "FolderReport")
 
 CALIBRATION_TOKENS = 512  # of a chunk
 
@@ -86,7 +95,7 @@ def quantize_folder(
         windows = None if text is None else calibration_windows(checkpoint, text, chunks)
         written = write_folder(model, out, plan, kind.quantize(model, plan, windows))
         with contextlib.closing(written):
-            reports = list(_with_bar(written, plan))
+            reports = list(with_bar(written, plan))
     if as_json:
         click.echo(json.dumps(_report(out, kind, plan, reports)))
         return
@@ -103,7 +112,9 @@ def quantize_folder(
     print_table(["tensor", "from", "to", "size", "error"], rows)
     counted = Counter(report.format for report in reports)
     formats = ", ".join(f"{count} {format}" for format, count in counted.most_common())
-    click.echo(f"\n{out}: {format_bytes(_folder_bytes(out))}, {_bits(plan):.2f} bits per weight")
+    click.echo(
+        f"\n{out}: {format_bytes(_folder_bytes(out))}, {bits_per_weight(plan):.2f} bits per weight"
+    )
     click.echo(f"tensors: {formats}")
 
 
@@ -117,7 +128,7 @@ def calibration_windows(checkpoint: "Checkpoint", text: str, chunks: int) -> "ND
     return cut_calibration(tokenizer, text, n_ctx, chunks)
 
 
-def _with_bar(reports: "Iterator[FolderReport]", plan: "FolderPlan") -> "Iterator[FolderReport]":
+def with_bar(reports: "Iterator[_Report]", plan: "Plan | FolderPlan") -> "Iterator[_Report]":
     """The same reports, beside a bar of the bytes that were read, on a terminal."""
     from ..formats import packed_bytes
 
@@ -127,14 +138,15 @@ def _with_bar(reports: "Iterator[FolderReport]", plan: "FolderPlan") -> "Iterato
             yield report
 
 
-def _bits(plan: "FolderPlan") -> float:
+def bits_per_weight(plan: "Plan | FolderPlan") -> float:
+    """Of all weights together."""
     return 8 * plan.num_bytes / plan.num_weights
 
 
 def _estimate(kind: "FolderType", plan: "FolderPlan") -> str:
     return (
         f"{format_bytes(plan.source_bytes)} of weights become {format_bytes(plan.num_bytes)} as "
-        f"{kind.name}, {_bits(plan):.2f} bits per weight"
+        f"{kind.name}, {bits_per_weight(plan):.2f} bits per weight"
     )
 
 
@@ -149,7 +161,7 @@ def _report(
         "folder": str(out),
         "type": kind.name,
         "folder_bytes": _folder_bytes(out),
-        "bits_per_weight": round(_bits(plan), 4),
+        "bits_per_weight": round(bits_per_weight(plan), 4),
         "notes": list(plan.notes),
         "tensors": [
             {

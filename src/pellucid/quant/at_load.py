@@ -11,14 +11,13 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from ..backends.native.backend import available_cpus
 from ..config import ModelConfig
 from ..errors import ConfigError
+from ..files import Closing
 from ..formats import HostTensor, dequantize, get_format
 from ..formats.finite import check_finite
 from ..formats.groups import INT8_ROW, MAX_ROW_INPUTS, group_blocks, row_blocks
@@ -124,7 +123,7 @@ def _row_formats(checkpoint: Checkpoint, name: str) -> dict[str, str]:
     return formats
 
 
-class _Quantized:
+class _Quantized(Closing):
     """A checkpoint whose parameters get other `formats`, by canonical name, when they are read."""
 
     def __init__(self, checkpoint: Checkpoint, formats: Mapping[str, str]) -> None:
@@ -161,17 +160,6 @@ class _Quantized:
 
     def close(self) -> None:
         self._checkpoint.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _encode(name: str, tensor: HostTensor, format: str, encoder: Encoder) -> HostTensor:

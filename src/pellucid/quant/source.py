@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from ..config import ModelConfig
+from ..files import Closing
 from ..formats import dequantize, encode_dense
 from ..formats.tensor import HostTensor, TensorSpec
 from ..tokenizer.to_gguf import gguf_tokenizer
@@ -61,7 +62,7 @@ class Source(Protocol):
     ) -> None: ...
 
 
-class GGUFSource:
+class GGUFSource(Closing):
     """A GGUF file, unchanged."""
 
     def __init__(self, checkpoint: GGUFCheckpoint) -> None:
@@ -75,19 +76,12 @@ class GGUFSource:
     def tensor(self, name: str) -> HostTensor:
         return self._file.tensor(name)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the model's files."""
         self.checkpoint.close()
 
 
-class FolderSource:
+class FolderSource(Closing):
     """A Hugging Face folder. Matrices keep their format, and everything else becomes F32, as ggml
     needs it.
     """
@@ -130,15 +124,8 @@ class FolderSource:
             return encode_dense(dequantize(built))
         return built
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the model's files."""
         self.checkpoint.close()
 
 

@@ -24,11 +24,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from ..errors import FormatError, UnsupportedError
-from ..files import PartialFile, open_regular, read_at, size_of
+from ..files import Closing, PartialFile, open_regular, read_at, size_of
 from ..formats import HostTensor, format_of_ggml_type, host_tensor, row_bytes
 from .gguf_metadata import U64, Field, Metadata, ValueType, quote
 from .scratch import Scratch
@@ -62,7 +61,7 @@ class TensorInfo:
     nbytes: int
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file. `close` closes it, or the end of the last reference to it."""
 
     def __init__(
@@ -117,17 +116,6 @@ class GGUFFile:
         readable.
         """
         self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_alignment(alignment: int, where: str) -> int:

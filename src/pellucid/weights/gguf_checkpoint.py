@@ -5,12 +5,11 @@ the family (`families/`) says where each parameter lies.
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ..config import MAX_HEAD_DIM, ModelConfig
 from ..errors import FormatError
-from ..files import PartialFile
+from ..files import Closing, PartialFile
 from ..formats import dequantize
 from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from .families.gguf import ROPE_FACTORS
@@ -24,7 +23,7 @@ MAX_ROPE_FACTORS = MAX_HEAD_DIM // 2
 
 
 @dataclass(frozen=True, slots=True)
-class GGUFCheckpoint:
+class GGUFCheckpoint(Closing):
     """One open .gguf file. `gguf` is the file itself: metadata and table of tensors."""
 
     path: Path
@@ -66,17 +65,6 @@ class GGUFCheckpoint:
 
     def close(self) -> None:
         self.gguf.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _rope_factors(gguf: GGUFFile) -> dict[str, list[float]]:

@@ -8,12 +8,11 @@ checked against the files. It may only name files in the folder, without a path.
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from ..config import ModelConfig
 from ..errors import FormatError, UnsupportedError
-from ..files import PartialFile, is_there, read_json
+from ..files import Closing, PartialFile, is_there, read_json
 from ..formats.tensor import HostTensor, StoredMatrix, TensorSpec
 from ..models.params import Param
 from .families import SourceOf
@@ -33,7 +32,7 @@ MAX_INDEX_BYTES = 64 << 20  # a hundred thousand tensors take 10 MB
 
 
 @dataclass(frozen=True, slots=True)
-class SafetensorsCheckpoint:
+class SafetensorsCheckpoint(Closing):
     """One folder. `_files` maps each tensor's name to the open file that holds it."""
 
     path: Path
@@ -118,17 +117,6 @@ class SafetensorsCheckpoint:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _open_files(folder: Path, remote: Mapping[str, PartialFile]) -> dict[str, SafetensorsFile]:
