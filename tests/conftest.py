@@ -13,11 +13,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # No test may fail because the machine is busy: examples have no deadline, and slow ones are no
-# fault. HYPOTHESIS_PROFILE=fast (scripts/test --fast) tries fewer examples.
+# fault. HYPOTHESIS_PROFILE=fast (scripts/test --fast) tries fewer examples, and =repeatable (.ci/run)
+# the same ones each time, so that a change is judged by itself and not by luck.
 settings.register_profile(
     "default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("fast", settings.get_profile("default"), max_examples=10)
+settings.register_profile("repeatable", settings.get_profile("default"), derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 # A runner that was put into the background ignores Ctrl-C, and so would every program that a test
