@@ -112,7 +112,7 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
 READS_THE_ENVIRONMENT = ("cli", "weights.catalogue", "measure.bench_worker")
 
 MAX_FILE_LINES = 500
-MAX_CORE_LINES = 3300
+MAX_CORE_LINES = 3350
 CORE_PATH = (  # what a reader finishes in a morning
     "config.py",
     "request.py",

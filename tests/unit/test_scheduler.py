@@ -223,6 +223,25 @@ def test_nobody_is_preempted_for_a_draft() -> None:
     assert scheduler.num_preemptions == 0
 
 
+@pytest.mark.parametrize("when", ["this step", "an earlier step"])
+def test_nobody_is_preempted_for_a_draft_of_another(when: str) -> None:
+    """The first request's drafts take the last block, and the second needs one for its token."""
+    scheduler = _scheduler(num_blocks=5, budget=16, num_seqs=2)
+    first = _request("a", 6, max_tokens=8, cache_salt="a")
+    second = _request("b", 8 if when == "this step" else 7, max_tokens=8, cache_salt="b")
+    _decoding(scheduler, first, second)
+    first.draft_token_ids = [1, 1, 1]
+    step = scheduler.schedule()
+    if when == "an earlier step":
+        assert scheduler.kv.num_available_blocks == 0
+        scheduler.update(step, {"a": [2], "b": [1]})  # no draft was right
+        step = scheduler.schedule()
+    assert [r.num_scheduled_tokens for r in step.requests] == [1, 1]
+    assert scheduler.num_preemptions == 0
+    scheduler.update(step, {"a": [1], "b": [1]})
+    scheduler.check_integrity()
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_an_embedding_ends_with_its_prompt_which_may_fill_the_context(pooling: str) -> None:
     scheduler = _scheduler(num_blocks=5, budget=8)

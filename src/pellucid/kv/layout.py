@@ -87,12 +87,18 @@ class KVLayout:
         return bisect_right(lengths, num_blocks, key=lambda n: self.blocks_for(n, chunk))
 
 
-def build_layout(specs: Sequence[KVSpec], token_bytes: Sequence[int], block_size: int) -> KVLayout:
+def build_layout(
+    specs: Sequence[KVSpec], token_bytes: Sequence[int], block_size: int, *, keep_all: bool = False
+) -> KVLayout:
     """The cache of a model whose layers keep `specs`; layer i takes `token_bytes[i]` per token.
 
     Layers of one window form a kind. The kind with the fewest layers gives the number of layers per
-    group.
+    group. `keep_all`: one group that gives no block back, for layers that are computed later than
+    others (a draft model's).
     """
+    if keep_all:
+        group = LayerGroup(tuple(range(len(specs))), None)
+        return KVLayout((group,), tuple(specs), tuple(token_bytes), block_size)
     windows: dict[int | None, list[int]] = {}
     for layer, spec in enumerate(specs):
         windows.setdefault(spec.window, []).append(layer)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ..batch import BlockOp
 from ..request import Request
 from .block_pool import BlockPool
+from .draft_coverage import DraftCoverage
 from .layout import KVLayout
 from .node import HOLE, Match, Node, kept
 from .radix_tree import RadixTree
@@ -56,14 +57,18 @@ class KVCacheManager:
         enable_prefix_caching: bool = True,
         num_slots: int = 0,
         saving_pays: Callable[[], bool] = lambda: True,
+        coverage: DraftCoverage | None = None,
     ) -> None:
-        """`num_slots`: blocks in the second tier; `saving_pays` is called before each save."""
+        """`num_slots`: blocks in the second tier; `saving_pays` is called before each save.
+        `coverage` follows the blocks, if a draft model's keys and values lie in them too.
+        """
         self.layout = layout
+        self._coverage = coverage
         self.enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
         windowed = [group.window is not None for group in layout.groups]
         self._windowed = any(windowed)
-        self._tier = SecondTier(num_slots, saving_pays)
+        self._tier = SecondTier(num_slots, saving_pays, coverage)
         self._tree = RadixTree(self._pool, windowed, layout.block_size, self._tier)
         self._held: dict[str, _Held] = {}  # by request_id
 
@@ -165,7 +170,7 @@ class KVCacheManager:
         for block in shared:
             self._pool.share(block)
         # Copy the block in which the hit ends, before loads can evict it.
-        targets = [] if partial is None else self._copy_partial(*partial)
+        targets = [] if partial is None else self._copy_partial(*partial, hit.match.partial_tokens)
         # Build the tables, node by node; load saved nodes.
         tables: list[list[int]] = [[] for _ in groups]
         for node in path:
@@ -202,9 +207,9 @@ class KVCacheManager:
         blocks = [[next(fresh) if want else HOLE for want in row] for row in wanted]
         self._tree.promote(node, blocks)
 
-    def _copy_partial(self, node: Node, column: int) -> list[int]:
+    def _copy_partial(self, node: Node, column: int, num_tokens: int) -> list[int]:
         """Copy-on-write: the hit ends inside a block that others may hold, so the request goes on
-        in a copy of it. The copies, one for each group.
+        in a copy of it, from `num_tokens` on. The copies, one for each group.
 
         Making room for the copy must not evict its source. So the source is held until the copy is
         listed in `ops`: a block is shared, or the node of a slot is locked.
@@ -223,9 +228,13 @@ class KVCacheManager:
             targets = self._take(len(sources))
             for source, target in zip(sources, targets, strict=True):
                 self._tree.ops.append(BlockOp("copy", source, target))
+                if self._coverage is not None:
+                    self._coverage.copy(source, target)
             for block in sources:
                 self._pool.release(block)
                 self._tree.offer_block(block)
+        if self._coverage is not None:
+            self._coverage.limit(targets, num_tokens)
         return targets
 
     # ---- running: a request calls allocate_slots and publish only at its `next_kv_event`, which in
@@ -243,6 +252,18 @@ class KVCacheManager:
         self._grow(held, stop)
         request.next_kv_event = self._next_event(held)
         return True
+
+    def give_back_slots(self, request: Request, num_tokens: int) -> None:
+        """Give back the blocks behind a running request's first `num_tokens` slots. They were
+        allocated for drafts: nothing in them is published.
+        """
+        held = self._held[request.request_id]
+        columns = self.layout.columns_for(num_tokens)
+        for table in held.tables:
+            for block in table[columns:]:
+                self._pool.release(block)
+            del table[columns:]
+        request.next_kv_event = self._next_event(held)
 
     def _next_event(self, held: _Held) -> int:
         """The next count of computed tokens at which a block is allocated, published or freed."""
@@ -268,7 +289,10 @@ class KVCacheManager:
     def _take(self, count: int) -> list[int]:
         if count > self._pool.num_free:
             self._tree.evict(count - self._pool.num_free)
-        return [self._pool.take() for _ in range(count)]
+        taken = [self._pool.take() for _ in range(count)]
+        if self._coverage is not None:
+            self._coverage.clear(taken)
+        return taken
 
     def _leave_behind(self, held: _Held, num_computed_tokens: int) -> None:
         """Give back the blocks that no later token sees."""

@@ -8,6 +8,7 @@ hit, at the price of loading it. `storage` moves the bytes, as the returned `Blo
 from collections.abc import Callable, Iterable
 
 from ..batch import BlockOp
+from .draft_coverage import DraftCoverage
 from .eviction import LeafOrder
 from .node import HOLE, Node
 
@@ -17,14 +18,17 @@ __all__ = ["SecondTier"]
 class SecondTier:
     """Owns the slots: each is free, or holds one block of one saved edge."""
 
-    def __init__(self, num_slots: int, saving_pays: Callable[[], bool]) -> None:
+    def __init__(
+        self, num_slots: int, saving_pays: Callable[[], bool], coverage: DraftCoverage | None = None
+    ) -> None:
         """`num_slots` is 0 if there is no second tier; `saving_pays` is called before each edge is
-        saved.
+        saved. `coverage` follows the blocks, if there is one.
         """
         self.num_slots = num_slots
         self.num_loaded = 0  # blocks that were loaded, so far
         self.leaves = LeafOrder(is_saved=True)
         self._saving_pays = saving_pays
+        self._coverage = coverage
         # slots that were given back, and the number ever used: a list of all would be too long
         self._free: list[int] = []
         self._num_used = 0
@@ -42,11 +46,16 @@ class SecondTier:
         if not self._free:
             self._free.append(self._num_used)
             self._num_used += 1
-        return BlockOp("save", block, self._free.pop())
+        slot = self._free.pop()
+        if self._coverage is not None:
+            self._coverage.save(block, slot)
+        return BlockOp("save", block, slot)
 
     def load(self, slot: int, block: int) -> BlockOp:
         """Copy a slot into a block; the slot stays taken."""
         self.num_loaded += 1
+        if self._coverage is not None:
+            self._coverage.load(slot, block)
         return BlockOp("load", slot, block)
 
     def free(self, rows: Iterable[Iterable[int]]) -> None:

@@ -172,6 +172,9 @@ class Scheduler:
                 if request.is_decoding and count > 1 and not has_room:
                     count = 1
                     has_room = self.kv.allocate_slots(request, count)
+                if not has_room:
+                    left += self._drop_drafts(planned)
+                    has_room = self.kv.allocate_slots(request, count)
                 while not has_room:
                     victim = self.running[-1]
                     self._preempt(victim)
@@ -182,6 +185,18 @@ class Scheduler:
             planned.append(request)
             left -= count
         return left
+
+    def _drop_drafts(self, planned: Sequence[Request]) -> int:
+        """Take back the slots of all drafts. Returns how many tokens fewer the step computes."""
+        dropped = 0
+        for request in planned:
+            if request.is_decoding:
+                dropped += request.num_scheduled_tokens - 1
+                request.num_scheduled_tokens = 1
+        for request in self.running:
+            if request.is_decoding:
+                self.kv.give_back_slots(request, request.num_computed_tokens + 1)
+        return dropped
 
     def _limit_scored(self, request: Request, computed: int, count: int) -> int:
         """`count`, or fewer tokens, so that this step has rows of logits for those it scores."""
