@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # No test may fail because the machine is busy: examples have no deadline, and slow ones are no
-# fault. HYPOTHESIS_PROFILE=fast (scripts/test --fast) tries fewer examples, and =repeatable (.ci/run)
-# the same ones each time, so that a change is judged by itself and not by luck.
+# fault. HYPOTHESIS_PROFILE=fast (scripts/test --fast) tries fewer examples, and =repeatable
+# (.ci/run) the same ones each time, so that a change is judged by itself and not by luck.
 settings.register_profile(
     "default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
