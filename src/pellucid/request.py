@@ -116,7 +116,6 @@ class Request:
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Known token ids at positions start … stop - 1, from prompt and output."""
         p = len(self.prompt_token_ids)
-        return (
-            self.prompt_token_ids[start:stop]
-            + self.output_token_ids[max(0, start - p) : max(0, stop - p)]
-        )
+        if start >= p:
+            return self.output_token_ids[start - p : stop - p]
+        return self.prompt_token_ids[start:stop] + self.output_token_ids[: max(0, stop - p)]

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -58,21 +59,10 @@ class _Rows(NamedTuple):
     """A request's rows of logits: prompt positions to score, then positions to sample from."""
 
     request: Request
-    first: int  # the row of positions[0]
     positions: list[int]  # rising
-    num_sampled: int  # of the last positions: the last known token, and its drafts
-
-    @property
-    def num_scored(self) -> int:
-        return len(self.positions) - self.num_sampled
-
-    @property
-    def scored(self) -> range:
-        return range(self.first, self.first + self.num_scored)
-
-    @property
-    def sampled(self) -> range:
-        return range(self.first + self.num_scored, self.first + len(self.positions))
+    # the rows of these positions: first those to score, then the last known token and its drafts
+    scored: range
+    sampled: range
 
 
 class ModelRunner:
@@ -134,12 +124,13 @@ class ModelRunner:
         for r in rows:
             start = r.request.num_computed_tokens
             stop = start + r.request.num_scheduled_tokens
-            logits_indices += [len(input_ids) + p - start for p in r.positions]
+            first = len(input_ids) - start
+            logits_indices += [first + p for p in r.positions]
             if r.request.pooling is not None:
-                hidden_indices += [len(input_ids) + p - start for p in needed_positions(r.request)]
+                hidden_indices += [first + p for p in needed_positions(r.request)]
             input_ids += r.request.token_ids(start, stop)
-            if r.num_sampled > 1:
-                input_ids += r.request.draft_token_ids[: r.num_sampled - 1]
+            if len(r.sampled) > 1:
+                input_ids += r.request.draft_token_ids[: len(r.sampled) - 1]
             positions += range(start, stop)
             cu_seqlens_q.append(len(input_ids))
             seq_lens.append(stop)
@@ -167,11 +158,11 @@ class ModelRunner:
     def _score_prompts(rows: list[_Rows], logits: Logits, result: StepResult) -> None:
         """Logprobs of prompt tokens: the row at position i scores the token at i + 1."""
         for r in rows:
-            if not r.num_scored:
+            if not r.scored:
                 continue
             name, wanted = r.request.request_id, r.request.params.prompt_logprobs
-            chosen = [r.request.prompt_token_ids[p + 1] for p in r.positions[: r.num_scored]]
-            found = top_logprobs(logits.to_host(r.scored), chosen, [wanted] * r.num_scored)
+            chosen = [r.request.prompt_token_ids[p + 1] for p in r.positions[: len(r.scored)]]
+            found = top_logprobs(logits.to_host(r.scored), chosen, [wanted] * len(r.scored))
             for row in found:
                 if isinstance(row, PellucidError):
                     result.errors[name] = row
@@ -184,9 +175,9 @@ class ModelRunner:
         drawing: list[_Rows] = []
         sampling: list[SamplingRow] = []
         for r in rows:
-            if r.num_sampled and r.request.request_id not in result.errors:
+            if r.sampled and r.request.request_id not in result.errors:
                 try:
-                    sampling += _sampling_rows(r.request, r.num_sampled)
+                    sampling += _sampling_rows(r.request, len(r.sampled))
                 except RequestError as error:  # its constraint cannot be computed
                     result.errors[r.request.request_id] = error
                 else:
@@ -198,14 +189,14 @@ class ModelRunner:
         # Take the accepted drafts and the token after them, up to the first error.
         wanted: list[tuple[str, int, int, int | None]] = []  # name, row, token, number of logprobs
         for r in drawing:
-            request, tokens = r.request, [next(drawn) for _ in r.sampled]
+            request, tokens = r.request, list(islice(drawn, len(r.sampled)))
             standing: list[int] = []
-            for i, token in enumerate(tokens):
+            for token, draft in zip_longest(tokens, request.draft_token_ids[: len(tokens) - 1]):
                 if isinstance(token, PellucidError):
                     result.errors[request.request_id] = token
                     break
                 standing.append(token)
-                if i < r.num_sampled - 1 and token != request.draft_token_ids[i]:
+                if token != draft:
                     break
             if standing:
                 result.sampled[request.request_id] = standing
@@ -231,10 +222,13 @@ def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[
     """Block tables [G, R, M]; the scratch block pads them and replaces HOLEs."""
     groups = len(tables[0])
     width = max(len(of_request[0]) for of_request in tables)  # its tables are of one length
-    array = np.full((groups, len(tables), width), HOLE, np.int32)
-    for r, of_request in enumerate(tables):
-        for g, table in enumerate(of_request):
-            array[g, r, : len(table)] = table
+    padding = [HOLE] * width
+    blocks: list[int] = []
+    for g in range(groups):
+        for of_request in tables:
+            blocks += of_request[g]
+            blocks += padding[len(of_request[g]) :]
+    array = np.array(blocks, np.int32).reshape(groups, len(tables), width)
     array[array == HOLE] = scratch_block
     return array
 
@@ -246,10 +240,12 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
         start = request.num_computed_tokens
         stop = start + request.num_scheduled_tokens
         positions = [*request.scored(start, stop)]
+        sampled = first + len(positions)
         num_sampled = max(0, stop - request.num_tokens + 1) if request.pooling is None else 0
         positions += range(stop - num_sampled, stop)
-        rows.append(_Rows(request, first, positions, num_sampled))
-        first += len(positions)
+        end = sampled + num_sampled
+        rows.append(_Rows(request, positions, range(first, sampled), range(sampled, end)))
+        first = end
     return rows
 
 
@@ -260,14 +256,14 @@ def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
     masks = constraint.masks(drafts[: count - 1]) if constraint is not None else [None] * count
     return [
         SamplingRow(
-            params=request.params,
-            seed=request.seed,
-            position=request.num_tokens + i,
-            prompt_token_ids=request.prompt_token_ids,
-            output_token_ids=[*output, *drafts[:i]] if i else output,
-            banned_sequences=request.banned_sequences,
-            eos_token_ids=request.eos_token_ids,
-            allowed_mask=masks[i],
+            request.params,
+            request.seed,
+            request.num_tokens + i,
+            request.prompt_token_ids,
+            [*output, *drafts[:i]] if i else output,
+            request.banned_sequences,
+            request.eos_token_ids,
+            masks[i],
         )
         for i in range(count)
     ]

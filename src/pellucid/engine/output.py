@@ -6,7 +6,6 @@ vLLM's `RequestOutput` does. A caller that streams prints the part that is new.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..outputs import (
     CompletionOutput,
@@ -44,11 +43,12 @@ class OutputGroup:
         # a copy: a reader that changes its output changes no request
         self._prompt_token_ids = list(requests[0].prompt_token_ids)
         self._tokenizer = tokenizer
-        self._metrics = RequestMetrics(
-            arrival_time=now,
-            num_prompt_tokens=len(self._prompt_token_ids),
-            num_completions=len(requests),
-        )
+        # times in seconds, as in `RequestMetrics`
+        self._arrival_time = now
+        self._first_scheduled_time: float | None = None
+        self._first_token_time: float | None = None
+        self._last_token_time: float | None = None
+        self._finished_time: float | None = None
         self._explain = explain
         self._computed_before = 0  # tokens that the engine had computed when its first step began
         self._num_computed = 0  # tokens of its own that were computed
@@ -62,12 +62,17 @@ class OutputGroup:
         """The request with this id."""
         return next(request for request in self.requests if request.request_id == request_id)
 
+    @property
+    def is_finished(self) -> bool:
+        """True if all of them have ended."""
+        return all([request.is_finished for request in self.requests])
+
     def schedule(self, now: float, num_tokens: int, num_computed: int) -> None:
         """Record that a step computes so many of its tokens. `num_computed`: tokens that the engine
         had computed before.
         """
-        if self._metrics.first_scheduled_time is None:
-            self._metrics.first_scheduled_time = now
+        if self._first_scheduled_time is None:
+            self._first_scheduled_time = now
             self._computed_before = num_computed
         self._num_computed += num_tokens
 
@@ -77,15 +82,15 @@ class OutputGroup:
         """Add a new token, with the finish reason if the request ends with it. Returns True if the
         text now holds a stop string, which becomes the request's stop_reason.
         """
-        if self._metrics.first_token_time is None:
-            self._metrics.first_token_time = now
-        self._metrics.last_token_time = now
+        if self._first_token_time is None:
+            self._first_token_time = now
+        self._last_token_time = now
         text = self._texts.get(request.request_id)
         if text is None:
             return False
         # A token that ended the request by its id is left out of the text, unless requested.
         if reason != "stop" or request.params.include_stop_str_in_output:
-            text.push([token_id])
+            text.push((token_id,))
         if text.stopped_by is not None:
             request.stop_reason = text.stopped_by
         return text.stopped_by is not None
@@ -94,47 +99,56 @@ class OutputGroup:
         """Release the text that was held back, because no token follows."""
         if request.request_id in self._texts:
             self._texts[request.request_id].finish()
-        if all(r.is_finished for r in self.requests):
-            self._metrics.finished_time = now
+        if self.is_finished:
+            self._finished_time = now
 
     def output(self, num_computed: int) -> RequestOutput:
         """The answer so far. `num_computed`: tokens that the engine has computed so far."""
         first = self.requests[0]
-        others = num_computed - self._computed_before - self._num_computed
-        metrics = replace(
-            self._metrics,
-            num_cached_tokens=first.num_cached_tokens,
-            num_output_tokens=sum([len(r.output_token_ids) for r in self.requests]),
-            num_other_tokens=max(0, others) if self._num_computed else 0,
-        )
-        if self._explain is not None:
-            metrics.explainer = self._explain
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
             outputs=[self._completion(i, request) for i, request in enumerate(self.requests)],
-            finished=all(request.is_finished for request in self.requests),
+            finished=self.is_finished,
+            metrics=self._metrics(num_computed),
             prompt_logprobs=list(first.prompt_logprobs) or None,
             num_cached_tokens=first.num_cached_tokens,
-            metrics=metrics,
         )
+
+    def _metrics(self, num_computed: int) -> RequestMetrics:
+        others = num_computed - self._computed_before - self._num_computed
+        metrics = RequestMetrics(
+            arrival_time=self._arrival_time,
+            first_scheduled_time=self._first_scheduled_time,
+            first_token_time=self._first_token_time,
+            last_token_time=self._last_token_time,
+            finished_time=self._finished_time,
+            num_prompt_tokens=len(self._prompt_token_ids),
+            num_cached_tokens=self.requests[0].num_cached_tokens,
+            num_output_tokens=sum([len(r.output_token_ids) for r in self.requests]),
+            num_completions=len(self.requests),
+            num_other_tokens=max(0, others) if self._num_computed else 0,
+        )
+        if self._explain is not None:
+            metrics.explainer = self._explain
+        return metrics
 
     def _completion(self, index: int, request: Request) -> CompletionOutput:
         text = self._texts.get(request.request_id)
-        wanted = request.params.logprobs is not None
-        chosen = [
-            row[token].logprob
-            for row, token in zip(request.logprobs, request.output_token_ids, strict=False)
-        ]
+        logprobs = total = None
+        if request.params.logprobs is not None:
+            logprobs = list(request.logprobs)
+            tokens = zip(logprobs, request.output_token_ids, strict=False)
+            total = sum([row[token].logprob for row, token in tokens])
         return CompletionOutput(
-            index=index,
-            text=text.text if text is not None else "",
-            token_ids=list(request.output_token_ids),
-            cumulative_logprob=sum(chosen) if wanted else None,
-            logprobs=list(request.logprobs) if wanted else None,
-            finish_reason=request.finish_reason,
-            stop_reason=request.stop_reason,
+            index,
+            text.text if text is not None else "",
+            list(request.output_token_ids),
+            total,
+            logprobs,
+            request.finish_reason,
+            request.stop_reason,
         )
 
     def named(self, row: LogprobsOnePosition) -> LogprobsOnePosition:

@@ -121,7 +121,7 @@ class _EmbeddingGroup(OutputGroup):
     def finish(self, request: Request, now: float) -> None:
         super().finish(request, now)
         if request.finish_reason == "stop":
-            self._metrics.first_token_time = self._metrics.last_token_time = now
+            self._first_token_time = self._last_token_time = now
 
     def output(self, num_computed: int) -> RequestOutput:
         plain = super().output(num_computed)

@@ -8,8 +8,7 @@ request has not reached.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,7 @@ __all__ = ["SamplingRow", "TokenIds", "check_token_ids"]
 TokenIds: TypeAlias = Sequence[int] | NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingRow:
+class SamplingRow(NamedTuple):
     """How the token of one row of logits is chosen. It is built for one step and refers to the
     request's lists without copying them.
     """

@@ -47,31 +47,29 @@ class Detokenizer:
         self._drops_space = tokenizer.strips_leading_space and not any(
             map(self._visible_bytes, prompt_tail)
         )
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = [_StopString(text) for text in stop]
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._num_tokens = 0
+        self._bytes = b""  # of a character that is not finished
         self._held = ""  # text that may begin a stop string
-        self._shown: list[str] = []
-
-    @property
-    def text(self) -> str:
-        """All that has been shown."""
-        return "".join(self._shown)
+        self.text = ""  # all that has been shown
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Add tokens and return the text that can now be shown. Tokens after a stop string are
         ignored.
         """
-        return self._show("".join([self._take(token_id) for token_id in token_ids]))
+        shown = "".join([self._take(token_id) for token_id in token_ids])
+        self.text += shown
+        return shown
 
     def finish(self) -> str:
         """The rest of the text. No token may follow."""
-        rest = self._advance(self._decoder.decode(b"", True))
+        rest = self._advance(self._decode(b"", is_last=True))
         rest += self._held
         self._held = ""
-        return self._show(rest)
+        self.text += rest
+        return rest
 
     def _visible_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self._skipped else self._token_bytes(token_id)
@@ -84,10 +82,19 @@ class Detokenizer:
         if data and self._drops_space:
             self._drops_space = False
             data = data.removeprefix(b" ")
-        return self._advance(self._decoder.decode(data))
+        return self._advance(self._decode(data))
+
+    def _decode(self, data: bytes, *, is_last: bool = False) -> str:
+        """The characters that are complete after these bytes."""
+        data = self._bytes + data
+        text, num_bytes = codecs.utf_8_decode(data, "replace", is_last)
+        self._bytes = data[num_bytes:]
+        return text
 
     def _advance(self, new: str) -> str:
         """Match `new` against the stop strings, and return the text that need not be held back."""
+        if not self._stops:
+            return new
         text, seen = self._held + new, len(self._held)
         for end, char in enumerate(new, seen + 1):
             complete = [stop for stop in self._stops if stop.advance(char)]
@@ -95,14 +102,9 @@ class Detokenizer:
                 longest = max(complete, key=lambda stop: len(stop.text))
                 self.stopped_by, self._held = longest.text, ""
                 return text[: end if self._include_stop else end - len(longest.text)]
-        shown = len(text) - max((stop.matched for stop in self._stops), default=0)
+        shown = len(text) - max(stop.matched for stop in self._stops)
         self._held = text[shown:]
         return text[:shown]
-
-    def _show(self, text: str) -> str:
-        if text:
-            self._shown.append(text)
-        return text
 
 
 class _StopString:

@@ -11,7 +11,7 @@ Kinds and their numbers are GGUF's. This module has no merges and does not encod
 import enum
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -91,6 +91,8 @@ class Vocabulary:
     tokens: Sequence[str]
     kinds: bytes  # a TokenKind per token
     byte_level: bool  # else SentencePiece
+    # of the tokens that were asked for
+    _bytes: dict[int, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.tokens) <= MAX_TOKENS or len(self.kinds) != len(self.tokens):
@@ -133,10 +135,16 @@ class Vocabulary:
         """The bytes that a token stands for; those of its name for a control token. Empty for an
         unused token and beyond the vocabulary, where models pad their embeddings.
         """
-        if token_id < 0:
-            raise RequestError(f"a token id is {token_id}; it must be at least 0")
-        if token_id >= len(self.tokens):
-            return b""
+        found = self._bytes.get(token_id)
+        if found is None:
+            if token_id < 0:
+                raise RequestError(f"a token id is {token_id}; it must be at least 0")
+            if token_id >= len(self.tokens):
+                return b""
+            found = self._bytes[token_id] = self._to_bytes(token_id)
+        return found
+
+    def _to_bytes(self, token_id: int) -> bytes:
         text, kind = self.tokens[token_id], self.kinds[token_id]
         if kind == TokenKind.UNUSED:
             return b""
