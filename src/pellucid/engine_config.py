@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from .checks import Bounds, check_fields, option
 from .config import MAX_TOKENS
+from .errors import ConfigError
 from .named_fields import named_fields
 
 __all__ = ["Batching", "EngineConfig", "Preemption", "SchedulingPolicy"]
@@ -102,8 +103,9 @@ class EngineConfig:
         None,
         low=1,
         high=4096,
-        help="Where draft tokens come from: ngram, suffix, or auto, the best of them; None: "
-        "nowhere. Answers stay the same",
+        help="Where draft tokens come from: ngram, suffix, draft:MODEL (a smaller model with the "
+        "same vocabulary), or auto, the best of those without a model; None: nowhere. Answers "
+        "stay the same",
     )
     num_speculative_tokens: int | None = option(
         None,
@@ -134,6 +136,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        drafts = self.num_speculative_tokens
+        if drafts is not None and drafts >= self.max_num_batched_tokens:
+            raise ConfigError(
+                f"num_speculative_tokens is {drafts}; a step of max_num_batched_tokens, "
+                f"{self.max_num_batched_tokens}, has room for a token and at most "
+                f"{self.max_num_batched_tokens - 1} drafts"
+            )
 
     @property
     def swap_bytes(self) -> int:

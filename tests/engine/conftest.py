@@ -46,6 +46,7 @@ def write_tiny(
     add_bos: bool = False,
     breaking: int | None = None,
     padding: int = 0,
+    merge: str = "th",
 ) -> Path:
     """A tiny random model. Token id = byte value for the first 256; the special tokens follow.
 
@@ -53,9 +54,9 @@ def write_tiny(
     far below all others, so that no answer ends by itself, sampled or not. `breaking`: a token
     whose presence makes the first layer's MLP infinite, in a model whose other matrices are
     quantized and whose greedy answers do not end. `padding`: rows of the embedding that no text is
-    cut into.
+    cut into. `merge`: the token of two letters.
     """
-    tokens = [*_byte_tokens(), *SPECIAL, "th", *(f"[PAD{i}]" for i in range(padding))]
+    tokens = [*_byte_tokens(), *SPECIAL, merge, *(f"[PAD{i}]" for i in range(padding))]
     rng = np.random.default_rng(0)
     d = head_dim
 
@@ -133,7 +134,7 @@ def write_tiny(
             1,
             *[5] * padding,  # 5: unused
         ],  # 1: normal, 3: control
-        "tokenizer.ggml.merges": ["t h"],
+        "tokenizer.ggml.merges": [" ".join(merge)],
         "tokenizer.ggml.bos_token_id": 256,
         "tokenizer.ggml.eos_token_id": 257,
         "tokenizer.ggml.add_bos_token": add_bos,

@@ -121,9 +121,20 @@ def test_a_new_conversation_turn_drafts_from_earlier_answers(tiny_path: Path) ->
         ({"speculative": 3}, "speculative is 3"),
         ({"speculative_config": "{"}, "speculative_config is no JSON"),
         ({"speculative_config": [1]}, r"speculative_config is \[1\]; it must be a mapping"),
-        ({"speculative_config": {}}, "speculative_config has no method"),
+        ({"speculative_config": {}}, "speculative_config has no method and no model"),
+        ({"speculative_config": {"method": "draft_model"}}, "the model of speculative_config is N"),
+        ({"speculative_config": {"model": 3}}, "the model of speculative_config is 3"),
+        ({"speculative_config": {"method": "ngram", "model": "x"}}, "'ngram', which has no model"),
+        ({"speculative": "draft:"}, "speculative is 'draft:'; draft: is followed by a model"),
+        ({"speculative": "draft:/x.gguf"}, "the draft model: there is no file or folder '/x.gguf'"),
+        ({"speculative_config": {"model": "/x.gguf"}}, "the draft model: there is no .*'/x.gguf'"),
+        (
+            {"speculative": "auto", "num_speculative_tokens": 8, "max_num_batched_tokens": 8},
+            "num_speculative_tokens is 8; a step of max_num_batched_tokens, 8, has room for a "
+            "token and at most 7 drafts",
+        ),
         ({"speculative_config": {"metod": "ngram"}}, "metod.*method"),
-        ({"speculative_config": {"method": "eagle"}}, "eagle.*auto, ngram, suffix"),
+        ({"speculative_config": {"method": "eagle"}}, "eagle.*auto, draft:MODEL, ngram, suffix"),
         (
             {"speculative_config": {"method": "ngram", "prompt_lookup_max": 0}},
             "prompt_lookup_max is 0; it must be a whole number of at least 1",

@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "units": (),
     "kv_spec": ("config",),
     "config": ("checks", "errors"),
-    "engine_config": ("checks", "config", "named_fields"),
+    "engine_config": ("checks", "config", "named_fields", "errors"),
     "request": ("sampling_params", "pooling_params", "outputs", "constraint", "errors"),
     "sampling_params": ("structured_params", "named_fields", "checks", "errors", "units"),
     "structured_params": ("named_fields", "checks", "errors"),
@@ -112,7 +112,7 @@ LIBRARY_IS_USED_BY: dict[str, tuple[str, ...]] = {
 READS_THE_ENVIRONMENT = ("cli", "weights.catalogue", "measure.bench_worker")
 
 MAX_FILE_LINES = 500
-MAX_CORE_LINES = 3350
+MAX_CORE_LINES = 3400
 CORE_PATH = (  # what a reader finishes in a morning
     "config.py",
     "request.py",
@@ -132,5 +132,6 @@ CORE_PATH = (  # what a reader finishes in a morning
     "scheduler/scheduler.py",  # its policies and its log are read apart
     "engine/core.py",
     "engine/model_runner.py",
+    "engine/forward_batch.py",
 )
 MAX_IMPORT_SECONDS = 0.5

@@ -5,9 +5,9 @@ All checks, those of memory too, are made before the weights are loaded. Sizes a
 """
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,13 +15,14 @@ from typing import NamedTuple, TypeVar
 from ..backends.registry import get_backend
 from ..config import ModelConfig
 from ..engine_config import EngineConfig
-from ..errors import CapacityError, ConfigError
+from ..errors import CapacityError, ConfigError, UnsupportedError, named_errors
 from ..formats import packed_bytes
 from ..formats.tensor import TensorSpec
+from ..kv.draft_coverage import DraftCoverage
 from ..kv.layout import KVLayout, build_layout
 from ..kv.manager import KVCacheManager
 from ..kv.storage import KVStorage
-from ..kv_spec import build_kv_specs
+from ..kv_spec import KVSpec, build_kv_specs
 from ..models.registry import get_graph
 from ..ops.backend import Backend
 from ..ops.kv_dtypes import choose_kv_dtypes
@@ -29,6 +30,9 @@ from ..ops.protocol import KVLayer, Tensor
 from ..sampling_params import SamplingParams
 from ..scheduler import Scheduler
 from ..speculative import Speculation, build_proposers
+from ..speculative.draft_model import DraftModelProposer
+from ..speculative.methods import DRAFT
+from ..speculative.proposer import Proposer
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..units import format_bytes
 from ..weights.checkpoint import Checkpoint, open_checkpoint
@@ -38,6 +42,7 @@ from ..weights.hub import resolve_model
 from ..weights.pooling_config import read_pooling
 from .background import Background
 from .core import EngineCore
+from .draft import DraftModel, build_draft_runner, check_size, check_vocabulary, draft_name
 from .explanation import Explain, build_explain
 from .memory import check_fits, count_logits, count_scored, engine_bytes, plan_kv_cache
 from .model_runner import ModelRunner
@@ -69,10 +74,15 @@ def load_engine(
     cache_dir: Path | None = None,
     progress: bool = False,
 ) -> Engine:
-    """Find the model, or fetch it into `cache_dir` with a progress bar on standard error, and load
-    it.
+    """Find the model and its draft model, or fetch them into `cache_dir` with a progress bar on
+    standard error, and load them.
     """
-    return build_engine(resolve_model(str(model), cache_dir=cache_dir, progress=progress), config)
+    path = resolve_model(str(model), cache_dir=cache_dir, progress=progress)
+    if (name := draft_name(config)) is not None:
+        with named_errors("the draft model"):
+            draft = resolve_model(name, cache_dir=cache_dir, progress=progress)
+        config = replace(config, speculative=f"{DRAFT}{draft}")
+    return build_engine(path, config)
 
 
 def build_engine(path: Path, config: EngineConfig) -> Engine:
@@ -88,8 +98,8 @@ def open_model(path: Path) -> Iterator["OpenModel"]:
     """Open the model at `path`, to build any number of engines from it. Engines stay usable after
     it is closed.
     """
-    with open_checkpoint(path) as checkpoint:
-        yield OpenModel(path, checkpoint)
+    with open_checkpoint(path) as checkpoint, ExitStack() as drafts:
+        yield OpenModel(path, checkpoint, drafts)
 
 
 class _WeightsKey(NamedTuple):
@@ -106,8 +116,10 @@ class OpenModel:
     weights, and all engines share them.
     """
 
-    def __init__(self, path: Path, checkpoint: Checkpoint) -> None:
+    def __init__(self, path: Path, checkpoint: Checkpoint, drafts: ExitStack | None = None) -> None:
+        """`drafts` closes the draft models that are opened; None: no engine will have one."""
         self.path = path
+        self._open_drafts = drafts
         self.model_config = checkpoint.config
         self._checkpoint = checkpoint
         self._recommended = read_generation_config(checkpoint.tokenizer_source)
@@ -115,6 +127,7 @@ class OpenModel:
             SamplingParams(**self._recommended)  # type: ignore[arg-type]
         self._pooling = read_pooling(checkpoint.tokenizer_source)
         self._weights: dict[_WeightsKey, dict[str, Tensor]] = {}
+        self._drafts: dict[str, OpenModel] = {}  # by the names that engines gave
 
     def _chosen(self, quantization: str | None) -> Checkpoint:
         """The model as its files have it, or quantized while it is loaded."""
@@ -136,6 +149,46 @@ class OpenModel:
             )
         return tokenizer
 
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Format and shape of every parameter, as the files have it."""
+        return self._checkpoint.specs()
+
+    def is_loaded(self, backend: Backend, quantization: str | None) -> bool:
+        """True if `load_weights` takes no more memory."""
+        return _WeightsKey(backend.name, backend.device, 0, quantization) in self._weights
+
+    def load_weights(self, backend: Backend, quantization: str | None) -> dict[str, Tensor]:
+        """The weights in the backend's layout. The first call loads them, in another thread while
+        the tokenizer is built here.
+        """
+        key = _WeightsKey(backend.name, backend.device, 0, quantization)
+        if key not in self._weights:
+            checkpoint = self._chosen(quantization)
+            with Background(lambda: _load_weights(checkpoint, backend)) as loading:
+                _ = self.tokenizer
+                self._weights[key] = dict(ChainMap(*loading.result()))
+        return self._weights[key]
+
+    def _draft(self, config: EngineConfig) -> "OpenModel | None":
+        """The draft model of an engine, which may be this model itself; None: it has none."""
+        name = draft_name(config)
+        if name is None:
+            return None
+        if name not in self._drafts:
+            draft = self
+            with named_errors("the draft model"):
+                path = resolve_model(name)
+                if not path.samefile(self.path):
+                    assert self._open_drafts is not None
+                    checkpoint = self._open_drafts.enter_context(open_checkpoint(path))
+                    draft = OpenModel(path, checkpoint)
+            if draft is not self:
+                check_size(name, draft.specs, self.specs)
+                check_vocabulary(name, draft.tokenizer, self.tokenizer)
+            self._drafts[name] = draft
+        return self._drafts[name]
+
     def layout(self, config: EngineConfig) -> KVLayout:
         """The shape of the KV cache of an engine."""
         return self._layout(_backend(config), config)
@@ -148,19 +201,23 @@ class OpenModel:
             )
         dtypes = choose_kv_dtypes(config.kv_cache_dtype, backend.kv_dtypes)
         specs = build_kv_specs(self.model_config, *dtypes)
-        return build_layout(specs, [backend.kv_token_bytes(s) for s in specs], config.block_size)
+        draft = self._draft(config)
+        if draft is not None:
+            specs += build_kv_specs(draft.model_config, *dtypes)
+        token_bytes = [backend.kv_token_bytes(s) for s in specs]
+        return build_layout(specs, token_bytes, config.block_size, keep_all=draft is not None)
 
     def _step_bytes(
         self,
         backend: Backend,
         config: EngineConfig,
         specs: Mapping[str, TensorSpec],
-        layout: KVLayout,
+        kv_specs: Sequence[KVSpec],
         num_logits: int,
     ) -> dict[str, int]:
         """The memory that the largest step takes, from the parameters' declarations alone."""
         graph, model = get_graph(self.model_config.graph), self.model_config
-        layers = [KVLayer(spec) for spec in layout.specs]
+        layers = [KVLayer(spec) for spec in kv_specs]
         return backend.step_bytes(
             lambda ops, batch: graph.forward_with_hidden(ops, model, specs, batch, layers),
             config.max_num_batched_tokens,
@@ -176,39 +233,43 @@ class OpenModel:
         # Does the backend have kernels for the model, and is there memory?
         backend = _backend(config)
         backend.check_model(self.model_config)
-        checkpoint = self._chosen(config.quantization)
-        specs = checkpoint.specs()
+        specs = self._chosen(config.quantization).specs()
+        draft = self._draft(config)
+        if draft is not None:
+            try:
+                backend.check_model(draft.model_config)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"the draft model: {error}") from None
         layout = self._layout(backend, config)
-        key = _WeightsKey(backend.name, backend.device, 0, config.quantization)
         max_num_seqs = _or(config.max_num_seqs, backend.default_max_num_seqs)
         if num_logits is None:
             num_logits = count_logits(self.model_config, config, max_num_seqs)
         max_model_len, num_blocks = self._plan_memory(
-            backend, config, specs, layout, max_num_seqs, num_logits, is_loaded=key in self._weights
+            backend, config, specs, layout, max_num_seqs, num_logits, draft
         )
         if config.preemption == "swap" and config.swap_bytes < layout.bytes_per_block:
             raise CapacityError(
                 f"swap_space is {format_bytes(config.swap_bytes)}; one block takes "
                 f"{format_bytes(layout.bytes_per_block)}"
             )
-        # Load the weights for the first engine, in another thread while the tokenizer is built
-        # here; then build the parts of this engine.
+        # Load the weights for the first engine; then build the parts of this engine.
         try:
-            if key not in self._weights:
-                with Background(lambda: _load_weights(checkpoint, backend)) as loading:
-                    _ = self.tokenizer
-                    self._weights[key] = dict(ChainMap(*loading.result()))
+            weights = self.load_weights(backend, config.quantization)
+            drafting = None
+            if draft is not None:
+                drafting = DraftModel(draft.model_config, draft.load_weights(backend, None))
             core = build_core(
                 self.model_config,
                 self.tokenizer,
                 config,
                 backend,
-                self._weights[key],
+                weights,
                 layout,
                 max_num_seqs,
                 max_model_len,
                 num_blocks,
                 build_explain(self.model_config, specs, backend, layout, config),
+                draft=drafting,
             )
         except CapacityError:  # a MemoryError with a better sentence
             raise
@@ -228,27 +289,36 @@ class OpenModel:
         layout: KVLayout,
         max_num_seqs: int,
         num_logits: int,
-        *,
-        is_loaded: bool,
+        draft: "OpenModel | None",
     ) -> tuple[int, int]:
         """(max_model_len, num_blocks); raises CapacityError if the engine does not fit. Weights
         that are loaded already count 0.
         """
         available = backend.available_memory()
         weight_bytes = 0
-        if not is_loaded:
+        draft_items: dict[str, int] = {}
+        is_shared = draft is self and config.quantization is None
+        if draft is not None and not is_shared and not draft.is_loaded(backend, None):
+            draft_items["weights"] = sum(map(backend.weight_bytes, draft.specs.values()))
+        if not self.is_loaded(backend, config.quantization):
             weight_bytes = sum(map(backend.weight_bytes, specs.values()))
             # a parameter is read as the file packs it, and then laid out by the backend
-            stored = self._checkpoint.specs().values()
+            stored = self.specs.values()
             reading = {"the largest parameter as it is read": max(map(packed_bytes, stored))}
             check_fits(config, {"weights": weight_bytes, **reading}, available)
+        num_layers = self.model_config.num_layers
         items = engine_bytes(
             self.model_config,
             config,
             max_num_seqs,
             weight_bytes,
-            self._step_bytes(backend, config, specs, layout, num_logits),
+            self._step_bytes(backend, config, specs, layout.specs[:num_layers], num_logits),
         )
+        if draft is not None:
+            rows = min(max_num_seqs, config.max_num_batched_tokens)
+            kv_specs = layout.specs[num_layers:]
+            draft_items |= draft._step_bytes(backend, config, draft.specs, kv_specs, rows)
+            items |= {f"{name} of the draft model": size for name, size in draft_items.items()}
         check_fits(config, items, available)
         return plan_kv_cache(
             self.model_config, config, layout, max_num_seqs, available - sum(items.values())
@@ -266,6 +336,8 @@ def build_core(
     max_model_len: int,
     num_blocks: int,
     explain: Explain | None,
+    *,
+    draft: DraftModel | None = None,
 ) -> EngineCore:
     """The engine's core and all its parts, for weights that are loaded."""
     num_slots = (
@@ -275,19 +347,22 @@ def build_core(
     if config.preemption == "swap":
         storage.open_tier()  # a requested swap_space is opened now, so that it fails now
     forward = get_graph(model_config.graph).forward_with_hidden
+    layers = storage.layers[: model_config.num_layers]
     runner = ModelRunner(
         backend.build_forward(
-            lambda ops, batch: forward(ops, model_config, weights, batch, storage.layers)
+            lambda ops, batch: forward(ops, model_config, weights, batch, layers)
         ),
         storage,
         block_size=config.block_size,
     )
+    coverage = None if draft is None else DraftCoverage(num_blocks, config.block_size)
     kv = KVCacheManager(
         layout,
         num_blocks,
         enable_prefix_caching=_or(config.enable_prefix_caching, backend.default_prefix_caching),
         num_slots=num_slots,
         saving_pays=runner.saving_pays if config.preemption == "auto" else storage.saving_works,
+        coverage=coverage,
     )
     scheduler = Scheduler(
         kv,
@@ -301,11 +376,17 @@ def build_core(
         max_waiting_tokens=config.max_waiting_tokens,
     )
     speculation = None
-    if config.speculative is not None:
+    proposers: list[Proposer] = []
+    if draft is not None and coverage is not None:
+        draft_runner = build_draft_runner(
+            draft, backend, kv, storage, coverage, model_config, config.max_num_batched_tokens
+        )
+        proposers = [DraftModelProposer(draft_runner)]
+    elif config.speculative is not None:
+        proposers = build_proposers(config.speculative)
+    if proposers:
         speculation = Speculation(
-            build_proposers(config.speculative),
-            model_config.vocab_size,
-            num_speculative_tokens=config.num_speculative_tokens,
+            proposers, model_config.vocab_size, num_speculative_tokens=config.num_speculative_tokens
         )
     return EngineCore(
         model_config,

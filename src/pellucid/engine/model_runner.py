@@ -1,7 +1,7 @@
 """Executes a step's plan: builds the flat batch, runs the model, samples. It works for every model
 and every backend.
 
-The scheduler's integers become arrays here and nowhere else. For each scheduled request the tokens
+The scheduler's integers become arrays in `forward_batch`. For each scheduled request the tokens
 `num_computed_tokens … + num_scheduled_tokens - 1` go in. Logits come out for prompt tokens whose
 logprobs are asked for, for the last known token, to draw the next, and for each draft behind it, to
 draw the token that follows if the draft is accepted.
@@ -9,7 +9,7 @@ draw the token that follows if the draft is accepted.
 A draft is accepted if it equals the token that is drawn at its position. Noise is keyed by (seed,
 position), so the request gets the same tokens as without drafts.
 
-Letters: G layer groups, T tokens, R requests, L rows with logits, V vocabulary.
+Letters: L rows with logits, V vocabulary.
 """
 
 import math
@@ -19,18 +19,15 @@ from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..batch import AttentionMetadata, ForwardBatch
+from ..batch import ForwardBatch
 from ..errors import PellucidError, RequestError
-from ..kv.node import HOLE
 from ..kv.storage import KVStorage
 from ..ops.backend import Logits
 from ..outputs import LogprobsOnePosition
 from ..request import Request
 from ..sampling import SamplingRow, top_logprobs
 from ..scheduler import ScheduledStep
+from .forward_batch import build_forward_batch
 from .pooling import needed_positions, pool_hidden_states
 
 __all__ = ["ModelRunner", "StepResult"]
@@ -114,8 +111,7 @@ class ModelRunner:
         return self._storage.seconds_per_block() < self._seconds_per_token * self._block_size
 
     def _build_batch(self, rows: list[_Rows]) -> ForwardBatch:
-        """The tokens of all requests end to end, and where each one's keys and values lie."""
-        # Lay the scheduled tokens of each request end to end.
+        """The scheduled tokens of all requests end to end."""
         input_ids: list[int] = []
         positions: list[int] = []
         logits_indices: list[int] = []
@@ -134,24 +130,16 @@ class ModelRunner:
             positions += range(start, stop)
             cu_seqlens_q.append(len(input_ids))
             seq_lens.append(stop)
-        # Find the slot of each token in each layer group.
-        position = np.array(positions, np.int32)  # [T]
-        owner = np.repeat(np.arange(len(rows)), [r.request.num_scheduled_tokens for r in rows])
-        tables = _block_tables([r.request.block_tables for r in rows], self._storage.scratch_block)
-        blocks = tables[:, owner, position // self._block_size]  # of [G, R, M]: [G, T]
-        slots = blocks * self._block_size + position % self._block_size  # [G, T]
-        return ForwardBatch(
-            input_ids=np.array(input_ids, np.int32),
-            positions=position,
-            logits_indices=np.array(logits_indices, np.int32),
-            hidden_indices=np.array(hidden_indices, np.int32),
-            attention=AttentionMetadata(
-                cu_seqlens_q=np.array(cu_seqlens_q, np.int32),
-                seq_lens=np.array(seq_lens, np.int32),
-                block_tables=tables,
-                slot_mapping=slots.astype(np.int32),
-                block_size=self._block_size,
-            ),
+        return build_forward_batch(
+            input_ids,
+            positions,
+            cu_seqlens_q,
+            seq_lens,
+            [r.request.block_tables for r in rows],
+            logits_indices,
+            hidden_indices,
+            block_size=self._block_size,
+            scratch_block=self._storage.scratch_block,
         )
 
     @staticmethod
@@ -216,21 +204,6 @@ class ModelRunner:
                     raise AssertionError(f"a token was drawn from a row that fails: {logprobs}")
                 if logprobs is not None:
                     result.logprobs.setdefault(name, []).append(logprobs)
-
-
-def _block_tables(tables: list[list[list[int]]], scratch_block: int) -> NDArray[np.int32]:
-    """Block tables [G, R, M]; the scratch block pads them and replaces HOLEs."""
-    groups = len(tables[0])
-    width = max(len(of_request[0]) for of_request in tables)  # its tables are of one length
-    padding = [HOLE] * width
-    blocks: list[int] = []
-    for g in range(groups):
-        for of_request in tables:
-            blocks += of_request[g]
-            blocks += padding[len(of_request[g]) :]
-    array = np.array(blocks, np.int32).reshape(groups, len(tables), width)
-    array[array == HOLE] = scratch_block
-    return array
 
 
 def _plan_rows(requests: list[Request]) -> list[_Rows]:

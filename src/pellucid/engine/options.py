@@ -11,6 +11,7 @@ from ..checks import declarations, show, unknown_name
 from ..engine_config import EngineConfig
 from ..errors import ConfigError
 from ..sampling_params import MAX_LOGPROBS
+from ..speculative.methods import DRAFT
 
 __all__ = ["build_engine_config"]
 
@@ -101,17 +102,27 @@ def _with_speculation(options: Mapping[str, object]) -> Mapping[str, object]:
         # The governor learns which lengths of a match pay, so bounds of it change nothing.
         if name.startswith("prompt_lookup") and (type(value) is not int or value < 1):
             raise ConfigError(f"{name} is {show(value)}; it must be a whole number of at least 1")
-    if "method" not in told:
-        raise ConfigError("speculative_config has no method")
+    method = told.get("method", "draft_model" if "model" in told else None)
+    if method is None:
+        raise ConfigError("speculative_config has no method and no model")
+    model = told.get("model")
+    if method == "draft_model":
+        if not isinstance(model, str) or not model:
+            raise ConfigError(
+                f"the model of speculative_config is {show(model)}; it must be a name"
+            )
+        method = f"{DRAFT}{model}"
+    elif model is not None:
+        raise ConfigError(f"speculative_config has the method {show(method)}, which has no model")
     # Give our options.
     rest = {n: v for n, v in options.items() if n not in ("speculative_config", "speculative")}
     if "num_speculative_tokens" in told:
         if "num_speculative_tokens" in rest:
             raise ConfigError("num_speculative_tokens is given twice")
         rest["num_speculative_tokens"] = told["num_speculative_tokens"]
-    return {**rest, "speculative": told["method"]}
+    return {**rest, "speculative": method}
 
 
 _SPECULATIVE_FIELDS = (
-    *("method", "num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max"),
+    *("method", "model", "num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max"),
 )

@@ -8,7 +8,9 @@ from ..errors import ConfigError
 from .lookup import Histories, NgramProposer, SuffixProposer
 from .proposer import Proposer
 
-__all__ = ["METHODS", "build_proposers"]
+__all__ = ["DRAFT", "METHODS", "build_proposers"]
+
+DRAFT = "draft:"  # the method of a draft model, before the name of the model
 
 METHODS: Mapping[str, tuple[Callable[[Histories], Proposer], ...]] = MappingProxyType(
     {
@@ -22,6 +24,8 @@ METHODS: Mapping[str, tuple[Callable[[Histories], Proposer], ...]] = MappingProx
 def build_proposers(method: str) -> list[Proposer]:
     """New proposers of a method. Raises ConfigError for a name that is none."""
     if method not in METHODS:
-        raise ConfigError(unknown_name("method of speculation", method, list(METHODS)))
+        raise ConfigError(
+            unknown_name("method of speculation", method, [*METHODS, f"{DRAFT}MODEL"])
+        )
     histories = Histories()
     return [build(histories) for build in METHODS[method]]

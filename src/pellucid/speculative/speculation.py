@@ -81,6 +81,11 @@ class Speculation:
         self._step = 0
         self._num_futile = 0  # steps in a row whose drafts were all turned down
 
+    @property
+    def proposers(self) -> list[Proposer]:
+        """The proposers that are asked."""
+        return list(self._proposers.values())
+
     def propose(self, decoding: Sequence[Request]) -> None:
         """Set the drafts of the requests that decode, for the next step."""
         self._drafts = {}
