@@ -73,7 +73,7 @@ MUTATIONS = [
         "pass",
     ),
     ("blocks of the tier are not saved", TREE, "self.ops.append(op)", "pass"),
-    ("a slot of the tier is free while it is full", TIER, "self._free.pop())", "self._free[-1])"),
+    ("a slot of the tier is free while it is full", TIER, "self._free.pop()", "self._free[-1]"),
     (
         "a node with children in memory is evicted",
         TREE,
@@ -195,14 +195,70 @@ MUTATIONS = [
     (
         "drafts overrun the budget",
         SCHEDULER,
-        "count += self._num_drafts(request, left - 1 - self._num_decoding(i + 1))",
-        "count += len(request.draft_token_ids)",
+        "count = min(len(request.draft_token_ids), room, left)",
+        "count = min(len(request.draft_token_ids), room)",
+    ),
+    (
+        "drafts overrun the answer's length",
+        SCHEDULER,
+        "count = min(len(request.draft_token_ids), room, left)",
+        "count = min(len(request.draft_token_ids), left)",
+    ),
+    (
+        "drafts have no slots",
+        SCHEDULER,
+        "if stop <= request.next_kv_event or self.kv.allocate_slots(request, 1 + count):",
+        "if True:",
+    ),
+    (
+        "drafts come before prompts that wait",
+        SCHEDULER,
+        "        if self.waiting.num_tokens and self.num_preemptions == num_preemptions:\n",
+        "        self._plan_drafts(planned, left)\n"
+        "        left = self.max_num_batched_tokens\n"
+        "        left -= sum(r.num_scheduled_tokens for r in planned)\n"
+        "        if self.waiting.num_tokens and self.num_preemptions == num_preemptions:\n",
     ),
     (
         "somebody is preempted for a draft",
         SCHEDULER,
-        "if request.is_decoding and count > 1 and not has_room:",
-        "if False:",
+        "            # Allocate their slots.\n",
+        "            if request.is_decoding:\n"
+        "                count += min(len(request.draft_token_ids), left - 1)\n",
+    ),
+    (
+        "blocks of rejected drafts are kept",
+        SCHEDULER,
+        "                    self.kv.give_back_slots(request, request.num_computed_tokens)\n",
+        "",
+    ),
+    (
+        "blocks of a draft model are not taken back",
+        SCHEDULER,
+        "self._take_from_drafts(planned) and self.kv.allocate_slots(request, count)",
+        "False",
+    ),
+    (
+        "a prompt waits for blocks of a draft model",
+        SCHEDULER,
+        "self._take_from_drafts(planned) and self.kv.admit(request, hit, count)",
+        "False",
+    ),
+    (
+        "drafts are published before they are verified",
+        SCHEDULER,
+        "            request.num_computed_tokens += request.num_scheduled_tokens\n",
+        "            drafts = request.draft_token_ids[: request.num_scheduled_drafts]\n"
+        "            request.num_computed_tokens += request.num_scheduled_tokens\n"
+        "            request.output_token_ids += drafts\n"
+        "            self.kv.publish(request)\n"
+        "            del request.output_token_ids[len(request.output_token_ids) - len(drafts) :]\n",
+    ),
+    (
+        "a window is trimmed for drafts",
+        MANAGER,
+        "self._leave_behind(held, request.num_computed_tokens)",
+        "self._leave_behind(held, stop - 1)",
     ),
     (
         "a preempted request still decodes",
@@ -231,8 +287,8 @@ MUTATIONS = [
     (
         "a higher priority is planned without a place",
         SCHEDULER,
-        "if len(self.running) < self.max_num_seqs and self.kv.admit(urgent, hit, count):",
-        "if self.kv.admit(urgent, hit, count):",
+        "if len(self.running) < self.max_num_seqs and self._admit(urgent, hit, count, planned):",
+        "if self._admit(urgent, hit, count, planned):",
     ),
 ]
 

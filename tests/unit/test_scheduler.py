@@ -242,6 +242,42 @@ def test_nobody_is_preempted_for_a_draft_of_another(when: str) -> None:
     scheduler.check_integrity()
 
 
+@pytest.mark.parametrize("is_running", [False, True])
+def test_no_prompt_waits_for_a_draft(is_running: bool) -> None:
+    scheduler = _scheduler(num_blocks=16, budget=6, num_seqs=2)
+    first, second = _request("a", 3, max_tokens=20), _request("b", 20, cache_salt="b")
+    _decoding(scheduler, first)
+    scheduler.add(second)
+    if is_running:
+        scheduler.update(scheduler.schedule(), {"a": [1]})
+    first.draft_token_ids = [1] * 8
+    step = scheduler.schedule()
+    assert [(r.request_id, r.num_scheduled_tokens) for r in step.requests] == [("a", 1), ("b", 5)]
+
+
+def test_no_prompt_waits_for_the_blocks_of_a_draft_model() -> None:
+    """It took them before the step was planned."""
+    scheduler = _scheduler(num_blocks=4, num_seqs=2)
+    first, second = _request("a", 3, max_tokens=12), _request("b", 8, cache_salt="b")
+    _decoding(scheduler, first)
+    assert scheduler.kv.allocate_slots(first, 12)
+    scheduler.add(second)
+    step = scheduler.schedule()
+    assert [(r.request_id, r.num_scheduled_tokens) for r in step.requests] == [("a", 1), ("b", 7)]
+
+
+def test_a_rejected_draft_keeps_no_block() -> None:
+    scheduler = _scheduler()
+    request = _request("a", 3, max_tokens=20)
+    _decoding(scheduler, request)
+    request.draft_token_ids = [1] * 7
+    step = scheduler.schedule()
+    assert (request.num_scheduled_drafts, len(request.block_tables[0])) == (7, 3)
+    scheduler.update(step, {"a": [1, 1, 5]})
+    assert (request.num_computed_tokens, len(request.block_tables[0])) == (6, 2)
+    scheduler.check_integrity()
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_an_embedding_ends_with_its_prompt_which_may_fill_the_context(pooling: str) -> None:
     scheduler = _scheduler(num_blocks=5, budget=8)

@@ -253,17 +253,20 @@ class KVCacheManager:
         request.next_kv_event = self._next_event(held)
         return True
 
-    def give_back_slots(self, request: Request, num_tokens: int) -> None:
+    def give_back_slots(self, request: Request, num_tokens: int) -> bool:
         """Give back the blocks behind a running request's first `num_tokens` slots. They were
-        allocated for drafts: nothing in them is published.
+        allocated for drafts: nothing in them is published. False if there are none.
         """
         held = self._held[request.request_id]
         columns = self.layout.columns_for(num_tokens)
+        if columns >= len(held.tables[0]):
+            return False
         for table in held.tables:
             for block in table[columns:]:
                 self._pool.release(block)
             del table[columns:]
         request.next_kv_event = self._next_event(held)
+        return True
 
     def _next_event(self, held: _Held) -> int:
         """The next count of computed tokens at which a block is allocated, published or freed."""

@@ -18,8 +18,10 @@ in rank. Equal priorities never preempt each other, and a preempted request come
 two requests never preempt each other in turns.
 
 A request that decodes may have drafts (`draft_token_ids`), which are computed behind its last known
-token. `update` takes the accepted tokens. Rejected drafts need no rollback: the counter of computed
-tokens stops before them.
+token. Drafts come last in the plan: they get the tokens and blocks that all others leave, so no
+prompt waits for a draft and nobody is preempted for one. `update` takes the accepted tokens.
+Rejected drafts need no rollback: the counter of computed tokens stops before them, and the blocks
+behind it are given back.
 
 `batching` says when waiting requests may join. continuous: at every step. static: when no request
 runs; as many as fit form a batch, which runs until its last request has ended. dynamic: like
@@ -133,7 +135,8 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         left = self._plan_running(planned)
         if self.waiting.num_tokens and self.num_preemptions == num_preemptions:
-            self._plan_waiting(planned, left)
+            left = self._plan_waiting(planned, left)
+        self._plan_drafts(planned, left)
         if planned:
             self._log("schedule", planned, [r.num_scheduled_tokens for r in planned])
         elif self.num_unfinished:
@@ -149,7 +152,7 @@ class Scheduler:
             if not left:
                 break
             if by_priority and self.waiting.outranks(request):
-                urgent = self._admit_urgent(i, left)
+                urgent = self._admit_urgent(i, left, planned)
                 if urgent is not None:
                     planned.append(urgent)
                     left -= urgent.num_scheduled_tokens
@@ -157,46 +160,24 @@ class Scheduler:
                 by_priority = False
                 if request.status is not RequestStatus.RUNNING:
                     break
-            # Count its tokens: one and its drafts if it decodes, else what the budget allows.
+            # Count its tokens: one if it decodes, else what the budget allows.
             computed, count = request.num_computed_tokens, 1
             if not request.is_decoding:
                 count = min(request.num_tokens - computed, left - self._num_decoding(i + 1))
                 count = self._limit_scored(request, computed, count)
                 if count < 1:
                     continue
-            elif request.draft_token_ids:
-                count += self._num_drafts(request, left - 1 - self._num_decoding(i + 1))
-            # Allocate their slots. No request is preempted for a draft.
+            # Allocate their slots.
             if computed + count > request.next_kv_event:
-                has_room = self.kv.allocate_slots(request, count)
-                if request.is_decoding and count > 1 and not has_room:
-                    count = 1
-                    has_room = self.kv.allocate_slots(request, count)
-                if not has_room:
-                    left += self._drop_drafts(planned)
-                    has_room = self.kv.allocate_slots(request, count)
-                while not has_room:
+                while not self._allocate_slots(request, count, planned):
                     victim = self.running[-1]
                     self._preempt(victim)
                     if victim is request:
                         return left
-                    has_room = self.kv.allocate_slots(request, count)
             self._set_scheduled(request, count)
             planned.append(request)
             left -= count
         return left
-
-    def _drop_drafts(self, planned: Sequence[Request]) -> int:
-        """Take back the slots of all drafts. Returns how many tokens fewer the step computes."""
-        dropped = 0
-        for request in planned:
-            if request.is_decoding:
-                dropped += request.num_scheduled_tokens - 1
-                request.num_scheduled_tokens = 1
-        for request in self.running:
-            if request.is_decoding:
-                self.kv.give_back_slots(request, request.num_computed_tokens + 1)
-        return dropped
 
     def _limit_scored(self, request: Request, computed: int, count: int) -> int:
         """`count`, or fewer tokens, so that this step has rows of logits for those it scores."""
@@ -216,12 +197,43 @@ class Scheduler:
         """How many requests decode, from rank `first` on: each needs one token."""
         return sum(r.is_decoding for r in self.running[first:])
 
-    def _num_drafts(self, request: Request, room: int) -> int:
-        """How many drafts to compute. The last token of an answer is sampled, never computed."""
-        left = request.max_tokens - len(request.output_token_ids) - 1
-        return max(0, min(len(request.draft_token_ids), room, left))
+    def _allocate_slots(self, request: Request, count: int, planned: Sequence[Request]) -> bool:
+        """Allocate slots for known tokens, if necessary those that drafts have."""
+        return self.kv.allocate_slots(request, count) or (
+            self._take_from_drafts(planned) and self.kv.allocate_slots(request, count)
+        )
 
-    def _admit_urgent(self, place: int, left: int) -> Request | None:
+    def _admit(self, request: Request, hit: Hit, count: int, planned: Sequence[Request]) -> bool:
+        """Give a waiting request its blocks, if necessary those that drafts have."""
+        return self.kv.admit(request, hit, count) or (
+            self._take_from_drafts(planned) and self.kv.admit(request, hit, count)
+        )
+
+    def _take_from_drafts(self, planned: Sequence[Request]) -> bool:
+        """Give back the blocks that a draft model's guesses were computed in, before this step was
+        planned. False if there are none.
+        """
+        needed = {r.request_id: r.num_computed_tokens for r in self.running}
+        for request in planned:
+            needed[request.request_id] += request.num_scheduled_tokens
+        return any([self.kv.give_back_slots(r, needed[r.request_id]) for r in self.running])
+
+    def _plan_drafts(self, planned: list[Request], left: int) -> None:
+        """Add drafts to the requests of this step that decode, while tokens and blocks are left."""
+        for request in planned:
+            if not left:
+                return
+            if not request.draft_token_ids:
+                continue
+            # The last token of an answer is sampled, never computed.
+            room = request.max_tokens - len(request.output_token_ids) - 1
+            count = min(len(request.draft_token_ids), room, left)
+            stop = request.num_computed_tokens + 1 + count
+            if stop <= request.next_kv_event or self.kv.allocate_slots(request, 1 + count):
+                request.num_scheduled_tokens = 1 + count
+                left -= count
+
+    def _admit_urgent(self, place: int, left: int, planned: Sequence[Request]) -> Request | None:
         """Admit the first waiting request before the running ones from `place` on, which have a
         lower priority; preempt the last in rank until it fits. None if it cannot start.
         """
@@ -232,7 +244,7 @@ class Scheduler:
             count = self._limit_scored(urgent, hit.num_tokens, count)
             if count < 1 or self._is_being_computed(urgent, hit):
                 return None
-            if len(self.running) < self.max_num_seqs and self.kv.admit(urgent, hit, count):
+            if len(self.running) < self.max_num_seqs and self._admit(urgent, hit, count, planned):
                 break
             if len(self.running) == place:
                 return None
@@ -241,10 +253,12 @@ class Scheduler:
         self._set_scheduled(urgent, count)
         return urgent
 
-    def _plan_waiting(self, planned: list[Request], left: int) -> None:
-        """Admit waiting requests while tokens, `max_num_seqs` and blocks allow it."""
+    def _plan_waiting(self, planned: list[Request], left: int) -> int:
+        """Admit waiting requests while tokens, `max_num_seqs` and blocks allow it. Returns the rest
+        of the budget.
+        """
         if self.batching != "continuous" and self.running:
-            return
+            return left
         passed_over: set[str] = set()
         first: Request | None = None
         while (
@@ -256,7 +270,7 @@ class Scheduler:
             else:
                 request = self.waiting.first(self._step, passed_over)
             if request is None:
-                return
+                break
             # Skip it if a running request computes its prefix: it will hit that prefix later.
             hit = self.kv.lookup(request)
             if self._is_being_computed(request, hit):
@@ -265,13 +279,14 @@ class Scheduler:
             # Start it with the rest of the budget.
             count = min(request.num_tokens - hit.num_tokens, left)
             count = self._limit_scored(request, hit.num_tokens, count)
-            if count < 1 or not self.kv.admit(request, hit, count):
-                return
+            if count < 1 or not self._admit(request, hit, count, planned):
+                break
             first = first or request
             self._start(request)
             self._set_scheduled(request, count)
             planned.append(request)
             left -= count
+        return left
 
     def _is_being_computed(self, request: Request, hit: Hit) -> bool:
         """True if a running request is computing the first block that this one did not hit."""
@@ -365,6 +380,7 @@ class Scheduler:
                 if request.draft_token_ids:
                     request.num_computed_tokens = request.num_tokens - 1
                     request.draft_token_ids = []
+                    self.kv.give_back_slots(request, request.num_computed_tokens)
                 request.is_decoding = True
             elif request.pooling is not None and request.num_computed_tokens == request.num_tokens:
                 reason = "stop"
