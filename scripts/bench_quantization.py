@@ -239,16 +239,17 @@ def bytes_of(path: Path) -> int:
 def rows_of(bench: Bench, file_type: str) -> Iterator[dict[str, Any]]:
     """A row for each text."""
     name = file_type.removesuffix(AUTO)
-    if isinstance(find_type(name), FolderType):
+    found = find_type(name)
+    if isinstance(found, FolderType):
         theirs = bench.folder(file_type, calibrated=False)[0]
         ours, seconds, memory = bench.folder(file_type, calibrated=True)
     else:
-        theirs = bench.theirs(name)
+        theirs = bench.theirs(found.name)
         ours, seconds, memory = bench.ours(file_type)
         if name == file_type and formats_of(theirs) != formats_of(ours):
             sys.exit(f"{theirs} and {ours} differ in the formats of their tensors")
-    reference, found = bench.measure(theirs), bench.measure(ours)
-    for text, own in found.items():
+    reference = bench.measure(theirs)
+    for text, own in bench.measure(ours).items():
         other = reference[text]
         yield {
             "type": file_type,

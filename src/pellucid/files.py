@@ -29,6 +29,7 @@ __all__ = [
     "PartialFile",
     "check_output",
     "check_regular",
+    "files_of",
     "is_there",
     "open_regular",
     "open_within",
@@ -120,6 +121,13 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     effective = os.access in os.supports_effective_ids
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
         raise ConfigError(f"out is {str(path)!r}; the folder {str(folder)!r} cannot be written to")
+
+
+def files_of(model: Path) -> list[Path]:
+    """A model's file, or the files in its folder."""
+    if not model.is_dir():
+        return [model]
+    return [path for path in model.iterdir() if path.is_file()]
 
 
 def is_there(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from pellucid.weights import gguf_writer
 from pellucid.weights.gguf import GGUFFile
 from pellucid.weights.gguf_writer import write_gguf
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 HIDDEN, FFN, VOCAB, LAYERS = 256, 512, 40, 2
 MATRICES = {
     "attn_q": (256, 256),
@@ -228,7 +230,56 @@ def test_wrong_places_and_names_are_one_sentence(model: Path, tmp_path: Path) ->
         result = run(model, out, "--to", "q4_0", code=1)
         assert said in result.stderr and result.stderr.count("\n") <= 3
     result = run(model, tmp_path / "o.gguf", "--to", "q4_kk", code=1)
+    assert "q2_k, int2, gptq" in result.stderr
     assert "type is 'q4_kk' (did you mean q4_k?)" in result.stderr or "q4_k_" in result.stderr
+    assert left_in(tmp_path) == ["model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--to", "q4_0", "--calibration-chunks", "3"], "is 3, and there is no --calibration"),
+        (["--to", "int8", "--calibration-chunks", "3"], "is 3, and there is no --calibration"),
+        (["--to", "q4_0", "--method", "rtn", "--imatrix", "x"], "--imatrix is given, and --method"),
+        (["--to", "q4_0", "--method", "rtn", "--calibration", "x"], "--calibration is given, and"),
+        (["--to", "f16", "--calibration", "x"], "F16 is not quantized, and makes no use of a"),
+        (["--to", "bf16", "--imatrix", "x"], "BF16 is not quantized, and makes no use of a"),
+    ],
+)
+def test_an_option_without_use_is_refused(
+    model: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    result = run(model, tmp_path / "out.gguf", *options, code=1)
+    assert said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_rules_that_decide_for_no_tensor_are_named(model: Path, tmp_path: Path) -> None:
+    """Their pattern is found in no name, only behind another rule, or in tensors that stay."""
+    (tmp_path / "map").write_text("attn_=q5_k\nattn_q=q4_k\nattnq=q8_0\nnorm=f16\n")
+    result = run(model, tmp_path / "out.gguf", "--to", "q4_0", "--type-map", tmp_path / "map")
+    said = [line for line in result.stderr.splitlines() if "decides for no tensor" in line]
+    assert [line.split()[-5] for line in said] == ["attn_q=Q4_K", "attnq=Q8_0", "norm=F16"]
+    (tmp_path / "map").write_text("# nothing\n")
+    result = run(
+        model, tmp_path / "out.gguf", "--to", "q4_0", "--type-map", tmp_path / "map", code=1
+    )
+    assert "map has no word PATTERN=FORMAT" in result.stderr
+
+
+@pytest.mark.parametrize("file", ["model-00002-of-00003.safetensors", "config.json"])
+def test_a_file_of_the_models_folder_is_not_replaced(tmp_path: Path, file: str) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "models" / "llama", tmp_path / "model"))
+    before = (folder / file).read_bytes()
+    result = run(folder, folder / file, "--to", "q8_0", code=1)
+    assert "which is read; give another name" in result.stderr
+    assert (folder / file).read_bytes() == before
+
+
+def test_a_name_that_is_too_long_is_the_one_that_was_given(model: Path, tmp_path: Path) -> None:
+    """The unfinished file's name is longer, and nobody has asked for it."""
+    name = "o" * 240
+    result = run(model, tmp_path / name, "--to", "q4_0", code=1)
+    assert f"{name} cannot be written: File name too long" in result.stderr
     assert left_in(tmp_path) == ["model.gguf"]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..files import check_output
+from ..files import check_output, files_of
 from ..units import format_count
 from ..weights import hub
 from .options import debug_option
@@ -64,7 +64,7 @@ def imatrix(
     check_output(out, [text_file])
     text = read_text(text_file)
     path = hub.resolve_model(model, progress=True)
-    check_output(out, [path])
+    check_output(out, files_of(path))
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
         if n_ctx > config.max_position_embeddings:

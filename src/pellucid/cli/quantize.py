@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
-from ..files import check_output
+from ..files import check_output, files_of
 from ..units import format_bytes, format_count
 from ..weights import hub
 from .options import debug_option, json_option
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from ..quant.method import Method, MethodName
     from ..quant.quantize import Plan, TensorReport
     from ..quant.source import Source
-    from ..quant.type_map import Rule
+    from ..quant.type_map import FileType, Rule
 
 __all__ = ["quantize"]
 
-INT2 = "int2"  # q2_k with error feedback, without which it is not worth its name
+CHUNKS = 64  # of the calibration text
 CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration/c4.txt"}
 
 
@@ -98,9 +98,7 @@ CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration
 @click.option(
     "--calibration-chunks",
     type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Use so many chunks of 512 tokens of the calibration text.",
+    help=f"Use so many chunks of 512 tokens of the calibration text.  [default: {CHUNKS}]",
 )
 @click.option(
     "--allow-requantize",
@@ -118,7 +116,7 @@ def quantize(
     calibration: str | None,
     imatrix_file: Path | None,
     method: "MethodName | None",
-    calibration_chunks: int,
+    calibration_chunks: int | None,
     allow_requantize: bool,
     as_json: bool,
 ) -> None:
@@ -128,14 +126,19 @@ def quantize(
     OUT appears whole or not at all. llama.cpp runs the files too; vLLM and transformers the
     folders.
     """
-    from ..quant.folder_types import FolderType, find_type
+    from ..quant.folder_types import INT2, FolderType, find_type
     from ..quant.quantize import plan_quantization, write_quantized
     from ..quant.source import open_source
-    from ..quant.type_map import read_rules
+    from ..quant.type_map import read_rules, unused_rules
 
     # check the options before a model is fetched
     is_int2 = file_type is not None and file_type.lower() == INT2
-    wanted = None if file_type is None else find_type("q2_k" if is_int2 else file_type)
+    wanted = None if file_type is None else find_type(file_type)
+    if calibration_chunks is not None and calibration is None:
+        raise ConfigError(
+            f"--calibration-chunks is {calibration_chunks}, and there is no --calibration"
+        )
+    chunks = calibration_chunks or CHUNKS
     if isinstance(wanted, FolderType):
         check_folder_options(
             wanted,
@@ -150,7 +153,7 @@ def quantize(
             out,
             wanted,
             text=None if calibration is None else read_text(_calibration_file(calibration)),
-            chunks=calibration_chunks,
+            chunks=chunks,
             allow_requantize=allow_requantize,
             as_json=as_json,
         )
@@ -159,19 +162,23 @@ def quantize(
     rules: Sequence[Rule] = ()
     if type_map is not None and str(type_map) != AUTO:
         rules = read_rules(type_map)
-    chosen = _choose_method(method, calibration, imatrix_file)
+    chosen = _choose_method(method, calibration, imatrix_file, is_auto)
     if is_int2 and chosen != "ef":
         raise ConfigError(
             "int2 is q2_k with error feedback, which needs a text; give --calibration, and no "
             "other --method"
         )
+    _check_use(wanted, rules, chosen)
     text = None if calibration is None else read_text(_calibration_file(calibration))
-    with open_source(hub.resolve_model(model, progress=True)) as source:
-        read = (source.path, type_map, imatrix_file, calibration and Path(calibration))
-        check_output(out, [path for path in read if path])
+    path = hub.resolve_model(model, progress=True)
+    read = (type_map, imatrix_file, calibration and _calibration_file(calibration))
+    check_output(out, [*files_of(path), *(file for file in read if file)])
+    with open_source(path) as source:
+        for rule in unused_rules(rules, source.specs):
+            say(f"the type map's {rule.pattern.pattern:.100}={rule.format} decides for no tensor")
         windows = None
         if text is not None:
-            windows = calibration_windows(source.checkpoint, text, calibration_chunks)
+            windows = calibration_windows(source.checkpoint, text, chunks)
         auto = None
         if is_auto and windows is not None:
             auto = choose_auto(
@@ -224,9 +231,11 @@ def quantize(
 
 
 def _choose_method(
-    method: "MethodName | None", calibration: str | None, imatrix_file: Path | None
+    method: "MethodName | None", calibration: str | None, imatrix_file: Path | None, is_auto: bool
 ) -> "MethodName":
-    """The method that the options mean. Raises ConfigError where one that is needed is missing."""
+    """The method that the options mean. Raises ConfigError where one that is needed is missing, or
+    one that is given has no use. `is_auto`: the text is also used to choose formats.
+    """
     if calibration is not None and imatrix_file is not None:
         raise ConfigError("--calibration and --imatrix are both given; one of them is used")
     if method is None:
@@ -235,7 +244,24 @@ def _choose_method(
         raise ConfigError("--method ef needs a calibration text; give --calibration")
     if method == "imatrix" and calibration is None and imatrix_file is None:
         raise ConfigError("--method imatrix needs --imatrix or --calibration")
+    if method == "rtn" and (imatrix_file is not None or (calibration is not None and not is_auto)):
+        given = "--calibration" if imatrix_file is None else "--imatrix"
+        raise ConfigError(f"{given} is given, and --method rtn makes no use of it; leave one out")
     return method
+
+
+def _check_use(wanted: "FileType | None", rules: "Sequence[Rule]", method: "MethodName") -> None:
+    """Raise ConfigError for a calibrated method if no tensor gets a format that it could choose
+    codes of.
+    """
+    from ..quant.type_map import DENSE
+
+    formats = [] if wanted is None else [wanted.base, *(rule.format for rule in rules)]
+    if method != "rtn" and formats and set(formats) <= set(DENSE):
+        raise ConfigError(
+            f"{formats[0]} is not quantized, and makes no use of a calibration or an importance "
+            "matrix; leave them out"
+        )
 
 
 def _calibration_file(name: str) -> Path:

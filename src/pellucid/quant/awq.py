@@ -29,7 +29,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError
+from ..formats.finite import check_activation, naming
 from .calibrate import Floats, Walk
 from .error_feedback import quadratic_loss
 from .gptq import GroupedCodes, round_to_nearest
@@ -88,7 +88,8 @@ def awq_layers(walk: Walk, group_sizes: Mapping[str, int | None]) -> Iterator[AW
                 continue
             found = inputs[migration.group]
             matrix = np.concatenate([weights[name] for name in names])
-            scales = search_scales(matrix, found, migration, group_sizes[names[0]])
+            with naming(f"tensor {names[0]!r}"):
+                scales = search_scales(matrix, found, migration, group_sizes[names[0]])
             weights = migration.move(weights, scales)
             channels = scales[migration.rows].astype(np.float64)
             found.hessian /= np.outer(channels, channels)
@@ -97,7 +98,8 @@ def awq_layers(walk: Walk, group_sizes: Mapping[str, int | None]) -> Iterator[AW
         for name, size in group_sizes.items():
             if name in weights:
                 hessian = inputs[walk.params[name].group or ""].hessian
-                codes[name] = _round(clip_groups(weights[name], hessian, size), size)
+                with naming(f"tensor {name!r}"):
+                    codes[name] = _round(clip_groups(weights[name], hessian, size), size)
         yield AWQLayer(codes, dict(weights))
 
 
@@ -117,8 +119,8 @@ def observe_layer(
 
     walk.run_layer(layer, weights, observe)
     for group, own in found.items():
-        if not np.isfinite(np.diag(own.hessian)).all():
-            raise FormatError(f"the input of {group} is NaN or infinite; the model is damaged")
+        is_finite = bool(np.isfinite(np.diag(own.hessian)).all())
+        check_activation(f"the input of {group}", is_finite)
         own.hessian /= walk.num_tokens
         own.mean /= walk.num_tokens
     return found

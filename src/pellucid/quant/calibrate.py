@@ -24,7 +24,8 @@ from ..backends.reference import ops as reference
 from ..backends.registry import get_backend
 from ..batch import AttentionMetadata, ForwardBatch
 from ..config import ModelConfig
-from ..errors import FormatError, RequestError
+from ..errors import RequestError
+from ..formats.finite import check_activation
 from ..kv_spec import build_kv_specs
 from ..models.params import Param, split_name
 from ..models.registry import get_graph
@@ -137,10 +138,13 @@ class Walk:
         `last_group` ends each step after this group was observed, so that nothing is computed that
         nobody reads; the hidden states must then stay. What was computed is kept for the next run
         of this layer, while it fits, and used again up to the first weight that has changed.
+
+        Raises FormatError if a hidden state behind the layer is NaN or infinite.
         """
         tap = _Tap(self.params, weights, observe, last_group)
         for start, x in self._steps(tap, layer, weights, keeps=last_group is not None):
             if advance and x is not None:
+                check_activation(f"the output of layer {layer}", bool(np.isfinite(x).all()))
                 hidden = self._hidden[start : start + self._step]
                 hidden[:] = x.reshape(hidden.shape)
         if advance:
@@ -183,6 +187,7 @@ class Walk:
         blocks = self._step * -(-self._windows.shape[1] // BLOCK_SIZE)
         return self._backend.new_kv_store(blocks, BLOCK_SIZE, self._specs[layer])
 
+    @np.errstate(over="ignore", invalid="ignore")  # the callers refuse what is not finite
     def _step_layer(
         self, tap: "_Tap", layer: int, weights: Mapping[str, Floats], start: int, store: Any
     ) -> Floats:
@@ -199,6 +204,7 @@ class Walk:
         )
         return x
 
+    @np.errstate(over="ignore", invalid="ignore")  # observers refuse what is not finite
     def run_head(self, observe: Observe) -> None:
         """Hand the input of the lm_head to `observe`. The logits are not computed."""
         weights = self._load(self._others)
@@ -242,6 +248,7 @@ class Walk:
         )
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def mean_hessian(
     walk: Walk, layer: int, weights: Mapping[str, Floats], group: str
 ) -> NDArray[np.float64]:
@@ -252,8 +259,7 @@ def mean_hessian(
     total = np.zeros(())
     for x in walk.inputs(layer, weights, group):
         total = total + x.T @ x
-    if not np.isfinite(np.diag(total)).all():
-        raise FormatError(f"the input of {group} is NaN or infinite; the model is damaged")
+    check_activation(f"the input of {group}", bool(np.isfinite(np.diag(total)).all()))
     return total / walk.num_tokens
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from ..formats.finite import naming
 from .awq import awq_layers
 from .calibrate import Floats, Walk, mean_hessian
 from .folder_model import FolderModel
@@ -31,6 +32,7 @@ from .type_map import FILE_TYPES, FileType, find_file_type
 from .writers import FolderPlan, Replacement, relative_error
 
 __all__ = [
+    "INT2",
     "FolderType",
     "Quantize",
     "Windows",
@@ -44,6 +46,7 @@ Windows: TypeAlias = NDArray[np.int32]
 # the model, the plan of the folder, the calibration text [W, n] or None -> the replacements
 Quantize: TypeAlias = Callable[[FolderModel, FolderPlan, Windows | None], Iterator[Replacement]]
 
+INT2 = "int2"  # q2_k with error feedback, without which it is not worth its name
 NAMES = (
     "gptq-int{2,3,4,8}-g{32,64,128,-1}[-asym][-actorder]",
     "awq-int4-g{32,64,128}",
@@ -92,17 +95,20 @@ def find_folder_type(name: str) -> FolderType | None:
 
 
 def find_type(name: str) -> FolderType | FileType:
-    """The type of folders or of GGUF files called `name`, in any case."""
+    """The type of folders or of GGUF files called `name`, in any case. int2 is found as q2_k."""
     found = find_folder_type(name)
     if found is not None:
         return found
+    if name.lower() == INT2:
+        return FILE_TYPES["q2_k"]
     try:
         return find_file_type(name)
     except ConfigError:
-        near = difflib.get_close_matches(name.lower(), [*FILE_TYPES, *folder_type_names()], n=1)
+        names = [*FILE_TYPES, INT2]
+        near = difflib.get_close_matches(name.lower(), [*names, *folder_type_names()], n=1)
         guess = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(
-            f"type is {name[:80]!r}{guess}; there are {', '.join(FILE_TYPES)}, {', '.join(NAMES)}"
+            f"type is {name[:80]!r}{guess}; there are {', '.join([*names, *NAMES])}"
         ) from None
 
 
@@ -141,14 +147,16 @@ def _by_gptq(symmetric: bool, act_order: bool) -> Quantize:
                 if not names:
                     continue
                 # all weights of the group at once: they have one Hessian and one group size
-                found = gptq(
-                    np.concatenate([weights[name] for name in names]),
-                    mean_hessian(walk, layer, weights, group),
-                    bits=plan.layout.bits,
-                    group_size=plan.group_sizes[names[0]],
-                    symmetric=symmetric,
-                    act_order=act_order,
-                )
+                hessian = mean_hessian(walk, layer, weights, group)
+                with naming(f"tensor {names[0]!r}"):
+                    found = gptq(
+                        np.concatenate([weights[name] for name in names]),
+                        hessian,
+                        bits=plan.layout.bits,
+                        group_size=plan.group_sizes[names[0]],
+                        symmetric=symmetric,
+                        act_order=act_order,
+                    )
                 start = 0
                 for name in names:
                     stop = start + len(weights[name])
@@ -166,9 +174,10 @@ def _nearest(model: FolderModel, plan: FolderPlan, symmetric: bool) -> Iterator[
     """Each value becomes the nearest one of its group's grid."""
     for name, size in plan.group_sizes.items():
         weight = model.load([name])[name]
-        codes = round_to_nearest(
-            weight, bits=plan.layout.bits, group_size=size, symmetric=symmetric
-        )
+        with naming(f"tensor {name!r}"):
+            codes = round_to_nearest(
+                weight, bits=plan.layout.bits, group_size=size, symmetric=symmetric
+            )
         yield Replacement(name, codes, relative_error(codes.values(), weight))
 
 
@@ -178,7 +187,8 @@ def _by_rows(
     """Naive int8: row r becomes rint(row / s) with s = max |row| / 127."""
     for name in plan.group_sizes:
         weight = model.load([name])[name]
-        codes = quantize_rows(weight)
+        with naming(f"tensor {name!r}"):
+            codes = quantize_rows(weight)
         yield Replacement(name, codes, relative_error(codes.values(), weight))
 
 

@@ -227,7 +227,8 @@ def _grids(values: Floats, bits: int, symmetric: bool) -> tuple[Floats, Codes]:
     if symmetric:
         high = np.maximum(-low, high)
         low = -high
-    scale = np.maximum((high - low) / np.float32(largest), np.float32(_SMALLEST_SCALE))
+    with np.errstate(over="ignore"):  # refused as a scale
+        scale = np.maximum((high - low) / np.float32(largest), np.float32(_SMALLEST_SCALE))
     scale = float16_scales(scale)
     if symmetric:
         return scale, np.full(len(values), 1 << (bits - 1), np.uint8)

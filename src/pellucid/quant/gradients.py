@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..batch import AttentionMetadata, ForwardBatch
 from ..config import ModelConfig
+from ..formats.finite import check_activation
 from ..models.params import split_name
 from ..models.registry import get_graph
 from ..ops.protocol import KVLayer
@@ -40,10 +41,13 @@ class Gradients:
     Call `run_head`, then `run_layer` for each layer from the last to the first.
     """
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused
     def __init__(
         self, config: ModelConfig, load: Load, windows: NDArray[np.int32], seed: int = 0
     ) -> None:
-        """Run the windows [W, n] forward. `seed`: of the tokens that are drawn."""
+        """Run the windows [W, n] forward. `seed`: of the tokens that are drawn. Raises FormatError
+        if a hidden state is NaN or infinite.
+        """
         self.config = config
         self._load, self._windows = load, windows
         self._graph = get_graph(config.graph)
@@ -63,6 +67,8 @@ class Gradients:
             weights = self.load_layer(layer)
             for i in range(len(windows)):
                 _, out = self._layer(Tape(weights), weights, layer, i)
+                is_finite = bool(np.isfinite(out.value).all())
+                check_activation(f"the output of layer {layer}", is_finite)
                 self._hidden[layer + 1, i] = out.value
         self._grads = np.empty(shape[1:], np.float32)
 

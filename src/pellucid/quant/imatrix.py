@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import FormatError
 from ..formats import dequantize, encode_dense
+from ..formats.finite import check_activation
 from ..weights.checkpoint import Checkpoint
 from ..weights.families import gguf_source_of
 from ..weights.gguf import GGUFFile
@@ -86,10 +87,8 @@ def collect_imatrix(
 
     def observe(group: str, x: Floats) -> None:
         squares = np.einsum("ti,ti->i", x, x).astype(np.float64)
-        if not np.isfinite(squares).all():
-            raise FormatError(
-                f"{checkpoint.path}: the input of {group} is NaN or infinite; the file is damaged"
-            )
+        is_finite = bool(np.isfinite(squares).all())
+        check_activation(f"{checkpoint.path}: the input of {group}", is_finite)
         sums[group] = sums.get(group, 0) + squares
 
     for layer in range(config.num_layers):

@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..formats.finite import check_activation
 from .gptq import Factor
 
 __all__ = ["Moments", "corrected", "mean_moments"]
@@ -34,6 +35,7 @@ class Moments:
     drift: Floats  # [n, n]  D
 
 
+@np.errstate(over="ignore", invalid="ignore")  # the caller refuses what is not finite
 def mean_moments(steps: Iterable[tuple[Floats, Floats]]) -> Moments:
     """The means over some steps. Each has the inputs x̃ and x, [T, n]."""
     tokens, hessian, drift = 0, None, None
@@ -50,9 +52,10 @@ def mean_moments(steps: Iterable[tuple[Floats, Floats]]) -> Moments:
     return Moments(hessian / tokens, (drift / tokens).astype(np.float32))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def corrected(weight: Floats, moments: Moments, factor: Factor, other: Moments) -> Floats:
     """The weight [R, n] with a share of the change. `factor` is that of `moments.hessian`, `other`
-    are the moments of another text.
+    are the moments of another text. Raises FormatError if inputs are so large that it overflows.
     """
     order, upper = factor.order, factor.upper
     # W D H⁻¹ with H⁻¹ = Uᵀ U
@@ -62,4 +65,6 @@ def corrected(weight: Floats, moments: Moments, factor: Factor, other: Moments) 
     slope = np.vdot(change, weight @ other.drift)
     curve = np.vdot(change @ other.hessian.astype(np.float32), change)
     share = np.float32(np.clip(slope / curve, 0, 1)) if curve > 0 else np.float32(0)
-    return weight + share * change
+    found: Floats = weight + share * change
+    check_activation("the correction for layers before", bool(np.isfinite(found).all()))
+    return found

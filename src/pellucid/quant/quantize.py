@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.native.backend import available_cpus
-from ..errors import ConfigError, FormatError
-from ..files import check_output
+from ..errors import ConfigError
+from ..files import check_output, files_of
 from ..formats import HostTensor, dequantize, packed_bytes
-from ..formats.finite import check_finite
+from ..formats.finite import check_finite, naming
 from ..formats.tensor import TensorSpec
 from ..weights.gguf_metadata import Typed, ValueType
 from ..weights.gguf_writer import GGUFWriter
@@ -169,13 +169,11 @@ def _encode(
         if tensor.format == format:
             yield rows, 0.0, 0.0
             continue
-        try:
-            if encode is None:
+        if encode is None:
+            with naming(f"tensor {name!r} becomes {format}"):
                 made = encoder.encode(values, format, importance)
-            else:
-                made = encode(name, values, format, importance)
-        except FormatError as error:
-            raise FormatError(f"tensor {name!r} becomes {format}: {error}") from error
+        else:
+            made = encode(name, values, format, importance)
         lost = dequantize(made)
         lost -= values
         yield made.data, _sum_of_squares(values), _sum_of_squares(lost)
@@ -228,7 +226,7 @@ def _check_importance(source: Source, importance: Mapping[str, Floats]) -> None:
 
 def _check_place(source: Source, out: Path, plan: Plan) -> None:
     """Raise ConfigError if the file cannot be written where it should be."""
-    check_output(out, [source.path])
+    check_output(out, files_of(source.path))
     free = shutil.disk_usage(out.parent).free
     if free < plan.num_bytes + _SPARE_BYTES:
         raise ConfigError(

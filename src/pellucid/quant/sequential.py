@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from ..backends.registry import get_backend
 from ..config import ModelConfig
-from ..errors import FormatError
 from ..formats import HostTensor, dequantize
 from ..formats.codes import GRIDS
-from ..formats.finite import check_finite
+from ..formats.finite import check_activation, check_finite, naming
 from ..models.params import split_name
 from ..models.registry import get_graph
 from ..weights.families import gguf_source_of
@@ -86,7 +85,8 @@ class SequentialFeedback:
                 self._quantize_layer(self._layer)
             if name in self._encoded:
                 return self._encoded.pop(name)
-        return self._search(values, format, importance)
+        with naming(f"tensor {name!r} becomes {format}"):
+            return self._search(values, format, importance)
 
     def _quantize_layer(self, layer: int) -> None:
         self._encoded = {}
@@ -102,15 +102,16 @@ class SequentialFeedback:
             if self._held_out is not None:
                 other = self._moments(self._held_out, layer, weights, exact, group)
             for name in names:
-                values = self._values(name)
-                self._encoded[name] = error_feedback(
-                    values if other is None else corrected(values, found, factor, other),
-                    found.hessian,
-                    self._plan.after[name].format,
-                    self._search,
-                    held_out=None if other is None else other.hessian,
-                    factor=factor,
-                )
+                values, format = self._values(name), self._plan.after[name].format
+                with naming(f"tensor {name!r} becomes {format}"):
+                    self._encoded[name] = error_feedback(
+                        values if other is None else corrected(values, found, factor, other),
+                        found.hessian,
+                        format,
+                        self._search,
+                        held_out=None if other is None else other.hessian,
+                        factor=factor,
+                    )
             weights = source_loader(self._source, self._encoded)(weights)
         for text in filter(None, (self._calibration, self._held_out)):
             text.walk.run_layer(layer, weights)
@@ -131,8 +132,8 @@ class SequentialFeedback:
                 strict=True,
             )
         )
-        if not np.isfinite(np.diag(moments.hessian)).all():
-            raise FormatError(f"the input of {group} is NaN or infinite; the model is damaged")
+        is_finite = bool(np.isfinite(np.diag(moments.hessian)).all())
+        check_activation(f"the input of {group}", is_finite)
         return moments
 
     def _changes(self, name: str) -> bool:

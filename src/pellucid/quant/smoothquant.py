@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import FormatError
+from ..formats.finite import check_activation, naming
 from .calibrate import Floats, Walk
 from .gptq import GroupedCodes, float16_scales
 from .migration import Migration, find_migrations
@@ -80,10 +80,15 @@ def smooth_layers(
             if not own:
                 continue
             matrix = np.concatenate([weights[name] for name in own])
-            alpha, scales = choose_scales(matrix, inputs[migration.group], migration, alphas)
+            with naming(f"tensor {own[0]!r}"):
+                alpha, scales = choose_scales(matrix, inputs[migration.group], migration, alphas)
             chosen[migration.group] = alpha
             weights = migration.move(weights, scales)
-        codes = {name: quantize_rows(weights[name]) for name in names if name in weights}
+        codes = {}
+        for name in names:
+            if name in weights:
+                with naming(f"tensor {name!r}"):
+                    codes[name] = quantize_rows(weights[name])
         yield SmoothLayer(codes, dict(weights), chosen)
 
 
@@ -100,8 +105,7 @@ def _observe(walk: Walk, layer: int, weights: Mapping[str, Floats]) -> dict[str,
 
     walk.run_layer(layer, weights, observe)
     for group, own in found.items():
-        if not np.isfinite(own.largest).all():
-            raise FormatError(f"the input of {group} is NaN or infinite; the model is damaged")
+        check_activation(f"the input of {group}", bool(np.isfinite(own.largest).all()))
     return found
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "in_file_order",
     "is_quantizable",
     "read_rules",
+    "unused_rules",
 ]
 
 DENSE = ("F32", "F16", "BF16")
@@ -154,7 +155,18 @@ def read_rules(path: Path) -> list[Rule]:
                 raise FormatError(
                     f"{where}: {pattern[:100]!r} is not a regular expression ({error})"
                 ) from None
+    if not rules:
+        raise FormatError(f"{path} has no word PATTERN=FORMAT")
     return rules
+
+
+def unused_rules(rules: Sequence[Rule], tensors: Mapping[str, TensorSpec]) -> list[Rule]:
+    """The rules that decide for no tensor: their pattern is found in no name, or only where another
+    rule comes first or the format must not change.
+    """
+    names = [name for name, spec in tensors.items() if is_quantizable(name, spec.shape)]
+    used = {next((i for i, r in enumerate(rules) if r.pattern.search(n)), None) for n in names}
+    return [rule for i, rule in enumerate(rules) if i not in used]
 
 
 def fits(format: str, columns: int) -> bool:

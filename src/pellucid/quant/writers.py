@@ -116,7 +116,7 @@ def plan_folder(
         problem = layout.problem(outputs, inputs)
         size = _group_size(layout.group_size, inputs)
         if problem is None and size == 0:
-            problem = f"groups of {FALLBACK_SIZES[-1]} do not divide its {inputs} inputs"
+            problem = f"groups of {FALLBACK_SIZES[-1]} do not divide {inputs} inputs"
         if problem is None:
             sizes[name] = size
         else:

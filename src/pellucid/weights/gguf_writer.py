@@ -123,7 +123,8 @@ class GGUFWriter:
         if self._file is not None:
             with suppress(OSError):  # the disk is full: what could not be written is given up
                 self._file.close()
-        self._scratch.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or the disk fails; the first error is the one
+            self._scratch.unlink()
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
