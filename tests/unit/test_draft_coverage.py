@@ -181,3 +181,11 @@ def test_what_the_draft_computed_for_one_request_is_there_for_the_next(is_swappe
     # whole blocks are shared, or loaded, and of the last one the part that matches is copied
     assert run("second", [*prompt[:9], 2, 2]) == 9
     assert kv.num_loaded_blocks == (3 if is_swapped else 0)
+
+
+def test_a_block_that_was_lent_to_another_is_not_the_same_block() -> None:
+    """What the draft wrote into it may be gone, though the request has the block again."""
+    coverage = DraftCoverage(2, SIZE)
+    before = coverage.owners([0, 1])
+    coverage.clear([1])
+    assert [a == b for a, b in zip(before, coverage.owners([0, 1]), strict=True)] == [True, False]

@@ -34,7 +34,9 @@ class _Written:
     """Drafts whose keys and values were computed, before anybody knew whether they are right."""
 
     tables: list[list[int]]  # the request's own object: another if it was preempted since
-    blocks: list[int]  # its block table then: published blocks may be replaced
+    # its block table then: published blocks may be replaced, and blocks behind the known tokens be
+    # lent to others
+    blocks: list[tuple[int, int]]
     start: int  # the position of the first draft
     token_ids: list[int]
 
@@ -83,12 +85,12 @@ class DraftRunner:
         start, size = written.start, self._block_size
         if self._coverage.count(table, start) < start:
             return
-        stop = start
+        stop, owners = start, self._coverage.owners(table)
         for token_id in request.token_ids(start, start + len(written.token_ids)):
             column = stop // size
             if (
                 token_id != written.token_ids[stop - start]
-                or table[column] != written.blocks[column]
+                or owners[column] != written.blocks[column]
             ):
                 break
             stop += 1
@@ -116,7 +118,7 @@ class DraftRunner:
             else:
                 self._written[span.request.request_id] = _Written(
                     span.request.block_tables,
-                    list(table),
+                    self._coverage.owners(table),
                     span.request.num_tokens,
                     list(span.drafts),
                 )

@@ -19,6 +19,7 @@ class DraftCoverage:
         self._block_size = block_size
         self._of_block = [0] * num_blocks
         self._of_slot: dict[int, int] = {}
+        self._num_owners = [0] * num_blocks  # so far
 
     def count(self, table: Sequence[int], num_tokens: int) -> int:
         """How many of the first `num_tokens` tokens of a block table are covered without a gap."""
@@ -43,6 +44,13 @@ class DraftCoverage:
         """These blocks have a new owner."""
         for block in blocks:
             self._of_block[block] = 0
+            self._num_owners[block] += 1
+
+    def owners(self, table: Sequence[int]) -> list[tuple[int, int]]:
+        """Each block, and how many owners it has had. Equal pairs have equal content, but for what
+        the owner itself has written since.
+        """
+        return [(block, self._num_owners[block]) for block in table]
 
     def copy(self, source: int, target: int) -> None:
         """A block is copied."""
