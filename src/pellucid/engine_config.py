@@ -143,6 +143,8 @@ class EngineConfig:
                 f"{self.max_num_batched_tokens}, has room for a token and at most "
                 f"{self.max_num_batched_tokens - 1} drafts"
             )
+        if drafts is not None and self.speculative is None:
+            raise ConfigError(f"num_speculative_tokens is {drafts}, and speculative is None")
 
     @property
     def swap_bytes(self) -> int:

@@ -119,7 +119,7 @@ def test_a_new_conversation_turn_drafts_from_earlier_answers(tiny_path: Path) ->
         ({"speculative": "auto", "num_speculative_tokens": 0}, "num_speculative_tokens is 0"),
         ({"speculative": "auto", "num_speculative_tokens": 1.5}, "num_speculative_tokens is 1.5"),
         ({"speculative": 3}, "speculative is 3"),
-        ({"speculative_config": "{"}, "speculative_config is no JSON"),
+        ({"speculative_config": "{"}, "speculative_config is not a JSON object"),
         ({"speculative_config": [1]}, r"speculative_config is \[1\]; it must be a mapping"),
         ({"speculative_config": {}}, "speculative_config has no method and no model"),
         ({"speculative_config": {"method": "draft_model"}}, "the model of speculative_config is N"),

@@ -62,10 +62,7 @@ def draft_name(config: EngineConfig) -> str | None:
     """The model that drafts, as the user named it; None: no model does."""
     if config.speculative is None or not config.speculative.startswith(DRAFT):
         return None
-    name = config.speculative.removeprefix(DRAFT).strip()
-    if not name:
-        raise ConfigError(f"speculative is {config.speculative!r}; {DRAFT} is followed by a model")
-    return name
+    return config.speculative.removeprefix(DRAFT).strip()
 
 
 def check_size(name: str, draft: Mapping[str, TensorSpec], model: Mapping[str, TensorSpec]) -> None:

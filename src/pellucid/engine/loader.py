@@ -31,7 +31,7 @@ from ..sampling_params import SamplingParams
 from ..scheduler import Scheduler
 from ..speculative import Speculation, build_proposers
 from ..speculative.draft_model import DraftModelProposer
-from ..speculative.methods import DRAFT
+from ..speculative.methods import DRAFT, check_method
 from ..speculative.proposer import Proposer
 from ..tokenizer import Tokenizer, load_tokenizer
 from ..units import format_bytes
@@ -77,6 +77,7 @@ def load_engine(
     """Find the model and its draft model, or fetch them into `cache_dir` with a progress bar on
     standard error, and load them.
     """
+    check_method(config.speculative)
     path = resolve_model(str(model), cache_dir=cache_dir, progress=progress)
     if (name := draft_name(config)) is not None:
         with named_errors("the draft model"):
@@ -230,6 +231,7 @@ class OpenModel:
         a caller that runs the forward pass itself; None: as many as the scheduler allows. Raises
         ConfigError or CapacityError before weights are loaded.
         """
+        check_method(config.speculative)
         # Does the backend have kernels for the model, and is there memory?
         backend = _backend(config)
         backend.check_model(self.model_config)

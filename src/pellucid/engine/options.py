@@ -2,16 +2,16 @@
 A name that is neither raises an error that suggests another.
 """
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..backends.registry import BACKENDS, backend_kind
 from ..checks import declarations, show, unknown_name
 from ..engine_config import EngineConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, FormatError
+from ..files import parse_json
 from ..sampling_params import MAX_LOGPROBS
-from ..speculative.methods import DRAFT
+from ..speculative.methods import DRAFT, check_method
 
 __all__ = ["build_engine_config"]
 
@@ -69,7 +69,9 @@ def build_engine_config(options: Mapping[str, object]) -> EngineConfig:
         nested = given.get("backend_options", {})
         assert isinstance(nested, Mapping)  # EngineConfig has checked it
         given["backend_options"] = {**nested, **loose}
-    return EngineConfig(**given)  # type: ignore[arg-type]
+    config = EngineConfig(**given)  # type: ignore[arg-type]
+    check_method(config.speculative)
+    return config
 
 
 def _with_speculation(options: Mapping[str, object]) -> Mapping[str, object]:
@@ -82,26 +84,28 @@ def _with_speculation(options: Mapping[str, object]) -> Mapping[str, object]:
         raise ConfigError(
             "speculative_config and speculative are the same option; give one of them"
         )
-    if isinstance(method, str) and method.lstrip().startswith("{"):
+    if isinstance(method, str) and method.lstrip()[:1] in ("{", "["):
         told = method
     if told is None:
         return {name: value for name, value in options.items() if name != "speculative_config"}
     # Read it.
     if isinstance(told, str):
-        try:
-            told = json.loads(told)
-        except ValueError as error:
-            raise ConfigError(f"speculative_config is no JSON: {error}") from error
+        told = _parse_config(told)
     if not isinstance(told, Mapping):
         raise ConfigError(f"speculative_config is {show(told)}; it must be a mapping")
     for name, value in told.items():
         if name not in _SPECULATIVE_FIELDS:
             raise ConfigError(
-                unknown_name("field of speculative_config", str(name), list(_SPECULATIVE_FIELDS))
+                unknown_name(
+                    "field of speculative_config", name, _SPECULATIVE_FIELDS, _SPECULATIVE_ELSEWHERE
+                )
             )
         # The governor learns which lengths of a match pay, so bounds of it change nothing.
         if name.startswith("prompt_lookup") and (type(value) is not int or value < 1):
             raise ConfigError(f"{name} is {show(value)}; it must be a whole number of at least 1")
+    least, most = (told.get(f"prompt_lookup_{end}") for end in ("min", "max"))
+    if least is not None and most is not None and least > most:
+        raise ConfigError(f"prompt_lookup_min is {least}, and prompt_lookup_max only {most}")
     method = told.get("method", "draft_model" if "model" in told else None)
     if method is None:
         raise ConfigError("speculative_config has no method and no model")
@@ -123,6 +127,26 @@ def _with_speculation(options: Mapping[str, object]) -> Mapping[str, object]:
     return {**rest, "speculative": method}
 
 
+def _parse_config(text: str) -> Mapping[str, object]:
+    if len(text) > _MAX_CONFIG:
+        raise ConfigError(
+            f"speculative_config has {len(text)} characters; at most {_MAX_CONFIG} are read"
+        )
+    try:
+        return parse_json(text.encode(), "speculative_config")
+    except (FormatError, UnicodeError) as error:
+        raise ConfigError(str(error)) from None
+
+
+_MAX_CONFIG = 4096  # characters
 _SPECULATIVE_FIELDS = (
     *("method", "model", "num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max"),
 )
+_GOVERNED = "drafts are verified only where they save time"
+_SPECULATIVE_ELSEWHERE = {
+    "disable_by_batch_size": _GOVERNED,
+    "draft_tensor_parallel_size": _ONE_PROCESS,
+    "max_model_len": "a draft model drafts as far as its own context reaches",
+    "quantization": "the draft model keeps the format of its file",
+    "rejection_sample_method": "answers are those without drafts, bit for bit",
+}
