@@ -30,6 +30,7 @@ def ledger_cost(model: str, steps: int) -> float:
         "max_model_len": 64 + steps,
         "max_num_seqs": 1,
         "enable_prefix_caching": False,
+        "speculative": None,
     }
     core = load_engine(model, build_engine_config(options)).core
     forward = core.runner.forward

@@ -29,6 +29,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def start(model: str) -> tuple[subprocess.Popen[str], str]:
     """The server and its URL."""
     command = [sys.executable, "-m", "pellucid", "serve", model, "--port", "0", "--no-access-log"]
+    command += ["--speculative", "none"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:

@@ -113,7 +113,7 @@ def alone_with(path: Path, threads: int, steps: int) -> None:
     """Load, say so, wait for a line, decode, and print tokens per second and the CPU time that it
     took.
     """
-    llm = LLM(path, threads=threads, max_model_len=steps + 16)
+    llm = LLM(path, threads=threads, max_model_len=steps + 16, speculative=None)
     llm.generate([[1]], SamplingParams(max_tokens=8, ignore_eos=True), use_tqdm=False)
     print("loaded", flush=True)
     sys.stdin.readline()

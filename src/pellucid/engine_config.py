@@ -100,12 +100,12 @@ class EngineConfig:
         help="Size of the file to which evicted blocks are saved",
     )
     speculative: str | None = option(
-        None,
+        "auto",
         low=1,
         high=4096,
         help="Where draft tokens come from: ngram, suffix, draft:MODEL (a smaller model with the "
-        "same vocabulary), or auto, the best of those without a model; None: nowhere. Answers "
-        "stay the same",
+        "same vocabulary), auto (the best of those without a model, and only while they save "
+        "time) or none. Answers stay the same",
     )
     num_speculative_tokens: int | None = option(
         None,

@@ -26,7 +26,8 @@ class Served:
     """An engine, and the core inside it for tests to look at."""
 
     def __init__(self, path: Path, **config: Any) -> None:
-        engine = build_engine(path, EngineConfig(**config))
+        # Tests count its steps, so each gives one token.
+        engine = build_engine(path, EngineConfig(**{"speculative": None, **config}))
         self.core: EngineCore = engine.core
         self.engine = AsyncEngine(engine)
 

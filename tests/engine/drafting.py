@@ -19,6 +19,7 @@ class ListProposer:
 
     name = "guesses"
     num_evidence = 1
+    is_free = True
 
     def __init__(self, guess: Callable[[Sequence[Request]], Any]) -> None:
         self._guess = guess

@@ -63,7 +63,8 @@ def test_the_ledger_is_off_unless_it_is_asked_for_and_changes_no_token(tiny_path
             (output,) = engine.core.step()
         return output.outputs[0].token_ids
 
-    engine = build_engine(tiny_path, build_engine_config({"enable_prefix_caching": False}))
+    options = {"enable_prefix_caching": False, "speculative": None}
+    engine = build_engine(tiny_path, build_engine_config(options))
     forward = engine.core.runner.forward
     assert isinstance(forward, CapturedForward)
     assert forward.ledger is None

@@ -300,7 +300,7 @@ def test_an_interrupt_ends_one_reader_and_no_other(long_path: Path) -> None:
                         pass
             thread.join()
             assert answers == [expected]
-        assert seen[-1] == expected[:3]
+        assert seen[-1] == expected[: len(seen[-1])] and len(seen[-1]) >= 3
         assert tokens(list(half)[-1]) == expected
         assert_idle(llm)
         assert tokens(llm.generate(PROMPTS[0], short)[0]) == expected

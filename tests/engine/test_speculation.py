@@ -41,7 +41,7 @@ def shown(outputs: list[RequestOutput]) -> list[Any]:
 @pytest.fixture
 def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every draft is verified: on so small a model the governor would turn most of them down."""
-    for name in ("may_pay", "chances", "choose", "observe"):
+    for name in ("may_pay", "chances", "plan", "record_drafting", "choose", "observe"):
         monkeypatch.setattr(Governor, name, getattr(VerifyAll, name))
 
 
@@ -95,10 +95,43 @@ def test_the_receipt_adds_up(tiny_path: Path) -> None:
 
 
 def test_without_speculation_there_is_no_receipt(tiny_path: Path) -> None:
-    with LLM(tiny_path, max_model_len=64) as llm:
+    with LLM(tiny_path, max_model_len=64, speculative=None) as llm:
         [output] = llm.generate("ab", SamplingParams(max_tokens=2), use_tqdm=False)
         assert output.speculation is None and llm.stats().speculation is None
         assert llm.stats().num_draft_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"speculative": None}, {"speculative": "none"}, {"speculative_config": None}]
+)
+def test_auto_is_the_default_and_can_be_turned_off(
+    tiny_path: Path, options: dict[str, Any]
+) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    with LLM(tiny_path, max_model_len=64) as llm:
+        assert llm.config.speculative == "auto"
+        [output] = llm.generate("abcabcabc", params, use_tqdm=False)
+        assert output.speculation is not None and output.speculation.reason
+    with LLM(tiny_path, max_model_len=64, **options) as llm:
+        [plain] = llm.generate("abcabcabc", params, use_tqdm=False)
+        assert plain.outputs == output.outputs and plain.speculation is None
+
+
+def test_auto_is_off_where_drafts_could_change_an_answer(tiny_path: Path) -> None:
+    """The reference backend's sums depend on the number of rows."""
+    with LLM(tiny_path, max_model_len=64, backend="reference") as llm:
+        [output] = llm.generate("abab", SamplingParams(max_tokens=4), use_tqdm=False)
+        assert output.speculation is None
+    with LLM(tiny_path, max_model_len=64, backend="reference", speculative="ngram") as llm:
+        [output] = llm.generate("abab", SamplingParams(max_tokens=4), use_tqdm=False)
+        assert output.speculation is not None
+
+
+def test_the_command_line_turns_it_off(tiny_path: Path) -> None:
+    words = ["run", "abcabc", "--raw", "-m", str(tiny_path), "-n", "5", "--ignore-eos", "--json"]
+    assert "speculation" in json.loads(CliRunner().invoke(main, words).stdout)
+    told = CliRunner().invoke(main, [*words, "--speculative", "none"])
+    assert "speculation" not in json.loads(told.stdout)
 
 
 def test_a_new_conversation_turn_drafts_from_earlier_answers(tiny_path: Path) -> None:
@@ -134,7 +167,10 @@ def test_a_new_conversation_turn_drafts_from_earlier_answers(tiny_path: Path) ->
             "token and at most 7 drafts",
         ),
         ({"speculative_config": {"metod": "ngram"}}, "metod.*method"),
-        ({"speculative_config": {"method": "eagle"}}, "eagle.*auto, draft:MODEL, ngram, suffix"),
+        (
+            {"speculative_config": {"method": "eagle"}},
+            "eagle.*auto, draft:MODEL, ngram, none, suffix",
+        ),
         (
             {"speculative_config": {"method": "ngram", "prompt_lookup_max": 0}},
             "prompt_lookup_max is 0; it must be a whole number of at least 1",

@@ -75,7 +75,7 @@ def test_stats_need_the_key_and_move(locked: Server) -> None:
     blocks = [after[f"num_{kind}_blocks"] for kind in ("free", "cached", "held")]
     assert sum(blocks) == after["num_kv_blocks"]
     last = after["recent_steps"][-1]
-    assert last["step"] == after["num_steps"] and last["num_tokens"] == last["num_requests"] == 1
+    assert last["step"] == after["num_steps"] and last["num_tokens"] >= last["num_requests"] == 1
     assert 0 < last["forward_seconds"] < last["seconds"]
     url = f"{locked.url}/debug/stats?after={last['step'] - 2}"
     steps = fetch(url, headers).json()["recent_steps"]

@@ -60,7 +60,8 @@ __all__ = ["throughput"]
 @click.option(
     "--num-prompts",
     type=click.IntRange(1, 100_000),
-    help="Instead: so many requests through the whole engine, which batches them itself.",
+    help="Instead: so many requests through the whole engine, which batches them itself. It "
+    "decodes without drafts.",
 )
 @click.option(
     "--input-len",

@@ -110,7 +110,8 @@ class EngineCore:
         """
         start, cpu = self._clock(), time.thread_time()
         if self.speculation is not None:
-            self.speculation.propose([r for r in self.scheduler.running if r.is_decoding])
+            decoding = [r for r in self.scheduler.running if r.is_decoding]
+            self.speculation.propose(decoding, self._clock)
         step = self.scheduler.schedule()
         if not step.requests:
             return []

@@ -4,6 +4,7 @@ scheduler and core.
 All checks, those of memory too, are made before the weights are loaded. Sizes are in bytes.
 """
 
+import logging
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,8 @@ from .memory import check_fits, count_logits, count_scored, engine_bytes, plan_k
 from .model_runner import ModelRunner
 
 __all__ = ["Engine", "OpenModel", "build_core", "build_engine", "load_engine", "open_model"]
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -377,15 +380,15 @@ def build_core(
         max_waiting_requests=config.max_waiting_requests,
         max_waiting_tokens=config.max_waiting_tokens,
     )
-    speculation = None
-    proposers: list[Proposer] = []
+    proposers: list[Proposer]
     if draft is not None and coverage is not None:
         draft_runner = build_draft_runner(
             draft, backend, kv, storage, coverage, model_config, config.max_num_batched_tokens
         )
         proposers = [DraftModelProposer(draft_runner)]
-    elif config.speculative is not None:
-        proposers = build_proposers(config.speculative)
+    else:
+        proposers = _build_proposers(config, backend)
+    speculation = None
     if proposers:
         speculation = Speculation(
             proposers, model_config.vocab_size, num_speculative_tokens=config.num_speculative_tokens
@@ -399,6 +402,17 @@ def build_core(
         speculation=speculation,
         explain=explain,
     )
+
+
+def _build_proposers(config: EngineConfig, backend: Backend) -> list[Proposer]:
+    """Those that need no model. `auto`, the default, has none on a backend whose sums depend on the
+    number of rows, because drafts could change an answer there.
+    """
+    method = config.speculative or "none"
+    if method == "auto" and not backend.is_batch_invariant:
+        _log.info("speculative is auto, which drafts nothing on the backend %s", backend.name)
+        return []
+    return build_proposers(method)
 
 
 def _load_weights(checkpoint: Checkpoint, backend: Backend) -> Iterator[dict[str, Tensor]]:

@@ -76,7 +76,7 @@ def build_engine_config(options: Mapping[str, object]) -> EngineConfig:
 
 def _with_speculation(options: Mapping[str, object]) -> Mapping[str, object]:
     """vLLM's `speculative_config`, as a mapping or as JSON (also under `speculative`), as our
-    options.
+    options. None means none, as in vLLM.
     """
     told = options.get("speculative_config")
     method = options.get("speculative")
@@ -87,7 +87,8 @@ def _with_speculation(options: Mapping[str, object]) -> Mapping[str, object]:
     if isinstance(method, str) and method.lstrip()[:1] in ("{", "["):
         told = method
     if told is None:
-        return {name: value for name, value in options.items() if name != "speculative_config"}
+        rest = {name: value for name, value in options.items() if name != "speculative_config"}
+        return rest if "speculative_config" not in options else {"speculative": None, **rest}
     # Read it.
     if isinstance(told, str):
         told = _parse_config(told)

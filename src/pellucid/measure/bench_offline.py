@@ -76,7 +76,9 @@ class OfflineEngine:
     """
 
     def __init__(self, path: Path, longest: int, options: Mapping[str, Any]) -> None:
-        self._llm = LLM(path, max_model_len=longest, enable_prefix_caching=False, **options)
+        self._llm = LLM(
+            path, max_model_len=longest, enable_prefix_caching=False, speculative=None, **options
+        )
 
     def run(self, load: OfflineLoad) -> float:
         """Seconds until the last request has ended."""

@@ -145,6 +145,7 @@ def profile_model(
             "max_model_len": prompt + output,
             "max_num_seqs": batch,
             "enable_prefix_caching": False,
+            "speculative": None,  # a step of decoding has one row for each prompt
             **options,
         }
     )

@@ -38,7 +38,12 @@ def measure_step_overhead(few: FewLayers, backend: NativeBackend, requests: int)
     core = build_core(
         few.program.config,
         numbered_tokenizer(vocab_size),
-        EngineConfig(block_size=BLOCK_SIZE, preemption="recompute", enable_prefix_caching=False),
+        EngineConfig(
+            block_size=BLOCK_SIZE,
+            preemption="recompute",
+            enable_prefix_caching=False,
+            speculative=None,
+        ),
         backend,
         few.weights,
         layout,

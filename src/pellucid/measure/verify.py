@@ -237,6 +237,7 @@ class Verification:
             kv_cache_dtype=setting.kv_cache_dtype,
             enable_prefix_caching=setting.cache,
             preemption=setting.preemption or "recompute",
+            speculative=None,  # `_run` adds it
             backend_options={"threads": setting.threads, "isa": self._isa},
         )
         layout = self._model.layout(config)

@@ -1,95 +1,50 @@
 """The governor: decides before each step how many draft tokens to verify, so that drafts never cost
 more than they give.
 
-A step that computes b rows (one per request, and one per draft) takes t(b) seconds and gives
+A step of n requests and k draft tokens takes t(n, k) seconds and gives
 
-    E(b) = n + Σ s        n requests; s: the chance that this draft and all before it are accepted
+    E(n, k) = n + Σ s        s: the chance that this draft token and all before it are accepted
 
-tokens. The governor takes the drafts in the order of their s, and stops where E(b) / t(b) is
-largest. With one request, k drafts and the same chance α for each this is the known speed-up
-(1 - α^(k+1)) / ((1 - α) · v(k+1)), v(b) = t(b) / t(1) (Leviathan et al., arXiv:2211.17192, theorem
-3.8; there all v are 1).
+tokens. The governor takes the draft tokens in the order of their s, and stops where E / t is
+largest. With one request and the same chance α for each of k draft tokens this is the known
+speed-up (1 - α^(k+1)) / ((1 - α) · v(k)), v(k) = t(1, k) / t(1, 0) (Leviathan et al.,
+arXiv:2211.17192, theorem 3.8; there all v are 1).
 
 t is learned from the steps that run (`StepCosts`), and s from what the proposers guessed
 (`Acceptance`). A guess that was not verified teaches as well: the next token is compared with it.
 So only t needs an attempt now and then.
+
+A draft of a model costs time before its chances are known. So whether it is asked for, and for how
+many tokens, is decided by the chances and the seconds of its last drafts (`plan`).
 """
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import median
+from operator import itemgetter
 
+from .costs import StepCosts
 from .proposer import Draft
 
-__all__ = ["Acceptance", "Governor", "StepCosts", "VerifyAll"]
+__all__ = ["Acceptance", "Governor", "VerifyAll"]
 
-_MAX_ROWS = 128  # of a step that is measured
-_SAMPLES = 5  # the last steps of one number of rows; their median counts
-_ROW_COST = 0.08  # of a step of one row: what a further row costs, until it is measured
 _MIN_GAIN = 1.01  # drafts are verified if they promise this much
 _ATTEMPT_STEPS = 64  # after so many plain steps that could have paid, one with drafts is tried
-_COMPARE_STEPS = 16  # one step in so many with drafts measures another number of rows
+_MOST_ATTEMPT_STEPS = 1024  # attempts that change nothing become this rare
+_MOST_ATTEMPT = 1.6  # plain steps: what an attempt may take
+_ENOUGH_STEPS = 8  # measure the cost of a number of drafts
+_COMPARE_STEPS = 16  # one step in so many with drafts measures another number of them
+_LITTLE = 0.8  # of the tokens per second with drafts
+_HOPE = 0.08  # what a draft token may cost, in plain steps of one request, if rows are cheap
 
-
-_PRIOR, _PRIOR_WEIGHT = 0.6, 4.0  # of a token's chance, before anything was observed
+_PRIOR, _PRIOR_WEIGHT = 0.5, 4.0  # of a token's chance, before anything was observed
 _KEEP = 0.99  # of an observation, when the next comes
 _RATE_OF_REQUEST = 0.3  # how fast a request's own log-odds follow its observations
 _MOST_BETTER = 6.0  # log-odds
 _LEAST_CHANCE = 0.005
-
-
-class StepCosts:
-    """Seconds of steps in which all requests decode, by their number of rows.
-
-    Contexts grow, so a cost that was measured long ago is too small. So when one cost changes, the
-    others follow half of the way.
-    """
-
-    def __init__(self) -> None:
-        self._samples: dict[int, deque[float]] = {}  # in units of _drift
-        self._drift: dict[int, float] = {}
-
-    def record(self, rows: int, seconds: float) -> None:
-        """A step of so many rows took so many seconds."""
-        if rows > _MAX_ROWS or seconds <= 0:
-            return
-        if rows not in self._samples:
-            self._samples[rows], self._drift[rows] = deque([seconds], _SAMPLES), 1.0
-            return
-        before = self.seconds(rows)
-        self._samples[rows].append(seconds / self._drift[rows])
-        change = self.seconds(rows) / before
-        for other in self._drift:
-            if other != rows:
-                self._drift[other] *= math.sqrt(change)
-
-    def seconds(self, rows: int) -> float:
-        """What a step of so many rows takes. Between measured numbers it is interpolated; above
-        them a row is assumed to cost `_ROW_COST`. Needs one measurement.
-        """
-        if rows in self._samples:
-            return median(self._samples[rows]) * self._drift[rows]
-        below = max((r for r in self._samples if r < rows), default=None)
-        above = min((r for r in self._samples if r > rows), default=None)
-        if below is None and above is None:
-            raise ValueError("no step was measured yet")
-        if below is None or above is None:
-            known = below if below is not None else above
-            assert known is not None
-            one_row = self.seconds(known) / (1 + _ROW_COST * (known - 1))
-            return one_row * (1 + _ROW_COST * (rows - 1))
-        low, high = self.seconds(below), self.seconds(above)
-        return low + (high - low) * (rows - below) / (above - below)
-
-    def num_samples(self, rows: int) -> int:
-        """How many steps of so many rows were measured, at most _SAMPLES."""
-        return len(self._samples.get(rows, ()))
-
-    @property
-    def is_known(self) -> bool:
-        """True after the first step."""
-        return bool(self._samples)
+_DRAFT_COST = 0.3  # of a token of a draft model, in plain steps, until it is measured
+_FOLLOW_DRAFTS = 0.2  # how much the mean of drafts follows the next
+_MOST_ATTEMPT_DRAFT = 0.6  # plain steps: what a draft that is tried may take
+_NEGLIGIBLE = 0.03  # a draft ends before a token whose chance with all before it is smaller
 
 
 class Acceptance:
@@ -109,6 +64,33 @@ class Acceptance:
         self._tried[evidence] = self._tried[evidence] * _KEEP + 1
 
 
+class _Drafting:
+    """What the drafts of a proposer that is not free have cost and promised."""
+
+    def __init__(self) -> None:
+        self.token_cost = _DRAFT_COST  # of a token for each request, in plain steps
+        self.survival: list[float] = []  # by the place in the draft: the mean chance
+        self.steps_off = 0
+
+    def record(self, cost: float, drafts: Sequence[Sequence[float]]) -> None:
+        """Drafts with these chances were made; a token for each cost so many plain steps."""
+        self.token_cost += _FOLLOW_DRAFTS * (cost - self.token_cost)
+        del self.survival[max(map(len, drafts)) :]  # it may be old
+        for chances in drafts:
+            for i, chance in enumerate(chances):
+                if i == len(self.survival):
+                    self.survival.append(chance)
+                self.survival[i] += _FOLLOW_DRAFTS * (chance - self.survival[i])
+
+    def mean_chances(self, count: int) -> list[float]:
+        """Of the first `count` tokens. What was not drafted yet goes on as what was."""
+        found = self.survival[:count] or [_PRIOR]
+        last = found[-1] / found[-2] if len(found) > 1 else found[0]
+        while len(found) < count:
+            found.append(found[-1] * last)
+        return found
+
+
 class Governor:
     """Learns from steps, and chooses the drafts of the next."""
 
@@ -118,77 +100,128 @@ class Governor:
         self._acceptance = {name: Acceptance(n) for name, n in num_evidence.items()}
         # (request_id, proposer) -> how much better its drafts are than their evidence: log-odds
         self._better: dict[tuple[str, str], float] = {}
+        self._drafting: dict[str, _Drafting] = {}  # of proposers that are not free
         self._steps_off = 0  # plain steps in a row though drafts might have paid
         self._steps_on = 0
+        self._attempt_steps = _ATTEMPT_STEPS
 
     def may_pay(self, num_requests: int) -> bool:
         """False if even drafts that are all accepted would not pay, so that none need be made."""
-        if not self.costs.is_known:
+        ratios = self.costs.ratios(num_requests)
+        if ratios is None:
             return False
-        plain = num_requests / self.costs.seconds(num_requests)
         return any(
-            rows / self.costs.seconds(rows) > _MIN_GAIN * plain
-            for rows in (num_requests + 1, num_requests + 3, num_requests + 7)
+            num_requests + k > _MIN_GAIN * num_requests * ratios[k]
+            for k in (1, 3, 7, num_requests, 3 * num_requests)
+            if k < len(ratios)
         )
 
     def chances(self, request_id: str, proposer: str, draft: Draft) -> list[float]:
-        """For each token, the chance that it and all before it are accepted."""
+        """For each token, the chance that it and all before it are accepted, up to where this
+        chance is negligible.
+        """
         found, chance = [], 1.0
+        known: dict[int, float] = {}  # neighbours mostly have the same evidence
         for evidence in draft.evidence:
-            chance *= self._chance(request_id, proposer, evidence)
+            own = known.get(evidence)
+            if own is None:
+                own = known[evidence] = self._chance(request_id, proposer, evidence)
+            chance *= own
+            if chance < _NEGLIGIBLE:
+                break
             found.append(chance)
         return found
 
     def _chance(self, request_id: str, proposer: str, evidence: int) -> float:
         """The chance of a token behind accepted ones: the evidence's, moved by the request's."""
-        chance = _bounded(self._acceptance[proposer].chance(evidence))
-        odds = chance / (1 - chance) * math.exp(self._better.get((request_id, proposer), 0.0))
-        return _bounded(odds / (1 + odds))
+        chance = self._acceptance[proposer].chance(evidence)
+        better = self._better.get((request_id, proposer))
+        if better is not None:
+            chance = _bounded(chance)
+            odds = chance / (1 - chance) * math.exp(better)
+            chance = odds / (1 + odds)
+        return _bounded(chance)
+
+    def plan(
+        self, proposer: str, chances: Mapping[str, Sequence[float]], num_requests: int, limit: int
+    ) -> int:
+        """How many tokens a proposer that is not free should draft for each request; 0: none.
+        `chances`: of the drafts that are there already.
+        """
+        ratios = self.costs.ratios(num_requests)
+        if ratios is None:
+            return 0
+        drafting = self._drafting.setdefault(proposer, _Drafting())
+        # Find the length that promises most, by the mean chances of the last drafts.
+        tokens, gains = 1.0, [0.0]
+        longest = min(limit, (len(ratios) - 1) // num_requests)
+        for k, chance in enumerate(drafting.mean_chances(longest)[:longest], 1):
+            tokens += chance
+            gains.append(tokens / (ratios[k * num_requests] + k * drafting.token_cost))
+        best = max(range(len(gains)), key=gains.__getitem__)
+        # Is it better than what is there, or nothing?
+        rates = _rates(_ranked(chances), num_requests, ratios)
+        if gains[best] > _MIN_GAIN * max(rates) / num_requests:
+            drafting.steps_off = 0
+            return best
+        # Try a short draft now and then.
+        drafting.steps_off += 1
+        if drafting.steps_off < _ATTEMPT_STEPS or not longest:
+            return 0
+        drafting.steps_off = 0
+        return min(longest, max(1, int(_MOST_ATTEMPT_DRAFT / drafting.token_cost)))
+
+    def record_drafting(
+        self, proposer: str, chances: Sequence[Sequence[float]], num_requests: int, seconds: float
+    ) -> None:
+        """A proposer that is not free took so many seconds for drafts with these chances."""
+        plain = self.costs.plain_seconds(num_requests)
+        longest = max(map(len, chances), default=0)
+        if plain is not None and longest:
+            self._drafting[proposer].record(seconds / plain / longest, chances)
 
     def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
         """How many draft tokens of each request to verify, from the chances of its draft."""
-        ranked = sorted(
-            ((chance, name) for name, of_draft in chances.items() for chance in of_draft),
-            key=lambda pair: -pair[0],
-        )
-        if not ranked or not self.costs.is_known:
+        ratios = self.costs.ratios(num_requests)
+        if ratios is None:
             return {}
         # Find the number of rows with the most tokens per second.
-        tokens = [float(num_requests)]
-        for chance, _ in ranked:
-            tokens.append(tokens[-1] + chance)
-        rates = [t / self.costs.seconds(num_requests + i) for i, t in enumerate(tokens)]
+        ranked = _ranked(chances)[: self.costs.most_trusted(num_requests)]
+        rates = _rates(ranked, num_requests, ratios)
         best = max(range(len(rates)), key=rates.__getitem__)
         if rates[best] < _MIN_GAIN * rates[0]:
             best = 0
-        best = self._explore(best, rates, num_requests)
+        best = self._explore(best, rates, num_requests, ratios)
         # Take the first drafts; those of one request are ranked in their order.
         chosen: dict[str, int] = {}
         for _, name in ranked[:best]:
             chosen[name] = chosen.get(name, 0) + 1
         return chosen
 
-    def _explore(self, best: int, rates: Sequence[float], num_requests: int) -> int:
+    def _explore(
+        self, best: int, rates: Sequence[float], num_requests: int, ratios: Sequence[float]
+    ) -> int:
         """`best`, or now and then a number of drafts whose cost is known less well."""
-        seconds = self.costs.seconds
         if best:
-            self._steps_off = 0
+            self._steps_off, self._attempt_steps = 0, _ATTEMPT_STEPS
             self._steps_on += 1
             if self._steps_on % _COMPARE_STEPS:
                 return best
-            others = [i for i, rate in enumerate(rates) if rate > 0.9 * rates[best]]
-            return min(others, key=lambda i: self.costs.num_samples(num_requests + i))
-        # Would anything pay if rows cost what is assumed before they are measured?
-        plain = seconds(num_requests)
-        assumed = [
-            rate * seconds(num_requests + i) / (plain * (1 + _ROW_COST * i))
-            for i, rate in enumerate(rates)
-        ]
-        promising = max(range(len(rates)), key=assumed.__getitem__)
-        self._steps_off += assumed[promising] > _MIN_GAIN * assumed[0]
-        if self._steps_off < _ATTEMPT_STEPS:
+            # Where little is gained, a step without drafts tells whether anything is.
+            if rates[0] > _LITTLE * rates[best] and self._steps_on % (2 * _COMPARE_STEPS):
+                return 0
+            others = [i for i, rate in enumerate(rates) if i and rate > 0.9 * rates[best]]
+            return min(others, key=lambda i: self.costs.num_measured(num_requests, i))
+        # Would anything pay if rows were cheap?
+        slope = _HOPE / (1 + _HOPE * (num_requests - 1))
+        hoped = [rate * ratios[i] / (1 + slope * i) for i, rate in enumerate(rates)]
+        affordable = [i for i in range(len(rates)) if ratios[i] <= _MOST_ATTEMPT]
+        promising = max(affordable, key=hoped.__getitem__)
+        self._steps_off += hoped[promising] > _MIN_GAIN * hoped[0]
+        if self._steps_off < self._attempt_steps:
             return 0
         self._steps_off = 0
+        self._attempt_steps = min(2 * self._attempt_steps, _MOST_ATTEMPT_STEPS)
         return promising
 
     def observe(self, request_id: str, proposer: str, draft: Draft, sampled: Sequence[int]) -> None:
@@ -196,15 +229,20 @@ class Governor:
         the first that is wrong. It need not have been verified.
         """
         key = request_id, proposer
-        pairs = zip(draft.token_ids, draft.evidence, sampled, strict=False)
-        for token_id, evidence, given in pairs:
+        better, acceptance = self._better.get(key, 0.0), self._acceptance[proposer]
+        for token_id, evidence, given in zip(
+            draft.token_ids, draft.evidence, sampled, strict=False
+        ):
             is_right = token_id == given
             error = is_right - self._chance(*key, evidence)
-            better = self._better.get(key, 0.0) + _RATE_OF_REQUEST * error
-            self._better[key] = min(max(better, -_MOST_BETTER), _MOST_BETTER)
-            self._acceptance[proposer].record(evidence, is_right)
+            better = min(max(better + _RATE_OF_REQUEST * error, -_MOST_BETTER), _MOST_BETTER)
+            self._better[key] = better
+            acceptance.record(evidence, is_right)
             if not is_right:
-                break
+                return
+        # All that a model drafted was right: try it again.
+        if proposer in self._drafting and draft.token_ids:
+            self._drafting[proposer].steps_off = _ATTEMPT_STEPS
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""
@@ -226,12 +264,42 @@ class VerifyAll(Governor):
         """All the same, so the longest draft is taken."""
         return [1.0] * len(draft.token_ids)
 
+    def plan(
+        self, proposer: str, chances: Mapping[str, Sequence[float]], num_requests: int, limit: int
+    ) -> int:
+        """Every proposer drafts before every step."""
+        return limit
+
+    def record_drafting(
+        self, proposer: str, chances: Sequence[Sequence[float]], num_requests: int, seconds: float
+    ) -> None:
+        """Nothing is learned."""
+
     def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
         """All tokens of each draft."""
         return {name: len(of_draft) for name, of_draft in chances.items()}
 
     def observe(self, request_id: str, proposer: str, draft: Draft, sampled: Sequence[int]) -> None:
         """Nothing is learned."""
+
+
+def _ranked(chances: Mapping[str, Sequence[float]]) -> list[tuple[float, str]]:
+    """(chance, request_id) of all draft tokens, the best first."""
+    ranked = [(chance, name) for name, of_draft in chances.items() for chance in of_draft]
+    ranked.sort(key=itemgetter(0), reverse=True)
+    return ranked
+
+
+def _rates(
+    ranked: Sequence[tuple[float, str]], num_requests: int, ratios: Sequence[float]
+) -> list[float]:
+    """Tokens per plain step, if the first 0, 1, … draft tokens are verified."""
+    tokens = float(num_requests)
+    rates = [tokens]
+    for (chance, _), ratio in zip(ranked, ratios[1:], strict=False):
+        tokens += chance
+        rates.append(tokens / ratio)
+    return rates
 
 
 def _bounded(chance: float) -> float:

@@ -12,22 +12,27 @@ from collections.abc import Sequence
 
 from ..request import Request
 from .proposer import Draft
-from .token_index import Match, TokenIndex
+from .token_index import MAX_MATCH, Match, TokenIndex
 
 __all__ = ["Histories", "NgramProposer", "SuffixProposer"]
 
-_MATCH_STEPS = (3, 4, 6, 9, 16, 32)  # a match shorter than the first is in bucket 0, and so on
+_MATCH_STEPS = (2, 3, 4, 6, 9, 16, 32)  # a match shorter than the first is in bucket 0, and so on
 _NUM_MATCH = len(_MATCH_STEPS) + 1
 _SHARE_STEPS = (0.4, 0.7, 0.95)  # of the votes
 _NUM_SHARE = len(_SHARE_STEPS) + 1
 
 _MAX_INDEXED = 1 << 15  # tokens of a request
 _MAX_ANSWERS = 1 << 16  # tokens of earlier answers, in each of two generations
+MAX_DRAFT = 64  # tokens
 _MAX_SALTS = 64  # groups of requests that may share answers
 
 
 def _match_bucket(length: int) -> int:
     return sum(length >= step for step in _MATCH_STEPS)
+
+
+_BUCKETS = [_match_bucket(n) for n in range(MAX_MATCH + MAX_DRAFT + 1)]  # by the match's length
+_WEIGHTS = [1.5**n for n in range(MAX_MATCH + 1)]
 
 
 class Histories:
@@ -56,6 +61,7 @@ class NgramProposer:
 
     name = "ngram"
     num_evidence = _NUM_MATCH
+    is_free = True
 
     def __init__(self, histories: Histories) -> None:
         self._histories = histories
@@ -71,7 +77,7 @@ class NgramProposer:
                 # where the copy reaches the end of the text, it goes on with itself: a loop
                 period = len(index) - best.next
                 token_ids = [index.tokens[best.next + i % period] for i in range(limit)]
-                evidence = [_match_bucket(best.length + i) for i in range(limit)]
+                evidence = _BUCKETS[best.length : best.length + limit]
                 drafts[request.request_id] = Draft(token_ids, evidence)
         return drafts
 
@@ -98,6 +104,7 @@ class SuffixProposer:
 
     name = "suffix"
     num_evidence = _NUM_MATCH * _NUM_SHARE
+    is_free = True
 
     def __init__(self, histories: Histories) -> None:
         self._histories = histories
@@ -133,20 +140,36 @@ def _vote(voters: list[tuple[TokenIndex, Match]], limit: int) -> Draft:
     a match makes a vote half as strong again.
     """
     draft = Draft()
-    standing = [(text, m.next, m.length, 1.5**m.length) for text, m in voters]
-    while standing and len(draft.token_ids) < limit:
+    token_ids, evidence = draft.token_ids, draft.evidence
+    standing = [(text.tokens, m.next, m.length, _WEIGHTS[m.length]) for text, m in voters]
+    # Where several are left, count their votes.
+    while len(standing) > 1 and len(token_ids) < limit:
+        place = len(token_ids)
         votes: dict[int, float] = {}
-        for text, place, _, weight in standing:
-            token = text.tokens[place]
+        for tokens, start, _, weight in standing:
+            token = tokens[start + place]
             votes[token] = votes.get(token, 0.0) + weight
-        chosen = max(votes, key=votes.__getitem__)
+        if len(votes) == 1:
+            (chosen,) = votes
+            share_bucket = _NUM_SHARE - 1
+        else:
+            chosen = max(votes, key=votes.__getitem__)
+            share = votes[chosen] / sum(votes.values())
+            share_bucket = sum([share >= step for step in _SHARE_STEPS])
+            standing = [s for s in standing if s[0][s[1] + place] == chosen]
         if chosen < 0:  # most answers ended here
-            break
-        share = votes[chosen] / sum(votes.values())
-        standing = [s for s in standing if s[0].tokens[s[1]] == chosen]
-        length = max(s[2] for s in standing) + len(draft.token_ids)
-        bucket = _match_bucket(length) * _NUM_SHARE + sum(share >= s for s in _SHARE_STEPS)
-        draft.token_ids.append(chosen)
-        draft.evidence.append(bucket)
-        standing = [(t, p + 1, n, w) for t, p, n, w in standing if p + 1 < len(t)]
+            return draft
+        length = max([s[2] for s in standing]) + place
+        token_ids.append(chosen)
+        evidence.append(_BUCKETS[length] * _NUM_SHARE + share_bucket)
+        standing = [s for s in standing if s[1] + place + 1 < len(s[0])]
+    # Copy the last one.
+    if standing:
+        (tokens, start, length, _), place = standing[0], len(token_ids)
+        copied = tokens[start + place : start + limit]
+        if -1 in copied:  # an answer ended there
+            copied = copied[: copied.index(-1)]
+        token_ids += copied
+        buckets = _BUCKETS[length + place : length + place + len(copied)]
+        evidence += [bucket * _NUM_SHARE + _NUM_SHARE - 1 for bucket in buckets]
     return draft

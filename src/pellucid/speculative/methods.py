@@ -14,9 +14,11 @@ DRAFT = "draft:"  # the method of a draft model, before the name of the model
 
 METHODS: Mapping[str, tuple[Callable[[Histories], Proposer], ...]] = MappingProxyType(
     {
-        "auto": (NgramProposer, SuffixProposer),  # all that cost next to nothing
+        # What costs next to nothing. The matches that ngram copies vote in suffix too.
+        "auto": (SuffixProposer,),
         "ngram": (NgramProposer,),
         "suffix": (SuffixProposer,),
+        "none": (),
     }
 )
 
@@ -47,7 +49,9 @@ def check_method(method: str | None) -> None:
 
 
 def build_proposers(method: str) -> list[Proposer]:
-    """New proposers of a method without a model. Raises ConfigError for a name that is none."""
+    """New proposers of a method without a model; `none` has none. Raises ConfigError for a name
+    that is none.
+    """
     check_method(method)
     histories = Histories()
     return [build(histories) for build in METHODS[method]]

@@ -33,6 +33,9 @@ class Proposer(Protocol):
 
     name: str
     num_evidence: int
+    # True: its time is not worth measuring. Otherwise the governor times its drafts, and asks for
+    # them only where they promise to be worth it.
+    is_free: bool
 
     def propose(self, requests: Sequence[Request], limit: int) -> Mapping[str, Draft]:
         """Drafts of at most `limit` tokens, by request_id. Requests that are left out get none."""
@@ -59,13 +62,12 @@ def check_drafts(
         if not isinstance(draft, Draft) or not isinstance(draft.token_ids, list):
             raise EngineError(f"for {request.request_id!r} it gave {show(draft)} and no draft")
         token_ids, evidence = draft.token_ids[:limit], draft.evidence[:limit]
-        for token_id in token_ids:
-            if type(token_id) is not int or not 0 <= token_id < vocab_size:
-                raise EngineError(
-                    f"for {request.request_id!r} it drafted {show(token_id)}; a token id is an "
-                    f"integer between 0 and {vocab_size - 1}"
-                )
-        if len(evidence) != len(token_ids) or any(not 0 <= e < num_evidence for e in evidence):
+        if not _are_integers(token_ids, vocab_size):
+            raise EngineError(
+                f"for {request.request_id!r} it drafted {show(token_ids)}; a token id is an "
+                f"integer between 0 and {vocab_size - 1}"
+            )
+        if len(evidence) != len(token_ids) or not _are_integers(evidence, num_evidence):
             raise EngineError(
                 f"for {request.request_id!r} it gave the evidence {show(evidence)}; each token of "
                 f"a draft needs a number between 0 and {num_evidence - 1}"
@@ -73,3 +75,10 @@ def check_drafts(
         if token_ids:
             drafts[request.request_id] = Draft(token_ids, evidence)
     return drafts
+
+
+def _are_integers(values: Sequence[object], stop: int) -> bool:
+    """True if all are integers from 0 to `stop` - 1."""
+    return not values or (
+        set(map(type, values)) == {int} and min(values) >= 0 and max(values) < stop  # type: ignore
+    )

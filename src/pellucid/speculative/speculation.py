@@ -6,7 +6,7 @@ step, `observe` learns from what was sampled.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 _ON = "on: the drafts promise more than their verification costs"
 _OFF = "off: the drafts promise less than their verification costs"
 _NO_DRAFT = "off: nothing like its last tokens was seen before"
+_UNKNOWN = "off: no step of so many requests was measured yet"
 _FULL = "off: so many requests run together that a further row costs what it gives"
 
 # After so many steps whose drafts were all turned down, proposers are asked at every fourth step.
@@ -42,9 +43,8 @@ class _Receipt:
 
     reason: str = ""  # why drafts were, or were not, verified in its last step
 
-    def add(self, num_drafted: int, num_accepted: int, seconds_saved: float) -> None:
+    def add(self, num_drafted: int, num_accepted: int) -> None:
         self.num_steps += 1
-        self.seconds_saved += seconds_saved
         if not num_drafted:
             return
         self.num_drafts += 1
@@ -78,6 +78,7 @@ class Speculation:
         self._drafts: dict[str, dict[str, Draft]] = {}  # of this step: proposer -> request_id
         self._receipts: dict[str, _Receipt] = {}
         self._total = _Receipt()
+        self._draft_seconds = 0.0  # in this step, of proposers that are not free
         self._step = 0
         self._num_futile = 0  # steps in a row whose drafts were all turned down
 
@@ -86,53 +87,85 @@ class Speculation:
         """The proposers that are asked."""
         return list(self._proposers.values())
 
-    def propose(self, decoding: Sequence[Request]) -> None:
-        """Set the drafts of the requests that decode, for the next step."""
-        self._drafts = {}
+    def propose(self, decoding: Sequence[Request], clock: Callable[[], float]) -> None:
+        """Set the drafts of the requests that decode, for the next step. `clock` returns seconds;
+        drafts that a model makes are timed.
+        """
+        self._drafts, self._draft_seconds = {}, 0.0
         for request in decoding:
             request.draft_token_ids = []
         self._step += 1
         is_skipped = self._num_futile >= _FUTILE_STEPS and self._step % _ASK_EVERY
         if not decoding or is_skipped:
             return
-        if not self._governor.may_pay(len(decoding)):
+        num_requests = len(decoding)
+        if not self._governor.may_pay(num_requests):
+            is_known = self._governor.costs.ratios(num_requests) is not None
             for request in decoding:
-                self._receipts.setdefault(request.request_id, _Receipt()).reason = _FULL
+                self._set_reason(request, _FULL if is_known else _UNKNOWN)
             return
-        # Ask all proposers; take the draft of each request from which most is expected.
+        # Ask the proposers that are free, then those that promise to be worth their time.
         best: dict[str, tuple[Draft, list[float]]] = {}
-        for name in list(self._proposers):
-            self._drafts[name] = drafts = self._ask(name, decoding)
-            for request_id, draft in drafts.items():
-                chances = self._governor.chances(request_id, name, draft)
-                if request_id not in best or sum(chances) > sum(best[request_id][1]):
-                    best[request_id] = draft, chances
+        for name, proposer in sorted(self._proposers.items(), key=lambda pair: not pair[1].is_free):
+            if proposer.is_free:
+                self._ask(name, decoding, self._limit, best)
+                continue
+            chances = {r: found for r, (_, found) in best.items()}
+            limit = self._governor.plan(name, chances, num_requests, self._limit)
+            if limit:
+                start = clock()
+                made = self._ask(name, decoding, limit, best)
+                seconds = clock() - start
+                self._draft_seconds += seconds
+                self._governor.record_drafting(name, made, num_requests, seconds)
         # Let the governor cut them.
-        counts = self._governor.choose(
-            {r: chances for r, (_, chances) in best.items()}, len(decoding)
-        )
+        chances = {r: found for r, (_, found) in best.items()}
+        counts = self._governor.choose(chances, num_requests) if best else {}
         self._num_futile = 0 if counts else self._num_futile + bool(best)
         for request in decoding:
-            name, count = request.request_id, counts.get(request.request_id, 0)
-            receipt = self._receipts.setdefault(name, _Receipt())
-            if count:
-                request.draft_token_ids = best[name][0].token_ids[:count]
-                receipt.reason = _ON
+            name = request.request_id
+            if name in counts:
+                request.draft_token_ids = best[name][0].token_ids[: counts[name]]
+                self._set_reason(request, _ON)
             else:
-                receipt.reason = _OFF if name in best else _NO_DRAFT
+                self._set_reason(request, _OFF if name in best else _NO_DRAFT)
 
-    def _ask(self, name: str, decoding: Sequence[Request]) -> dict[str, Draft]:
+    def _set_reason(self, request: Request, reason: str) -> None:
+        self._receipts.setdefault(request.request_id, _Receipt()).reason = reason
+        self._total.reason = reason
+
+    def _ask(
+        self,
+        name: str,
+        decoding: Sequence[Request],
+        limit: int,
+        best: dict[str, tuple[Draft, list[float]]],
+    ) -> list[list[float]]:
+        """Ask a proposer; put the drafts that promise more into `best`. Returns the chances of all
+        its drafts.
+        """
         proposer = self._proposers[name]
         try:
-            drafts = proposer.propose(decoding, self._limit)
-            return check_drafts(
-                drafts, decoding, self._vocab_size, proposer.num_evidence, self._limit
+            drafts = check_drafts(
+                proposer.propose(decoding, limit),
+                decoding,
+                self._vocab_size,
+                proposer.num_evidence,
+                limit,
             )
         except Exception as error:
             what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
             _log.warning("%s drafts no more tokens, because it is wrong: %s", name, what)
             del self._proposers[name]
-            return {}
+            return []
+        self._drafts[name] = drafts
+        made = []
+        for request_id, draft in drafts.items():
+            chances = self._governor.chances(request_id, name, draft)
+            made.append(chances)
+            if request_id not in best or sum(chances) > sum(best[request_id][1]):
+                best[request_id] = draft, chances
+        return made
 
     def observe(
         self, requests: Sequence[Request], sampled: Mapping[str, Sequence[int]], seconds: float
@@ -140,26 +173,40 @@ class Speculation:
         """A step of these requests took so many seconds and gave these tokens. Call it before the
         scheduler takes the tokens.
         """
-        # Only steps in which all requests decode tell what a row costs.
-        if all(request.is_decoding for request in requests):
-            self._governor.costs.record(sum(r.num_scheduled_tokens for r in requests), seconds)
-            plain = self._governor.costs.seconds(len(requests))
-        else:
-            plain = seconds
-        is_drafted = any([request.num_scheduled_drafts for request in requests])
-        for request in requests:
-            if not request.is_decoding:
-                continue
+        # Learn what rows cost. Only steps in which all requests decode tell.
+        costs = self._governor.costs
+        decoding = [request for request in requests if request.is_decoding]
+        if not decoding:
+            return
+        num_requests = len(decoding)
+        num_drafts = sum([request.num_scheduled_drafts for request in decoding])
+        is_alone = num_requests == len(requests)
+        if is_alone:
+            costs.record(num_requests, num_drafts, seconds)
+        # What did the drafts cost?
+        plain, ratios = costs.plain_seconds(num_requests), costs.ratios(num_requests)
+        spent = self._draft_seconds
+        if plain is None or ratios is None:
+            plain = 0.0
+        elif num_drafts:
+            last = min(num_drafts, len(ratios) - 1)
+            spent += seconds - plain if is_alone else plain * (ratios[last] - 1)
+        # Learn from the guesses, and add to the receipts. A request would have waited a plain step
+        # for each accepted token.
+        sum_accepted = 0
+        for request in decoding:
             given = sampled.get(request.request_id, ())
             for name, drafts in self._drafts.items():
                 if request.request_id in drafts:
                     draft = drafts[request.request_id]
                     self._governor.observe(request.request_id, name, draft, given)
             num_accepted = max(0, len(given) - 1)
-            saved = plain * (1 + num_accepted) - seconds if is_drafted else 0.0
+            sum_accepted += num_accepted
             receipt = self._receipts.setdefault(request.request_id, _Receipt())
+            receipt.seconds_saved += plain * num_accepted - spent
             for sums in (receipt, self._total):
-                sums.add(request.num_scheduled_drafts, num_accepted, saved)
+                sums.add(request.num_scheduled_drafts, num_accepted)
+        self._total.seconds_saved += plain * sum_accepted / num_requests - spent
         self._drafts = {}
 
     def receipt(self, requests: Sequence[Request] | None = None) -> SpeculationReceipt:

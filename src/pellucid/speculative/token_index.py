@@ -1,8 +1,8 @@
 """`TokenIndex`: finds the earlier places of a text whose last tokens are those of a context.
 
-For each position, two chains lead to the earlier positions with the same last 2 and the same last 6
-tokens. They are keyed by hashes, so each candidate is compared token by token. An added token costs
-about a microsecond, and some 200 bytes.
+For each position, two chains lead to the earlier positions with the same last token and the same
+last four. They are keyed by hashes, so each candidate is compared token by token. An added token
+costs about a microsecond, and some 200 bytes.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 __all__ = ["MAX_MATCH", "Match", "TokenIndex"]
 
-_LENGTHS = (6, 2)  # of the keys: a match of six or more is looked for first
+_LENGTHS = (4, 1)  # of the keys: a match of four or more is looked for first
 MAX_MATCH = 32  # tokens that are compared at most
 _MAX_CANDIDATES = 16  # of one key, the latest first
 
@@ -50,19 +50,25 @@ class TokenIndex:
                 last[key] = stop
 
     def matches(self, context: Sequence[int]) -> list[Match]:
-        """Earlier places whose last two tokens or more are those of `context`, the latest first.
-        Places with six or more hide those with fewer. The end of the text is none of them.
+        """Earlier places whose last tokens are those of `context`, the latest first. Places that
+        share the tokens of a longer key hide the others. The end of the text is none of them.
         """
+        tokens = self.tokens
+        end, num_context = len(tokens), len(context)
         for length, last, before in zip(_LENGTHS, self._last, self._before, strict=True):
-            if len(context) < length:
+            if num_context < length:
                 continue
             found: list[Match] = []
             stop = last.get(hash(tuple(context[-length:])), -1)
             for _ in range(_MAX_CANDIDATES):
                 if stop == -1:
                     break
-                if stop < len(self.tokens):
-                    equal = self._num_equal(context, stop)
+                if stop < end:
+                    # Count the equal tokens; the hashes may be equal by chance.
+                    most = min(stop, num_context, MAX_MATCH)
+                    equal = 0
+                    while equal < most and tokens[stop - equal - 1] == context[-equal - 1]:
+                        equal += 1
                     if equal >= length:
                         found.append(Match(stop, equal))
                 stop = before[stop - 1]
@@ -75,11 +81,3 @@ class TokenIndex:
         if self._own[0] != len(self.tokens):
             self._own = len(self.tokens), self.matches(self.tokens)
         return self._own[1]
-
-    def _num_equal(self, context: Sequence[int], stop: int) -> int:
-        """How many of the last tokens of `context` stand before `stop`."""
-        tokens, most = self.tokens, min(stop, len(context), MAX_MATCH)
-        for i in range(1, most + 1):
-            if tokens[stop - i] != context[-i]:
-                return i - 1
-        return most
