@@ -3,16 +3,14 @@
 import json
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
 __all__ = ["compact"]
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def compact(data: Any) -> bytes:
     """UTF-8 without spaces. Text that holds lone surrogates is escaped."""
-    text = _encode(data)
     try:
-        return text.encode()
-    except UnicodeEncodeError:
+        return to_json(data)
+    except PydanticSerializationError:
         return json.dumps(data, separators=(",", ":")).encode()
