@@ -4,7 +4,7 @@ and classes are vLLM's.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 __all__ = [
     "CompletionOutput",
@@ -41,8 +41,40 @@ class Logprob:
 LogprobsOnePosition = dict[int, Logprob]  # token id -> Logprob
 
 
+class _Shared:
+    """Has a place for the list of token ids to which an engine appends, and for how many of them an
+    output has. They are no dataclass fields, so `asdict`, `repr` and comparison see `token_ids`.
+    """
+
+    __slots__ = ("_growing", "_num_tokens")
+    token_ids: list[int]
+
+    def share_tokens(self, growing: list[int]) -> None:
+        """Have the tokens that are in a list now; more are only ever appended to it.
+
+        They are copied when `token_ids` is first asked for. A stream makes an output for each token
+        and needs few of these copies, each of which would touch every token before it.
+        """
+        self._growing, self._num_tokens = growing, len(growing)
+        del self.token_ids
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it has; this copies none."""
+        return self._num_tokens if hasattr(self, "_num_tokens") else len(self.token_ids)
+
+    if not TYPE_CHECKING:  # so that mypy still finds a wrong name
+
+        def __getattr__(self, name: str) -> list[int]:
+            """`token_ids` after `share_tokens`."""
+            if name != "token_ids":
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            self.token_ids = self._growing[: self._num_tokens]
+            return self.token_ids
+
+
 @dataclass(slots=True)
-class CompletionOutput:
+class CompletionOutput(_Shared):
     """One completion of a prompt."""
 
     index: int

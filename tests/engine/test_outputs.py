@@ -1,10 +1,15 @@
 """Outputs in vLLM's shapes: logprobs with text and bytes, times, and token ids without text."""
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pellucid import LLM, RequestOutput, SamplingParams
+from pellucid import LLM, EngineConfig, RequestOutput, SamplingParams
+from pellucid.engine.admission import Submission
+from pellucid.engine.loader import build_engine
+from pellucid.engine.prompts import TokenizedPrompt
 
 VOCAB = 261  # of the tiny model, whose first 256 tokens are bytes
 
@@ -79,3 +84,33 @@ def test_an_engine_without_a_seed_draws_other_tokens_at_every_start(tiny_path: P
 
     assert draw(0) == draw(0)
     assert draw(None) != draw(None)
+
+
+def test_an_output_keeps_its_tokens_while_its_request_goes_on(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    outputs = [output.outputs[0] for output in llm.stream("ab", params)]
+    copies = [pickle.loads(pickle.dumps(completion)) for completion in outputs]
+    assert [completion.num_tokens for completion in outputs] == [1, 2, 3, 4, 5, 6]
+    whole = outputs[-1].token_ids
+    assert [completion.token_ids for completion in outputs] == [whole[:n] for n in range(1, 7)]
+    assert copies == outputs and replace(outputs[2]) == outputs[2]
+    assert f"token_ids={whole[:3]}" in repr(outputs[2])
+    # A reader may change what it was given.
+    outputs[3].token_ids.append(-1)
+    assert outputs[4].token_ids == whole[:5]
+    with pytest.raises(AttributeError, match="'tokens'"):
+        _ = outputs[0].tokens  # type: ignore[attr-defined]
+
+
+def test_a_reader_of_whole_answers_gets_no_output_before(tiny_path: Path) -> None:
+    core = build_engine(tiny_path, EngineConfig()).core
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, n=2)
+    prompt = TokenizedPrompt([65, 66], None)
+    core.add_requests([Submission("a", prompt, params, only_whole=True)])
+    core.add_requests([Submission("b", prompt, params)])
+    steps = []
+    while core.has_unfinished:
+        steps.append([(output.request_id, output.finished) for output in core.step()])
+    assert [name for step in steps for name, _ in step].count("a") == 1
+    assert ("a", True) in steps[-1] and len(steps) > 2
+    assert all(("b", False) in step for step in steps[:-1])

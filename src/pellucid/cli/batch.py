@@ -231,7 +231,7 @@ class _Run:
             self.answers.write(make_error(line, str(error)))
             return
         timing = Timing.of(output, time.monotonic()) if self.stats else None
-        self.num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        self.num_tokens += sum(completion.num_tokens for completion in output.outputs)
         for completion in output.outputs:
             if completion.finish_reason == "error":
                 self._fail(line, f"the answer broke off: {completion.stop_reason}")

@@ -117,7 +117,7 @@ def openai_answer(line: Line, output: RequestOutput, timing: Any, model: str) ->
         if completion.finish_reason == "error":
             return openai_error(line, f"the answer broke off: {completion.stop_reason}", 500)
     is_chat = line.value is not None and line.value.get("url") == _CHAT_URL
-    num_output = sum(len(completion.token_ids) for completion in output.outputs)
+    num_output = sum(completion.num_tokens for completion in output.outputs)
     body: dict[str, Any] = {
         "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{line.digest}",
         "object": "chat.completion" if is_chat else "text_completion",

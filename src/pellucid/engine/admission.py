@@ -32,6 +32,7 @@ class Submission(NamedTuple):
     constraint: Constraint | None = None  # params.structured_outputs, compiled
     banned_sequences: tuple[tuple[int, ...], ...] = ()  # params.bad_words, tokenized
     name: str = ""  # what errors call the prompt, if it is one of several: "prompts[2]"
+    only_whole: bool = False  # the reader wants only the finished output
 
 
 def build_requests(
@@ -46,7 +47,7 @@ def build_requests(
 
     Raises RequestError or ConfigError for token ids or dimensions that the model does not have.
     """
-    request_id, prompt, params, constraint, banned, _ = submission
+    request_id, prompt, params, constraint, banned, *_ = submission
     check_prompt_ids(prompt.token_ids, model.vocab_size)
     if isinstance(params, PoolingParams):
         return [_build_pooled(request_id, prompt, params, model, max_model_len)]

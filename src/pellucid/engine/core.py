@@ -152,7 +152,9 @@ class EngineCore:
         return build_stats(self.scheduler, self.runner, self._counts, self.speculation)
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
-        """Record a step's tokens. Returns an output for each group of requests in the step."""
+        """Record a step's tokens. Returns the outputs of the groups in the step whose reader wants
+        them.
+        """
         # End each request that got no token, before this step's blocks are published.
         for request_id, refusal in result.errors.items():
             if request_id not in result.sampled:
@@ -169,7 +171,7 @@ class EngineCore:
             self._name_logprobs(group, request, result)
             if request.is_finished:
                 group.finish(request, now)
-        return [self._output(group) for group in touched.values()]
+        return [self._output(group) for group in touched.values() if group.is_wanted]
 
     def _refuse(self, request_id: str, refusal: PellucidError) -> None:
         """End a request with an error message, unless it has ended already."""

@@ -274,8 +274,8 @@ class CoreThread:
                         del self._boxes[output.request_id]
                         if not box.open:
                             self._wanted.pop(box, None)
-            self._unrung += [box for box in fresh if box.has_news and box.is_always_wanted]
-            self._ring(box for box in fresh if box.has_news and not box.is_always_wanted)
+            self._unrung += [box for box in fresh if box.is_always_wanted]
+            self._ring(box for box in fresh if not box.is_always_wanted)
 
     def _ring_unrung(self) -> None:
         """Notify the readers that `_deliver` left."""

@@ -301,7 +301,7 @@ class LLM:
     def _as_completed(
         self, submissions: list[Submission], use_tqdm: bool, verb: str = "generate"
     ) -> Generator[tuple[int, RequestOutput], None, None]:
-        box = ThreadMailbox(submissions, only_whole=True)
+        box = ThreadMailbox([s._replace(only_whole=True) for s in submissions])
         places = {submission.request_id: i for i, submission in enumerate(submissions)}
         try:
             self._thread.submit(box)
@@ -311,7 +311,7 @@ class LLM:
                     for output in self._thread.wait(box):
                         if isinstance(output, PooledOutput):
                             num_tokens += len(output.prompt_token_ids)
-                        num_tokens += sum(len(c.token_ids) for c in output.outputs)
+                        num_tokens += sum(c.num_tokens for c in output.outputs)
                         speed = num_tokens / (time.monotonic() - start)
                         bar.set_postfix_str(f"{speed:.0f} tokens/s", refresh=False)
                         bar.update()

@@ -24,11 +24,9 @@ class Mailbox(ABC):
 
     is_always_wanted = False  # True: its reader wants outputs from submission to the last one
 
-    def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
-        """`only_whole`: the reader wants only finished outputs."""
+    def __init__(self, submissions: Sequence[Submission]) -> None:
         self.submissions = submissions
         self.open = {s.request_id for s in submissions}  # requests that have not ended
-        self._only_whole = only_whole
         self._news: dict[str, RequestOutput] = {}
         self._error: BaseException | None = None
 
@@ -50,8 +48,6 @@ class Mailbox(ABC):
         """Store an output; it replaces an older one of the same request."""
         if output.finished:
             self.open.discard(output.request_id)
-        elif self._only_whole:
-            return
         self._news[output.request_id] = output
 
     def fail(self, error: BaseException) -> None:
@@ -70,8 +66,8 @@ class Mailbox(ABC):
 class ThreadMailbox(Mailbox):
     """The mailbox of a reader that waits in a thread."""
 
-    def __init__(self, submissions: Sequence[Submission], *, only_whole: bool = False) -> None:
-        super().__init__(submissions, only_whole=only_whole)
+    def __init__(self, submissions: Sequence[Submission]) -> None:
+        super().__init__(submissions)
         # holds an entry when there is news; no threading.Event, see CoreThread's `_wake`
         self.bell: SimpleQueue[None] = SimpleQueue()
 

@@ -33,12 +33,16 @@ class OutputGroup:
         tokenizer: Tokenizer,
         now: float,
         explain: Callable[[RequestMetrics], Explanation] | None = None,
+        *,
+        only_whole: bool = False,
     ) -> None:
         """`now` is the arrival time in seconds of the engine's clock. `explain` is asked when a
-        reader of the outputs wants to know why it took that long.
+        reader of the outputs wants to know why it took that long. `only_whole`: the reader wants
+        only the finished output.
         """
         self.request_id = request_id
         self.requests = requests
+        self._only_whole = only_whole
         self._prompt = prompt
         # a copy: a reader that changes its output changes no request
         self._prompt_token_ids = list(requests[0].prompt_token_ids)
@@ -66,6 +70,11 @@ class OutputGroup:
     def is_finished(self) -> bool:
         """True if all of them have ended."""
         return all([request.is_finished for request in self.requests])
+
+    @property
+    def is_wanted(self) -> bool:
+        """True if the reader wants the output so far."""
+        return not self._only_whole or self.is_finished
 
     def schedule(self, now: float, num_tokens: int, num_computed: int) -> None:
         """Record that a step computes so many of its tokens. `num_computed`: tokens that the engine
@@ -141,15 +150,17 @@ class OutputGroup:
             logprobs = list(request.logprobs)
             tokens = zip(logprobs, request.output_token_ids, strict=False)
             total = sum([row[token].logprob for row, token in tokens])
-        return CompletionOutput(
+        completion = CompletionOutput(
             index,
             text.text if text is not None else "",
-            list(request.output_token_ids),
+            [],
             total,
             logprobs,
             request.finish_reason,
             request.stop_reason,
         )
+        completion.share_tokens(request.output_token_ids)
+        return completion
 
     def named(self, row: LogprobsOnePosition) -> LogprobsOnePosition:
         """The same candidates with their tokens' text and bytes, if the request wants text."""

@@ -139,7 +139,15 @@ def build_group(
 ) -> OutputGroup:
     """What collects the outputs of a submission's requests; the arguments are `OutputGroup`'s."""
     kind = OutputGroup if requests[0].pooling is None else _EmbeddingGroup
-    return kind(submission.request_id, submission.prompt.text, requests, tokenizer, now, explain)
+    return kind(
+        submission.request_id,
+        submission.prompt.text,
+        requests,
+        tokenizer,
+        now,
+        explain,
+        only_whole=submission.only_whole,
+    )
 
 
 def as_embedding(output: RequestOutput, name: str) -> EmbeddingRequestOutput:

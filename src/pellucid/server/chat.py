@@ -51,7 +51,7 @@ class _Renderer:
         state = self._state(output, completion)
         if state.is_done:
             return b""
-        first, state.num_tokens = state.num_tokens, len(completion.token_ids)
+        first, state.num_tokens = state.num_tokens, completion.num_tokens
         reasoning, pieces = state.read(completion)
         deltas: list[dict[str, Any]] = []
         if reasoning and self._body.include_reasoning is not False:

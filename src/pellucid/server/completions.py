@@ -119,7 +119,7 @@ class _Renderer:
             return b""
         choice = self._choice(output, completion, index, num_chars, num_tokens, is_first)
         self._sent[index] = (
-            (-1, -1) if completion.finished() else (len(completion.text), len(completion.token_ids))
+            (-1, -1) if completion.finished() else (len(completion.text), completion.num_tokens)
         )
         is_last = all(
             self._sent.get(place * self._job.n + c.index) == (-1, -1) for c in output.outputs

@@ -78,7 +78,7 @@ class Job:
             return {"timings": timings(output, is_explained=self.includes_explanation)}
         if not self.has_usage_in_chunks:
             return {"usage": None}
-        prompt, made = len(output.prompt_token_ids), len(completion.token_ids)
+        prompt, made = len(output.prompt_token_ids), completion.num_tokens
         told = {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
         return {"usage": told}
 
@@ -170,7 +170,7 @@ async def at_index_0(stream: AsyncGenerator[RequestOutput, None]) -> Outputs:
 def usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
     """OpenAI's usage of a request with one or more prompts."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
-    completion = sum(len(c.token_ids) for output in outputs for c in output.outputs)
+    completion = sum(c.num_tokens for output in outputs for c in output.outputs)
     cached = sum(output.num_cached_tokens for output in outputs)
     return {
         "prompt_tokens": prompt,
@@ -188,7 +188,7 @@ def timings(output: RequestOutput, *, is_explained: bool = False) -> dict[str, A
     """
     times = output.metrics
     num_prompt = len(output.prompt_token_ids) - output.num_cached_tokens
-    num_output = sum(len(c.token_ids) for c in output.outputs)
+    num_output = sum(c.num_tokens for c in output.outputs)
     queue, prefill, decode = times.time_in_queue, times.time_in_prefill, times.time_in_decode
     found: dict[str, Any] = {"cache_n": output.num_cached_tokens}
     if queue is not None:

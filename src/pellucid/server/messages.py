@@ -240,7 +240,7 @@ class _Renderer:
         found = completion.stop_reason
         sequence = found if isinstance(found, str) else None
         if completion.finish_reason == "length":
-            is_asked = len(completion.token_ids) >= self._body.max_tokens
+            is_asked = completion.num_tokens >= self._body.max_tokens
             reason = "max_tokens" if is_asked else "model_context_window_exceeded"
         elif sequence is not None:
             reason = "stop_sequence"

@@ -137,7 +137,7 @@ class Metrics:
     def finish(self, output: RequestOutput, max_tokens: int | None) -> None:
         """Count an answer or an embedding that ended. `max_tokens` is what the client asked for."""
         times = output.metrics
-        num_tokens = sum(len(c.token_ids) for c in output.outputs)
+        num_tokens = sum(c.num_tokens for c in output.outputs)
         first, last, arrival = times.first_token_time, times.last_token_time, times.arrival_time
         self.observe("e2e_request_latency_seconds", None if last is None else last - arrival)
         self.observe("request_queue_time_seconds", times.time_in_queue)
@@ -155,7 +155,7 @@ class Metrics:
             self.observe("request_generation_tokens", num_tokens)
             self.observe("request_params_n", len(output.outputs))
             self.observe("request_params_max_tokens", max_tokens)
-        longest = max(len(c.token_ids) for c in output.outputs)
+        longest = max(c.num_tokens for c in output.outputs)
         if times.time_in_decode is not None and longest > 1:
             self.observe(
                 "request_time_per_output_token_seconds", times.time_in_decode / (longest - 1)

@@ -117,7 +117,7 @@ def _answer(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
     times = [output.metrics for output in outputs]
     found: dict[str, Any] = {
         "gen_ai.usage.prompt_tokens": sum(len(o.prompt_token_ids) for o in outputs),
-        "gen_ai.usage.completion_tokens": sum(len(c.token_ids) for c in completions),
+        "gen_ai.usage.completion_tokens": sum(c.num_tokens for c in completions),
         "gen_ai.usage.num_sequences": len(completions),
         "gen_ai.response.finish_reasons": [c.finish_reason or "abort" for c in completions],
     }

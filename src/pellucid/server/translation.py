@@ -133,5 +133,5 @@ def function_tool(tool: Json, place: str, schema: str) -> dict[str, Any]:
 
 def usage_of(output: RequestOutput) -> tuple[int, int, int]:
     """Tokens of the prompt, those of them that the cache had, and tokens of the answer."""
-    answer = sum(len(completion.token_ids) for completion in output.outputs)
+    answer = sum(completion.num_tokens for completion in output.outputs)
     return len(output.prompt_token_ids), output.num_cached_tokens, answer
