@@ -61,7 +61,10 @@ class _Shared:
     @property
     def num_tokens(self) -> int:
         """How many tokens it has; this copies none."""
-        return self._num_tokens if hasattr(self, "_num_tokens") else len(self.token_ids)
+        try:
+            return self._num_tokens
+        except AttributeError:
+            return len(self.token_ids)
 
     if not TYPE_CHECKING:  # so that mypy still finds a wrong name
 
