@@ -1,38 +1,51 @@
 """Speculation beside plain decoding, in turns: four workloads, several numbers of sequences.
 
-    scripts/bench speculation MODEL [--methods auto] [--sequences 1 4] [--tokens 200] [--rounds 2]
-        [--workloads edit continue summarize prose switch] [--llama-server BIN [ARGUMENTS]]
+    scripts/bench speculation MODEL [--methods ngram auto draft:MODEL] [--sequences 1 4]
+        [--workloads edit continue summarize prose random switch] [--prompts 4] [--tokens 128]
+        [--rounds 2] [--llama-server BIN [ARGUMENTS]]
 
 edit: give a file back with one name changed. continue: go on with a program. summarize: sum up a
-given text. prose: answer a question freely. switch: code, prose and code in one answer, where the
-model follows. All answers are greedy and of `--tokens` tokens; all prompts are computed before the
-clock starts. The answers of every method must be those of plain decoding, token by token.
+given text. prose: answer a question freely. random: a prompt of random tokens. switch: code, prose
+and code in one answer, where the model follows. All answers are greedy and of `--tokens` tokens;
+all prompts are computed before the clock starts. With one sequence, `--prompts` prompts run one
+after the other. The answers of every method must be those of plain decoding, token by token.
 
-The table has decode tokens/s (medians), their ratio to plain decoding, the share of drafts that
-were accepted, tokens per step, and the speed-up that the formula E / v predicts: E the tokens per
-step, and v the mean cost of a step's rows as the governor measured it. With --llama-server, its own
-tokens/s for the same prompts and file stand beside, plain and with its arguments. The last line is
-JSON.
+First comes v(b): the median time of a step of b rows beside one without drafts, on these prompts.
+The table has decode tokens/s (medians), their ratio to plain decoding, the speed-up that the
+formula predicts, the share of drafts that were accepted, tokens per step, and the slowest 256
+tokens beside the slowest of plain decoding. The formula is E / (v + c): E the tokens per step, v
+the mean of v(b) over the steps' rows, c the time of proposers, in plain steps. For `switch`, a line
+shows the mean number of drafts in a step, for each 32 tokens of an answer. With --llama-server, its
+own tokens/s for the same prompts and file stand beside, plain and with its arguments. The last line
+is JSON.
 """
 
 import argparse
 import json
+import random
 import shlex
 import socket
 import statistics
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 from pellucid import EngineConfig, SamplingParams
 from pellucid.engine.admission import Submission
+from pellucid.engine.core import EngineCore
 from pellucid.engine.loader import OpenModel, open_model
 from pellucid.engine.prompts import TokenizedPrompt, tokenize_chat
+from pellucid.request import Request
+from pellucid.speculative import Speculation, build_proposers
+from pellucid.speculative.governor import VerifyAll
+from pellucid.speculative.proposer import Draft
 from pellucid.units import format_count
 from pellucid.weights.hub import resolve_model
 
@@ -44,12 +57,21 @@ QUESTIONS = (
     "What should a visitor know about the history of Lisbon?",
     "How does bread rise, and what does salt do to the dough?",
 )
+DRAFTS_PER_REQUEST = (0, 1, 2, 3, 4, 5, 7, 11, 15)  # whose steps are timed for v(b)
+ROW_ROUNDS = 5
+WINDOW = 256  # tokens
+BIN = 32  # tokens of the switch's timeline
 
 
 def build_prompts(model: OpenModel, workload: str, count: int) -> list[list[int]]:
     """Token ids of `count` different prompts."""
     prompts = []
     for i in range(count):
+        if workload == "random":
+            rng = random.Random(i)
+            vocab_size = model.model_config.vocab_size
+            prompts.append([rng.randrange(vocab_size) for _ in range(400)])
+            continue
         text = (SOURCES / FILES[i % len(FILES)]).read_text()[: 2400 - 40 * (i // len(FILES))]
         if workload == "continue":
             prompts.append(model.tokenizer.encode(text[: 1200 + 40 * i]))
@@ -59,8 +81,8 @@ def build_prompts(model: OpenModel, workload: str, count: int) -> list[list[int]
             "`page` everywhere. Answer with the code only.",
             "summarize": f"{_prose(i)}\n\nSum up this text in a few sentences.",
             "prose": QUESTIONS[i % len(QUESTIONS)] + " " * (i // len(QUESTIONS)),
-            "switch": f"```python\n{text}\n```\nFirst give back this file unchanged. Then write a "
-            "poem about the sea. Then give back the file once more.",
+            "switch": f"```python\n{text[:1200]}\n```\nFirst give back this file unchanged. Then "
+            "write a poem about the sea. Then give back the file once more.",
         }[workload]
         messages = [{"role": "user", "content": asked}]
         prompts.append(tokenize_chat(model.tokenizer, messages).token_ids)
@@ -73,70 +95,184 @@ def _prose(i: int) -> str:
     return text[3000 * i + 2000 : 3000 * i + 4600]
 
 
+# ---- our engine
+
+
 @dataclass
 class Run:
-    """What one run gave."""
+    """What one run gave, over all its groups of requests."""
 
-    seconds: float
-    num_tokens: int
-    answers: list[list[int]]
-    accepted: float  # of drafted
-    per_step: float
-    predicted: float  # speed-up
-    worst_window: float = 0.0  # tokens/s of the slowest 256 tokens
+    seconds: float = 0.0
+    num_tokens: int = 0
+    answers: list[list[int]] = field(default_factory=list)
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_request_steps: int = 0
+    predicted_seconds: float = 0.0
+    worst_window: float = float("inf")  # tokens/s of the slowest 256 tokens
+    # of the first group: tokens so far, and drafts of the step
+    timeline: list[tuple[int, int]] = field(default_factory=list)
 
-
-def run_ours(
-    model: OpenModel, method: str | None, prompts: Sequence[list[int]], tokens: int
-) -> Run:
-    """Compute the prompts, then time the rest."""
-    config = EngineConfig(speculative=method, max_num_seqs=max(1, len(prompts)), max_model_len=4096)
-    core = model.build_engine(config).core
-    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-    core.add_requests(
-        [Submission(f"r{i}", TokenizedPrompt(p, None), params) for i, p in enumerate(prompts)]
-    )
-    # Prefill. What is decoded meanwhile is not timed.
-    while not all(r.is_decoding for r in core.scheduler.running) or len(core.scheduler.waiting):
-        core.step()
-    before = core.stats().num_output_tokens
-    start = time.perf_counter()
-    done = {}
-    times = [(0.0, before)]  # of each step: seconds and tokens
-    while core.has_unfinished:
-        for output in core.step():
-            done[output.request_id] = output
-        num_tokens = sum([len(o.outputs[0].token_ids) for o in done.values()])
-        times.append((time.perf_counter() - start, num_tokens))
-    seconds = time.perf_counter() - start
-    stats = core.stats()
-    receipt, accepted, per_step, predicted = stats.speculation, 0.0, 1.0, 1.0
-    if receipt is not None and receipt.num_draft_tokens:
-        accepted = receipt.num_accepted_tokens / receipt.num_draft_tokens
-        per_step = receipt.tokens_per_step or 1.0
-        predicted = (seconds + receipt.seconds_saved / len(prompts)) / seconds
-    return Run(
-        seconds,
-        stats.num_output_tokens - before,
-        [done[f"r{i}"].outputs[0].token_ids for i in range(len(prompts))],
-        accepted,
-        per_step,
-        predicted,
-        _worst_window(times),
-    )
+    @property
+    def rate(self) -> float:
+        return self.num_tokens / self.seconds
 
 
-def _worst_window(times: Sequence[tuple[float, int]], length: int = 256) -> float:
-    """Tokens/s of the slowest `length` tokens in a row."""
+class Bench:
+    """One engine, whose speculation is changed between runs. Prompts stay in its prefix cache."""
+
+    def __init__(self, model: OpenModel, count: int, draft: str | None) -> None:
+        config = EngineConfig(
+            speculative=draft, max_num_seqs=max(2, count), max_model_len=4096, seed=0
+        )
+        self._model = model
+        self._draft = draft
+        self.core: EngineCore = model.build_engine(config).core
+        self._proposers = [] if self.core.speculation is None else self.core.speculation.proposers
+
+    def _set_method(self, method: str) -> None:
+        """Begin anew: nothing is learned from earlier runs."""
+        proposers = self._proposers if method == self._draft else []
+        if method not in ("plain", self._draft):
+            proposers = build_proposers(method)
+        vocab_size = self._model.model_config.vocab_size
+        self.core.speculation = Speculation(proposers, vocab_size) if proposers else None
+
+    def run(
+        self,
+        method: str,
+        groups: Sequence[Sequence[list[int]]],
+        tokens: int,
+        row_seconds: Mapping[int, float],
+    ) -> Run:
+        """Each group together, one group after the other. `row_seconds`: of steps, by their drafts
+        for each request.
+        """
+        self._set_method(method)
+        run = Run()
+        for group in groups:
+            self._run_group(run, group, tokens, row_seconds)
+        receipt = self.core.stats().speculation
+        if receipt is not None:
+            run.num_drafted = receipt.num_draft_tokens
+            run.num_accepted = receipt.num_accepted_tokens
+        return run
+
+    def _begin(self, group: Sequence[list[int]], tokens: int) -> None:
+        """Compute the prompts."""
+        core = self.core
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        core.add_requests(
+            [Submission(f"r{i}", TokenizedPrompt(p, None), params) for i, p in enumerate(group)]
+        )
+        while not all(r.is_decoding for r in core.scheduler.running) or len(core.scheduler.waiting):
+            core.step()
+
+    def _run_group(
+        self, run: Run, group: Sequence[list[int]], tokens: int, row_seconds: Mapping[int, float]
+    ) -> None:
+        core = self.core
+        speculation, core.speculation = core.speculation, None
+        self._begin(group, tokens)
+        core.speculation = speculation
+        done = {}
+        count = sum([len(r.output_token_ids) for r in core.scheduler.running])
+        times = [(0.0, count)]  # of each step: seconds and tokens
+        first = count
+        start = time.perf_counter()
+        while core.has_unfinished:
+            running = list(core.scheduler.running)
+            before = [len(r.output_token_ids) for r in running]
+            outputs = core.step()
+            for output in outputs:
+                done[output.request_id] = output
+            gained = sum([len(r.output_token_ids) for r in running]) - sum(before)
+            count += gained
+            times.append((time.perf_counter() - start, count))
+            drafts = sum([r.num_scheduled_tokens - 1 for r in running])
+            run.timeline.append((count, drafts))
+            run.predicted_seconds += _step_seconds(row_seconds, drafts, len(running), len(group))
+            run.num_request_steps += len(running)
+        run.seconds += times[-1][0]
+        run.num_tokens += count - first
+        run.answers += [done[f"r{i}"].outputs[0].token_ids for i in range(len(group))]
+        run.worst_window = min(run.worst_window, _worst_window(times))
+
+    def measure_rows(self, group: Sequence[list[int]]) -> dict[int, float]:
+        """Median seconds of a step, by its drafts for each request. All drafts are wrong."""
+        wrong = _Wrong()
+        self.core.speculation = None
+        self._begin(group, 2 + ROW_ROUNDS * len(DRAFTS_PER_REQUEST))
+        vocab_size = self._model.model_config.vocab_size
+        self.core.speculation = Speculation([wrong], vocab_size, governor=VerifyAll())
+        most = 128 // len(group) - 1  # rows that a step may have
+        counts = [k for k in DRAFTS_PER_REQUEST if k <= most]
+        seconds: dict[int, list[float]] = {k: [] for k in counts}
+        for _ in range(ROW_ROUNDS):
+            for wrong.count in counts:
+                start = time.perf_counter()
+                self.core.step()
+                seconds[wrong.count].append(time.perf_counter() - start)
+        for i in range(len(group)):
+            self.core.abort(f"r{i}")
+        return {k: statistics.median(times) for k, times in seconds.items()}
+
+
+class _Wrong:
+    """Drafts the token that was drawn least lately: its own last but one, plus one."""
+
+    name, num_evidence, is_free = "wrong", 1, True
+    count = 0
+
+    def propose(self, requests: Sequence[Request], limit: int) -> dict[str, Draft]:
+        """See Proposer."""
+        return {
+            r.request_id: Draft([r.prompt_token_ids[0]] * self.count, [0] * self.count)
+            for r in requests
+        }
+
+    def finish(self, request: Request) -> None:
+        """Nothing is kept."""
+
+
+def _step_seconds(
+    row_seconds: Mapping[int, float], drafts: int, num_requests: int, size: int
+) -> float:
+    """What a step takes by the table of `size` requests, when `num_requests` of them still run."""
+    each = drafts / num_requests
+    known = list(row_seconds)
+    i = min(max(1, bisect_left(known, each)), len(known) - 1)
+    low, high = known[i - 1], known[i]
+    slope = (row_seconds[high] - row_seconds[low]) / (high - low)
+    seconds = row_seconds[low] + slope * (each - low)
+    # requests that have ended make a step cheaper, as fewer drafts do
+    ended = (size - num_requests) / size
+    return seconds - ended * (row_seconds[known[1]] - row_seconds[0])
+
+
+def _worst_window(times: Sequence[tuple[float, int]]) -> float:
+    """Tokens/s of the slowest `WINDOW` tokens in a row; of all, if there are fewer."""
     worst, j = float("inf"), 0
-    for i, (start, first) in enumerate(times):
-        while j < len(times) and times[j][1] - first < length:
+    for start, first in times:
+        while j < len(times) and times[j][1] - first < WINDOW:
             j += 1
         if j == len(times):
             break
-        if j > i:
-            worst = min(worst, (times[j][1] - first) / (times[j][0] - start))
-    return worst if worst < float("inf") else times[-1][1] / max(times[-1][0], 1e-9)
+        worst = min(worst, (times[j][1] - first) / (times[j][0] - start))
+    if worst < float("inf"):
+        return worst
+    return (times[-1][1] - times[0][1]) / max(times[-1][0], 1e-9)
+
+
+def _show_timeline(run: Run) -> str:
+    """The mean number of drafts in a step, for each `BIN` tokens."""
+    bins: dict[int, list[int]] = {}
+    for count, drafts in run.timeline:
+        bins.setdefault(count // BIN, []).append(drafts)
+    return " ".join(f"{statistics.mean(bins[b]):.0f}" for b in sorted(bins))
+
+
+# ---- llama.cpp
 
 
 @contextmanager
@@ -146,7 +282,7 @@ def llama_server(binary: Path, model: Path, parallel: int, arguments: str) -> It
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(binary), "-m", str(model), "--port", str(port), "-np", str(parallel)]
-    command += ["-c", str(4096 * parallel), "-t", "2", *shlex.split(arguments)]
+    command += ["-c", str(2048 * parallel), "-t", "2", *shlex.split(arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
@@ -161,8 +297,8 @@ def llama_server(binary: Path, model: Path, parallel: int, arguments: str) -> It
         process.wait()
 
 
-def run_llama(port: int, prompts: Sequence[list[int]], tokens: int) -> float:
-    """Decode tokens/s of all prompts together, by the server's own clock."""
+def run_llama(port: int, group: Sequence[list[int]], tokens: int) -> float:
+    """Decode seconds of all prompts together, by the server's own clock."""
 
     def ask(prompt: list[int], n: int) -> float:
         body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True}
@@ -175,10 +311,12 @@ def run_llama(port: int, prompts: Sequence[list[int]], tokens: int) -> float:
             timings = json.load(response)["timings"]
         return float(timings["predicted_ms"]) / 1e3
 
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        list(pool.map(lambda p: ask(p, 1), prompts))  # compute the prompts
-        seconds = max(pool.map(lambda p: ask(p, tokens), prompts))
-    return len(prompts) * tokens / seconds
+    with ThreadPoolExecutor(len(group)) as pool:
+        list(pool.map(lambda p: ask(p, 1), group))  # compute the prompts
+        return max(pool.map(lambda p: ask(p, tokens), group))
+
+
+# ---- the table
 
 
 def main() -> None:
@@ -186,69 +324,100 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model")
-    parser.add_argument("--methods", nargs="+", default=["auto"])
+    parser.add_argument("--methods", nargs="*", default=["auto"])
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 4])
-    parser.add_argument(
-        "--workloads", nargs="+", default=["edit", "continue", "summarize", "prose"]
-    )
-    parser.add_argument("--tokens", type=int, default=200)
+    workloads = ["edit", "continue", "summarize", "prose"]
+    parser.add_argument("--workloads", nargs="+", default=workloads)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--llama-server", nargs="+", metavar="BIN")
     args = parser.parse_args()
 
-    report: list[dict[str, float | int | str]] = []
+    report: list[dict[str, object]] = []
     path = resolve_model(args.model)
-    print(
-        f"{'workload':<10} {'seqs':>4} {'method':>8} {'tok/s':>8} {'ratio':>6} {'formula':>8} "
-        f"{'accepted':>9} {'per step':>9} {'worst 256':>10}"
-    )
     with open_model(path) as model:
-        for workload in args.workloads:
-            for count in args.sequences:
-                prompts = build_prompts(model, workload, count)
-                runs: dict[str, list[Run]] = {}
-                for _ in range(args.rounds):
-                    for method in ("plain", *args.methods):
-                        name = None if method == "plain" else method
-                        run = run_ours(model, name, prompts, args.tokens)
-                        runs.setdefault(method, []).append(run)
-                plain = runs["plain"]
-                for method, of_method in runs.items():
-                    if of_method[0].answers != plain[0].answers:
-                        raise AssertionError(f"{method} changed an answer of {workload}")
-                    rate = statistics.median(r.num_tokens / r.seconds for r in of_method)
-                    ratio = rate / statistics.median(r.num_tokens / r.seconds for r in plain)
-                    last = of_method[-1]
-                    worst = statistics.median(r.worst_window for r in of_method)
-                    print(
-                        f"{workload:<10} {count:>4} {method:>8} {rate:>8.1f} {ratio:>6.2f} "
-                        f"{last.predicted:>8.2f} {last.accepted:>9.0%} {last.per_step:>9.2f} "
-                        f"{worst:>10.1f}",
-                        flush=True,
-                    )
-                    report.append(
-                        {
-                            "workload": workload, "sequences": count, "method": method,
-                            "tokens_per_second": rate, "ratio": ratio,
-                            "predicted": last.predicted, "accepted": last.accepted,
-                            "tokens_per_step": last.per_step, "worst_window": worst,
-                        }
-                    )  # fmt: skip
-                if args.llama_server:
-                    binary, arguments = Path(args.llama_server[0]), args.llama_server[1:]
-                    for extra in ("", *arguments):
-                        with llama_server(binary, path, count, extra) as port:
-                            rate = statistics.median(
-                                run_llama(port, prompts, args.tokens) for _ in range(args.rounds)
-                            )
+        for count in args.sequences:
+            draft = next((m for m in args.methods if m.startswith("draft:")), None)
+            bench = Bench(model, count, draft)
+            for workload in args.workloads:
+                prompts = build_prompts(model, workload, max(count, args.prompts))
+                groups = [[p] for p in prompts] if count == 1 else [prompts[:count]]
+                report += compare_methods(bench, workload, groups, args)
+            del bench
+        for count in args.sequences if args.llama_server else ():
+            binary, arguments = Path(args.llama_server[0]), args.llama_server[1:]
+            for extra in ("", *arguments):
+                with llama_server(binary, path, count, extra) as port:
+                    for workload in args.workloads:
+                        prompts = build_prompts(model, workload, max(count, args.prompts))
+                        groups = [[p] for p in prompts] if count == 1 else [prompts[:count]]
+                        rate = statistics.median(
+                            sum(map(len, groups)) * args.tokens
+                            / sum(run_llama(port, group, args.tokens) for group in groups)
+                            for _ in range(args.rounds)
+                        )  # fmt: skip
                         name = f"llama-server {extra}".strip()
-                        print(f"{workload:<10} {count:>4} {rate:>17.1f}  {name}", flush=True)
+                        print(f"{workload:<10} {count:>4} {rate:>23.1f}  {name}", flush=True)
                         report.append(
                             {"workload": workload, "sequences": count, "method": name,
                              "tokens_per_second": rate}
                         )  # fmt: skip
     print(f"the answers of {format_count(len(args.methods), 'method')} are those of plain decoding")
     print(json.dumps(report))
+
+
+def compare_methods(
+    bench: Bench, workload: str, groups: Sequence[Sequence[list[int]]], args: SimpleNamespace
+) -> list[dict[str, object]]:
+    """Run all methods in turns, and print their rows."""
+    count = len(groups[0])
+    row_seconds = bench.measure_rows(groups[0])
+    v = {k: seconds / row_seconds[0] for k, seconds in row_seconds.items()}
+    shown = "  ".join(f"{count * (k + 1)}: {ratio:.2f}" for k, ratio in v.items())
+    print(f"\n{workload}, {format_count(count, 'sequence')}. v(b): {shown}")
+    print(
+        f"{'workload':<10} {'seqs':>4} {'method':>14} {'tok/s':>8} {'ratio':>6} {'formula':>8} "
+        f"{'accepted':>9} {'per step':>9} {'worst 256':>10}"
+    )
+    # Run them in turns, every second time in reverse: what runs first finds cold caches.
+    runs: dict[str, list[Run]] = {}
+    for i in range(args.rounds):
+        for method in ("plain", *args.methods)[:: -1 if i % 2 else 1]:
+            run = bench.run(method, groups, args.tokens, row_seconds)
+            runs.setdefault(method, []).append(run)
+    # Compare the medians.
+    plain = runs["plain"]
+    plain_rate = statistics.median(run.rate for run in plain)
+    plain_worst = statistics.median(run.worst_window for run in plain)
+    report: list[dict[str, object]] = []
+    for method, of_method in runs.items():
+        if any(run.answers != plain[0].answers for run in of_method):
+            raise AssertionError(f"{method} changed an answer of {workload}")
+        rate = statistics.median(run.rate for run in of_method)
+        predicted = plain[0].predicted_seconds / statistics.median(
+            run.predicted_seconds for run in of_method
+        )
+        last = of_method[-1]
+        accepted = last.num_accepted / max(1, last.num_drafted)
+        per_step = last.num_tokens / last.num_request_steps
+        worst = statistics.median(run.worst_window for run in of_method) / plain_worst
+        print(
+            f"{workload:<10} {count:>4} {method.rpartition('/')[2][:14]:>14} {rate:>8.1f} "
+            f"{rate / plain_rate:>6.2f} {predicted:>8.2f} {accepted:>9.0%} {per_step:>9.2f} "
+            f"{worst:>10.2f}",
+            flush=True,
+        )
+        if workload == "switch" and method != "plain":
+            print(f"drafts in a step, for each {BIN} tokens: {_show_timeline(last)}")
+        report.append(
+            {
+                "workload": workload, "sequences": count, "method": method,
+                "tokens_per_second": rate, "ratio": rate / plain_rate, "predicted": predicted,
+                "accepted": accepted, "tokens_per_step": per_step, "worst_window": worst, "v": v,
+            }
+        )  # fmt: skip
+    return report
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def tiny(tiny_path: Path, backend: str) -> LLM:
     """The model, loaded once; each test leaves nothing in its queue."""
-    llm = LLM(tiny_path, backend=backend)
+    llm = LLM(tiny_path, backend=backend, speculative=None)  # each step gives one token
     llm.stats()  # its thread begins here, so that no test seems to have left it behind
     return llm
 
