@@ -72,14 +72,15 @@ def build_prompts(model: OpenModel, workload: str, count: int) -> list[list[int]
             vocab_size = model.model_config.vocab_size
             prompts.append([rng.randrange(vocab_size) for _ in range(400)])
             continue
-        text = (SOURCES / FILES[i % len(FILES)]).read_text()[: 2400 - 40 * (i // len(FILES))]
+        length = 2400 if count <= 4 else 1000  # characters
+        text = (SOURCES / FILES[i % len(FILES)]).read_text()[: length - 40 * (i // len(FILES))]
         if workload == "continue":
-            prompts.append(model.tokenizer.encode(text[: 1200 + 40 * i]))
+            prompts.append(model.tokenizer.encode(text[: length // 2 + 40 * (i % 5)]))
             continue
         asked = {
             "edit": f"```python\n{text}\n```\nGive back this whole file, with `block` renamed to "
             "`page` everywhere. Answer with the code only.",
-            "summarize": f"{_prose(i)}\n\nSum up this text in a few sentences.",
+            "summarize": f"{_prose(i)[:length]}\n\nSum up this text in a few sentences.",
             "prose": QUESTIONS[i % len(QUESTIONS)] + " " * (i // len(QUESTIONS)),
             "switch": f"```python\n{text[:1200]}\n```\nFirst give back this file unchanged. Then "
             "write a poem about the sea. Then give back the file once more.",

@@ -154,6 +154,10 @@ class RequestMetrics(_Explained):
     num_cached_tokens: int = 0  # of the prompt: found in the cache
     num_output_tokens: int = 0  # of all completions
     num_completions: int = 1
+    # by speculation, once it is finished: the steps in which it decoded, of all completions, and
+    # the draft tokens in them; 0: it decoded without
+    num_decode_steps: int = 0
+    num_draft_tokens: int = 0
     # of other requests: computed from its first step to its last
     num_other_tokens: int = 0
 

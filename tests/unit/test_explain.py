@@ -95,6 +95,16 @@ def test_kinds_of_ops_add_up_to_all_entries(program: ModelProgram, ledger: Ledge
     assert sum(ledger.least_seconds([step])) == pytest.approx(least)
 
 
+def test_drafts_are_counted(program: ModelProgram, ledger: Ledger) -> None:
+    """50 tokens in 20 steps with 2.5 drafts each: the weights are read 20 times, for 3.5 rows."""
+    done = metrics(51, cached=100, **TIMES)
+    done.num_decode_steps, done.num_draft_tokens = 20, 50
+    found = explain_request(done, ledger, chunk=512).decode
+    assert found is not None and found.roof_share is not None and found.num_tokens == 50
+    least = [sum(ledger.least_seconds([StepShape((rows,), (326,), rows)])) for rows in (3, 4)]
+    assert found.roof_share == pytest.approx(20 * sum(least) / 2 / 2.0)
+
+
 def test_the_queue_may_be_the_reason(ledger: Ledger) -> None:
     waited = TIMES | {"arrival_time": -9.5}
     found = explain_request(metrics(51, **waited), ledger, chunk=512)

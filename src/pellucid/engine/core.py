@@ -221,7 +221,9 @@ class EngineCore:
         output = group.output(self._counts.num_computed_tokens)
         if output.finished:
             if self.speculation is not None:
-                output.speculation = self.speculation.receipt(group.requests)
+                receipt = output.speculation = self.speculation.receipt(group.requests)
+                output.metrics.num_decode_steps = receipt.num_steps
+                output.metrics.num_draft_tokens = receipt.num_draft_tokens
             self._forget(group)
         return output
 

@@ -119,14 +119,16 @@ def explain_request(metrics: RequestMetrics, ledger: Ledger, chunk: int) -> Expl
     ]
     least = ledger.least_seconds(shapes)
     prefill = _phase(prompt - cached, prefill_seconds, least)
-    # Decode: one step for each further token; all are near the one in the middle.
+    # Decode: one step for each further token, or as many as speculation needed, with its drafts;
+    # all are near the one in the middle.
     n = metrics.num_completions
     num_tokens = max(0, metrics.num_output_tokens - n)
     decode = None
     if num_tokens:
-        steps = num_tokens / n
-        middle = StepShape((1,) * n, (prompt + round((steps + 1) / 2),) * n, n)
-        moving, computing = ledger.least_seconds([middle])
+        steps = (metrics.num_decode_steps or num_tokens) / n
+        length = prompt + round((num_tokens / n + 1) / 2)
+        drafts = metrics.num_draft_tokens / max(1, metrics.num_decode_steps)
+        moving, computing = _decode_seconds(ledger, n, length, drafts)
         decode = _phase(num_tokens, decode_seconds, (steps * moving, steps * computing))
         least = (least[0] + steps * moving, least[1] + steps * computing)
     # What took most of the time, and the share of all of it.
@@ -140,6 +142,19 @@ def explain_request(metrics: RequestMetrics, ledger: Ledger, chunk: int) -> Expl
         prefill=prefill,
         decode=decode,
     )
+
+
+def _decode_seconds(ledger: Ledger, n: int, length: int, drafts: float) -> tuple[float, float]:
+    """The least time of a step of `n` completions with `drafts` draft tokens each, on average."""
+    few = int(drafts)
+    shares = {few + 1: 1 + few - drafts, few + 2: drafts - few}  # by rows of a completion
+    moving = computing = 0.0
+    for rows, share in shares.items():
+        if share:
+            step = StepShape((rows,) * n, (length,) * n, rows * n)
+            memory, arithmetic = ledger.least_seconds([step])
+            moving, computing = moving + share * memory, computing + share * arithmetic
+    return moving, computing
 
 
 def explain_times(metrics: RequestMetrics, reason: str) -> Explanation:
