@@ -48,8 +48,8 @@ class Steps:
 
     def __init__(self, names: str, *, is_free: bool = True, left_out: str = "") -> None:
         self.clock = Clock()
-        proposer = Guessing(self.clock, is_free, left_out)
-        self.speculation = Speculation([proposer], 10, governor=VerifyAll())
+        self.proposer = Guessing(self.clock, is_free, left_out)
+        self.speculation = Speculation([self.proposer], 10, governor=VerifyAll())
         self.requests = [
             Request(
                 request_id=name,
@@ -73,7 +73,8 @@ class Steps:
                 request.draft_token_ids = []
             request.num_scheduled_tokens = 1 + len(request.draft_token_ids)
             rows += len(request.draft_token_ids)
-            sampled[request.request_id] = [*range(1, 1 + accepted[request.request_id]), 9]
+            right = min(accepted[request.request_id], len(request.draft_token_ids))
+            sampled[request.request_id] = [*range(1, 1 + right), 9 if right < 3 else 4]
         seconds = len(self.requests) + ROW * rows + extra
         self.speculation.observe([*self.requests, *self.others], sampled, seconds)
         for request in self.requests:
@@ -131,3 +132,34 @@ def test_the_time_of_a_draft_model_is_lost_first() -> None:
         steps.run({"a": 2})
         steps.gain = steps.saved() - before  # type: ignore[attr-defined]
     assert free.gain - paid.gain == pytest.approx(DRAFTING)  # type: ignore[attr-defined]
+
+
+def count_asked(asking: float, accepted: int) -> tuple[int, Steps]:
+    """How often a free proposer is asked in 400 steps, if asking takes so many seconds."""
+    steps = Steps("a")
+    asked = 0
+
+    def propose(requests: Sequence[Request], limit: int) -> dict[str, Draft]:
+        nonlocal asked
+        asked += 1
+        steps.clock.now += asking
+        return {r.request_id: Draft([1, 2, 3], [0, 0, 0]) for r in requests}
+
+    steps.speculation = Speculation([steps.proposer], 10)
+    steps.proposer.propose = propose  # type: ignore[method-assign]
+    for _ in range(400):
+        steps.run({"a": accepted})
+    return asked, steps
+
+
+def test_a_lookup_that_gains_nothing_takes_a_small_share_of_the_time() -> None:
+    """A plain step takes a second."""
+    asked, _ = count_asked(0.02, accepted=0)
+    assert asked < 400 / 8 + 20
+    asked, _ = count_asked(0.002, accepted=0)
+    assert asked > 390  # it takes less than that share anyway
+
+
+def test_a_lookup_that_pays_is_asked_before_every_step() -> None:
+    asked, steps = count_asked(0.02, accepted=3)
+    assert asked > 380 and steps.saved() > 100

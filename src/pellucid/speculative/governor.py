@@ -104,6 +104,7 @@ class Governor:
         self._steps_off = 0  # plain steps in a row though drafts might have paid
         self._steps_on = 0
         self._attempt_steps = _ATTEMPT_STEPS
+        self.promise = 0.0  # plain steps that the last choice promises to save
 
     def may_pay(self, num_requests: int) -> bool:
         """False if even drafts that are all accepted would not pay, so that none need be made."""
@@ -191,6 +192,7 @@ class Governor:
         best = max(range(len(rates)), key=rates.__getitem__)
         if rates[best] < _MIN_GAIN * rates[0]:
             best = 0
+        self.promise = rates[best] / rates[0] - 1
         best = self._explore(best, rates, num_requests, ratios)
         # Take the first drafts; those of one request are ranked in their order.
         chosen: dict[str, int] = {}
@@ -276,7 +278,8 @@ class VerifyAll(Governor):
         """Nothing is learned."""
 
     def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
-        """All tokens of each draft."""
+        """All tokens of each draft. They promise enough that proposers are asked every time."""
+        self.promise = 1e9
         return {name: len(of_draft) for name, of_draft in chances.items()}
 
     def observe(self, request_id: str, proposer: str, draft: Draft, sampled: Sequence[int]) -> None:
