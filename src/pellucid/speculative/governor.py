@@ -34,6 +34,10 @@ _MOST_ATTEMPT = 1.6  # plain steps: what an attempt may take
 _ENOUGH_STEPS = 8  # measure the cost of a number of drafts
 _COMPARE_STEPS = 16  # one step in so many with drafts measures another number of them
 _LITTLE = 0.8  # of the tokens per second with drafts
+_ASKING_SHARE = 0.005  # of the time of plain steps: what asking may take where it is not worth it
+_MOST_WAIT = 15  # steps without asking
+_MOST_RISE = 1.5  # of the time that asking takes: one slow time must not count much
+_FOLLOW_WORTH = 0.1  # how much the mean worth of asking follows the last
 _HOPE = 0.08  # what a draft token may cost, in plain steps of one request, if rows are cheap
 
 _PRIOR, _PRIOR_WEIGHT = 0.5, 4.0  # of a token's chance, before anything was observed
@@ -104,7 +108,9 @@ class Governor:
         self._steps_off = 0  # plain steps in a row though drafts might have paid
         self._steps_on = 0
         self._attempt_steps = _ATTEMPT_STEPS
-        self.promise = 0.0  # plain steps that the last choice promises to save
+        self._promise = 0.0  # plain steps that the last choice promises to save
+        self._ask_seconds = math.inf  # what asking takes; the first time prompts are indexed too
+        self._worth = 0.0  # seconds that asking saved on average, less what it took
 
     def may_pay(self, num_requests: int) -> bool:
         """False if even drafts that are all accepted would not pay, so that none need be made."""
@@ -192,7 +198,7 @@ class Governor:
         best = max(range(len(rates)), key=rates.__getitem__)
         if rates[best] < _MIN_GAIN * rates[0]:
             best = 0
-        self.promise = rates[best] / rates[0] - 1
+        self._promise = rates[best] / rates[0] - 1
         best = self._explore(best, rates, num_requests, ratios)
         # Take the first drafts; those of one request are ranked in their order.
         chosen: dict[str, int] = {}
@@ -225,6 +231,21 @@ class Governor:
         self._steps_off = 0
         self._attempt_steps = min(2 * self._attempt_steps, _MOST_ATTEMPT_STEPS)
         return promising
+
+    def wait(self, num_requests: int, seconds: float, *, is_drafted: bool) -> int:
+        """Proposers were asked, which took so many seconds. For how many steps not to ask them:
+        where asking is not worth its time, until it is a small share of the time of the steps.
+        """
+        plain = self.costs.plain_seconds(num_requests)
+        if plain is None:
+            return 0
+        self._ask_seconds = min(_MOST_RISE * self._ask_seconds, seconds)
+        spent = 2 * self._ask_seconds  # to learn from the guesses takes about as long
+        saved = self._promise * plain if is_drafted else 0.0
+        self._worth += _FOLLOW_WORTH * (saved - spent - self._worth)
+        if self._worth > 0:
+            return 0
+        return min(_MOST_WAIT, int(spent / (_ASKING_SHARE * plain)))
 
     def observe(self, request_id: str, proposer: str, draft: Draft, sampled: Sequence[int]) -> None:
         """Learn from the tokens that a step gave: each tells whether a draft token is right, up to
@@ -266,6 +287,10 @@ class VerifyAll(Governor):
         """All the same, so the longest draft is taken."""
         return [1.0] * len(draft.token_ids)
 
+    def wait(self, num_requests: int, seconds: float, *, is_drafted: bool) -> int:
+        """Proposers are asked before every step."""
+        return 0
+
     def plan(
         self, proposer: str, chances: Mapping[str, Sequence[float]], num_requests: int, limit: int
     ) -> int:
@@ -278,8 +303,7 @@ class VerifyAll(Governor):
         """Nothing is learned."""
 
     def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
-        """All tokens of each draft. They promise enough that proposers are asked every time."""
-        self.promise = 1e9
+        """All tokens of each draft."""
         return {name: len(of_draft) for name, of_draft in chances.items()}
 
     def observe(self, request_id: str, proposer: str, draft: Draft, sampled: Sequence[int]) -> None:

@@ -6,7 +6,6 @@ step, `observe` learns from what was sampled.
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -27,11 +26,6 @@ _NO_DRAFT = "off: nothing like its last tokens was seen before"
 _UNKNOWN = "off: no step of so many requests was measured yet"
 _FULL = "off: so many requests run together that a further row costs what it gives"
 
-# Where asking costs more than it gives, this share of the time of plain steps may go into it.
-_ASKING_SHARE = 0.005
-_MOST_WAIT = 15  # steps without asking
-_MOST_RISE = 1.5  # of the time that asking takes: one slow time must not count much
-_FOLLOW = 0.1  # how much the mean worth of asking follows the last
 MAX_DRAFT_TOKENS = 15  # a step of one request then fills a tile of 16 rows
 
 
@@ -83,8 +77,6 @@ class Speculation:
         self._receipts: dict[str, _Receipt] = {}
         self._total = _Receipt()
         self._draft_seconds = 0.0  # in this step, of proposers that are not free
-        self._ask_seconds = math.inf  # what asking takes; the first time prompts are indexed too
-        self._worth = 0.0  # seconds that asking saved on average, less what it took
         self._wait = 0  # steps until proposers are asked again
 
     @property
@@ -128,7 +120,8 @@ class Speculation:
         # Let the governor cut them.
         chances = {r: found for r, (_, found) in best.items()}
         counts = self._governor.choose(chances, num_requests) if best else {}
-        self._set_wait(num_requests, clock() - began - self._draft_seconds, bool(counts))
+        asking = clock() - began - self._draft_seconds
+        self._wait = self._governor.wait(num_requests, asking, is_drafted=bool(counts))
         for request in decoding:
             name = request.request_id
             if name in counts:
@@ -136,20 +129,6 @@ class Speculation:
                 self._set_reason(request, _ON)
             else:
                 self._set_reason(request, _OFF if name in best else _NO_DRAFT)
-
-    def _set_wait(self, num_requests: int, seconds: float, is_drafted: bool) -> None:
-        """Proposers were asked, which took so many seconds. Where this is not worth it, wait until
-        enough time has passed.
-        """
-        plain = self._governor.costs.plain_seconds(num_requests)
-        if plain is None:
-            return
-        self._ask_seconds = min(_MOST_RISE * self._ask_seconds, seconds)
-        spent = 2 * self._ask_seconds  # to learn from the guesses takes about as long
-        saved = self._governor.promise * plain if is_drafted else 0.0
-        self._worth += _FOLLOW * (saved - spent - self._worth)
-        if self._worth <= 0:
-            self._wait = min(_MOST_WAIT, int(spent / (_ASKING_SHARE * plain)))
 
     def _set_reason(self, request: Request, reason: str) -> None:
         self._receipts.setdefault(request.request_id, _Receipt()).reason = reason
