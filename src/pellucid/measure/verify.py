@@ -25,8 +25,9 @@ from ..errors import ConfigError
 from ..ops.kv_dtypes import KV_GROUP
 from ..outputs import LogprobsOnePosition, RequestOutput
 from ..sampling_params import SamplingParams
-from ..speculative import Speculation, build_proposers
+from ..speculative import Speculation
 from ..speculative.governor import VerifyAll
+from ..speculative.methods import DRAFT
 
 __all__ = ["PLAIN", "SETTINGS", "Outcome", "Probe", "Setting", "Verification", "build_probes"]
 
@@ -81,6 +82,8 @@ class Setting:
     speculative: str | None = None  # all drafts are verified, whether they pay or not
 
 
+_ITSELF = "itself"  # as `speculative`: the model is its own draft model
+
 PLAIN = Setting(name="one at a time, no cache, 1 thread", arrivals="alone", threads=1, cache=False)
 _BASE = (
     Setting(name="together"),
@@ -97,6 +100,7 @@ _BASE = (
     Setting(name="preempted, recomputed", chunk=64, preemption="recompute"),
     Setting(name="preempted, swapped", chunk=64, preemption="swap"),
     Setting(name="drafts", speculative="auto"),
+    Setting(name="drafts of the model itself", speculative=_ITSELF),
     # the second pass drafts from the answers of the first
     Setting(name="drafts, one at a time, 2 passes", arrivals="alone", speculative="auto", passes=2),
     Setting(
@@ -218,11 +222,9 @@ class Verification:
 
     def _run(self, setting: Setting) -> tuple[list[RequestOutput], Engine, float]:
         engine = self._model.build_engine(self._config(setting))
-        if setting.speculative is not None:
+        if (built := engine.core.speculation) is not None:
             engine.core.speculation = Speculation(
-                build_proposers(setting.speculative),
-                self._model.model_config.vocab_size,
-                governor=VerifyAll(),
+                built.proposers, self._model.model_config.vocab_size, governor=VerifyAll()
             )
         start = time.perf_counter()
         for _ in range(setting.passes):
@@ -230,6 +232,7 @@ class Verification:
         return outputs, engine, time.perf_counter() - start
 
     def _config(self, setting: Setting) -> EngineConfig:
+        itself = f"{DRAFT}{self._model.path}"
         config = EngineConfig(
             max_model_len=self._longest,
             max_num_batched_tokens=setting.chunk,
@@ -237,7 +240,7 @@ class Verification:
             kv_cache_dtype=setting.kv_cache_dtype,
             enable_prefix_caching=setting.cache,
             preemption=setting.preemption or "recompute",
-            speculative=None,  # `_run` adds it
+            speculative=itself if setting.speculative == _ITSELF else setting.speculative,
             backend_options={"threads": setting.threads, "isa": self._isa},
         )
         layout = self._model.layout(config)
