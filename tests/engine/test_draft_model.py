@@ -68,7 +68,7 @@ def build_core(
 def verify_all(model: OpenModel, core: EngineCore, num_tokens: int = 8) -> None:
     assert core.speculation is not None
     core.speculation = Speculation(
-        core.speculation.proposers,
+        [p for p in core.speculation.proposers if p.name == "draft"],
         model.model_config.vocab_size,
         num_speculative_tokens=num_tokens,
         governor=VerifyAll(),

@@ -20,6 +20,7 @@ from ..scheduler import ScheduledStep, Scheduler
 from ..speculative import Speculation
 from ..tokenizer import Tokenizer
 from .admission import Submission, build_requests
+from .draft_runner import DraftRunner
 from .model_runner import ModelRunner, StepResult
 from .output import OutputGroup
 from .pooling import build_group
@@ -41,12 +42,13 @@ class EngineCore:
         seed: int | None,
         clock: Callable[[], float] = time.monotonic,
         speculation: Speculation | None = None,
+        draft_runner: DraftRunner | None = None,
         explain: Callable[[RequestMetrics], Explanation] | None = None,
     ) -> None:
         """`seed` gives seeds to requests that have none; None: new ones at every start. `clock`
         returns seconds. `speculation` drafts tokens; drafts change no answer, only the number of
-        steps. `explain` tells why a request took as long as it did, when a reader of its outputs
-        asks.
+        steps. `draft_runner` runs its model, if it has one. `explain` tells why a request took as
+        long as it did, when a reader of its outputs asks.
         """
         self.scheduler = scheduler
         self._model = model
@@ -55,6 +57,7 @@ class EngineCore:
         self._clock = clock
         self._now = 0.0  # when the step in `_update` was computed
         self.speculation = speculation
+        self._draft_runner = draft_runner
         self.explain = explain
         self._counts = Counts()
         self._seeds = random.Random(seed)  # for requests that have none
@@ -139,6 +142,8 @@ class EngineCore:
         end = self._clock()
         times = (planned - start, now - planned, result.forward_seconds, end - now)
         counts.python_cpu_seconds += time.thread_time() - cpu - result.forward_cpu_seconds
+        if self._draft_runner is not None:
+            counts.python_cpu_seconds -= self._draft_runner.take_cpu_seconds()
         counts.num_steps += 1
         counts.last_step = times
         counts.all_steps = tuple(map(add, counts.all_steps, times))

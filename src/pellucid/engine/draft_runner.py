@@ -63,7 +63,7 @@ class DraftRunner:
         """
         self.context = context
         self.max_tokens = max_tokens
-        self.forward_cpu_seconds = 0.0  # in the draft model, since the start
+        self._cpu_seconds = 0.0  # in the draft model
         self._forward = forward
         self._kv = kv
         self._storage = storage
@@ -71,6 +71,11 @@ class DraftRunner:
         self._block_size = kv.layout.block_size
         self._vocab_size, self._own_vocab_size = vocab_sizes
         self._written: dict[str, _Written] = {}
+
+    def take_cpu_seconds(self) -> float:
+        """CPU time of this thread in the draft model since the last call."""
+        seconds, self._cpu_seconds = self._cpu_seconds, 0.0
+        return seconds
 
     def num_missing(self, request: Request) -> int:
         """See the protocol."""
@@ -85,11 +90,13 @@ class DraftRunner:
         start, size = written.start, self._block_size
         if self._coverage.count(table, start) < start:
             return
-        stop, owners = start, self._coverage.owners(table)
+        stop, first = start, start // size
+        owners = self._coverage.owners(table[first:])
         for token_id in request.token_ids(start, start + len(written.token_ids)):
-            column = stop // size
+            column = stop // size - first
             if (
                 token_id != written.token_ids[stop - start]
+                or column == len(owners)  # given back since
                 or owners[column] != written.blocks[column]
             ):
                 break
@@ -110,7 +117,7 @@ class DraftRunner:
         batch, guessing = self._build_batch(spans)
         cpu = time.thread_time()
         logits = self._forward(batch)
-        self.forward_cpu_seconds += time.thread_time() - cpu
+        self._cpu_seconds += time.thread_time() - cpu
         for span in spans:
             [table] = span.request.block_tables
             if not span.drafts:
@@ -118,7 +125,7 @@ class DraftRunner:
             else:
                 self._written[span.request.request_id] = _Written(
                     span.request.block_tables,
-                    self._coverage.owners(table),
+                    self._coverage.owners(table[span.request.num_tokens // self._block_size :]),
                     span.request.num_tokens,
                     list(span.drafts),
                 )

@@ -380,14 +380,13 @@ def build_core(
         max_waiting_requests=config.max_waiting_requests,
         max_waiting_tokens=config.max_waiting_tokens,
     )
-    proposers: list[Proposer]
+    draft_runner = None
+    proposers = _build_proposers(config, backend)
     if draft is not None and coverage is not None:
         draft_runner = build_draft_runner(
             draft, backend, kv, storage, coverage, model_config, config.max_num_batched_tokens
         )
-        proposers = [DraftModelProposer(draft_runner)]
-    else:
-        proposers = _build_proposers(config, backend)
+        proposers.append(DraftModelProposer(draft_runner))
     speculation = None
     if proposers:
         speculation = Speculation(
@@ -400,15 +399,19 @@ def build_core(
         runner,
         seed=config.seed,
         speculation=speculation,
+        draft_runner=draft_runner,
         explain=explain,
     )
 
 
 def _build_proposers(config: EngineConfig, backend: Backend) -> list[Proposer]:
-    """Those that need no model. `auto`, the default, has none on a backend whose sums depend on the
-    number of rows, because drafts could change an answer there.
+    """Those that need no model; beside a draft model those of `auto`. `auto`, the default, has none
+    on a backend whose sums depend on the number of rows, because drafts could change an answer
+    there.
     """
     method = config.speculative or "none"
+    if method.startswith(DRAFT):
+        return build_proposers("auto")
     if method == "auto" and not backend.is_batch_invariant:
         _log.info("speculative is auto, which drafts nothing on the backend %s", backend.name)
         return []

@@ -223,8 +223,11 @@ class Verification:
     def _run(self, setting: Setting) -> tuple[list[RequestOutput], Engine, float]:
         engine = self._model.build_engine(self._config(setting))
         if (built := engine.core.speculation) is not None:
+            proposers = [
+                p for p in built.proposers if p.is_free != (setting.speculative == _ITSELF)
+            ]
             engine.core.speculation = Speculation(
-                built.proposers, self._model.model_config.vocab_size, governor=VerifyAll()
+                proposers, self._model.model_config.vocab_size, governor=VerifyAll()
             )
         start = time.perf_counter()
         for _ in range(setting.passes):

@@ -14,8 +14,9 @@ This module has no arrays. `DraftRunner` computes.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from ..constraint import Constraint
@@ -27,6 +28,7 @@ __all__ = ["DraftModelProposer", "DraftRunner", "DraftSpan", "Guess"]
 
 _CHANCE_STEPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _NUM_CHANCES = len(_CHANCE_STEPS) + 1
+_CATCH_UP = 32  # known tokens of a pass: it then takes longer than one that drafts
 
 
 class Guess(NamedTuple):
@@ -105,14 +107,24 @@ class DraftModelProposer:
     name = "draft"
     num_evidence = 2 * _NUM_CHANCES  # greedy, then drawn
     is_free = False
+    # of each evidence: a token is accepted about as often as the draft model believes in it
+    priors = tuple((a + b) / 2 for a, b in pairwise((0.0, *_CHANCE_STEPS, 1.0))) * 2
 
     def __init__(self, runner: DraftRunner) -> None:
         self._runner = runner
+        # (request_id, its draft so far) -> whether another token is worth its time
+        self.goes_on: Callable[[str, Draft], bool] = lambda *_: True
+        self.num_caught_up = 0  # known tokens that `propose` computed, if they were many
+
+    def num_missed(self, request: Request) -> int:
+        """How many of the known tokens the draft model has not computed."""
+        return self._runner.num_missing(request)
 
     def propose(self, requests: Sequence[Request], limit: int) -> dict[str, Draft]:
         """See Proposer."""
         # Compute the known tokens that are missing: those of requests that miss few first.
         pending = self._begin(requests, limit)
+        self.num_caught_up = 0
         left, spans, behind = self._runner.max_tokens, [], []
         for d in pending:
             # the last token is computed again if nothing is missing: the guess is drawn behind it
@@ -132,6 +144,9 @@ class DraftModelProposer:
                 )
             )
             behind.append(d)
+        num_known = self._runner.max_tokens - left
+        if num_known >= _CATCH_UP + len(spans):
+            self.num_caught_up = num_known
         drafting = self._pass(behind, spans)
         # Draft the other tokens, one of each request in a pass.
         for _ in range(1, limit):
@@ -178,7 +193,7 @@ class DraftModelProposer:
         going_on = []
         for d, guess in zip(drafting, guesses, strict=True):
             try:
-                if d.take(guess):
+                if d.take(guess) and self.goes_on(d.request.request_id, d.draft):
                     going_on.append(d)
             except RequestError:  # its constraint cannot be computed: the model will say so
                 continue

@@ -15,12 +15,15 @@ t is learned from the steps that run (`StepCosts`), and s from what the proposer
 So only t needs an attempt now and then.
 
 A draft of a model costs time before its chances are known. So whether it is asked for, and for how
-many tokens, is decided by the chances and the seconds of its last drafts (`plan`).
+many tokens at most, is decided by the chances and the seconds of its last drafts (`plan`). It ends
+before that where a further token is not worth its time (`goes_on`). A draft model that is behind
+must first compute what it missed, which the rest of the answer must be worth (`is_worth`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
+from types import MappingProxyType
 
 from .costs import StepCosts
 from .proposer import Draft
@@ -46,6 +49,13 @@ _RATE_OF_REQUEST = 0.3  # how fast a request's own log-odds follow its observati
 _MOST_BETTER = 6.0  # log-odds
 _LEAST_CHANCE = 0.005
 _DRAFT_COST = 0.3  # of a token of a draft model, in plain steps, until it is measured
+_DRAFT_PRIOR = 0.7  # of its token's chance, before it drafted
+_CATCH_UP_COST = 0.1  # plain steps: what a token that it missed costs, until it is measured
+_FEW = 16  # tokens that it missed: they cost about what one costs
+_EXPECTED_TOKENS = 256  # of the rest of an answer, at most
+_ATTEMPT_CHANCE = 0.3  # an attempt ends before a token that is less likely
+# plain steps that catching up for attempts may take: at most, and for each step without drafts
+_MOST_CREDIT, _CREDIT_OF_STEP = 8.0, 0.02
 _FOLLOW_DRAFTS = 0.2  # how much the mean of drafts follows the next
 _MOST_ATTEMPT_DRAFT = 0.6  # plain steps: what a draft that is tried may take
 _NEGLIGIBLE = 0.03  # a draft ends before a token whose chance with all before it is smaller
@@ -54,8 +64,9 @@ _NEGLIGIBLE = 0.03  # a draft ends before a token whose chance with all before i
 class Acceptance:
     """How often the tokens of one proposer are right, by their evidence, with slow forgetting."""
 
-    def __init__(self, num_evidence: int) -> None:
-        self._right = [_PRIOR_WEIGHT * _PRIOR] * num_evidence
+    def __init__(self, num_evidence: int, priors: Sequence[float] | None = None) -> None:
+        """`priors`: of the chance of each evidence."""
+        self._right = [_PRIOR_WEIGHT * p for p in priors or [_PRIOR] * num_evidence]
         self._tried = [_PRIOR_WEIGHT] * num_evidence
 
     def chance(self, evidence: int) -> float:
@@ -73,8 +84,12 @@ class _Drafting:
 
     def __init__(self) -> None:
         self.token_cost = _DRAFT_COST  # of a token for each request, in plain steps
+        self.catch_up_cost = _CATCH_UP_COST  # of a token that it missed
         self.survival: list[float] = []  # by the place in the draft: the mean chance
+        self.gain = 1.0  # tokens per plain step and request with the planned drafts; 1: an attempt
+        self.least_chance = 0.0  # with which a further token is worth its time
         self.steps_off = 0
+        self.credit = _MOST_CREDIT  # plain steps that attempts may take to catch up
 
     def record(self, cost: float, drafts: Sequence[Sequence[float]]) -> None:
         """Drafts with these chances were made; a token for each cost so many plain steps."""
@@ -88,7 +103,7 @@ class _Drafting:
 
     def mean_chances(self, count: int) -> list[float]:
         """Of the first `count` tokens. What was not drafted yet goes on as what was."""
-        found = self.survival[:count] or [_PRIOR]
+        found = self.survival[:count] or [_DRAFT_PRIOR]
         last = found[-1] / found[-2] if len(found) > 1 else found[0]
         while len(found) < count:
             found.append(found[-1] * last)
@@ -98,10 +113,18 @@ class _Drafting:
 class Governor:
     """Learns from steps, and chooses the drafts of the next."""
 
-    def __init__(self, num_evidence: Mapping[str, int]) -> None:
-        """`num_evidence`: of each proposer, by its name."""
+    def __init__(
+        self,
+        num_evidence: Mapping[str, int],
+        priors: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    ) -> None:
+        """`num_evidence`: of each proposer, by its name. `priors`: the chances of each evidence, of
+        proposers that know them.
+        """
         self.costs = StepCosts()
-        self._acceptance = {name: Acceptance(n) for name, n in num_evidence.items()}
+        self._acceptance = {
+            name: Acceptance(n, priors.get(name)) for name, n in num_evidence.items()
+        }
         # (request_id, proposer) -> how much better its drafts are than their evidence: log-odds
         self._better: dict[tuple[str, str], float] = {}
         self._drafting: dict[str, _Drafting] = {}  # of proposers that are not free
@@ -170,12 +193,17 @@ class Governor:
         rates = _rates(_ranked(chances), num_requests, ratios)
         if gains[best] > _MIN_GAIN * max(rates) / num_requests:
             drafting.steps_off = 0
+            drafting.gain = gains[best]
+            rows = min(len(ratios) - 1, max(best, 3) * num_requests)
+            row_cost = (ratios[rows] - 1) / rows * num_requests
+            drafting.least_chance = gains[best] * (drafting.token_cost + row_cost)
             return best
         # Try a short draft now and then.
         drafting.steps_off += 1
+        drafting.credit = min(_MOST_CREDIT, drafting.credit + _CREDIT_OF_STEP)
         if drafting.steps_off < _ATTEMPT_STEPS or not longest:
             return 0
-        drafting.steps_off = 0
+        drafting.steps_off, drafting.gain, drafting.least_chance = 0, 1.0, _ATTEMPT_CHANCE
         return min(longest, max(1, int(_MOST_ATTEMPT_DRAFT / drafting.token_cost)))
 
     def record_drafting(
@@ -186,6 +214,36 @@ class Governor:
         longest = max(map(len, chances), default=0)
         if plain is not None and longest:
             self._drafting[proposer].record(seconds / plain / longest, chances)
+
+    def is_worth(self, proposer: str, num_missed: int, num_left: int) -> bool:
+        """Whether a draft model should draft for a request. It must first compute the tokens that
+        it missed; the answer may have `num_left` more tokens.
+        """
+        if num_missed <= _FEW:
+            return True
+        drafting = self._drafting[proposer]
+        saved = drafting.credit
+        if drafting.gain > 1:
+            saved = min(num_left, _EXPECTED_TOKENS) * (1 - 1 / drafting.gain)
+        return num_missed * drafting.catch_up_cost < saved
+
+    def goes_on(self, proposer: str, request_id: str, draft: Draft) -> bool:
+        """Whether a draft should have another token: it is worth its time if the last one was."""
+        chance = 1.0
+        for evidence in draft.evidence:
+            chance *= self._chance(request_id, proposer, evidence)
+        return chance > self._drafting[proposer].least_chance
+
+    def record_catch_up(
+        self, proposer: str, num_missed: int, num_requests: int, seconds: float
+    ) -> None:
+        """A draft model took so many seconds for tokens that it had missed."""
+        plain = self.costs.plain_seconds(num_requests)
+        if plain is not None:
+            drafting, cost = self._drafting[proposer], seconds / plain
+            drafting.catch_up_cost += _FOLLOW_DRAFTS * (cost / num_missed - drafting.catch_up_cost)
+            if drafting.gain == 1:
+                drafting.credit -= cost
 
     def choose(self, chances: Mapping[str, Sequence[float]], num_requests: int) -> dict[str, int]:
         """How many draft tokens of each request to verify, from the chances of its draft."""
@@ -296,6 +354,19 @@ class VerifyAll(Governor):
     ) -> int:
         """Every proposer drafts before every step."""
         return limit
+
+    def is_worth(self, proposer: str, num_missed: int, num_left: int) -> bool:
+        """Always."""
+        return True
+
+    def goes_on(self, proposer: str, request_id: str, draft: Draft) -> bool:
+        """Drafts are as long as they may be."""
+        return True
+
+    def record_catch_up(
+        self, proposer: str, num_missed: int, num_requests: int, seconds: float
+    ) -> None:
+        """Nothing is learned."""
 
     def record_drafting(
         self, proposer: str, chances: Sequence[Sequence[float]], num_requests: int, seconds: float

@@ -8,11 +8,13 @@ step, `observe` learns from what was sampled.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 
 from ..errors import EngineError
 from ..outputs import SpeculationReceipt
 from ..request import Request
+from .draft_model import DraftModelProposer
 from .governor import Governor
 from .proposer import Draft, Proposer, check_drafts
 
@@ -72,7 +74,10 @@ class Speculation:
         self._proposers = {proposer.name: proposer for proposer in proposers}
         self._vocab_size = vocab_size
         self._limit = num_speculative_tokens or MAX_DRAFT_TOKENS
-        self._governor = governor or Governor({p.name: p.num_evidence for p in proposers})
+        self._governor = governor or Governor(
+            {p.name: p.num_evidence for p in proposers},
+            {p.name: p.priors for p in proposers if isinstance(p, DraftModelProposer)},
+        )
         self._drafts: dict[str, dict[str, Draft]] = {}  # of this step: proposer -> request_id
         self._receipts: dict[str, _Receipt] = {}
         self._total = _Receipt()
@@ -111,12 +116,15 @@ class Speculation:
                 continue
             chances = {r: found for r, (_, found) in best.items()}
             limit = self._governor.plan(name, chances, num_requests, self._limit)
-            if limit:
+            asked = self._worth_asking(proposer, decoding) if limit else []
+            if asked:
+                if isinstance(proposer, DraftModelProposer):
+                    limit = min(2 * limit, self._limit)  # it ends where it does not pay
                 start = clock()
-                made = self._ask(name, decoding, limit, best)
+                made = self._ask(name, asked, limit, best)
                 seconds = clock() - start
                 self._draft_seconds += seconds
-                self._governor.record_drafting(name, made, num_requests, seconds)
+                self._record_drafting(proposer, made, num_requests, seconds)
         # Let the governor cut them.
         chances = {r: found for r, (_, found) in best.items()}
         counts = self._governor.choose(chances, num_requests) if best else {}
@@ -129,6 +137,33 @@ class Speculation:
                 self._set_reason(request, _ON)
             else:
                 self._set_reason(request, _OFF if name in best else _NO_DRAFT)
+
+    def _worth_asking(self, proposer: Proposer, decoding: Sequence[Request]) -> Sequence[Request]:
+        """The requests for which a proposer that is not free should draft."""
+        if not isinstance(proposer, DraftModelProposer):
+            return decoding
+        proposer.goes_on = partial(self._governor.goes_on, proposer.name)
+        return [
+            request
+            for request in decoding
+            if self._governor.is_worth(
+                proposer.name,
+                proposer.num_missed(request),
+                request.max_tokens - len(request.output_token_ids),
+            )
+        ]
+
+    def _record_drafting(
+        self, proposer: Proposer, made: Sequence[Sequence[float]], num_requests: int, seconds: float
+    ) -> None:
+        """Learn from the time of a proposer that is not free. Where a draft model caught up, that
+        took most of it.
+        """
+        num_missed = proposer.num_caught_up if isinstance(proposer, DraftModelProposer) else 0
+        if num_missed:
+            self._governor.record_catch_up(proposer.name, num_missed, num_requests, seconds)
+        else:
+            self._governor.record_drafting(proposer.name, made, num_requests, seconds)
 
     def _set_reason(self, request: Request, reason: str) -> None:
         self._receipts.setdefault(request.request_id, _Receipt()).reason = reason
