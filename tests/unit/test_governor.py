@@ -184,3 +184,11 @@ def test_a_draft_model_comes_back_when_it_pays() -> None:
     modelled.alpha = 0.95
     _, lengths = modelled.run(400)
     assert sum(n > 0 for n in lengths[-100:]) > 90
+
+
+def test_a_draft_model_is_not_asked_beside_a_long_match() -> None:
+    modelled = Modelled(0.9, 0.2)
+    modelled.run(200)
+    made = modelled.governor
+    assert made.plan("m", {"a": [0.98**i for i in range(1, 16)]}, 1, 15) == 0
+    assert made.plan("m", {"a": [0.3, 0.1]}, 1, 15) > 0

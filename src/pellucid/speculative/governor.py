@@ -183,25 +183,28 @@ class Governor:
             return 0
         drafting = self._drafting.setdefault(proposer, _Drafting())
         # Find the length that promises most, by the mean chances of the last drafts.
-        tokens, gains = 1.0, [0.0]
+        tokens, gains, hopes = 1.0, [0.0], [0.0]  # hopes: if all tokens were right
         longest = min(limit, (len(ratios) - 1) // num_requests)
         for k, chance in enumerate(drafting.mean_chances(longest)[:longest], 1):
             tokens += chance
-            gains.append(tokens / (ratios[k * num_requests] + k * drafting.token_cost))
+            cost = ratios[k * num_requests] + k * drafting.token_cost
+            gains.append(tokens / cost)
+            hopes.append((1 + k) / cost)
         best = max(range(len(gains)), key=gains.__getitem__)
         # Is it better than what is there, or nothing?
         rates = _rates(_ranked(chances), num_requests, ratios)
-        if gains[best] > _MIN_GAIN * max(rates) / num_requests:
+        needed = _MIN_GAIN * max(rates) / num_requests
+        if gains[best] > needed:
             drafting.steps_off = 0
             drafting.gain = gains[best]
             rows = min(len(ratios) - 1, max(best, 3) * num_requests)
             row_cost = (ratios[rows] - 1) / rows * num_requests
             drafting.least_chance = gains[best] * (drafting.token_cost + row_cost)
             return best
-        # Try a short draft now and then.
+        # Try a short draft now and then, where one could be better.
         drafting.steps_off += 1
         drafting.credit = min(_MOST_CREDIT, drafting.credit + _CREDIT_OF_STEP)
-        if drafting.steps_off < _ATTEMPT_STEPS or not longest:
+        if drafting.steps_off < _ATTEMPT_STEPS or max(hopes) < needed:
             return 0
         drafting.steps_off, drafting.gain, drafting.least_chance = 0, 1.0, _ATTEMPT_CHANCE
         return min(longest, max(1, int(_MOST_ATTEMPT_DRAFT / drafting.token_cost)))

@@ -198,7 +198,7 @@ class Speculation:
         for request_id, draft in drafts.items():
             chances = self._governor.chances(request_id, name, draft)
             made.append(chances)
-            if request_id not in best or sum(chances) > sum(best[request_id][1]):
+            if request_id not in best or sum(chances) >= sum(best[request_id][1]):
                 best[request_id] = draft, chances
         return made
 
