@@ -44,8 +44,18 @@ struct LinearArgs {
 
 // Memory for one decoded row tile: 16 · K bytes of codes, and up to 2 · 2 float32 for each row and
 // 32 inputs.
+constexpr size_t decoded_bytes(size_t inputs) {
+    return inputs * kTileRows + inputs / kTileInputs * 4 * kTileRows * sizeof(float);
+}
+
+// The activations that a thread packs at once (kernels/linear_packed.inc): 32 tokens, which stay in
+// L2, and for each token and block, beside its codes, up to 5 numbers of 4 bytes.
+constexpr size_t kPackedTokens = 32, kMostPackedNumbers = 5;
+
+// The scratch of a linear layer: a decoded row tile, then packed activations.
 constexpr size_t scratch_bytes(size_t inputs) {
-    return inputs * kTileRows + inputs / kTileInputs * 4 * kTileRows * sizeof(float) + 64;
+    const size_t packed = kTileInputs + kMostPackedNumbers * sizeof(int32_t);
+    return decoded_bytes(inputs) + inputs / kTileInputs * kPackedTokens * packed + 64;
 }
 
 struct KvWriteArgs {

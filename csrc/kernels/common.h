@@ -10,11 +10,15 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "../float16.h"
 #include "../kernels.h"
 
 #define UNROLL _Pragma("GCC unroll 16")
+
+// For functions inside the loop over a row tile: a call would pass its vectors through memory.
+#define INLINE [[gnu::always_inline]] inline
 
 #ifndef ISA
 #include "../simd/portable.h"

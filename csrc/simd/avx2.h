@@ -14,6 +14,7 @@ constexpr int kLanes = 8;
 constexpr bool kSignedDot = true;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce =
     4;  // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
+constexpr bool kPacks = false;  // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
 constexpr int kDotSums = 6,
               kFmaSums =

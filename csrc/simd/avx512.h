@@ -18,7 +18,8 @@ constexpr int kLanes = 16;
 constexpr bool kSignedDot = false;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce =
     8;  // 8 accumulators, 8 code vectors, 4 sums, scales and temporaries of the 32 registers
-constexpr int kSumsAtOnce = 4;  // one takes 4 or 5 cycles: none waits for another
+constexpr int kSumsAtOnce = 8;  // one takes 4 or 5 cycles: none waits for another
+constexpr bool kPacks = true;   // the activations of several tokens (kernels/linear_packed.inc)
 constexpr int kDotSums = 12,
               kFmaSums = 12;  // sums of the loops that measure peaks (kernels/ceilings.inc)
 
@@ -104,11 +105,24 @@ inline Bytes bytes_lookup(const uint8_t *table16, Bytes index) {
 
 // Each lane of acc += Σ over 4 bytes of code · x, x signed and the same for all lanes. `Full`:
 // codes use all 8 bits.
+//
+// The product broadcasts x from memory itself. GCC 12 makes two instructions of the intrinsics; a
+// sanitizer needs them, because it does not see what assembly reads.
 template <bool Full>
 inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
+#if defined(__clang__) || defined(__SANITIZE_ADDRESS__)
     int32_t four;
     std::memcpy(&four, x, 4);
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
+#else
+    struct Four {
+        int8_t bytes[4];
+    };
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(acc)
+        : "v"(codes), "m"(*reinterpret_cast<const Four *>(x)));
+    return acc;
+#endif
 }
 
 // Prefetch into L2. A prefetch into L1 occupies a fill buffer that loads need (on Zen 4 this costs

@@ -16,6 +16,7 @@ namespace pellucid::portable {
 constexpr int kLanes = 16;
 constexpr bool kSignedDot = false;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce = 4;
+constexpr bool kPacks = false;  // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
 constexpr int kDotSums = 2, kFmaSums = 2;
 
