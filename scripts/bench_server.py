@@ -1,7 +1,7 @@
 """What the server costs per token beside the engine: CPU time of its event loop (HTTP, JSON) and of
 the engine's own Python, at several numbers of clients.
 
-    scripts/bench server MODEL [--clients 1,8,32] [--tokens 128] [--rounds 3]
+    scripts/bench server MODEL [--clients 1,8,32] [--tokens 128] [--rounds 3] [OPTION OF serve …]
 
 It starts `pellucid serve MODEL` and streams chats from that many clients at once, at temperature 0,
 where choosing a token costs least. The CPU time of the server's main thread, in which the event
@@ -26,10 +26,10 @@ import aiohttp
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def start(model: str) -> tuple[subprocess.Popen[str], str]:
+def start(model: str, options: list[str]) -> tuple[subprocess.Popen[str], str]:
     """The server and its URL."""
     command = [sys.executable, "-m", "pellucid", "serve", model, "--port", "0", "--no-access-log"]
-    command += ["--speculative", "none"]
+    command += options
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:
@@ -67,14 +67,18 @@ async def stream(session: aiohttp.ClientSession, url: str, i: int, num_tokens: i
             pass
 
 
-async def measure(url: str, pid: int, clients: int, num_tokens: int) -> dict[str, float]:
+async def measure(
+    url: str, pid: int, clients: int, num_tokens: int, first: int
+) -> dict[str, float]:
+    """One round, whose stories are numbered from `first` on."""
     timeout = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         names = ("generation_tokens_total", "python_cpu_seconds_total")
         before = [await metric(session, url, name) for name in names]
         cpu, clock = loop_seconds(pid), time.perf_counter()
-        await asyncio.gather(*(stream(session, url, i, num_tokens) for i in range(clients)))
+        stories = range(first, first + clients)
+        await asyncio.gather(*(stream(session, url, i, num_tokens) for i in stories))
         cpu, clock = loop_seconds(pid) - cpu, time.perf_counter() - clock
         after = [await metric(session, url, name) for name in names]
     tokens, python = (b - a for a, b in zip(before, after, strict=True))
@@ -95,19 +99,19 @@ def main() -> None:
     parser.add_argument("--clients", default="1,8,32")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
 
-    server, url = start(args.model)
-    results = []
+    server, url = start(args.model, options)
+    results, first = [], 0
     try:
-        asyncio.run(measure(url, server.pid, 2, 16))  # touches the memory
+        asyncio.run(measure(url, server.pid, 2, 16, first))  # touches the memory
         names = f"{'event loop':>10} {'engine':>8} {'together':>9}"
         print(f"{'clients':>8} {'tokens/s':>9}   per token: {names}")
         for clients in map(int, args.clients.split(",")):
-            rounds = [
-                asyncio.run(measure(url, server.pid, clients, args.tokens))
-                for _ in range(args.rounds)
-            ]
+            rounds = []
+            for _ in range(args.rounds):
+                first += 1000
+                rounds.append(asyncio.run(measure(url, server.pid, clients, args.tokens, first)))
             row = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
             results.append({"clients": clients, **row})
             print(
