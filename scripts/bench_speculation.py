@@ -157,6 +157,7 @@ class Bench:
         if receipt is not None:
             run.num_drafted = receipt.num_draft_tokens
             run.num_accepted = receipt.num_accepted_tokens
+            run.predicted_seconds += receipt.draft_seconds
         return run
 
     def _begin(self, group: Sequence[list[int]], tokens: int) -> None:

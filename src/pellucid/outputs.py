@@ -226,6 +226,7 @@ class SpeculationReceipt:
     num_accepted_tokens_per_position: tuple[int, ...]
     # against the same tokens without drafts, by the measured costs of steps; below 0: lost
     seconds_saved: float
+    draft_seconds: float  # of the steps, in a draft model
     reason: str  # why drafts were, or were not, verified in the last step
 
     @property
@@ -249,10 +250,11 @@ class SpeculationReceipt:
         """The receipt as one sentence."""
         if not self.num_drafts:
             return self.reason or "no token was drafted"
+        drafting = f"{self.draft_seconds:.2f} s of drafting, " if self.draft_seconds else ""
         gain = f"{abs(self.seconds_saved):.2f} s {'saved' if self.seconds_saved >= 0 else 'lost'}"
         return (
             f"{self.num_accepted_tokens} of {self.num_draft_tokens} draft tokens accepted, "
-            f"{self.tokens_per_step:.2f} tokens a step, {gain}; at last {self.reason}"
+            f"{self.tokens_per_step:.2f} tokens a step, {drafting}{gain}; at last {self.reason}"
         )
 
 

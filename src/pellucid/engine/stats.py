@@ -87,6 +87,11 @@ class EngineStats:
     recent_steps: tuple[StepRecord, ...]  # the last NUM_RECENT_STEPS, the oldest first
 
     @property
+    def draft_seconds(self) -> float:
+        """Seconds of steps in a draft model, since the start."""
+        return 0.0 if self.speculation is None else self.speculation.draft_seconds
+
+    @property
     def num_drafts(self) -> int:
         """Steps of requests that had draft tokens, since the start."""
         return 0 if self.speculation is None else self.speculation.num_drafts

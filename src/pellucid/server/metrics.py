@@ -209,6 +209,7 @@ class _EngineCollector(Collector):
             ("spec_decode_num_drafts", "Steps of requests with drafts", stats.num_drafts),
             ("spec_decode_num_draft_tokens", "Drafted tokens", stats.num_draft_tokens),
             ("spec_decode_num_accepted_tokens", "Those accepted", stats.num_accepted_tokens),
+            ("spec_decode_draft_seconds", "Seconds in a draft model", stats.draft_seconds),
             ("steps", "Steps of the engine", stats.num_steps),
             ("forward_seconds", "Seconds of steps in the model", stats.all_steps.forward),
             ("python_cpu_seconds", "CPU time of steps outside it", stats.python_cpu_seconds),

@@ -49,8 +49,9 @@ _RATE_OF_REQUEST = 0.3  # how fast a request's own log-odds follow its observati
 _MOST_BETTER = 6.0  # log-odds
 _LEAST_CHANCE = 0.005
 _DRAFT_COST = 0.3  # of a token of a draft model, in plain steps, until it is measured
-_DRAFT_PRIOR = 0.7  # of its token's chance, before it drafted
-_CATCH_UP_COST = 0.1  # plain steps: what a token that it missed costs, until it is measured
+_DRAFT_PRIOR = 0.8  # of its token's chance, before it drafted
+_CATCH_UP_COST = 0.08  # plain steps: what a token that it missed costs, until it is measured
+_FOLLOW_RATE = 0.1  # how much the mean rate without it follows the next
 _FEW = 16  # tokens that it missed: they cost about what one costs
 _EXPECTED_TOKENS = 256  # of the rest of an answer, at most
 _ATTEMPT_CHANCE = 0.3  # an attempt ends before a token that is less likely
@@ -86,7 +87,8 @@ class _Drafting:
         self.token_cost = _DRAFT_COST  # of a token for each request, in plain steps
         self.catch_up_cost = _CATCH_UP_COST  # of a token that it missed
         self.survival: list[float] = []  # by the place in the draft: the mean chance
-        self.gain = 1.0  # tokens per plain step and request with the planned drafts; 1: an attempt
+        self.rate = 1.0  # tokens per plain step and request without it: the mean of the last steps
+        self.gain = 1.0  # the same with the planned drafts; 1: an attempt
         self.least_chance = 0.0  # with which a further token is worth its time
         self.steps_off = 0
         self.credit = _MOST_CREDIT  # plain steps that attempts may take to catch up
@@ -193,7 +195,9 @@ class Governor:
         best = max(range(len(gains)), key=gains.__getitem__)
         # Is it better than what is there, or nothing?
         rates = _rates(_ranked(chances), num_requests, ratios)
-        needed = _MIN_GAIN * max(rates) / num_requests
+        rate = max(rates) / num_requests
+        drafting.rate += _FOLLOW_RATE * (rate - drafting.rate)
+        needed = _MIN_GAIN * rate
         if gains[best] > needed:
             drafting.steps_off = 0
             drafting.gain = gains[best]
@@ -227,7 +231,7 @@ class Governor:
         drafting = self._drafting[proposer]
         saved = drafting.credit
         if drafting.gain > 1:
-            saved = min(num_left, _EXPECTED_TOKENS) * (1 - 1 / drafting.gain)
+            saved = min(num_left, _EXPECTED_TOKENS) * (1 / drafting.rate - 1 / drafting.gain)
         return num_missed * drafting.catch_up_cost < saved
 
     def goes_on(self, proposer: str, request_id: str, draft: Draft) -> bool:

@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 _ON = "on: the drafts promise more than their verification costs"
 _OFF = "off: the drafts promise less than their verification costs"
 _NO_DRAFT = "off: nothing like its last tokens was seen before"
+_NO_MODEL = "off: a draft of the model would take longer than it saves"
 _UNKNOWN = "off: no step of so many requests was measured yet"
 _FULL = "off: so many requests run together that a further row costs what it gives"
 
@@ -40,6 +41,7 @@ class _Receipt:
     drafted: list[int] = field(default_factory=list)  # tokens, by their place in the draft
     accepted: list[int] = field(default_factory=list)
     seconds_saved: float = 0.0
+    draft_seconds: float = 0.0
 
     reason: str = ""  # why drafts were, or were not, verified in its last step
 
@@ -126,6 +128,7 @@ class Speculation:
                 self._draft_seconds += seconds
                 self._record_drafting(proposer, made, num_requests, seconds)
         # Let the governor cut them.
+        is_all_free = all(proposer.is_free for proposer in self._proposers.values())
         chances = {r: found for r, (_, found) in best.items()}
         counts = self._governor.choose(chances, num_requests) if best else {}
         asking = clock() - began - self._draft_seconds
@@ -136,7 +139,8 @@ class Speculation:
                 request.draft_token_ids = best[name][0].token_ids[: counts[name]]
                 self._set_reason(request, _ON)
             else:
-                self._set_reason(request, _OFF if name in best else _NO_DRAFT)
+                no_draft = _NO_DRAFT if is_all_free else _NO_MODEL
+                self._set_reason(request, _OFF if name in best else no_draft)
 
     def _worth_asking(self, proposer: Proposer, decoding: Sequence[Request]) -> Sequence[Request]:
         """The requests for which a proposer that is not free should draft."""
@@ -239,8 +243,10 @@ class Speculation:
             sum_accepted += num_accepted
             receipt = self._receipts.setdefault(request.request_id, _Receipt())
             receipt.seconds_saved += plain * num_accepted - spent
+            receipt.draft_seconds += self._draft_seconds
             for sums in (receipt, self._total):
                 sums.add(request.num_scheduled_drafts, num_accepted)
+        self._total.draft_seconds += self._draft_seconds
         self._total.seconds_saved += plain * sum_accepted / num_requests - spent
         self._drafts = {}
 
@@ -269,5 +275,6 @@ def _sum(receipts: Sequence[_Receipt]) -> SpeculationReceipt:
         num_draft_tokens_per_position=tuple(drafted),
         num_accepted_tokens_per_position=tuple(accepted),
         seconds_saved=sum(r.seconds_saved for r in receipts),
+        draft_seconds=sum(r.draft_seconds for r in receipts),
         reason=receipts[0].reason if receipts else "",
     )
