@@ -6,7 +6,7 @@ the engine's own Python, at several numbers of clients.
 It starts `pellucid serve MODEL` and streams chats from that many clients at once, at temperature 0,
 where choosing a token costs least. The CPU time of the server's main thread, in which the event
 loop runs, is read from /proc (Linux). That of the engine's Python is the CPU time of its thread in
-steps, outside the model, from /metrics. The last line is JSON.
+steps, but for the model and for copying KV blocks, from /metrics. The last line is JSON.
 """
 
 import argparse

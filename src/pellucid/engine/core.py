@@ -141,7 +141,7 @@ class EngineCore:
         # Count the step's time.
         end = self._clock()
         times = (planned - start, now - planned, result.forward_seconds, end - now)
-        counts.python_cpu_seconds += time.thread_time() - cpu - result.forward_cpu_seconds
+        counts.python_cpu_seconds += time.thread_time() - cpu - result.kernel_cpu_seconds
         if self._draft_runner is not None:
             counts.python_cpu_seconds -= self._draft_runner.take_cpu_seconds()
         counts.num_steps += 1

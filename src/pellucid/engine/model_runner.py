@@ -49,7 +49,8 @@ class StepResult:
     # why a request could not be sampled; it keeps the tokens in `sampled`
     errors: dict[str, PellucidError] = field(default_factory=dict)
     forward_seconds: float = 0.0  # in the model
-    forward_cpu_seconds: float = 0.0  # of them, those in which this thread ran
+    # in which this thread ran in the model, or copied, saved and loaded KV blocks
+    kernel_cpu_seconds: float = 0.0
 
 
 class _Rows(NamedTuple):
@@ -83,15 +84,18 @@ class ModelRunner:
 
     def execute(self, step: ScheduledStep) -> StepResult:
         """Compute a step's tokens; draw for each request whose known tokens are then computed."""
+        began = time.thread_time()
         if step.block_ops:
             self._storage.run(step.block_ops)
+        moving = time.thread_time() - began
         rows = _plan_rows(step.requests)
         batch = self._build_batch(rows)
         self.before_forward()
         start, cpu = self._clock(), time.thread_time()
         logits = self.forward(batch)  # [L, V]
         result = StepResult(
-            forward_seconds=self._clock() - start, forward_cpu_seconds=time.thread_time() - cpu
+            forward_seconds=self._clock() - start,
+            kernel_cpu_seconds=moving + time.thread_time() - cpu,
         )
         if len(batch.input_ids) >= _MANY_TOKENS:
             self._seconds_per_token = result.forward_seconds / len(batch.input_ids)

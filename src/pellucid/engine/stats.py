@@ -82,7 +82,8 @@ class EngineStats:
     num_steps: int
     last_step: StepTimes
     all_steps: StepTimes
-    python_cpu_seconds: float  # CPU time of the engine's thread in steps, outside the model
+    # CPU time of the engine's thread in steps, but for the model and for moving KV blocks
+    python_cpu_seconds: float
     step_histogram: tuple[int, ...]  # steps by their total, in the buckets of STEP_SECONDS
     recent_steps: tuple[StepRecord, ...]  # the last NUM_RECENT_STEPS, the oldest first
 

@@ -212,7 +212,7 @@ class _EngineCollector(Collector):
             ("spec_decode_draft_seconds", "Seconds in a draft model", stats.draft_seconds),
             ("steps", "Steps of the engine", stats.num_steps),
             ("forward_seconds", "Seconds of steps in the model", stats.all_steps.forward),
-            ("python_cpu_seconds", "CPU time of steps outside it", stats.python_cpu_seconds),
+            ("python_cpu_seconds", "CPU time of steps in Python", stats.python_cpu_seconds),
         ):
             counter = CounterMetricFamily(_PREFIX + name, text, labels=("model_name",))
             counter.add_metric((model,), count)
