@@ -157,9 +157,7 @@ class EngineCore:
         return build_stats(self.scheduler, self.runner, self._counts, self.speculation)
 
     def _update(self, step: ScheduledStep, result: StepResult, now: float) -> list[RequestOutput]:
-        """Record a step's tokens. Returns the outputs of the groups in the step whose reader wants
-        them.
-        """
+        """Record a step's tokens. Returns the outputs that readers want."""
         # End each request that got no token, before this step's blocks are published.
         for request_id, refusal in result.errors.items():
             if request_id not in result.sampled:

@@ -93,10 +93,8 @@ class ModelRunner:
         self.before_forward()
         start, cpu = self._clock(), time.thread_time()
         logits = self.forward(batch)  # [L, V]
-        result = StepResult(
-            forward_seconds=self._clock() - start,
-            kernel_cpu_seconds=moving + time.thread_time() - cpu,
-        )
+        result = StepResult(forward_seconds=self._clock() - start)
+        result.kernel_cpu_seconds = moving + time.thread_time() - cpu
         if len(batch.input_ids) >= _MANY_TOKENS:
             self._seconds_per_token = result.forward_seconds / len(batch.input_ids)
         self._score_prompts(rows, logits, result)
