@@ -348,6 +348,7 @@ def _refuse(path: str | os.PathLike[str], error: Exception) -> NoReturn:
 
 def _check_depth(value: object, where: str) -> None:
     """Check the depth level by level, without recursion."""
+    containers = (dict, list)
     level, depth = [value], 0
     while level:
         depth += 1
@@ -357,7 +358,7 @@ def _check_depth(value: object, where: str) -> None:
             inner
             for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer)  # type: ignore[attr-defined]
-            if isinstance(inner, dict | list)
+            if isinstance(inner, containers)
         ]
 
 

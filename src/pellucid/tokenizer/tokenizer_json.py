@@ -129,11 +129,15 @@ def _check_bpe(model: Json, where: str) -> dict[int, str]:
     _check_count(len(merges), MAX_MERGES, f"{where}.merges")
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(part, str) and part in vocab for part in pair)
-            or pair[0] + pair[1] not in vocab
+        # written out, because there are 50,000 merges and more
+        if not (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], str)
+            and pair[0] in vocab
+            and pair[1] in vocab
+            and pair[0] + pair[1] in vocab
         ):
             raise FormatError(
                 f"{where}.merges holds {_show(merge)}, which is not two tokens of the vocabulary "
