@@ -35,7 +35,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 from pellucid import EngineConfig, SamplingParams
 from pellucid.engine.admission import Submission
@@ -101,7 +100,7 @@ def _prose(i: int) -> str:
 
 @dataclass
 class Run:
-    """What one run gave, over all its groups of requests."""
+    """What one run gave."""
 
     seconds: float = 0.0
     num_tokens: int = 0
@@ -110,13 +109,9 @@ class Run:
     num_accepted: int = 0
     num_request_steps: int = 0
     predicted_seconds: float = 0.0
-    worst_window: float = float("inf")  # tokens/s of the slowest 256 tokens
-    # of the first group: tokens so far, and drafts of the step
+    worst_window: float = 0.0  # tokens/s of the slowest 256 tokens
+    # tokens so far, and drafts of the step
     timeline: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        return self.num_tokens / self.seconds
 
 
 class Bench:
@@ -130,35 +125,16 @@ class Bench:
         self._draft = draft
         self.core: EngineCore = model.build_engine(config).core
         self._proposers = [] if self.core.speculation is None else self.core.speculation.proposers
+        self._of_method: dict[str, Speculation | None] = {}
 
-    def _set_method(self, method: str) -> None:
-        """Begin anew: nothing is learned from earlier runs."""
-        proposers = self._proposers if method == self._draft else []
-        if method not in ("plain", self._draft):
-            proposers = build_proposers(method)
+    def begin_round(self, methods: Sequence[str]) -> None:
+        """Begin anew: nothing is learned from earlier rounds."""
         vocab_size = self._model.model_config.vocab_size
-        self.core.speculation = Speculation(proposers, vocab_size) if proposers else None
-
-    def run(
-        self,
-        method: str,
-        groups: Sequence[Sequence[list[int]]],
-        tokens: int,
-        row_seconds: Mapping[int, float],
-    ) -> Run:
-        """Each group together, one group after the other. `row_seconds`: of steps, by their drafts
-        for each request.
-        """
-        self._set_method(method)
-        run = Run()
-        for group in groups:
-            self._run_group(run, group, tokens, row_seconds)
-        receipt = self.core.stats().speculation
-        if receipt is not None:
-            run.num_drafted = receipt.num_draft_tokens
-            run.num_accepted = receipt.num_accepted_tokens
-            run.predicted_seconds += receipt.draft_seconds
-        return run
+        for method in methods:
+            proposers = self._proposers if method == self._draft else []
+            if method not in ("plain", self._draft):
+                proposers = build_proposers(method)
+            self._of_method[method] = Speculation(proposers, vocab_size) if proposers else None
 
     def _begin(self, group: Sequence[list[int]], tokens: int) -> None:
         """Compute the prompts."""
@@ -170,13 +146,16 @@ class Bench:
         while not all(r.is_decoding for r in core.scheduler.running) or len(core.scheduler.waiting):
             core.step()
 
-    def _run_group(
-        self, run: Run, group: Sequence[list[int]], tokens: int, row_seconds: Mapping[int, float]
-    ) -> None:
+    def run(
+        self, method: str, group: Sequence[list[int]], tokens: int, row_seconds: Mapping[int, float]
+    ) -> Run:
+        """Run these together. `row_seconds`: of steps, by their drafts for each request."""
+        run = Run()
         core = self.core
-        speculation, core.speculation = core.speculation, None
+        core.speculation = None
         self._begin(group, tokens)
-        core.speculation = speculation
+        speculation = core.speculation = self._of_method[method]
+        before = None if speculation is None else speculation.receipt()
         done = {}
         count = sum([len(r.output_token_ids) for r in core.scheduler.running])
         times = [(0.0, count)]  # of each step: seconds and tokens
@@ -184,21 +163,24 @@ class Bench:
         start = time.perf_counter()
         while core.has_unfinished:
             running = list(core.scheduler.running)
-            before = [len(r.output_token_ids) for r in running]
-            outputs = core.step()
-            for output in outputs:
+            count -= sum([len(r.output_token_ids) for r in running])
+            for output in core.step():
                 done[output.request_id] = output
-            gained = sum([len(r.output_token_ids) for r in running]) - sum(before)
-            count += gained
+            count += sum([len(r.output_token_ids) for r in running])
             times.append((time.perf_counter() - start, count))
             drafts = sum([r.num_scheduled_tokens - 1 for r in running])
             run.timeline.append((count, drafts))
             run.predicted_seconds += _step_seconds(row_seconds, drafts, len(running), len(group))
             run.num_request_steps += len(running)
-        run.seconds += times[-1][0]
-        run.num_tokens += count - first
-        run.answers += [done[f"r{i}"].outputs[0].token_ids for i in range(len(group))]
-        run.worst_window = min(run.worst_window, _worst_window(times))
+        run.seconds, run.num_tokens = times[-1][0], count - first
+        run.answers = [list(done[f"r{i}"].outputs[0].token_ids) for i in range(len(group))]
+        run.worst_window = _worst_window(times)
+        if speculation is not None and before is not None:
+            receipt = speculation.receipt()
+            run.num_drafted = receipt.num_draft_tokens - before.num_draft_tokens
+            run.num_accepted = receipt.num_accepted_tokens - before.num_accepted_tokens
+            run.predicted_seconds += receipt.draft_seconds - before.draft_seconds
+        return run
 
     def measure_rows(self, group: Sequence[list[int]]) -> dict[int, float]:
         """Median seconds of a step, by its drafts for each request. All drafts are wrong."""
@@ -264,6 +246,11 @@ def _worst_window(times: Sequence[tuple[float, int]]) -> float:
     if worst < float("inf"):
         return worst
     return (times[-1][1] - times[0][1]) / max(times[-1][0], 1e-9)
+
+
+def _sum_medians(of_groups: Sequence[Sequence[Run]], name: str) -> float:
+    """Of each group the median over its runs, added up."""
+    return sum([float(statistics.median(getattr(run, name) for run in runs)) for runs in of_groups])
 
 
 def _show_timeline(run: Run) -> str:
@@ -370,7 +357,7 @@ def main() -> None:
 
 
 def compare_methods(
-    bench: Bench, workload: str, groups: Sequence[Sequence[list[int]]], args: SimpleNamespace
+    bench: Bench, workload: str, groups: Sequence[Sequence[list[int]]], args: argparse.Namespace
 ) -> list[dict[str, object]]:
     """Run all methods in turns, and print their rows."""
     count = len(groups[0])
@@ -383,27 +370,32 @@ def compare_methods(
         f"{'accepted':>9} {'per step':>9} {'worst 256':>10}"
     )
     # Run them in turns, every second time in reverse: what runs first finds cold caches.
-    runs: dict[str, list[Run]] = {}
+    methods = ("plain", *args.methods)
+    runs: dict[str, list[list[Run]]] = {method: [[] for _ in groups] for method in methods}
     for i in range(args.rounds):
-        for method in ("plain", *args.methods)[:: -1 if i % 2 else 1]:
-            run = bench.run(method, groups, args.tokens, row_seconds)
-            runs.setdefault(method, []).append(run)
-    # Compare the medians.
-    plain = runs["plain"]
-    plain_rate = statistics.median(run.rate for run in plain)
-    plain_worst = statistics.median(run.worst_window for run in plain)
+        bench.begin_round(methods)
+        for j, group in enumerate(groups):
+            for method in methods[:: -1 if (i + j) % 2 else 1]:
+                runs[method][j].append(bench.run(method, group, args.tokens, row_seconds))
+    # Compare them: for each group, the median of the rounds.
     report: list[dict[str, object]] = []
+    plain_rate = plain_worst = plain_predicted = 0.0
     for method, of_method in runs.items():
-        if any(run.answers != plain[0].answers for run in of_method):
-            raise AssertionError(f"{method} changed an answer of {workload}")
-        rate = statistics.median(run.rate for run in of_method)
-        predicted = plain[0].predicted_seconds / statistics.median(
-            run.predicted_seconds for run in of_method
-        )
-        last = of_method[-1]
-        accepted = last.num_accepted / max(1, last.num_drafted)
-        per_step = last.num_tokens / last.num_request_steps
-        worst = statistics.median(run.worst_window for run in of_method) / plain_worst
+        for of_group, of_plain in zip(of_method, runs["plain"], strict=True):
+            if any(run.answers != of_plain[0].answers for run in of_group):
+                raise AssertionError(f"{method} changed an answer of {workload}")
+        all_runs = [run for of_group in of_method for run in of_group]
+        num_tokens = sum([of_group[0].num_tokens for of_group in of_method])
+        rate = num_tokens / _sum_medians(of_method, "seconds")
+        predicted = _sum_medians(of_method, "predicted_seconds")
+        worst = _sum_medians(of_method, "worst_window")
+        if method == "plain":
+            plain_rate, plain_predicted, plain_worst = rate, predicted, worst
+        drafted = sum([run.num_drafted for run in all_runs])
+        accepted = sum([run.num_accepted for run in all_runs]) / max(1, drafted)
+        steps = sum([run.num_request_steps for run in all_runs])
+        per_step = sum([run.num_tokens for run in all_runs]) / steps
+        predicted, worst = plain_predicted / predicted, worst / plain_worst
         print(
             f"{workload:<10} {count:>4} {method.rpartition('/')[2][:14]:>14} {rate:>8.1f} "
             f"{rate / plain_rate:>6.2f} {predicted:>8.2f} {accepted:>9.0%} {per_step:>9.2f} "
@@ -411,12 +403,13 @@ def compare_methods(
             flush=True,
         )
         if workload == "switch" and method != "plain":
-            print(f"drafts in a step, for each {BIN} tokens: {_show_timeline(last)}")
+            print(f"drafts in a step, for each {BIN} tokens: {_show_timeline(of_method[0][-1])}")
         report.append(
             {
                 "workload": workload, "sequences": count, "method": method,
                 "tokens_per_second": rate, "ratio": rate / plain_rate, "predicted": predicted,
-                "accepted": accepted, "tokens_per_step": per_step, "worst_window": worst, "v": v,
+                "accepted": accepted, "tokens_per_step": per_step, "worst_window": worst,
+                "v": shown,
             }
         )  # fmt: skip
     return report
