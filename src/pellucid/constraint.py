@@ -19,10 +19,10 @@ class Constraint(Protocol):
 
     def masks(self, draft_token_ids: Sequence[int]) -> "list[NDArray[np.bool_] | None]":
         """The tokens that may come next, as bool [V] or shorter, and those that may follow each
-        draft: 1 + len(draft_token_ids) masks. None behind a draft that may not be drawn. The state
-        does not change.
+        draft: 1 + len(draft_token_ids) masks. None behind a draft that may not be drawn. Fewer
+        masks if one behind a draft cannot be computed. The state does not change.
 
-        Raises RequestError if the constraint cannot be computed within its limits.
+        Raises RequestError if the first mask cannot be computed within the constraint's limits.
         """
         ...
 

@@ -167,11 +167,13 @@ class ModelRunner:
         for r in rows:
             if r.sampled and r.request.request_id not in result.errors:
                 try:
-                    sampling += _sampling_rows(r.request, len(r.sampled))
+                    mine = _sampling_rows(r.request, len(r.sampled))
                 except RequestError as error:  # its constraint cannot be computed
                     result.errors[r.request.request_id] = error
-                else:
-                    drawing.append(r)
+                    continue
+                sampling += mine
+                is_whole = len(mine) == len(r.sampled)
+                drawing.append(r if is_whole else r._replace(sampled=r.sampled[: len(mine)]))
         if not drawing:
             return
         # Draw.
@@ -225,7 +227,9 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
 
 
 def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
-    """Rows for the last known token and `count - 1` drafts; each includes the drafts before it."""
+    """Rows for the last known token and `count - 1` drafts; each includes the drafts before it.
+    Fewer rows if the constraint cannot be computed behind a draft.
+    """
     output, drafts = request.output_token_ids, request.draft_token_ids
     constraint = request.constraint
     masks = constraint.masks(drafts[: count - 1]) if constraint is not None else [None] * count
@@ -238,7 +242,7 @@ def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
             [*output, *drafts[:i]] if i else output,
             request.banned_sequences,
             request.eos_token_ids,
-            masks[i],
+            mask,
         )
-        for i in range(count)
+        for i, mask in enumerate(masks)
     ]

@@ -24,17 +24,22 @@ class GrammarConstraint:
 
     def masks(self, draft_token_ids: Sequence[int]) -> list[NDArray[np.bool_] | None]:
         """See `Constraint.masks`."""
-        masks: list[NDArray[np.bool_] | None] = [self._mask()]
-        # Advance along the drafts as far as they are allowed, then roll back.
-        num_taken = 0
-        for token_id in draft_token_ids:
-            if self._matcher.is_stopped() or not self._matcher.try_consume_tokens([token_id]):
+        mask = self._mask(self._matcher)
+        masks: list[NDArray[np.bool_] | None] = [mask]
+        if not draft_token_ids:
+            return masks
+        # Follow the drafts in a copy: an error there is none of the answer so far.
+        ahead = self._matcher.deep_copy()
+        for i, token_id in enumerate(draft_token_ids):
+            if ahead.is_stopped() or token_id >= len(mask) or not mask[token_id]:
+                return masks + [None] * (len(draft_token_ids) - i)
+            if not ahead.try_consume_tokens([token_id]):
                 break
-            num_taken += 1
-            masks.append(self._mask())
-        if num_taken:
-            self._matcher.rollback(num_taken)
-        masks += [None] * (1 + len(draft_token_ids) - len(masks))
+            try:
+                mask = self._mask(ahead)
+            except RequestError:
+                break
+            masks.append(mask)
         return masks
 
     def advance(self, token_id: int) -> bool:
@@ -47,11 +52,11 @@ class GrammarConstraint:
         """See `Constraint.copy`."""
         return GrammarConstraint(self._matcher.deep_copy(), self._vocab_size, self._kind)
 
-    def _mask(self) -> NDArray[np.bool_]:
+    def _mask(self, matcher: "llguidance.LLMatcher") -> NDArray[np.bool_]:
         """The tokens that may come next: bool [V] of the tokenizer's vocabulary."""
-        bits = self._matcher.compute_bitmask()
-        if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:300]
+        bits = matcher.compute_bitmask()
+        if matcher.is_error():
+            reason = " ".join(matcher.get_error().split())[:300]
             raise RequestError(
                 f"structured_outputs.{self._kind} exceeds what a step may compute: {reason}"
             )
