@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,10 +44,14 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, log: Path, *options: str, preexec_fn: Callable[[], None] | None = None
+    model: Path,
+    log: Path,
+    *options: str,
+    preexec_fn: Callable[[], None] | None = None,
+    program: Sequence[str] = ("-m", "pellucid"),
 ) -> Iterator[Server]:
-    """`pellucid serve` at a free port, until the block ends."""
-    command = [sys.executable, "-m", "pellucid", "serve", str(model), "--port", "0", *options]
+    """`pellucid serve` at a free port, until the block ends. `program`: Python's options."""
+    command = [sys.executable, *program, "serve", str(model), "--port", "0", *options]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             command, stderr=stderr, text=True, env={**os.environ}, preexec_fn=preexec_fn

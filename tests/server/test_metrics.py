@@ -28,7 +28,7 @@ NAMES_OF_VLLM = {
     *("prompt_tokens", "generation_tokens", "prompt_tokens_cached", "prefix_cache_queries"),
     *("prefix_cache_hits", "request_success", "admission_rejections"),
     *("spec_decode_num_drafts", "spec_decode_num_draft_tokens"),
-    "spec_decode_num_accepted_tokens",
+    *("spec_decode_num_accepted_tokens", "spec_decode_num_accepted_tokens_per_pos"),
     *("time_to_first_token_seconds", "inter_token_latency_seconds"),
     *("request_time_per_output_token_seconds", "e2e_request_latency_seconds"),
     *("request_queue_time_seconds", "request_prefill_time_seconds"),

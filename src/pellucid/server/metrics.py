@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..engine.stats import STEP_SECONDS
-from ..outputs import PooledOutput, RequestMetrics, RequestOutput
+from ..outputs import PooledOutput, RequestMetrics, RequestOutput, SpeculationReceipt
 
 if TYPE_CHECKING:
     from .service import Service
@@ -217,7 +217,21 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(_PREFIX + name, text, labels=("model_name",))
             counter.add_metric((model,), count)
             yield counter
+        yield _accepted_per_position(model, stats.speculation)
         yield _step_histogram(model, stats.step_histogram, stats.all_steps.total)
+
+
+def _accepted_per_position(model: str, receipt: SpeculationReceipt | None) -> CounterMetricFamily:
+    """Accepted draft tokens by their place in the draft, from 0 on, as vLLM counts them."""
+    family = CounterMetricFamily(
+        f"{_PREFIX}spec_decode_num_accepted_tokens_per_pos",
+        "Accepted draft tokens by their place in the draft",
+        labels=("model_name", "position"),
+    )
+    counts = () if receipt is None else receipt.num_accepted_tokens_per_position
+    for position, count in enumerate(counts):
+        family.add_metric((model, str(position)), count)
+    return family
 
 
 def _step_histogram(model: str, counts: Iterable[int], total: float) -> HistogramMetricFamily:
