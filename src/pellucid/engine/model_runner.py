@@ -227,9 +227,7 @@ def _plan_rows(requests: list[Request]) -> list[_Rows]:
 
 
 def _sampling_rows(request: Request, count: int) -> list[SamplingRow]:
-    """Rows for the last known token and `count - 1` drafts; each includes the drafts before it.
-    Fewer rows if the constraint cannot be computed behind a draft.
-    """
+    """Rows for the last known token and `count - 1` drafts; fewer where a draft has no mask."""
     output, drafts = request.output_token_ids, request.draft_token_ids
     constraint = request.constraint
     masks = constraint.masks(drafts[: count - 1]) if constraint is not None else [None] * count

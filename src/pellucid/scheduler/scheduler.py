@@ -210,9 +210,7 @@ class Scheduler:
         )
 
     def _take_from_drafts(self, planned: Sequence[Request]) -> bool:
-        """Give back the blocks that a draft model's guesses were computed in, before this step was
-        planned. False if there are none.
-        """
+        """Give back blocks that a draft model took before this step. False if there are none."""
         needed = {r.request_id: r.num_computed_tokens for r in self.running}
         for request in planned:
             needed[request.request_id] += request.num_scheduled_tokens
