@@ -284,3 +284,27 @@ def test_the_vocabularies_are_compared_by_the_bytes_of_tokens(
         assert padded.tokenizer.vocab_size > model.tokenizer.vocab_size
         check_vocabulary("x", padded.tokenizer, model.tokenizer)
         check_vocabulary("x", model.tokenizer, padded.tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["itself", "one layer"])
+def test_what_the_governor_chooses_changes_no_answer(
+    model: OpenModel, drafts: dict[str, Path], kind: str
+) -> None:
+    """Lookups and the draft model are asked by what this machine's steps take."""
+    prompts = submit("abcabcabcabcabcabcab", "the quick brown fox", max_tokens=40, n=2, seed=1)
+    config = EngineConfig(
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=3,
+        backend_options={"threads": 1},
+        speculative=f"draft:{drafts[kind]}",
+    )
+    core = model.build_engine(config).core
+    assert core.speculation is not None
+    assert [p.name for p in core.speculation.proposers] == ["suffix", "draft"]
+    expected = run(build_core(model, None), prompts, random.Random(0))
+    for _ in range(2):
+        found = run(core, prompts, random.Random(0))
+        assert {n: o.outputs for n, o in found.items()} == {
+            n: o.outputs for n, o in expected.items()
+        }
+    assert len(core.speculation.proposers) == 2

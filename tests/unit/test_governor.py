@@ -192,3 +192,41 @@ def test_a_draft_model_is_not_asked_beside_a_long_match() -> None:
     made = modelled.governor
     assert made.plan("m", {"a": [0.98**i for i in range(1, 16)]}, 1, 15) == 0
     assert made.plan("m", {"a": [0.3, 0.1]}, 1, 15) > 0
+
+
+def _planned(alpha: float, limit: int = 15) -> Governor:
+    """A governor after plain steps of a second, and drafts of a model with these chances."""
+    governor = Governor({"m": 1})
+    for _ in range(20):
+        governor.costs.record(1, 0, 1.0)
+    for _ in range(40):
+        governor.plan("m", {}, 1, limit)
+        governor.record_drafting("m", [[alpha, alpha**2, alpha**3]], 1, 0.6)
+        governor.record_catch_up("m", 100, 1, 8.0)
+    return governor
+
+
+def test_a_draft_model_catches_up_only_if_the_rest_of_the_answer_is_worth_it() -> None:
+    governor = _planned(0.95)
+    assert governor.plan("m", {}, 1, 15) > 1
+    assert governor.is_worth("m", 10, 1)  # so few tokens cost next to nothing
+    assert governor.is_worth("m", 200, 1000) and not governor.is_worth("m", 200, 20)
+    assert not governor.is_worth("m", 100_000, 100_000)
+
+
+def test_attempts_of_a_draft_model_catch_up_for_few_steps() -> None:
+    governor = _planned(0.1)
+    attempts = [governor.plan("m", {}, 1, 15) for _ in range(200)]
+    assert 0 < sum(n > 0 for n in attempts) < 10
+    assert not governor.is_worth("m", 60, 1000)  # it has caught up too often
+
+
+def test_a_draft_ends_where_the_next_token_does_not_pay() -> None:
+    governor = _planned(0.95)
+    governor.plan("m", {}, 1, 15)
+    for _ in range(50):
+        governor.observe("r", "m", Draft([1], [0]), [1])
+    assert governor.goes_on("m", "r", Draft([1], [0]))
+    for _ in range(50):
+        governor.observe("r", "m", Draft([1], [0]), [2])
+    assert not governor.goes_on("m", "r", Draft([1], [0]))
