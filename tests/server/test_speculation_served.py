@@ -63,7 +63,8 @@ def test_a_stream_has_the_answer_without_drafts(drafting: Server, plain: LLM, ki
     )
     texts, tokens = [""] * len(right), [0] * len(right)
     reasons: dict[int, str] = {}
-    most, usage, timings = 0, None, {}
+    most, usage = 0, None
+    timings: dict[str, Any] = {}
     for event in stream:
         for choice in event.choices:
             texts[choice.index] += choice.text
