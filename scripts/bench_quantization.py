@@ -37,7 +37,7 @@ import time
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,6 +115,14 @@ def calibration_text(data: Path) -> str:
     raise AssertionError
 
 
+class Spent(NamedTuple):
+    """What a command took."""
+
+    seconds: float
+    cpu_seconds: float  # of all its threads: with one thread, what it takes on a quiet machine
+    peak_bytes: int
+
+
 class Bench:
     """One model: its base, the texts, and what was measured."""
 
@@ -179,50 +187,50 @@ class Bench:
         run([quantizer, "--imatrix", matrix, self.base, out, file_type.upper()])
         return out
 
-    def ours(self, file_type: str) -> tuple[Path, float, float]:
-        """Our file, the seconds it took, and the bytes of memory beyond those of the model."""
+    def ours(self, file_type: str) -> tuple[Path, Spent]:
+        """Our file, and what it took."""
         out = self._folder / f"{file_type}-ef.gguf"
         name = file_type.removesuffix(AUTO)
         options = () if name == file_type else ("--type-map", "auto")
-        start = time.perf_counter()
-        memory = run_pellucid(
+        spent = run_pellucid(
             *("quantize", self.base, out, "--to", name, "--method", "ef", *options),
             *("--calibration", self._calibration),
             *("--calibration-chunks", self._args.calibration_chunks),
         )
-        return out, time.perf_counter() - start, memory - self.base.stat().st_size
+        return out, spent
 
-    def folder(self, file_type: str, *, calibrated: bool) -> tuple[Path, float, float]:
-        """A folder by the type's method or with the nearest values, and the same figures."""
+    def folder(self, file_type: str, *, calibrated: bool) -> tuple[Path, Spent]:
+        """A folder by the type's method or with the nearest values, and what it took."""
         out = self._folder / f"{file_type}-{'calibrated' if calibrated else 'nearest'}"
         shutil.rmtree(out, ignore_errors=True)
         options: tuple[object, ...] = ("--method", "rtn")
         if calibrated:
             chunks = self._args.calibration_chunks
             options = ("--calibration", self._calibration, "--calibration-chunks", chunks)
-        start = time.perf_counter()
-        memory = run_pellucid("quantize", self.base, out, "--to", file_type, *options)
-        return out, time.perf_counter() - start, memory - self.base.stat().st_size
+        return out, run_pellucid("quantize", self.base, out, "--to", file_type, *options)
 
 
-def run_pellucid(*arguments: object) -> int:
+def run_pellucid(*arguments: object) -> Spent:
     return run([sys.executable, "-m", "pellucid", *arguments])
 
 
-def run(command: list[Any]) -> int:
-    """Run a command, and return the most bytes of memory that it had.
+def run(command: list[Any]) -> Spent:
+    """Run a command, and return what it took.
 
     A process begins with the memory of the one that starts it, so a small one stands between.
     """
     between = (
         "import resource, subprocess, sys;"
         "code = subprocess.run(sys.argv[1:], stdout=2).returncode;"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss); sys.exit(code)"
     )
+    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", between, *map(str, command)], capture_output=True)
     if done.returncode:
         sys.exit(f"{command[0]} failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
-    return int(done.stdout) * 1024
+    cpu_seconds, peak_kib = done.stdout.split()
+    return Spent(time.perf_counter() - start, float(cpu_seconds), int(peak_kib) * 1024)
 
 
 def formats_of(path: Path) -> dict[str, str]:
@@ -242,10 +250,10 @@ def rows_of(bench: Bench, file_type: str) -> Iterator[dict[str, Any]]:
     found = find_type(name)
     if isinstance(found, FolderType):
         theirs = bench.folder(file_type, calibrated=False)[0]
-        ours, seconds, memory = bench.folder(file_type, calibrated=True)
+        ours, spent = bench.folder(file_type, calibrated=True)
     else:
         theirs = bench.theirs(found.name)
-        ours, seconds, memory = bench.ours(file_type)
+        ours, spent = bench.ours(file_type)
         if name == file_type and formats_of(theirs) != formats_of(ours):
             sys.exit(f"{theirs} and {ours} differ in the formats of their tensors")
     reference = bench.measure(theirs)
@@ -266,8 +274,9 @@ def rows_of(bench: Bench, file_type: str) -> Iterator[dict[str, Any]]:
             "perplexity": own.model.perplexity,
             "perplexity_theirs": other.model.perplexity,
             "perplexity_base": own.base.perplexity,
-            "seconds": seconds,
-            "memory_beyond_model": memory,
+            "seconds": spent.seconds,
+            "cpu_seconds": spent.cpu_seconds,
+            "memory_beyond_model": spent.peak_bytes - bench.base.stat().st_size,
         }
 
 
@@ -299,7 +308,7 @@ def main() -> None:
         print(
             f"{'type':24} {'MB':>6} {'text':5} {'KL, other':>17} {'KL, ours':>17} {'ratio':>13} "
             f"{'same top':>15} {'perplexity: base':>16} {'other':>7} {'ours':>7} "
-            f"{'s':>5} {'MB+':>5}"
+            f"{'s':>5} {'CPU s':>5} {'MB+':>5}"
         )
         for file_type in args.types.split(","):
             for row in rows_of(bench, file_type):
@@ -316,7 +325,7 @@ def line_of(row: dict[str, Any]) -> str:
         f"{row['ratio']:6.3f} ±{row['ratio_error']:5.3f} "
         f"{row['same_top_theirs']:7.1%} {row['same_top']:7.1%} "
         f"{row['perplexity_base']:16.3f} {row['perplexity_theirs']:7.3f} {row['perplexity']:7.3f} "
-        f"{row['seconds']:5.0f} {row['memory_beyond_model'] / 1e6:5.0f}"
+        f"{row['seconds']:5.0f} {row['cpu_seconds']:5.0f} {row['memory_beyond_model'] / 1e6:5.0f}"
     )
 
 

@@ -144,15 +144,16 @@ class Walk:
         tap = _Tap(self.params, weights, observe, last_group)
         for start, x in self._steps(tap, layer, weights, keeps=last_group is not None):
             if advance and x is not None:
-                check_activation(f"the output of layer {layer}", bool(np.isfinite(x).all()))
-                hidden = self._hidden[start : start + self._step]
-                hidden[:] = x.reshape(hidden.shape)
+                self._advance(layer, start, x)
         if advance:
             self._kept, self._kept_for = _Kept(), {}
 
-    def inputs(self, layer: int, weights: Mapping[str, Floats], group: str) -> Iterator[Floats]:
+    def inputs(
+        self, layer: int, weights: Mapping[str, Floats], group: str, *, advance: bool = False
+    ) -> Iterator[Floats]:
         """The inputs [T, in] of a group of the layer, step by step. Results of the part before it
-        are kept, as by `run_layer` with `last_group`.
+        are kept, as by `run_layer` with `last_group`. With `advance` the rest of the layer runs
+        too, and the hidden states become those behind it.
         """
         seen: list[Floats] = []
 
@@ -160,9 +161,21 @@ class Walk:
             if found == group:
                 seen.append(x)
 
-        tap = _Tap(self.params, weights, observe, group)
-        for _ in self._steps(tap, layer, weights, keeps=True):
+        tap = _Tap(self.params, weights, observe, None if advance else group)
+        for start, x in self._steps(tap, layer, weights, keeps=not advance):
+            if advance and x is not None:
+                self._advance(layer, start, x)
             yield seen.pop()
+        if advance:
+            self._kept, self._kept_for = _Kept(), {}
+
+    def _advance(self, layer: int, start: int, x: Floats) -> None:
+        """The hidden states of the step that begins with window `start` become x, the output of a
+        layer.
+        """
+        check_activation(f"the output of layer {layer}", bool(np.isfinite(x).all()))
+        hidden = self._hidden[start : start + self._step]
+        hidden[:] = x.reshape(hidden.shape)
 
     def _steps(
         self, tap: "_Tap", layer: int, weights: Mapping[str, Floats], *, keeps: bool

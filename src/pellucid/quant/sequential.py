@@ -91,16 +91,19 @@ class SequentialFeedback:
     def _quantize_layer(self, layer: int) -> None:
         self._encoded = {}
         weights = exact = self._calibration.walk.load_layer(layer)
-        for group in self._calibration.walk.groups_of(layer, weights):
-            names = [n for n, g in self._groups.items() if g == group and self._changes(n)]
-            if not names:
-                continue
+        names_of = {
+            group: [n for n, g in self._groups.items() if g == group and self._changes(n)]
+            for group in self._calibration.walk.groups_of(layer, weights)
+        }
+        changing = [group for group, names in names_of.items() if names]
+        for group in changing:
+            names, is_last = names_of[group], group == changing[-1]
             # the group's inputs, behind what is quantized and exact
-            found = self._moments(self._calibration, layer, weights, exact, group)
+            found = self._moments(self._calibration, layer, weights, exact, group, is_last)
             factor = factorize(found.hessian, act_order=True)
             other = None
             if self._held_out is not None:
-                other = self._moments(self._held_out, layer, weights, exact, group)
+                other = self._moments(self._held_out, layer, weights, exact, group, is_last)
             for name in names:
                 values, format = self._values(name), self._plan.after[name].format
                 with naming(f"tensor {name!r} becomes {format}"):
@@ -115,7 +118,8 @@ class SequentialFeedback:
             weights = source_loader(self._source, self._encoded)(weights)
         for text in filter(None, (self._calibration, self._held_out)):
             text.walk.run_layer(layer, weights)
-            text.exact.run_layer(layer, exact)
+            if not changing:
+                text.exact.run_layer(layer, exact)
 
     def _moments(
         self,
@@ -124,11 +128,15 @@ class SequentialFeedback:
         weights: Mapping[str, Floats],
         exact: Mapping[str, Floats],
         group: str,
+        is_last: bool,
     ) -> Moments:
+        """The moments of a group's inputs. Behind the last group of a layer the exact walk goes on
+        to the layer's end, because nothing of it changes.
+        """
         moments = mean_moments(
             zip(
                 text.walk.inputs(layer, weights, group),
-                text.exact.inputs(layer, exact, group),
+                text.exact.inputs(layer, exact, group, advance=is_last),
                 strict=True,
             )
         )
