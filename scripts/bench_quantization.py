@@ -2,7 +2,7 @@
 at equal bytes and equal formats of all tensors.
 
     scripts/bench quantization [MODEL ...] [--types q4_k_m,awq-int4-g128] [--llama-cpp FOLDER]
-                               [--calibration FILE] [--calibration-chunks 128] [--chunks 16]
+                               [--calibration FILE] [--calibration-chunks 32] [--chunks 16]
                                [--backend native|reference] [--work FOLDER]
 
 MODEL is a GGUF file or a name; by default SmolLM2-135M and Qwen2.5-Coder 0.5B. The weights of a
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--types", default=TYPES, help="as in pellucid quantize --to")
     parser.add_argument("--llama-cpp", type=Path, metavar="FOLDER")
     parser.add_argument("--calibration", type=Path, metavar="FILE")
-    parser.add_argument("--calibration-chunks", type=int, default=128)
+    parser.add_argument("--calibration-chunks", type=int, default=32)
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--backend", choices=["native", "reference"], default="native")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir(), "pellucid-bench"))

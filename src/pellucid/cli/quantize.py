@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize"]
 
-CHUNKS = 64  # of the calibration text
+CHUNKS = 32  # of the calibration text
 CALIBRATION_FILES = {"wikitext": "wikitext-2/wiki.valid.raw", "c4": "calibration/c4.txt"}
 
 
