@@ -44,7 +44,7 @@ from pellucid.engine.prompts import TokenizedPrompt, tokenize_chat
 from pellucid.request import Request
 from pellucid.speculative import Speculation, build_proposers
 from pellucid.speculative.governor import VerifyAll
-from pellucid.speculative.proposer import Draft
+from pellucid.speculative.proposer import Draft, Proposer
 from pellucid.units import format_count
 from pellucid.weights.hub import resolve_model
 
@@ -131,8 +131,12 @@ class Bench:
         """Begin anew: nothing is learned from earlier rounds."""
         vocab_size = self._model.model_config.vocab_size
         for method in methods:
-            proposers = self._proposers if method == self._draft else []
-            if method not in ("plain", self._draft):
+            proposers: list[Proposer] = []
+            if method == self._draft:
+                # A new lookup too: the old one remembers the answers of earlier rounds.
+                models = [proposer for proposer in self._proposers if not proposer.is_free]
+                proposers = [*build_proposers("auto"), *models]
+            elif method != "plain":
                 proposers = build_proposers(method)
             self._of_method[method] = Speculation(proposers, vocab_size) if proposers else None
 
