@@ -105,8 +105,8 @@ def _tokens(rng: random.Random, vocab: int, count: int) -> list[int]:
 
 def run(path: Path, load: Load, **options: Any) -> Run:
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in load.outputs]
-    limits = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": NUM_SEQS}
-    with LLM(path, speculative=None, **limits, **options) as llm:
+    options |= {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": NUM_SEQS}
+    with LLM(path, speculative=None, **options) as llm:
         # touch all memory first
         llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
         before, start = llm.stats(), time.perf_counter()
