@@ -17,7 +17,7 @@ constexpr int kLanes = 8;
 constexpr bool kSignedDot = true;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce = 4;     // 8 registers of accumulators + 16 of codes + 2 of dot products
                                    // leave 6 for scales and the activation
-constexpr bool kPacks = false;  // see simd/avx512.h
+constexpr bool kPacks = false;     // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
 constexpr int kDotSums = 8, kFmaSums = 8;  // 16 registers of sums, 4 of operands
 

@@ -162,8 +162,7 @@ Floats linear(const Kernels &k, const Matrix &m, Activations &a, size_t first, s
                           a.view(first),  tokens,         y.data(),
                           scratch.data(), nullptr};
     const size_t row_tiles = (m.outputs + kTileRows - 1) / kTileRows;
-    for (size_t t = 0; t < row_tiles; t += share)
-        k.linear(args, t, std::min(t + share, row_tiles));
+    for (size_t t = 0; t < row_tiles; t += share) k.linear(args, t, std::min(t + share, row_tiles));
     return y;
 }
 
