@@ -91,7 +91,7 @@ def test_a_number_that_depends_on_the_batch_is_found(
 
     monkeypatch.setattr(CapturedForward, "__call__", noisy)
     result = CliRunner().invoke(main, ["verify", str(llama_path), "--json"])
-    assert result.exit_code == 1
+    assert result.exit_code == 1, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     assert not found["exact"]
     wrong = {
