@@ -181,11 +181,17 @@ def raise_error(_: Sequence[Request]) -> Any:
         (lambda _: [1, 2], r"it gave \[1, 2\] and no mapping"),
         (lambda rs: {r.request_id: None for r in rs}, "for 'a' it gave None and no draft"),
         (lambda rs: {r.request_id: "1" for r in rs}, "for 'a' it gave '1' and no draft"),
-        (lambda rs: {r.request_id: [0, VOCABULARY] for r in rs}, "for 'a' it drafted 261; "),
-        (lambda rs: {r.request_id: [-1] for r in rs}, "for 'a' it drafted -1; "),
-        (lambda rs: {r.request_id: [1.0] for r in rs}, r"for 'a' it drafted 1\.0; "),
-        (lambda rs: {r.request_id: [True] for r in rs}, "for 'a' it drafted True; "),
-        (lambda rs: {rs[-1].request_id: [1, "2"]} if rs else {}, "it drafted '2'; a token id is"),
+        (
+            lambda rs: {r.request_id: [0, VOCABULARY] for r in rs},
+            r"for 'a' it drafted \[0, 261\]; ",
+        ),
+        (lambda rs: {r.request_id: [-1] for r in rs}, r"for 'a' it drafted \[-1\]; "),
+        (lambda rs: {r.request_id: [1.0] for r in rs}, r"for 'a' it drafted \[1\.0\]; "),
+        (lambda rs: {r.request_id: [True] for r in rs}, r"for 'a' it drafted \[True\]; "),
+        (
+            lambda rs: {rs[-1].request_id: [1, "2"]} if rs else {},
+            r"it drafted \[1, '2'\]; a token id is",
+        ),
     ],
 )
 def test_a_proposer_that_is_wrong_costs_no_answer_and_is_told_once(

@@ -23,7 +23,7 @@ from pellucid.engine.prompts import TokenizedPrompt
 
 PACKAGE = Path(pellucid.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs" / "lifecycle.md"
-MOST_OF_A_STEP = 12
+MOST_OF_A_STEP = 14
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
@@ -53,7 +53,7 @@ def entered() -> Iterator[set[str]]:
 def test_a_step_of_decode_enters_few_files(
     tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    core = build_engine(tiny_path, EngineConfig()).core
+    core = build_engine(tiny_path, EngineConfig(speculative=None)).core
     prompt = TokenizedPrompt([65, 66, 67], None)
     core.add_requests([Submission("a", prompt, PARAMS)])
     core.step()
@@ -69,7 +69,7 @@ def test_a_step_of_decode_enters_few_files(
 def test_a_whole_request_enters_as_many_files_as_the_page_says(
     tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    llm = LLM(tiny_path)
+    llm = LLM(tiny_path, speculative=None)
     with entered() as files:
         llm.generate("The capital of France is", PARAMS, use_tqdm=False)
     with capsys.disabled():
@@ -81,7 +81,7 @@ def test_loading_enters_as_many_files_as_the_page_says(
     tiny_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with entered() as files:
-        LLM(tiny_path)
+        LLM(tiny_path, speculative=None)
     with capsys.disabled():
         print(f"\nloading enters {len(files)} files: {', '.join(sorted(files))}")
     assert f"Loading runs code of about {round(len(files), -1)} files" in _words(DOCS)

@@ -102,7 +102,7 @@ def test_int2_is_q2_k_with_error_feedback(model: Path, tmp_path: Path) -> None:
 def test_an_imatrix_file_gives_what_its_text_gives(model: Path, tmp_path: Path) -> None:
     text, matrix = str(model.parent / "text.txt"), tmp_path / "imatrix.gguf"
     command = ["imatrix", str(model), "--text", text, "-o", str(matrix), "--n-ctx", "96"]
-    assert CliRunner().invoke(main, [*command, "--chunks", "64"]).exit_code == 0
+    assert CliRunner().invoke(main, [*command, "--chunks", "32"]).exit_code == 0
     quantize(model, tmp_path / "a", "--to", "q4_0", "--imatrix", str(matrix))
     quantize(model, tmp_path / "b", "--to", "q4_0", "--calibration", text, "--method", "imatrix")
     quantize(model, tmp_path / "c", "--to", "q4_0")

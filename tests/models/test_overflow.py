@@ -78,7 +78,7 @@ def test_gguf_files_refuse_activations_that_overflow(
 ) -> None:
     plan = plan_quantization(source, find_file_type("q4_0"), is_calibrated=True)
     encode = feedback_method(text).encode(source, plan)
-    with pytest.raises(FormatError, match=r"layers\.0\..*NaN or infinite"):
+    with pytest.raises(FormatError, match=r"layer.*0.*NaN or infinite"):
         list(write_quantized(source, tmp_path / "out.gguf", plan, encode=encode))
     with pytest.raises(FormatError, match=r"layers\.0\..*NaN or infinite"):
         collect_imatrix(source.checkpoint, text, "text")
