@@ -17,6 +17,7 @@ import json
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,12 +139,12 @@ def is_there(path: Path) -> bool:
         return False
 
 
-class Closing:
+class Closing(ABC):
     """Has files to close: `with` closes them at its end."""
 
+    @abstractmethod
     def close(self) -> None:
         """Close the files. A second call does nothing."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
