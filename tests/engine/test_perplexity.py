@@ -319,3 +319,10 @@ def test_ctrl_c_shows_what_is_known_so_far(folder: Path, tmp_path: Path) -> None
         terminal.close()
     assert code == 130 and b"Traceback" not in rest
     assert b"protocol llama.cpp" in rest and b"interrupted after" in rest
+
+
+def test_options_of_drafts_are_refused_because_nothing_is_generated(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abc")
+    result = CliRunner().invoke(main, ["perplexity", str(text), "--speculative", "ngram"])
+    assert result.exit_code == 2 and "--speculative" in result.output

@@ -74,7 +74,7 @@ MAX_SHOWN_ERRORS = 10
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew: drop the answers in the output.")
 @click.option("--stats", is_flag=True, help="Add to each answer how long it took, and why.")
-@model_options
+@model_options()
 @engine_options
 @sampling_options(max_tokens=512)
 @template_options

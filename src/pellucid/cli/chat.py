@@ -47,7 +47,7 @@ _PATIENCE_SECONDS = 1.0
 
 
 @click.command()
-@model_options
+@model_options()
 @click.option("--system", metavar="TEXT", help="The system message.")
 @template_options
 @sampling_options(max_tokens=None, leave_out=("n", "logprobs", "prompt_logprobs"))

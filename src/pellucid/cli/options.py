@@ -54,6 +54,7 @@ _FOR_ONE_REQUEST = (
         "backend",
     ),
 )
+_FOR_GENERATION = ("speculative", "num_speculative_tokens")
 # Not made into options: the engine's seed (--seed sets the requests'), and fields with their own
 # options.
 _NO_ENGINE_OPTION = ("seed", "backend_options")
@@ -178,25 +179,31 @@ def _loading_declarations() -> list[Declaration]:
     return chosen
 
 
-def model_options(command: _Command) -> _Command:
-    """-m and what concerns its loading: the command gets them as one argument, `model`."""
-    chosen = _loading_declarations()
+def model_options(*, generates: bool = True) -> Callable[[_Command], _Command]:
+    """-m and what concerns its loading: the command gets them as one argument, `model`.
 
-    @functools.wraps(command)
-    def gather(*args: Any, model: str, **rest: Any) -> Any:
-        values = _take_loading(chosen, rest)
-        return command(*args, model=ModelOptions(model, values), **rest)
+    `generates`: False for a command that only scores a text, for which drafts mean nothing.
+    """
+    chosen = [d for d in _loading_declarations() if generates or d.name not in _FOR_GENERATION]
 
-    named = click.option(
-        "-m",
-        "--model",
-        default=DEFAULT_MODEL,
-        show_default=True,
-        metavar="MODEL",
-        help="A .gguf file, a folder of safetensors, a name (see `pellucid list`), or "
-        "ORG/NAME[:QUANT] of the Hugging Face hub.",
-    )
-    return named(_with_options(gather, chosen))
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def gather(*args: Any, model: str, **rest: Any) -> Any:
+            values = _take_loading(chosen, rest)
+            return command(*args, model=ModelOptions(model, values), **rest)
+
+        named = click.option(
+            "-m",
+            "--model",
+            default=DEFAULT_MODEL,
+            show_default=True,
+            metavar="MODEL",
+            help="A .gguf file, a folder of safetensors, a name (see `pellucid list`), or "
+            "ORG/NAME[:QUANT] of the Hugging Face hub.",
+        )
+        return named(_with_options(gather, chosen))
+
+    return decorate
 
 
 def engine_options(command: _Command) -> _Command:

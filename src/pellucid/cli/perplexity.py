@@ -29,7 +29,7 @@ MAX_TEXT = 1 << 28  # bytes
 
 @click.command()
 @click.argument("text_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@model_options
+@model_options(generates=False)
 @click.option(
     "--protocol",
     type=click.Choice(["llama.cpp", "papers"]),

@@ -53,7 +53,7 @@ MAX_PROMPT = 1 << 26  # bytes
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Read the prompt from a file.",
 )
-@model_options
+@model_options()
 @click.option("--system", metavar="TEXT", help="A system message before the prompt.")
 @click.option(
     "--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template."
