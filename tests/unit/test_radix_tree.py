@@ -151,6 +151,19 @@ def test_a_tail_gives_way_to_a_longer_block_and_is_not_kept_twice() -> None:
     cache.check()
 
 
+def test_a_tail_is_not_kept_twice_behind_more_siblings_than_a_search_compares() -> None:
+    cache = Cache(num_blocks=200)
+    tails = [[2, *divmod(i, 10)] for i in range(100)]
+    first = [cache.leave(A + tail).tail for tail in tails]
+    cache.check()
+    for tail, kept in zip(tails, first, strict=True):
+        assert kept is not None and cache.leave(A + tail).tail is None
+        assert cache.tree.match("", A + tail, 7).partial is not None
+    cache.check()
+    cache.evict(cache.pool.num_idle)
+    assert cache.known(A) == 0
+
+
 def test_a_tail_whose_owner_went_on_is_forgotten_and_one_that_is_gone_stays_so() -> None:
     cache = Cache()
     held = cache.publish([*A, 2, 2])

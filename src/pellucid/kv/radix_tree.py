@@ -153,7 +153,10 @@ class RadixTree:
 
     def _attach(self, parent: Node, tokens: list[int], blocks: list[list[int]]) -> Node:
         child = Node(parent, tokens, blocks)
-        parent.children.setdefault(tokens[0], {})[tuple(tokens[: self._block_size])] = child
+        siblings = parent.children.setdefault(tokens[0], {})
+        key = tuple(tokens[: self._block_size])
+        assert key not in siblings, "a child would take another's place, whose blocks stay cached"
+        siblings[key] = child
         return child
 
     def _take_over(self, node: Node, blocks: list[list[int]]) -> None:
@@ -187,7 +190,11 @@ class RadixTree:
 
     def insert_tail(self, node: Node, tokens: list[int], blocks: list[int]) -> Node | None:
         """Publish a partial block, for requests to copy. None if its tokens are cached already."""
-        for other, _ in self._continuations(node, node.columns, tokens):
+        # The same tail may be older than the siblings that a search compares, and a second one
+        # would take its place among the children: so look for it by its key first.
+        same = self._child(node, tokens)
+        alike = [same] if same else (c for c, _ in self._continuations(node, node.columns, tokens))
+        for other in alike:
             if _common(other.tokens, tokens) == len(tokens):
                 self.touch(other)
                 return None
