@@ -170,8 +170,13 @@ class Speculation:
             self._governor.record_drafting(proposer.name, made, num_requests, seconds)
 
     def _set_reason(self, request: Request, reason: str) -> None:
-        self._receipts.setdefault(request.request_id, _Receipt()).reason = reason
-        self._total.reason = reason
+        self._receipt_of(request).reason = self._total.reason = reason
+
+    def _receipt_of(self, request: Request) -> _Receipt:
+        receipt = self._receipts.get(request.request_id)
+        if receipt is None:
+            receipt = self._receipts[request.request_id] = _Receipt()
+        return receipt
 
     def _ask(
         self,
@@ -222,6 +227,12 @@ class Speculation:
         is_alone = num_requests == len(requests)
         if is_alone:
             costs.record(num_requests, num_drafts, seconds)
+        # Most steps have nothing to learn from.
+        if not (num_drafts or self._drafts or self._draft_seconds):
+            for request in decoding:
+                self._receipt_of(request).num_steps += 1
+            self._total.num_steps += num_requests
+            return
         # What did the drafts cost?
         plain, ratios = costs.plain_seconds(num_requests), costs.ratios(num_requests)
         spent = self._draft_seconds
@@ -241,7 +252,7 @@ class Speculation:
                     self._governor.observe(request.request_id, name, draft, given)
             num_accepted = max(0, len(given) - 1)
             sum_accepted += num_accepted
-            receipt = self._receipts.setdefault(request.request_id, _Receipt())
+            receipt = self._receipt_of(request)
             receipt.seconds_saved += plain * num_accepted - spent
             receipt.draft_seconds += self._draft_seconds
             for sums in (receipt, self._total):
