@@ -41,8 +41,9 @@ def shown(outputs: list[RequestOutput]) -> list[Any]:
 @pytest.fixture
 def verify_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every draft is verified: on so small a model the governor would turn most of them down."""
-    for name in ("may_pay", "chances", "plan", "wait", "record_drafting", "choose", "observe"):
-        monkeypatch.setattr(Governor, name, getattr(VerifyAll, name))
+    for name in vars(VerifyAll):
+        if not name.startswith("_"):
+            monkeypatch.setattr(Governor, name, getattr(VerifyAll, name))
 
 
 @pytest.mark.usefixtures("verify_all")

@@ -194,6 +194,25 @@ def test_a_draft_model_is_not_asked_beside_a_long_match() -> None:
     assert made.plan("m", {"a": [0.3, 0.1]}, 1, 15) > 0
 
 
+def test_a_request_for_which_asking_is_not_worth_its_time_rests() -> None:
+    """Of 32 requests two copy a text. They are asked in each step, the others now and then."""
+    made = governor({32: 0.030, 34: 0.031, 40: 0.034, 64: 0.05}, 32)
+    names = [str(i) for i in range(32)]
+    times = dict.fromkeys(names, 0)
+    for _ in range(320):
+        due = [name for name in names if made.is_due(name)]
+        chances = {name: [0.95, 0.9] for name in due if int(name) < 2}
+        counts = made.choose(chances, 32)
+        if due:
+            made.record_asking(due, counts, 32, 50e-6 * len(due))
+        for name in due:
+            times[name] += 1
+    assert min(times["0"], times["1"]) > 300
+    assert 15 < max(times[name] for name in names[2:]) < 40
+    made.forget("0")
+    assert made.is_due("0")
+
+
 def _planned(alpha: float, limit: int = 15) -> Governor:
     """A governor after plain steps of a second, and drafts of a model with these chances."""
     governor = Governor({"m": 1})

@@ -21,7 +21,7 @@ must first compute what it missed, which the rest of the answer must be worth (`
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
 
@@ -38,7 +38,7 @@ _ENOUGH_STEPS = 8  # measure the cost of a number of drafts
 _COMPARE_STEPS = 16  # one step in so many with drafts measures another number of them
 _LITTLE = 0.8  # of the tokens per second with drafts
 _ASKING_SHARE = 0.005  # of the time of plain steps: what asking may take where it is not worth it
-_MOST_WAIT = 15  # steps without asking
+_MOST_REST = 15  # steps without asking
 _MOST_RISE = 1.5  # of the time that asking takes: one slow time must not count much
 _FOLLOW_WORTH = 0.1  # how much the mean worth of asking follows the last
 _HOPE = 0.08  # what a draft token may cost, in plain steps of one request, if rows are cheap
@@ -133,9 +133,13 @@ class Governor:
         self._steps_off = 0  # plain steps in a row though drafts might have paid
         self._steps_on = 0
         self._attempt_steps = _ATTEMPT_STEPS
-        self._promise = 0.0  # plain steps that the last choice promises to save
-        self._ask_seconds = math.inf  # what asking takes; the first time prompts are indexed too
-        self._worth = 0.0  # seconds that asking saved on average, less what it took
+        # plain steps that the last choice promises to save, by request
+        self._promises: dict[str, float] = {}
+        # what asking takes for a request; the first time its prompt is indexed too
+        self._ask_seconds = math.inf
+        # by request: seconds that asking saved on average, less what it took
+        self._worth: dict[str, float] = {}
+        self._rest: dict[str, int] = {}  # by request: steps until it is asked again
 
     def may_pay(self, num_requests: int) -> bool:
         """False if even drafts that are all accepted would not pay, so that none need be made."""
@@ -263,7 +267,11 @@ class Governor:
         best = max(range(len(rates)), key=rates.__getitem__)
         if rates[best] < _MIN_GAIN * rates[0]:
             best = 0
-        self._promise = rates[best] / rates[0] - 1
+        sums: dict[str, float] = {}
+        for chance, name in ranked[:best]:
+            sums[name] = sums.get(name, 0.0) + chance
+        share = (rates[best] / rates[0] - 1) / sum(sums.values()) if sums else 0.0
+        self._promises = {name: share * chance for name, chance in sums.items()}
         best = self._explore(best, rates, num_requests, ratios)
         # Take the first drafts; those of one request are ranked in their order.
         chosen: dict[str, int] = {}
@@ -297,20 +305,32 @@ class Governor:
         self._attempt_steps = min(2 * self._attempt_steps, _MOST_ATTEMPT_STEPS)
         return promising
 
-    def wait(self, num_requests: int, seconds: float, *, is_drafted: bool) -> int:
-        """Proposers were asked, which took so many seconds. For how many steps not to ask them:
-        where asking is not worth its time, until it is a small share of the time of the steps.
+    def is_due(self, request_id: str) -> bool:
+        """Whether proposers should be asked about a request in this step, in which it decodes."""
+        rest = self._rest.get(request_id, 0)
+        if rest:
+            self._rest[request_id] = rest - 1
+        return not rest
+
+    def record_asking(
+        self, asked: Sequence[str], drafted: Collection[str], num_requests: int, seconds: float
+    ) -> None:
+        """Proposers were asked about some of the requests, which took so many seconds; drafts of
+        `drafted` are verified. A request for which asking is not worth its time rests, until that
+        is a small share of the time of the steps.
         """
         plain = self.costs.plain_seconds(num_requests)
         if plain is None:
-            return 0
-        self._ask_seconds = min(_MOST_RISE * self._ask_seconds, seconds)
+            return
+        self._ask_seconds = min(_MOST_RISE * self._ask_seconds, seconds / len(asked))
         spent = 2 * self._ask_seconds  # to learn from the guesses takes about as long
-        saved = self._promise * plain if is_drafted else 0.0
-        self._worth += _FOLLOW_WORTH * (saved - spent - self._worth)
-        if self._worth > 0:
-            return 0
-        return min(_MOST_WAIT, int(spent / (_ASKING_SHARE * plain)))
+        rest = min(_MOST_REST, int(spent * num_requests / (_ASKING_SHARE * plain)))
+        for request_id in asked:
+            saved = self._promises.get(request_id, 0.0) * plain if request_id in drafted else 0.0
+            worth = self._worth.get(request_id, 0.0)
+            worth += _FOLLOW_WORTH * (saved - spent - worth)
+            self._worth[request_id] = worth
+            self._rest[request_id] = 0 if worth > 0 else rest
 
     def observe(self, request_id: str, proposer: str, draft: Draft, sampled: Sequence[int]) -> None:
         """Learn from the tokens that a step gave: each tells whether a draft token is right, up to
@@ -336,6 +356,8 @@ class Governor:
         """The request has ended."""
         for proposer in self._acceptance:
             self._better.pop((request_id, proposer), None)
+        self._worth.pop(request_id, None)
+        self._rest.pop(request_id, None)
 
 
 class VerifyAll(Governor):
@@ -352,9 +374,14 @@ class VerifyAll(Governor):
         """All the same, so the longest draft is taken."""
         return [1.0] * len(draft.token_ids)
 
-    def wait(self, num_requests: int, seconds: float, *, is_drafted: bool) -> int:
+    def is_due(self, request_id: str) -> bool:
         """Proposers are asked before every step."""
-        return 0
+        return True
+
+    def record_asking(
+        self, asked: Sequence[str], drafted: Collection[str], num_requests: int, seconds: float
+    ) -> None:
+        """Nothing is learned."""
 
     def plan(
         self, proposer: str, chances: Mapping[str, Sequence[float]], num_requests: int, limit: int

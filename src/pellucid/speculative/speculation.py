@@ -84,7 +84,6 @@ class Speculation:
         self._receipts: dict[str, _Receipt] = {}
         self._total = _Receipt()
         self._draft_seconds = 0.0  # in this step, of proposers that are not free
-        self._wait = 0  # steps until proposers are asked again
 
     @property
     def proposers(self) -> list[Proposer]:
@@ -101,24 +100,24 @@ class Speculation:
                 request.draft_token_ids = []
         if not decoding:
             return
-        if self._wait:
-            self._wait -= 1
-            return
         num_requests, began = len(decoding), clock()
         if not self._governor.may_pay(num_requests):
             is_known = self._governor.costs.ratios(num_requests) is not None
             for request in decoding:
                 self._set_reason(request, _FULL if is_known else _UNKNOWN)
             return
+        due = [request for request in decoding if self._governor.is_due(request.request_id)]
+        if not due:
+            return
         # Ask the proposers that are free, then those that promise to be worth their time.
         best: dict[str, tuple[Draft, list[float]]] = {}
         for name, proposer in sorted(self._proposers.items(), key=lambda pair: not pair[1].is_free):
             if proposer.is_free:
-                self._ask(name, decoding, self._limit, best)
+                self._ask(name, due, self._limit, best)
                 continue
             chances = {r: found for r, (_, found) in best.items()}
             limit = self._governor.plan(name, chances, num_requests, self._limit)
-            asked = self._worth_asking(proposer, decoding) if limit else []
+            asked = self._worth_asking(proposer, due) if limit else []
             if asked:
                 if isinstance(proposer, DraftModelProposer):
                     limit = min(2 * limit, self._limit)  # it ends where it does not pay
@@ -132,8 +131,9 @@ class Speculation:
         chances = {r: found for r, (_, found) in best.items()}
         counts = self._governor.choose(chances, num_requests) if best else {}
         asking = clock() - began - self._draft_seconds
-        self._wait = self._governor.wait(num_requests, asking, is_drafted=bool(counts))
-        for request in decoding:
+        names = [request.request_id for request in due]
+        self._governor.record_asking(names, counts, num_requests, asking)
+        for request in due:
             name = request.request_id
             if name in counts:
                 request.draft_token_ids = best[name][0].token_ids[: counts[name]]
@@ -142,14 +142,14 @@ class Speculation:
                 no_draft = _NO_DRAFT if is_all_free else _NO_MODEL
                 self._set_reason(request, _OFF if name in best else no_draft)
 
-    def _worth_asking(self, proposer: Proposer, decoding: Sequence[Request]) -> Sequence[Request]:
+    def _worth_asking(self, proposer: Proposer, due: Sequence[Request]) -> Sequence[Request]:
         """The requests for which a proposer that is not free should draft."""
         if not isinstance(proposer, DraftModelProposer):
-            return decoding
+            return due
         proposer.goes_on = partial(self._governor.goes_on, proposer.name)
         return [
             request
-            for request in decoding
+            for request in due
             if self._governor.is_worth(
                 proposer.name,
                 proposer.num_missed(request),
