@@ -154,9 +154,8 @@ class RadixTree:
     def _attach(self, parent: Node, tokens: list[int], blocks: list[list[int]]) -> Node:
         child = Node(parent, tokens, blocks)
         siblings = parent.children.setdefault(tokens[0], {})
-        key = tuple(tokens[: self._block_size])
-        assert key not in siblings, "a child would take another's place, whose blocks stay cached"
-        siblings[key] = child
+        if siblings.setdefault(tuple(tokens[: self._block_size]), child) is not child:
+            raise AssertionError("a child takes another's place, whose blocks stay in the cache")
         return child
 
     def _take_over(self, node: Node, blocks: list[list[int]]) -> None:
@@ -190,11 +189,8 @@ class RadixTree:
 
     def insert_tail(self, node: Node, tokens: list[int], blocks: list[int]) -> Node | None:
         """Publish a partial block, for requests to copy. None if its tokens are cached already."""
-        # The same tail may be older than the siblings that a search compares, and a second one
-        # would take its place among the children: so look for it by its key first.
-        same = self._child(node, tokens)
-        alike = [same] if same else (c for c, _ in self._continuations(node, node.columns, tokens))
-        for other in alike:
+        known = self._child(node, tokens)  # it may be older than the siblings that are compared
+        for other, _ in [(known, 0)] if known else self._continuations(node, node.columns, tokens):
             if _common(other.tokens, tokens) == len(tokens):
                 self.touch(other)
                 return None
@@ -212,9 +208,7 @@ class RadixTree:
     def _drop_tails(self, node: Node, tokens: list[int]) -> None:
         """Forget tails that a longer block replaces."""
         for child, _ in list(self._continuations(node, node.columns, tokens[:1])):
-            if len(child.tokens) < self._block_size and _common(child.tokens, tokens) == len(
-                child.tokens
-            ):
+            if len(child.tokens) < self._block_size and tokens[: len(child.tokens)] == child.tokens:
                 self._remove(child)
 
     def split(self, node: Node, columns: int) -> Node:
