@@ -32,6 +32,7 @@ class _Curve:
         self.num_plain = 0
         self.knots: dict[int, float] = {0: 1.0}  # k -> v(n, k), where it was measured
         self.counts: dict[int, int] = {}  # k -> how many steps measured it
+        self._last = 0  # k of the last step
         self._slope = _ROW_COST / (1 + _ROW_COST * (num_requests - 1))  # until it is measured
         self._most = max(1, MAX_ROWS - num_requests)
         self.ratios = [1 + self._slope * k for k in range(self._most + 1)]  # v(n, k) for all k
@@ -47,20 +48,26 @@ class _Curve:
         """A step with so many drafts took so many seconds."""
         if extra > self._most:
             return
+        before, self._last = self._last, extra
         surprise = math.log(seconds / (self.plain * self.ratios[extra]))
         is_new = extra > 0 and self.counts.get(extra, 0) < _FIRST_STEPS
         most = _FIRST_SURPRISE if is_new else _MOST_SURPRISE
         bounded = min(max(surprise, -most), most)
         if not extra:
             self.num_plain += 1
-            self.plain *= math.exp(max(1 / self.num_plain, _FOLLOW) * bounded)
+            change = math.exp(max(1 / self.num_plain, _FOLLOW) * bounded)
+            self.plain *= change
+            # The step before tells that t(n, k) has not changed, so v was wrong.
+            if before:
+                self.knots[before] = max(1.0, self.knots[before] / change)
+                self._interpolate(before)
             return
         if not is_new:
             self.plain *= math.exp(_FOLLOW * bounded)
         # What was assumed counts as half a step.
         count = self.counts[extra] = self.counts.get(extra, 0) + 1
         share = max(1 / (count + 0.5), _AVERAGE)
-        self.knots[extra] = self.ratios[extra] * math.exp(share * bounded)
+        self.knots[extra] = max(1.0, self.ratios[extra] * math.exp(share * bounded))
         self._interpolate(extra)
 
     def _interpolate(self, changed: int) -> None:

@@ -36,7 +36,8 @@ _MOST_ATTEMPT_STEPS = 1024  # attempts that change nothing become this rare
 _MOST_ATTEMPT = 1.6  # plain steps: what an attempt may take
 _ENOUGH_STEPS = 8  # measure the cost of a number of drafts
 _COMPARE_STEPS = 16  # one step in so many with drafts measures another number of them
-_LITTLE = 0.8  # of the tokens per second with drafts
+_PLAIN_STEPS = 8  # one step in so many has none where they give little
+_LITTLE = 0.85  # of the tokens per second with drafts
 _ASKING_SHARE = 0.005  # of the time of plain steps: what asking may take where it is not worth it
 _MOST_REST = 15  # steps without asking
 _MOST_RISE = 1.5  # of the time that asking takes: one slow time must not count much
@@ -286,11 +287,11 @@ class Governor:
         if best:
             self._steps_off, self._attempt_steps = 0, _ATTEMPT_STEPS
             self._steps_on += 1
-            if self._steps_on % _COMPARE_STEPS:
-                return best
-            # Where little is gained, a step without drafts tells whether anything is.
-            if rates[0] > _LITTLE * rates[best] and self._steps_on % (2 * _COMPARE_STEPS):
+            # Where little is gained, steps without drafts tell whether anything is.
+            if rates[0] > _LITTLE * rates[best] and self._steps_on % _PLAIN_STEPS == 0:
                 return 0
+            if self._steps_on % _COMPARE_STEPS != _COMPARE_STEPS // 4:
+                return best
             others = [i for i, rate in enumerate(rates) if i and rate > 0.9 * rates[best]]
             return min(others, key=lambda i: self.costs.num_measured(num_requests, i))
         # Would anything pay if rows were cheap?
