@@ -12,12 +12,14 @@ after the other. The answers of every method must be those of plain decoding, to
 
 First comes v(b): the median time of a step of b rows beside one without drafts, on these prompts.
 The table has decode tokens/s (medians), their ratio to plain decoding, the speed-up that the
-formula predicts, the share of drafts that were accepted, tokens per step, and the slowest 256
-tokens beside the slowest of plain decoding. The formula is E / (v + c): E the tokens per step, v
-the mean of v(b) over the steps' rows, c the time of proposers, in plain steps. For `switch`, a line
-shows the mean number of drafts in a step, for each 32 tokens of an answer. With --llama-server, its
-own tokens/s for the same prompts and file stand beside, plain and with its arguments. The last line
-is JSON.
+formula predicts, the ceiling, the share of drafts that were accepted, tokens per step, and the
+slowest 256 tokens beside the slowest of plain decoding. The formula is E / (v + c): E the tokens
+per step, v the mean of v(b) over the steps' rows, c the time of proposers, in plain steps. The
+ceiling is the speed-up of a governor that knows v(b) and which draft tokens are right: it verifies
+no wrong one, and as many right ones as give the most tokens per second. Only proposers without a
+model have one. For `switch`, a line shows the mean number of drafts in a step, for each 32 tokens
+of an answer. With --llama-server, its own tokens/s for the same prompts and file stand beside,
+plain and with its arguments. The last line is JSON.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from pellucid import EngineConfig, SamplingParams
@@ -44,7 +47,9 @@ from pellucid.engine.prompts import TokenizedPrompt, tokenize_chat
 from pellucid.request import Request
 from pellucid.speculative import Speculation, build_proposers
 from pellucid.speculative.governor import VerifyAll
+from pellucid.speculative.methods import METHODS
 from pellucid.speculative.proposer import Draft, Proposer
+from pellucid.speculative.speculation import MAX_DRAFT_TOKENS
 from pellucid.units import format_count
 from pellucid.weights.hub import resolve_model
 
@@ -56,8 +61,10 @@ QUESTIONS = (
     "What should a visitor know about the history of Lisbon?",
     "How does bread rise, and what does salt do to the dough?",
 )
-DRAFTS_PER_REQUEST = (0, 1, 2, 3, 4, 5, 7, 11, 15)  # whose steps are timed for v(b)
-ROW_ROUNDS = 9
+FEW_DRAFTS = (0, 1, 2, 3, 4, 5, 7, 11, 15)  # of a step: they are timed for v(b)
+DRAFTS_PER_REQUEST = (1, 2, 3, 7, 15)  # these too, where several requests run
+MOST_ROWS = 80
+ROW_ROUNDS = 7
 WINDOW = 256  # tokens
 BIN = 32  # tokens of the switch's timeline
 
@@ -153,7 +160,7 @@ class Bench:
     def run(
         self, method: str, group: Sequence[list[int]], tokens: int, row_seconds: Mapping[int, float]
     ) -> Run:
-        """Run these together. `row_seconds`: of steps, by their drafts for each request."""
+        """Run these together. `row_seconds`: of steps, by their drafts."""
         run = Run()
         core = self.core
         core.speculation = None
@@ -187,14 +194,13 @@ class Bench:
         return run
 
     def measure_rows(self, group: Sequence[list[int]]) -> dict[int, float]:
-        """Median seconds of a step, by its drafts for each request. All drafts are wrong."""
+        """Median seconds of a step, by its drafts. All drafts are wrong."""
         wrong = _Wrong()
+        counts = _draft_counts(len(group))
         self.core.speculation = None
-        self._begin(group, 2 + ROW_ROUNDS * len(DRAFTS_PER_REQUEST))
+        self._begin(group, 2 + ROW_ROUNDS * len(counts))
         vocab_size = self._model.model_config.vocab_size
         self.core.speculation = Speculation([wrong], vocab_size, governor=VerifyAll())
-        most = 128 // len(group) - 1  # rows that a step may have
-        counts = [k for k in DRAFTS_PER_REQUEST if k <= most]
         seconds: dict[int, list[float]] = {k: [] for k in counts}
         rng = random.Random(0)
         for _ in range(ROW_ROUNDS):
@@ -209,35 +215,91 @@ class Bench:
 
 
 class _Wrong:
-    """Drafts the token that was drawn least lately: its own last but one, plus one."""
+    """Drafts `count` tokens in all: each the first of the prompt, which is hardly ever right."""
 
     name, num_evidence, is_free = "wrong", 1, True
     count = 0
 
     def propose(self, requests: Sequence[Request], limit: int) -> dict[str, Draft]:
         """See Proposer."""
+        each, more = divmod(self.count, len(requests))
+        lengths = [each + (i < more) for i in range(len(requests))]
         return {
-            r.request_id: Draft([r.prompt_token_ids[0]] * self.count, [0] * self.count)
-            for r in requests
+            r.request_id: Draft([r.prompt_token_ids[0]] * n, [0] * n)
+            for r, n in zip(requests, lengths, strict=True)
         }
 
     def finish(self, request: Request) -> None:
         """Nothing is kept."""
 
 
+def _draft_counts(num_requests: int) -> list[int]:
+    """The numbers of drafts in a step that are timed."""
+    many = [k * num_requests for k in DRAFTS_PER_REQUEST if (k + 1) * num_requests <= MOST_ROWS]
+    return sorted({*FEW_DRAFTS, num_requests, *many})
+
+
 def _step_seconds(
     row_seconds: Mapping[int, float], drafts: int, num_requests: int, size: int
 ) -> float:
     """What a step takes by the table of `size` requests, when `num_requests` of them still run."""
-    each = drafts / num_requests
     known = list(row_seconds)
-    i = min(max(1, bisect_left(known, each)), len(known) - 1)
+    i = min(max(1, bisect_left(known, drafts)), len(known) - 1)
     low, high = known[i - 1], known[i]
     slope = (row_seconds[high] - row_seconds[low]) / (high - low)
-    seconds = row_seconds[low] + slope * (each - low)
     # requests that have ended make a step cheaper, as fewer drafts do
-    ended = (size - num_requests) / size
-    return seconds - ended * (row_seconds[known[1]] - row_seconds[0])
+    ended = (size - num_requests) / size * (row_seconds[size] - row_seconds[0])
+    return row_seconds[low] + slope * (drafts - low) - ended
+
+
+def find_ceiling(
+    method: str,
+    groups: Sequence[Sequence[list[int]]],
+    answers: Sequence[Sequence[list[int]]],
+    row_seconds: Mapping[int, float],
+) -> float:
+    """The speed-up of these answers, if a governor knew `row_seconds` and which drafts are right.
+    It is replayed, without the model.
+    """
+    proposers, plain, seconds = build_proposers(method), 0.0, 0.0
+    params = SamplingParams(temperature=0, ignore_eos=True)
+    for prompts, given in zip(groups, answers, strict=True):
+        left = {}  # request_id -> the request and its whole answer
+        for i, (prompt, answer) in enumerate(zip(prompts, given, strict=True)):
+            request = Request(request_id=f"r{i}", prompt_token_ids=prompt, params=params, seed=0)
+            request.output_token_ids = answer[:1]
+            left[f"r{i}"] = request, answer
+        plain += row_seconds[0] * (len(given[0]) - 1)
+        while left:
+            # How many tokens of each request's best draft are right?
+            right = dict.fromkeys(left, 0)
+            for proposer in proposers:
+                drafts = proposer.propose([r for r, _ in left.values()], MAX_DRAFT_TOKENS)
+                for name, draft in drafts.items():
+                    request, answer = left[name]
+                    rest = answer[len(request.output_token_ids) : -1]
+                    pairs = zip(draft.token_ids, rest, strict=False)
+                    agreed = list(takewhile(lambda pair: pair[0] == pair[1], pairs))
+                    right[name] = max(right[name], len(agreed))
+            # Verify as many as give the most tokens per second, of the shortest answers first.
+            costs = [
+                _step_seconds(row_seconds, k, len(left), len(prompts))
+                for k in range(sum(right.values()) + 1)
+            ]
+            best = max(range(len(costs)), key=lambda k: (len(left) + k) / costs[k])
+            seconds += costs[best]
+            for name, (request, answer) in sorted(
+                left.items(), key=lambda item: len(item[1][0].output_token_ids)
+            ):
+                count = min(best, right[name])
+                best -= count
+                known = len(request.output_token_ids)
+                request.output_token_ids += answer[known : known + 1 + count]
+                if len(request.output_token_ids) == len(answer):
+                    del left[name]
+                    for proposer in proposers:
+                        proposer.finish(request)
+    return plain / seconds
 
 
 def _worst_window(times: Sequence[tuple[float, int]]) -> float:
@@ -295,11 +357,11 @@ def llama_server(binary: Path, model: Path, parallel: int, arguments: str) -> It
 def run_llama(port: int, group: Sequence[list[int]], tokens: int) -> float:
     """Decode seconds of all prompts together, by the server's own clock."""
 
-    def ask(prompt: list[int], n: int) -> float:
-        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True}
+    def ask(slot: int, n: int) -> float:
+        body = {"prompt": group[slot], "n_predict": n, "temperature": 0, "ignore_eos": True}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/completion",
-            json.dumps(body | {"cache_prompt": True}).encode(),
+            json.dumps(body | {"cache_prompt": True, "id_slot": slot}).encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as response:
@@ -307,8 +369,9 @@ def run_llama(port: int, group: Sequence[list[int]], tokens: int) -> float:
         return float(timings["predicted_ms"]) / 1e3
 
     with ThreadPoolExecutor(len(group)) as pool:
-        list(pool.map(lambda p: ask(p, 1), group))  # compute the prompts
-        return max(pool.map(lambda p: ask(p, tokens), group))
+        slots = range(len(group))
+        list(pool.map(lambda slot: ask(slot, 1), slots))  # compute the prompts
+        return max(pool.map(lambda slot: ask(slot, tokens), slots))
 
 
 # ---- the table
@@ -369,14 +432,14 @@ def compare_methods(
     count = len(groups[0])
     row_seconds = bench.measure_rows(groups[0])
     v = {k: seconds / row_seconds[0] for k, seconds in row_seconds.items()}
-    shown = "  ".join(f"{count * (k + 1)}: {ratio:.2f}" for k, ratio in v.items())
+    shown = "  ".join(f"{count + k}: {ratio:.2f}" for k, ratio in v.items())
     print(
         f"\n{workload}, {format_count(count, 'sequence')}. A plain step: "
         f"{1e3 * row_seconds[0]:.2f} ms. v(b): {shown}"
     )
     print(
         f"{'workload':<10} {'seqs':>4} {'method':>14} {'tok/s':>8} {'ratio':>6} {'formula':>8} "
-        f"{'accepted':>9} {'per step':>9} {'worst 256':>10}"
+        f"{'ceiling':>8} {'accepted':>9} {'per step':>9} {'worst 256':>10}"
     )
     # Run them in turns, every second time in reverse: what runs first finds cold caches.
     methods = ("plain", *args.methods)
@@ -405,10 +468,15 @@ def compare_methods(
         steps = sum([run.num_request_steps for run in all_runs])
         per_step = sum([run.num_tokens for run in all_runs]) / steps
         predicted, worst = plain_predicted / predicted, worst / plain_worst
+        ceiling = None
+        if method in METHODS:
+            answers = [of_group[0].answers for of_group in runs["plain"]]
+            ceiling = find_ceiling(method, groups, answers, row_seconds)
         print(
             f"{workload:<10} {count:>4} {method.rpartition('/')[2][:14]:>14} {rate:>8.1f} "
-            f"{rate / plain_rate:>6.2f} {predicted:>8.2f} {accepted:>9.0%} {per_step:>9.2f} "
-            f"{worst:>10.2f}",
+            f"{rate / plain_rate:>6.2f} {predicted:>8.2f} "
+            f"{'' if ceiling is None else f'{ceiling:.2f}':>8} {accepted:>9.0%} "
+            f"{per_step:>9.2f} {worst:>10.2f}",
             flush=True,
         )
         if workload == "switch" and method != "plain":
@@ -417,6 +485,7 @@ def compare_methods(
             {
                 "workload": workload, "sequences": count, "method": method,
                 "tokens_per_second": rate, "ratio": rate / plain_rate, "predicted": predicted,
+                "ceiling": ceiling,
                 "accepted": accepted, "tokens_per_step": per_step, "worst_window": worst,
                 "v": shown,
             }
