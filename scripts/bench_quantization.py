@@ -19,10 +19,10 @@ gives the same bytes, stands in for them.
 
 Evaluated are the first --chunks chunks of 512 tokens of WikiText-2's test text (a file of the
 folder PELLUCID_DATA) and of a part of Python's standard library. Both sides are calibrated on the
-same text: C4, WikiText-2's validation text and another part of the library, in turns; or FILE. The
-error of a ratio is that of both means, as if they were independent. Bases, their logits and
-importance matrices are kept in the folder of --work. The backend native also rounds activations, as
-a user's run does; reference does not. The last line is JSON.
+same text: C4, WikiText-2's validation text and another part of the library in turns, half of it
+code; or FILE. The error of a ratio is that of both means, as if they were independent. Bases, their
+logits and importance matrices are kept in the folder of --work. The backend native also rounds
+activations, as a user's run does; reference does not. The last line is JSON.
 """
 
 import argparse
@@ -60,7 +60,7 @@ TYPES = "q4_k_m,gptq-int4-g128-actorder,gptq-int3-g128-actorder,awq-int4-g128,w8
 EVALUATED_CODE = ("argparse.py", "email", "http", "json", "tarfile.py", "zipfile.py")
 CALIBRATION_CODE = ("asyncio", "concurrent", "importlib", "logging", "multiprocessing", "unittest")
 # characters of each text, in turns, of which the calibration text consists
-PIECES = {"c4": 8192, "wikitext": 4096, "code": 4096}
+PIECES = {"c4": 4096, "wikitext": 4096, "code": 8192}
 
 
 def write_base(model: Path, base: Path) -> None:

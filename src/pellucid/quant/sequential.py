@@ -57,7 +57,9 @@ class SequentialFeedback:
         self._encoded: dict[str, HostTensor] = {}  # of the layer at hand
         self._layer = -1  # the last layer that was quantized
         held_out = np.zeros(len(windows), bool)
-        held_out[HELD_OUT - 1 :: HELD_OUT] = True
+        # At random, because texts of several kinds in turns have a period.
+        chosen = np.random.default_rng(0).permutation(len(windows))[: len(windows) // HELD_OUT]
+        held_out[chosen] = True
         load = source_loader(source)
         self._calibration = _Text(source.config, load, windows[~held_out])
         self._held_out = None
