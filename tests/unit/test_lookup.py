@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pellucid.request import Request
 from pellucid.sampling_params import SamplingParams
+from pellucid.speculative import Speculation, build_proposers
 from pellucid.speculative.lookup import Histories, NgramProposer, SuffixProposer
 from pellucid.speculative.proposer import Proposer
 from pellucid.speculative.token_index import MAX_MATCH, TokenIndex
@@ -95,6 +96,22 @@ def test_longer_matches_and_more_of_them_are_better_evidence() -> None:
     ]
     assert draft.token_ids == alike.token_ids == [7]
     assert alike.evidence[0] > draft.evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_verified"), [([1, 2, 9, 1, 3, 9, 1, 4, 9, 1], False), ([1, 2, 9] * 4, True)]
+)
+def test_weak_evidence_is_trusted_less_from_the_start(tokens: list[int], is_verified: bool) -> None:
+    """Of four requests whose rows cost what they cost at first, tokens with a third of the votes
+    are not worth a row before anything was observed.
+    """
+    speculation = Speculation(build_proposers("suffix"), 100)
+    requests = [request(tokens, request_id=name) for name in "abcd"]
+    for each in requests:
+        each.is_decoding = True
+    speculation.observe(requests, {name: [5] for name in "abcd"}, 1.0)
+    speculation.propose(requests, lambda: 0.0)
+    assert any(each.draft_token_ids for each in requests) is is_verified
 
 
 def test_earlier_answers_are_remembered_within_their_salt() -> None:

@@ -20,6 +20,10 @@ _MATCH_STEPS = (2, 3, 4, 6, 9, 16, 32)  # a match shorter than the first is in b
 _NUM_MATCH = len(_MATCH_STEPS) + 1
 _SHARE_STEPS = (0.4, 0.7, 0.95)  # of the votes
 _NUM_SHARE = len(_SHARE_STEPS) + 1
+# Chances to begin with: a token behind a match of one token, or one with few of the votes, is less
+# often right (log, "Speculation, cell by cell").
+_PRIOR_BY_MATCH = (0.25, *[0.5] * (_NUM_MATCH - 1))
+_PRIOR_BY_SHARE = (0.5, 0.7, 1.0, 1.0)  # times this
 
 _MAX_INDEXED = 1 << 15  # tokens of a request
 _MAX_ANSWERS = 1 << 16  # tokens of earlier answers, in each of two generations
@@ -104,6 +108,7 @@ class SuffixProposer:
 
     name = "suffix"
     num_evidence = _NUM_MATCH * _NUM_SHARE
+    priors = tuple(prior * part for prior in _PRIOR_BY_MATCH for part in _PRIOR_BY_SHARE)
     is_free = True
 
     def __init__(self, histories: Histories) -> None:

@@ -16,6 +16,7 @@ from ..outputs import SpeculationReceipt
 from ..request import Request
 from .draft_model import DraftModelProposer
 from .governor import Governor
+from .lookup import SuffixProposer
 from .proposer import Draft, Proposer, check_drafts
 
 __all__ = ["Speculation"]
@@ -78,7 +79,11 @@ class Speculation:
         self._limit = num_speculative_tokens or MAX_DRAFT_TOKENS
         self._governor = governor or Governor(
             {p.name: p.num_evidence for p in proposers},
-            {p.name: p.priors for p in proposers if isinstance(p, DraftModelProposer)},
+            {
+                p.name: p.priors
+                for p in proposers
+                if isinstance(p, DraftModelProposer | SuffixProposer)
+            },
         )
         self._drafts: dict[str, dict[str, Draft]] = {}  # of this step: proposer -> request_id
         self._receipts: dict[str, _Receipt] = {}
