@@ -213,6 +213,24 @@ def test_a_proposer_that_is_wrong_costs_no_answer_and_is_told_once(
     assert re.fullmatch(f"guesses drafts no more tokens, because it is wrong: .*{sentence}.*", told)
 
 
+def test_a_proposer_that_raises_when_a_request_ends_is_dropped(
+    model: OpenModel, plain: EngineCore, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    asked = [Submission(name, TokenizedPrompt([*b"abc"], None), params) for name in "ab"]
+    core = drafting_core(model, EngineConfig(max_model_len=MAX_MODEL_LEN), lambda _: {})
+    assert core.speculation is not None
+    [proposer] = core.speculation.proposers
+    proposer.finish = lambda request: 1 // 0  # type: ignore[method-assign,assignment]
+    found, expected = (run(c, asked, random.Random(0)) for c in (core, plain))
+    assert {name: o.outputs for name, o in found.items()} == {
+        name: o.outputs for name, o in expected.items()
+    }
+    assert core.speculation.proposers == []
+    (told,) = caplog.messages
+    assert "because it is wrong: it raised ZeroDivisionError" in told
+
+
 def test_any_number_of_drafts_may_be_proposed(model: OpenModel, plain: EngineCore) -> None:
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     asked = [Submission("a", TokenizedPrompt([*b"abc"], None), params)]

@@ -203,9 +203,7 @@ class Speculation:
                 limit,
             )
         except Exception as error:
-            what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
-            _log.warning("%s drafts no more tokens, because it is wrong: %s", name, what)
-            del self._proposers[name]
+            self._drop(name, error)
             return []
         self._drafts[name] = drafts
         made = []
@@ -215,6 +213,12 @@ class Speculation:
             if request_id not in best or sum(chances) >= sum(best[request_id][1]):
                 best[request_id] = draft, chances
         return made
+
+    def _drop(self, name: str, error: Exception) -> None:
+        """Ask a proposer no more. Only its drafts are lost."""
+        what = str(error) if isinstance(error, EngineError) else f"it raised {error!r:.300}"
+        _log.warning("%s drafts no more tokens, because it is wrong: %s", name, what)
+        del self._proposers[name]
 
     def observe(
         self, requests: Sequence[Request], sampled: Mapping[str, Sequence[int]], seconds: float
@@ -276,8 +280,11 @@ class Speculation:
 
     def finish(self, request: Request) -> None:
         """The request has ended."""
-        for proposer in self._proposers.values():
-            proposer.finish(request)
+        for name, proposer in list(self._proposers.items()):
+            try:
+                proposer.finish(request)
+            except Exception as error:
+                self._drop(name, error)
         self._governor.forget(request.request_id)
         self._receipts.pop(request.request_id, None)
 
