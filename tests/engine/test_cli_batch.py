@@ -296,10 +296,12 @@ def test_an_interrupted_run_leaves_whole_lines_and_is_continued(
                 time.sleep(0.05)
             process.send_signal(number)
             _, errors = process.communicate(timeout=600)
-        assert process.returncode == 128 + number and b"Traceback" not in errors, errors
+        assert process.returncode in (128 + number, 0) and b"Traceback" not in errors, errors
         assert out.read_bytes().endswith(b"\n")
         found = read(out)
-        assert before + 2 <= len(found) < 10 and len({r["id"] for r in found}) == len(found)
+        assert process.returncode or len(found) == 10
+        # on a busy machine the others may be answered before the signal comes
+        assert before + 2 <= len(found) <= 10 and len({r["id"] for r in found}) == len(found)
     # What is left is short now; the ids of the others must not be asked again
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=True, timeout=300)
     assert f"{len(found)} were answered before".encode() in result.stderr

@@ -2,6 +2,8 @@
 family.
 """
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,30 @@ def test_each_group_sees_the_inputs_of_one_forward_pass(name: str) -> None:
         scale = float(np.abs(x).max())
         for half in np.split(both, 2):
             np.testing.assert_allclose(half, x, atol=2e-5 * scale, rtol=0)
+
+
+def test_nothing_that_was_observed_outlives_the_run_of_a_layer() -> None:
+    """Hessians of a gigabyte in all must not wait until Python looks for cycles."""
+    name = GOLDEN_NAMES[0]
+    input_ids = np.load(GOLDEN / name / "expected.npz")["input_ids"].astype(np.int32)
+    with open_checkpoint(GOLDEN / name) as checkpoint:
+        walk = Walk(checkpoint.config, loader(checkpoint), input_ids[None])
+        weights = walk.load_layer(0)
+
+        def observe_once() -> weakref.ref[Any]:
+            seen: list[Array] = []
+
+            def observe(group: str, x: Array) -> None:
+                seen.append(x.T @ x)
+
+            walk.run_layer(0, weights, observe, advance=False)
+            return weakref.ref(seen[0])
+
+        gc.disable()
+        try:
+            assert observe_once()() is None
+        finally:
+            gc.enable()
 
 
 def test_a_layer_can_be_observed_again_with_other_weights() -> None:

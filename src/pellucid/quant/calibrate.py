@@ -329,9 +329,15 @@ class _Tap:
         self._last_group = last_group
         self._seen: dict[str, Floats] = {}  # the last input of each group
         self.begin(_Kept(), 0, keeps=False)
+
+    @property
+    def ops(self) -> Any:
+        """The ops. They refer to this object, so it must not hold them: in a cycle, what an
+        observer has collected (Hessians) would live until Python looks for cycles.
+        """
         every = {name: vars(reference)[name] for name in reference.__all__}
         own = {"linear": self._linear, "attention": self._attention}
-        self.ops: Any = SimpleNamespace(**every | own)
+        return SimpleNamespace(**every | own)
 
     def begin(self, kept: _Kept, step: int, *, keeps: bool) -> None:
         """Begin a step. `keeps`: its results are put into `kept`."""
