@@ -11,7 +11,7 @@ from pellucid.speculative import Speculation
 from pellucid.speculative.governor import VerifyAll
 from pellucid.speculative.proposer import Draft
 
-__all__ = ["drafting_core"]
+__all__ = ["ListProposer", "drafting_core"]
 
 
 class ListProposer:

@@ -22,10 +22,12 @@ from pellucid.engine.draft import check_vocabulary
 from pellucid.engine.loader import OpenModel, open_model
 from pellucid.engine.prompts import TokenizedPrompt
 from pellucid.errors import CapacityError, ConfigError, UnsupportedError
+from pellucid.request import Request
 from pellucid.speculative import Speculation
 from pellucid.speculative.governor import VerifyAll
 
 from .conftest import write_tiny
+from .drafting import ListProposer
 from .test_drafts import MAX_MODEL_LEN, draw_config, draw_submissions, run
 
 GROUPS, RUNS = 8, 15  # each group is a test
@@ -151,6 +153,53 @@ def test_every_guess_of_the_model_itself_is_right(
     assert {n: o.outputs for n, o in found.items()} == {n: o.outputs for n, o in expected.items()}
     right, made = accepted(core)
     assert right == made > 20
+
+
+def test_no_draft_wins_by_tokens_behind_the_end_of_the_answer(
+    model: OpenModel, tiny_path: Path
+) -> None:
+    prompts = submit("abcabcabcabcabcabcab", "the quick brown fox", max_tokens=13)
+    expected = run(build_core(model, None), prompts, random.Random(0))
+
+    def guess_wrong(requests: Sequence[Request]) -> dict[str, list[int]]:
+        """As many tokens as are allowed, of which the first is wrong."""
+        return {
+            r.request_id: [answer(r)[len(r.output_token_ids)] ^ 1] * 8
+            for r in requests
+            if len(r.output_token_ids) >= 9  # the draft model's are shorter from here on
+        }
+
+    def answer(request: Request) -> Sequence[int]:
+        return expected[request.request_id].outputs[0].token_ids
+
+    core = build_core(model, tiny_path)
+    assert core.speculation is not None
+    core.speculation = Speculation(
+        [*core.speculation.proposers, ListProposer(guess_wrong)],
+        model.model_config.vocab_size,
+        num_speculative_tokens=8,
+        governor=VerifyAll(),
+    )
+    found = run(core, prompts, random.Random(0))
+    assert {n: o.outputs for n, o in found.items()} == {n: o.outputs for n, o in expected.items()}
+    right, made = accepted(core)
+    assert right == made == 20
+
+
+def test_a_draft_model_that_cannot_say_what_it_missed_is_dropped(
+    model: OpenModel, tiny_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = submit("abcabcabc")
+    expected = run(build_core(model, None), prompts, random.Random(0))
+    core = build_core(model, tiny_path)
+    assert core.speculation is not None
+    [proposer] = core.speculation.proposers
+    proposer.num_missed = lambda request: 1 // 0  # type: ignore[attr-defined]
+    found = run(core, prompts, random.Random(0))
+    assert {n: o.outputs for n, o in found.items()} == {n: o.outputs for n, o in expected.items()}
+    assert core.speculation.proposers == []
+    (told,) = caplog.messages
+    assert "because it is wrong: it raised ZeroDivisionError" in told
 
 
 def steps(core: EngineCore, submissions: Sequence[Submission]) -> int:

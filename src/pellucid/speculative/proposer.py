@@ -49,8 +49,8 @@ class Proposer(Protocol):
 def check_drafts(
     proposed: object, decoding: Sequence[Request], vocab_size: int, num_evidence: int, limit: int
 ) -> dict[str, Draft]:
-    """The first `limit` tokens of the draft of each request that decodes. Raises EngineError unless
-    `proposed` is a mapping of request ids to drafts of token ids.
+    """The first `limit` tokens of the draft of each request that decodes, as far as its answer can
+    take them. Raises EngineError unless `proposed` maps request ids to drafts of token ids.
     """
     if not isinstance(proposed, Mapping):
         raise EngineError(f"it gave {show(proposed)} and no mapping of request ids to drafts")
@@ -61,7 +61,9 @@ def check_drafts(
         draft = proposed[request.request_id]
         if not isinstance(draft, Draft) or not isinstance(draft.token_ids, list):
             raise EngineError(f"for {request.request_id!r} it gave {show(draft)} and no draft")
-        token_ids, evidence = draft.token_ids[:limit], draft.evidence[:limit]
+        # An answer ends with a token that is sampled. A draft must not win by tokens behind that.
+        room = min(limit, request.max_tokens - len(request.output_token_ids) - 1)
+        token_ids, evidence = draft.token_ids[:room], draft.evidence[:room]
         if not _are_integers(token_ids, vocab_size):
             raise EngineError(
                 f"for {request.request_id!r} it drafted {show(token_ids)}; a token id is an "

@@ -122,7 +122,11 @@ class Speculation:
                 continue
             chances = {r: found for r, (_, found) in best.items()}
             limit = self._governor.plan(name, chances, num_requests, self._limit)
-            asked = self._worth_asking(proposer, due) if limit else []
+            try:
+                asked = self._worth_asking(proposer, due) if limit else []
+            except Exception as error:
+                self._drop(name, error)
+                continue
             if asked:
                 if isinstance(proposer, DraftModelProposer):
                     limit = min(2 * limit, self._limit)  # it ends where it does not pay
