@@ -56,7 +56,7 @@ class Steps:
                 prompt_token_ids=[5],
                 params=SamplingParams(),
                 seed=0,
-                max_tokens=99,
+                max_tokens=10_000,
             )
             for name in names
         ]
