@@ -34,8 +34,8 @@ void require(bool condition, const char *what) {
 bool encode(ThreadPool &pool, const std::string &isa, int ggml_type, Values values,
             std::optional<Columns> importance, Bytes out) {
     const Encoder *encoder = nullptr;
-    for (const Encoder *known : encoders())
-        if (known->isa == isa) encoder = known;
+    for (const Encoder &known : encoders())
+        if (known.isa == isa) encoder = &known;
     require(encoder, "there is no such encoder on this CPU");
     const BlockSize block = encoded_block(ggml_type);
     require(block.bytes, "this type cannot be encoded");
@@ -66,7 +66,7 @@ bool encode(ThreadPool &pool, const std::string &isa, int ggml_type, Values valu
 void bind_encode(nb::module_ &m) {
     m.def("encoders", [] {
         std::vector<std::string> names;
-        for (const Encoder *encoder : encoders()) names.push_back(encoder->isa);
+        for (const Encoder &encoder : encoders()) names.push_back(encoder.isa);
         return names;
     });
     m.def("encode", &encode, nb::arg("pool"), nb::arg("isa"), nb::arg("ggml_type"),

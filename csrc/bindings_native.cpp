@@ -17,6 +17,7 @@
 #include <stdexcept>
 
 #include "bindings.h"
+#include "cpu_features.h"
 #include "machine.h"
 #include "program.h"
 #include "stored_weights.h"
@@ -148,9 +149,10 @@ std::vector<Blocks> block_bytes(std::shared_ptr<KVStore> kv) {
 }
 
 const Kernels *kernels_by_name(const std::string &isa) {
-    for (const Kernels *k : kernel_tables())
-        if (isa == k->name) {
-            require(can_run(*k), "this CPU cannot run these kernels");
+    for (const KernelSet &set : kernel_sets())
+        if (isa == set.name) {
+            require(cpu_has(set.needs), "this CPU cannot run these kernels");
+            const Kernels *k = set.table();
             require(k->request == nullptr || k->request(),
                     "the operating system refuses the registers that these kernels need");
             return k;
@@ -341,7 +343,7 @@ void bind_native(nb::module_ &m) {
     });
     m.def("kernels", [] {
         nb::dict kernels;
-        for (const Kernels *k : kernel_tables()) kernels[k->name] = k->needs;
+        for (const KernelSet &set : kernel_sets()) kernels[set.name] = set.needs;
         return kernels;
     });
     m.def("ops", [] {

@@ -28,4 +28,7 @@ std::string cpu_name();
 // architecture.
 std::vector<CpuFeature> detect_cpu_features();
 
+// Whether every one of `features`, names with spaces between them, is usable.
+bool cpu_has(const char *features);
+
 }  // namespace pellucid

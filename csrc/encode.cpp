@@ -1,9 +1,6 @@
 // The encoders of this build that this CPU can run, and the sizes of their blocks.
 #include "encode.h"
 
-#include <algorithm>
-#include <sstream>
-#include <string>
 #include <vector>
 
 #include "cpu_features.h"
@@ -11,31 +8,23 @@
 
 namespace pellucid {
 
-#if defined(__x86_64__)
-const Encoder *encoder_avx512();
-const Encoder *encoder_avx2();
-#endif
-const Encoder *encoder_portable();
+// Each is compiled for the CPU features that it needs.
+bool encode_avx512(const EncodeArgs &);
+bool encode_avx2(const EncodeArgs &);
+bool encode_portable(const EncodeArgs &);
 
-std::span<const Encoder *const> encoders() {
-    static const std::vector<const Encoder *> usable = [] {
-        const std::vector<CpuFeature> features = detect_cpu_features();
-        std::vector<const Encoder *> found;
-        for (const Encoder *encoder : {
+std::span<const Encoder> encoders() {
+    static const std::vector<Encoder> usable = [] {
+        std::vector<Encoder> found;
+        for (const Encoder &encoder : {
 #if defined(__x86_64__)
-                 encoder_avx512(),
-                 encoder_avx2(),
+                 Encoder{"avx512", "avx2 fma f16c avx512f avx512bw avx512vl avx512dq",
+                         encode_avx512},
+                 Encoder{"avx2", "avx2 fma f16c", encode_avx2},
 #endif
-                 encoder_portable(),
-             }) {
-            std::istringstream needs(encoder->needs);
-            bool can_run = true;
-            for (std::string need; needs >> need;)
-                can_run &= std::any_of(features.begin(), features.end(), [&](const CpuFeature &f) {
-                    return f.usable && f.name == need;
-                });
-            if (can_run) found.push_back(encoder);
-        }
+                 Encoder{"portable", "", encode_portable},
+             })
+            if (cpu_has(encoder.needs)) found.push_back(encoder);
         return found;
     }();
     return usable;

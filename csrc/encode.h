@@ -19,16 +19,16 @@ struct EncodeArgs {
     uint8_t *out;             // the blocks of the rows, one after another
 };
 
-// The encoders for one instruction set.
+// The encoder for one instruction set. `encode` may only run where cpu_has(needs).
 struct Encoder {
     const char *isa;
-    const char *needs;  // CPU features, by their names in cpu_features.h, with spaces between them
+    const char *needs;
     // False if a value or a scale is beyond what the format holds; `out` is then undefined.
     bool (*encode)(const EncodeArgs &);
 };
 
 // Those that this CPU can run, the best first.
-std::span<const Encoder *const> encoders();
+std::span<const Encoder> encoders();
 
 // Values and bytes of a block; {0, 0} for a type that cannot be encoded here.
 struct BlockSize {

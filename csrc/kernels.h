@@ -87,8 +87,6 @@ enum class Op : int {
 };
 
 struct Kernels {
-    const char *name;
-    const char *needs;  // features of the CPU (cpu_features.h), with spaces between them
 #define KERNEL(result, name, parameters) result(*name) parameters;
 #include "ops.inc"
     // Request the additional registers that these kernels need, for the whole process; false if the
@@ -96,12 +94,17 @@ struct Kernels {
     bool (*request)() = nullptr;
 };
 
-// The tables of this build, the best first (kernels/list.cpp). AMX comes after AVX-512, because
-// whole models have not run on it yet. Each table is compiled only for its own architecture.
-std::span<const Kernels *const> kernel_tables();
+// The kernels for one instruction set. All their code is compiled for the features in `needs`, and
+// so is `table`: none of it may run before cpu_has(needs) has said that this CPU has them.
+struct KernelSet {
+    const char *name;
+    const char *needs;  // as cpu_has takes them
+    const Kernels *(*table)();
+};
 
-// Whether this CPU has the features that a table needs.
-bool can_run(const Kernels &kernels);
+// The sets of this build, the best first (kernels/list.cpp). AMX comes after AVX-512, because whole
+// models have not run on it yet. Each set is compiled only for its own architecture.
+std::span<const KernelSet> kernel_sets();
 
 const Kernels *kernels_avx512();
 const Kernels *kernels_amx();

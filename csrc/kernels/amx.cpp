@@ -81,10 +81,8 @@ bool request_tiles() {
 }  // namespace avx512
 
 const Kernels *kernels_amx() {
-    constexpr const char *kNeeds =
-        "avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni amx_tile amx_int8";
     static const Kernels table = [] {
-        Kernels t = avx512::with_tiles<avx512::Tiles>("amx", kNeeds);
+        Kernels t = avx512::with_tiles<avx512::Tiles>();
         t.request = avx512::request_tiles;
         return t;
     }();

@@ -1,38 +1,22 @@
-// The tables of this build: those of its architecture, the best first; and which of them this CPU
-// can run.
-#include <algorithm>
-#include <sstream>
-#include <string>
-#include <vector>
-
-#include "../cpu_features.h"
+// The sets of kernels of this build: those of its architecture, the best first. This file is
+// compiled for the baseline CPU, so what a set needs is known before any of its code runs.
 #include "../kernels.h"
 
 namespace pellucid {
 
-std::span<const Kernels *const> kernel_tables() {
-    static const Kernels *const tables[] = {
+std::span<const KernelSet> kernel_sets() {
+    static constexpr KernelSet sets[] = {
 #if defined(__x86_64__)
-        kernels_avx512(),
-        kernels_amx(),
-        kernels_avx2(),
+        {"avx512", "avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni", kernels_avx512},
+        {"amx", "avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512_vnni amx_tile amx_int8",
+         kernels_amx},
+        {"avx2", "avx2 fma f16c", kernels_avx2},
 #elif defined(__aarch64__)
-        kernels_neon(),
+        {"neon", "neon fp16 dotprod", kernels_neon},
 #endif
-        kernels_portable(),
+        {"portable", "", kernels_portable},
     };
-    return tables;
-}
-
-bool can_run(const Kernels &kernels) {
-    // Detect once: on a virtual machine each CPUID is a call of the hypervisor.
-    static const std::vector<CpuFeature> features = detect_cpu_features();
-    std::istringstream needs(kernels.needs);
-    for (std::string need; needs >> need;)
-        if (std::none_of(features.begin(), features.end(),
-                         [&](const CpuFeature &f) { return f.usable && f.name == need; }))
-            return false;
-    return true;
+    return sets;
 }
 
 }  // namespace pellucid

@@ -2,6 +2,5 @@
 #include "../simd/portable.h"
 
 #define ISA portable
-#define NEEDS ""
 #define TABLE kernels_portable
 #include "isa.inc"

@@ -72,8 +72,7 @@ struct TileModel {
 }  // namespace avx512
 
 const Kernels *kernels_amx_model() {
-    static const Kernels table =
-        avx512::with_tiles<avx512::TileModel>("AMX's kernels on a model of its registers", "");
+    static const Kernels table = avx512::with_tiles<avx512::TileModel>();
     return &table;
 }
 

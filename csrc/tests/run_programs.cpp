@@ -253,8 +253,8 @@ void check_bits(const Kernels *kernels) {
             check(parts.size() == whole.size() &&
                       std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)) == 0 &&
                       hidden == all.hidden_out,
-                  std::string(kernels->name) + ": in parts on " + std::to_string(threads) +
-                      " threads, window " + std::to_string(window));
+                  "in parts on " + std::to_string(threads) + " threads, window " +
+                      std::to_string(window));
         }
     }
 }

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "../cpu_features.h"
 #include "../kernels.h"
 
 namespace pellucid {
@@ -37,14 +38,15 @@ inline float random_float(float size) {
 // Check each table in turn, and print the results. Returns main's exit code.
 template <class F>
 int for_usable_kernels(F checks) {
-    for (const Kernels *k : kernel_tables()) {
-        if (!can_run(*k) || (k->request && !k->request())) {
-            std::printf("%s: skipped, this CPU cannot run it\n", k->name);
+    for (const KernelSet &set : kernel_sets()) {
+        const Kernels *k = cpu_has(set.needs) ? set.table() : nullptr;
+        if (k == nullptr || (k->request && !k->request())) {
+            std::printf("%s: skipped, this CPU cannot run it\n", set.name);
             continue;
         }
         const int before = failures;
         checks(k);
-        std::printf("%s: %s\n", k->name, failures == before ? "as it must be" : "wrong");
+        std::printf("%s: %s\n", set.name, failures == before ? "as it must be" : "wrong");
     }
     return failures == 0 ? 0 : 1;
 }

@@ -1,6 +1,9 @@
 """What the C++ part says of this CPU agrees with what the kernel says of it."""
 
 import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,25 @@ def test_a_detected_cpu_lists_the_usable_features_in_words() -> None:
     cpu = detect_cpu()
     assert set(cpu.features) == {name for name, usable in _native.cpu_features().items() if usable}
     assert all(feature in str(cpu) for feature in cpu.features)
+
+
+@pytest.mark.slow
+def test_a_cpu_without_avx512_loads_the_kernels_that_it_can_run() -> None:
+    """Valgrind is such a CPU: it knows no instruction of AVX-512, and ends a process that runs one."""
+    if _native.cpu_architecture() != "x86_64":
+        pytest.skip("these kernels are for x86-64")
+    if (valgrind := shutil.which("valgrind")) is None:
+        pytest.skip("there is no valgrind")
+    code = (
+        "import pellucid.backends.native.backend as native\n"
+        "from pellucid import _native\n"
+        "print(native.choose_isa(None), _native.encoders()[0])"
+    )
+    done = subprocess.run(
+        [valgrind, "--tool=none", "--quiet", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() in (["avx2", "avx2"], ["portable", "portable"])
