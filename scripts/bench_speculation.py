@@ -217,7 +217,7 @@ class Bench:
 class _Wrong:
     """Drafts `count` tokens in all: each the first of the prompt, which is hardly ever right."""
 
-    name, num_evidence, is_free = "wrong", 1, True
+    name, priors, is_free = "wrong", (0.5,), True
     count = 0
 
     def propose(self, requests: Sequence[Request], limit: int) -> dict[str, Draft]:

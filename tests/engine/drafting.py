@@ -18,7 +18,7 @@ class ListProposer:
     """A proposer made of a function: requests -> request_id -> token ids."""
 
     name = "guesses"
-    num_evidence = 1
+    priors = (0.5,)
     is_free = True
 
     def __init__(self, guess: Callable[[Sequence[Request]], Any]) -> None:

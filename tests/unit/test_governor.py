@@ -11,7 +11,7 @@ from pellucid.speculative.proposer import Draft
 
 def governor(seconds: dict[int, float], num_requests: int = 1) -> Governor:
     """`seconds`: of a step, by its number of rows. All were measured often."""
-    made = Governor({"p": 4})
+    made = Governor({"p": [0.5] * 4})
     for _ in range(200):
         for rows, each in sorted(seconds.items()):
             made.costs.record(num_requests, rows - num_requests, each)
@@ -84,7 +84,7 @@ class Simulation:
 
     def __init__(self, row_cost: float) -> None:
         self.rng = random.Random(1)
-        self.governor = Governor({"p": 1})
+        self.governor = Governor({"p": [0.5]})
         self.row_cost = row_cost
         self.history: list[tuple[int, float, int]] = []  # drafts, seconds, tokens
 
@@ -139,7 +139,7 @@ class Modelled:
 
     def __init__(self, alpha: float, cost: float) -> None:
         self.rng, self.alpha, self.cost = random.Random(2), alpha, cost
-        self.governor = Governor({"m": 1})
+        self.governor = Governor({"m": [0.5]})
 
     def run(self, steps: int) -> tuple[float, list[int]]:
         """(seconds for a token, lengths of the drafts)"""
@@ -215,7 +215,7 @@ def test_a_request_for_which_asking_is_not_worth_its_time_rests() -> None:
 
 def _planned(alpha: float, limit: int = 15) -> Governor:
     """A governor after plain steps of a second, and drafts of a model with these chances."""
-    governor = Governor({"m": 1})
+    governor = Governor({"m": [0.5]})
     for _ in range(20):
         governor.costs.record(1, 0, 1.0)
     for _ in range(40):

@@ -26,7 +26,7 @@ class Clock:
 class Guessing:
     """Drafts three tokens for some requests."""
 
-    name, num_evidence = "guesses", 1
+    name, priors = "guesses", (0.5,)
 
     def __init__(self, clock: Clock, is_free: bool, left_out: str = "") -> None:
         self._clock, self.is_free, self._left_out = clock, is_free, left_out

@@ -105,9 +105,8 @@ class DraftModelProposer:
     """Drafts with a model. Its time is measured, and the governor asks it only if it pays."""
 
     name = "draft"
-    num_evidence = 2 * _NUM_CHANCES  # greedy, then drawn
     is_free = False
-    # of each evidence: a token is accepted about as often as the draft model believes in it
+    # greedy, then drawn: a token is accepted about as often as the draft model believes in it
     priors = tuple((a + b) / 2 for a, b in pairwise((0.0, *_CHANCE_STEPS, 1.0))) * 2
 
     def __init__(self, runner: DraftRunner) -> None:

@@ -23,7 +23,6 @@ must first compute what it missed, which the rest of the answer must be worth (`
 import math
 from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
-from types import MappingProxyType
 
 from .costs import StepCosts
 from .proposer import Draft
@@ -44,7 +43,7 @@ _MOST_RISE = 1.5  # of the time that asking takes: one slow time must not count 
 _FOLLOW_WORTH = 0.1  # how much the mean worth of asking follows the last
 _HOPE = 0.08  # what a draft token may cost, in plain steps of one request, if rows are cheap
 
-_PRIOR, _PRIOR_WEIGHT = 0.5, 4.0  # of a token's chance, before anything was observed
+_PRIOR_WEIGHT = 4.0  # tokens that a prior counts for
 _KEEP = 0.99  # of an observation, when the next comes
 _RATE_OF_REQUEST = 0.3  # how fast a request's own log-odds follow its observations
 _MOST_BETTER = 6.0  # log-odds
@@ -66,10 +65,10 @@ _NEGLIGIBLE = 0.03  # a draft ends before a token whose chance with all before i
 class Acceptance:
     """How often the tokens of one proposer are right, by their evidence, with slow forgetting."""
 
-    def __init__(self, num_evidence: int, priors: Sequence[float] | None = None) -> None:
-        """`priors`: of the chance of each evidence."""
-        self._right = [_PRIOR_WEIGHT * p for p in priors or [_PRIOR] * num_evidence]
-        self._tried = [_PRIOR_WEIGHT] * num_evidence
+    def __init__(self, priors: Sequence[float]) -> None:
+        """`priors`: the chance of each kind of evidence, before anything was observed."""
+        self._right = [_PRIOR_WEIGHT * prior for prior in priors]
+        self._tried = [_PRIOR_WEIGHT for _ in priors]
 
     def chance(self, evidence: int) -> float:
         """The chance that such a token is accepted if all before it are."""
@@ -116,18 +115,10 @@ class _Drafting:
 class Governor:
     """Learns from steps, and chooses the drafts of the next."""
 
-    def __init__(
-        self,
-        num_evidence: Mapping[str, int],
-        priors: Mapping[str, Sequence[float]] = MappingProxyType({}),
-    ) -> None:
-        """`num_evidence`: of each proposer, by its name. `priors`: the chances of each evidence, of
-        proposers that know them.
-        """
+    def __init__(self, priors: Mapping[str, Sequence[float]]) -> None:
+        """`priors`: of each proposer, by its name."""
         self.costs = StepCosts()
-        self._acceptance = {
-            name: Acceptance(n, priors.get(name)) for name, n in num_evidence.items()
-        }
+        self._acceptance = {name: Acceptance(own) for name, own in priors.items()}
         # (request_id, proposer) -> how much better its drafts are than their evidence: log-odds
         self._better: dict[tuple[str, str], float] = {}
         self._drafting: dict[str, _Drafting] = {}  # of proposers that are not free

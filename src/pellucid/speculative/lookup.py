@@ -64,7 +64,7 @@ class NgramProposer:
     """Copies what followed the longest match; of equal ones, the latest."""
 
     name = "ngram"
-    num_evidence = _NUM_MATCH
+    priors = _PRIOR_BY_MATCH
     is_free = True
 
     def __init__(self, histories: Histories) -> None:
@@ -107,7 +107,6 @@ class SuffixProposer:
     """Lets all matches vote, in the request and in earlier answers of its `cache_salt`."""
 
     name = "suffix"
-    num_evidence = _NUM_MATCH * _NUM_SHARE
     priors = tuple(prior * part for prior in _PRIOR_BY_MATCH for part in _PRIOR_BY_SHARE)
     is_free = True
 

@@ -20,8 +20,8 @@ __all__ = ["Draft", "Proposer", "check_drafts"]
 class Draft:
     """A guess of the next tokens of one request.
 
-    `evidence` has for each token how well it is supported, as a number below the proposer's
-    `num_evidence`. The governor learns how often the tokens of each number are accepted.
+    `evidence` has for each token how well it is supported, as an index of the proposer's `priors`.
+    The governor learns how often the tokens of each are accepted.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -32,10 +32,14 @@ class Proposer(Protocol):
     """Drafts tokens for requests that decode. It keeps what it needs of them, by request_id."""
 
     name: str
-    num_evidence: int
     # True: its time is not worth measuring. Otherwise the governor times its drafts, and asks for
     # them only where they promise to be worth it.
     is_free: bool
+
+    @property
+    def priors(self) -> Sequence[float]:
+        """Of each kind of evidence: the chance that a token is right, before any was verified."""
+        ...
 
     def propose(self, requests: Sequence[Request], limit: int) -> Mapping[str, Draft]:
         """Drafts of at most `limit` tokens, by request_id. Requests that are left out get none."""

@@ -16,7 +16,6 @@ from ..outputs import SpeculationReceipt
 from ..request import Request
 from .draft_model import DraftModelProposer
 from .governor import Governor
-from .lookup import SuffixProposer
 from .proposer import Draft, Proposer, check_drafts
 
 __all__ = ["Speculation"]
@@ -77,14 +76,7 @@ class Speculation:
         self._proposers = {proposer.name: proposer for proposer in proposers}
         self._vocab_size = vocab_size
         self._limit = num_speculative_tokens or MAX_DRAFT_TOKENS
-        self._governor = governor or Governor(
-            {p.name: p.num_evidence for p in proposers},
-            {
-                p.name: p.priors
-                for p in proposers
-                if isinstance(p, DraftModelProposer | SuffixProposer)
-            },
-        )
+        self._governor = governor or Governor({p.name: p.priors for p in proposers})
         self._drafts: dict[str, dict[str, Draft]] = {}  # of this step: proposer -> request_id
         self._receipts: dict[str, _Receipt] = {}
         self._total = _Receipt()
@@ -203,7 +195,7 @@ class Speculation:
                 proposer.propose(decoding, limit),
                 decoding,
                 self._vocab_size,
-                proposer.num_evidence,
+                len(proposer.priors),
                 limit,
             )
         except Exception as error:
