@@ -14,8 +14,9 @@ constexpr int kLanes = 8;
 constexpr bool kSignedDot = true;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce =
     4;  // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
-constexpr bool kPacks = false;  // see simd/avx512.h
+constexpr bool kPacks = true;  // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
+constexpr int kStripsAtOnce = 2;  // each quad of activations is used twice
 // the largest code, times the quads in a run, whose products with 8-bit activations fit 16 bits
 constexpr int kLargestPairSum = 32767 / (2 * 127);
 constexpr int kDotSums = 6,
@@ -140,18 +141,34 @@ inline I32 dot4(I32 acc, Bytes codes, const int8_t *x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-// dot4 of kRun quads and as many quads of activations. The sums of pairs stay in 16 bits, which saves
-// a multiplication and an addition for each quad but the last.
-template <int kRun>
-inline I32 dot4_run(I32 acc, const Bytes *codes, const int8_t *x) {
-    __m256i pairs = _mm256_setzero_si256();
+// dot4 of kRun quads, for kStrips strips of codes and kTokens tokens: sums[strip · kTokens +
+// token]. codes(strip, i) is a quad of codes, x(token, i) points to a quad of activations. The sums
+// of pairs stay in 16 bits, so each quad but the last saves a multiplication and an addition.
+template <int kRun, int kStrips, int kTokens, class Codes, class Activations>
+[[gnu::always_inline]] inline void dot4_run(I32 *sums, Codes codes, Activations x) {
+    __m256i pairs[kStrips * kTokens];
+#pragma GCC unroll 8
     for (int i = 0; i < kRun; i++) {
-        int32_t four;
-        std::memcpy(&four, x + 4 * i, 4);
-        const __m256i two = _mm256_maddubs_epi16(codes[i], _mm256_set1_epi32(four));
-        pairs = i == 0 ? two : _mm256_add_epi16(pairs, two);
+        __m256i own[kStrips];
+#pragma GCC unroll 8
+        for (int s = 0; s < kStrips; s++) own[s] = codes(s, i);
+#pragma GCC unroll 8
+        for (int m = 0; m < kTokens; m++) {
+            int32_t four;
+            std::memcpy(&four, x(m, i), 4);
+            const __m256i all = _mm256_set1_epi32(four);
+#pragma GCC unroll 8
+            for (int s = 0; s < kStrips; s++) {
+                const __m256i two = _mm256_maddubs_epi16(own[s], all);
+                __m256i &to = pairs[s * kTokens + m];
+                to = i == 0 ? two : _mm256_add_epi16(to, two);
+                __asm__("" : "+x"(to));  // or gcc makes all products first, and spills them
+            }
+        }
     }
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#pragma GCC unroll 16
+    for (int j = 0; j < kStrips * kTokens; j++)
+        sums[j] = _mm256_add_epi32(sums[j], _mm256_madd_epi16(pairs[j], _mm256_set1_epi16(1)));
 }
 
 // Prefetch into L2. A prefetch into L1 occupies a fill buffer that loads need (on Zen 4 this costs

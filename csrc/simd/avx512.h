@@ -19,8 +19,9 @@ constexpr bool kSignedDot = false;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce =
     8;  // 8 accumulators, 8 code vectors, 4 sums, scales and temporaries of the 32 registers
 constexpr int kSumsAtOnce = 8;  // one takes 4 or 5 cycles: none waits for another
+constexpr int kStripsAtOnce = 1;
 constexpr int kLargestPairSum = 0;  // dot4 sums in 32 bits (simd/avx2.h)
-constexpr bool kPacks = true;   // the activations of several tokens (kernels/linear_packed.inc)
+constexpr bool kPacks = true;       // the activations of several tokens (kernels/linear_packed.inc)
 constexpr int kDotSums = 12,
               kFmaSums = 12;  // sums of the loops that measure peaks (kernels/ceilings.inc)
 

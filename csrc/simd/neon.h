@@ -19,7 +19,8 @@ constexpr int kRowsAtOnce = 4;     // 8 registers of accumulators + 16 of codes 
                                    // leave 6 for scales and the activation
 constexpr bool kPacks = false;     // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
-constexpr int kLargestPairSum = 0;  // dot4 sums in 32 bits (simd/avx2.h)
+constexpr int kStripsAtOnce = 1;
+constexpr int kLargestPairSum = 0;         // dot4 sums in 32 bits (simd/avx2.h)
 constexpr int kDotSums = 8, kFmaSums = 8;  // 16 registers of sums, 4 of operands
 
 // Plain structs: gcc 12 moves arm_neon.h's own pairs (float32x4x2_t) through memory.

@@ -18,6 +18,7 @@ constexpr bool kSignedDot = false;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce = 4;
 constexpr bool kPacks = false;  // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
+constexpr int kStripsAtOnce = 1;
 constexpr int kLargestPairSum = 0;  // dot4 sums in 32 bits (simd/avx2.h)
 constexpr int kDotSums = 2, kFmaSums = 2;
 
