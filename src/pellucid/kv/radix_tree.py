@@ -207,9 +207,9 @@ class RadixTree:
 
     def _drop_tails(self, node: Node, tokens: list[int]) -> None:
         """Forget tails that a longer block replaces."""
-        for child, _ in list(self._continuations(node, node.columns, tokens[:1])):
-            if len(child.tokens) < self._block_size and tokens[: len(child.tokens)] == child.tokens:
-                self._remove(child)
+        for length in range(1, min(len(tokens), self._block_size)):
+            if tail := self._child(node, tokens[:length]):
+                self._remove(tail)
 
     def split(self, node: Node, columns: int) -> Node:
         """Cut off an edge's first `columns` as a new node; `node` stays the lower end."""
