@@ -63,6 +63,8 @@ def test_the_whole_matrix_is_exact(model_path: Path) -> None:
         assert outcome.num_requests == 8 and outcome.num_tokens == 9 * 24
         assert (outcome.num_preemptions > 0) == (outcome.setting.preemption is not None)
         assert (outcome.num_loaded_blocks > 0) == (outcome.setting.preemption == "swap")
+        assert outcome.num_accepted_tokens <= outcome.num_draft_tokens
+        assert (outcome.num_draft_tokens > 0) == (outcome.setting.speculative is not None)
         assert (outcome.num_cached_tokens > 0) == outcome.setting.cache
 
 

@@ -63,6 +63,8 @@ def verify(model: str, isa: str | None, as_json: bool) -> None:
             "preemptions",
             "cached",
             "loaded",
+            "drafted",
+            "accepted",
             "seconds",
             "result",
         ]
@@ -98,6 +100,8 @@ def _row(outcome: "Outcome") -> list[str]:
         outcome.num_preemptions,
         outcome.num_cached_tokens,
         outcome.num_loaded_blocks,
+        outcome.num_draft_tokens,
+        outcome.num_accepted_tokens,
     )
     result = outcome.difference or outcome.missing or "identical"
     return [outcome.setting.name, *map(str, counts), f"{outcome.seconds:.1f}", result]

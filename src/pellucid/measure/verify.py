@@ -161,6 +161,8 @@ class Outcome:
     num_preemptions: int
     num_cached_tokens: int
     num_loaded_blocks: int  # loaded back from the second tier
+    num_draft_tokens: int
+    num_accepted_tokens: int  # of them
     seconds: float
     difference: str | None  # the first difference; None: identical
     missing: str | None  # the event that the setting is for, if it did not happen
@@ -205,7 +207,7 @@ class Verification:
         for setting in self.settings if settings is None else settings:
             expected = self.expected(setting.kv_cache_dtype)
             outputs, engine, seconds = self._run(setting)
-            scheduler = engine.core.scheduler
+            scheduler, stats = engine.core.scheduler, engine.core.stats()
             yield Outcome(
                 setting,
                 len(outputs),
@@ -215,6 +217,8 @@ class Verification:
                 scheduler.num_preemptions,
                 scheduler.num_cached_tokens,
                 scheduler.kv.num_loaded_blocks,
+                stats.num_draft_tokens,
+                stats.num_accepted_tokens,
                 seconds,
                 next(filter(None, map(_difference, self.probes, outputs, expected)), None),
                 _missing(setting, engine),
