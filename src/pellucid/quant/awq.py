@@ -8,13 +8,17 @@ hardly changes, since it depends on the largest weight of a group, and the error
 
     s = mean|x|^a / mean(|w| / max|w of its group|)^(1 - a)        0 <= a <= 1
 
-The divisor is AutoAWQ's: large weights are rounded well already. The search takes the a, or no
-scales at all, whose rounded weights have the least loss at the output (equation 4):
+The divisor is AutoAWQ's: large weights are rounded well already. A channel with few large weights,
+which set the steps of their groups, is helped more by s = (mean|x| / max|w|)^a. The search takes
+the a of one of the two, or no scales at all, whose rounded weights have the least loss at the
+output (equation 4):
 
     ‖Q(W · diag(s)) · diag(s)⁻¹ X - W X‖² / T = tr(E H Eᵀ)     E = Q(W · diag(s)) · diag(s)⁻¹ - W
 
 H = X Xᵀ / T is GPTQ's Hessian. Then the largest weights of each group are clipped where that lowers
-the loss of the group's own output, and the weights are rounded.
+this loss, and the weights are rounded. AutoAWQ looks at each group alone. But clipped weights are
+all too small, so their errors add up over the groups, which errors of rounding do not. Here a group
+is clipped beside the errors of all others (log, "AWQ clips a group beside the others").
 
 X are the inputs of the model in full precision, as in AutoAWQ. Its loss is that of the whole
 attention or MLP, which needs a forward pass for each a; ours is that of the matrices.
@@ -50,6 +54,7 @@ BITS = 4
 EXPONENTS = 20  # a is 0, 1/20, … 1
 SAMPLE_ROWS = 256  # on which exponents are compared
 CLIPS = 10  # the bounds that are tried: 1, 19/20, … 11/20 of the largest weight
+SWEEPS = 2  # over the groups, whose errors have changed meanwhile
 _SMALLEST = np.float32(1e-4)  # of a scale, and of its divisor
 
 
@@ -132,15 +137,19 @@ def search_scales(
     """The scales [m] with the least loss of weights [R, n], the matrices behind an activation one
     after another.
     """
-    activations = migration.mean(inputs.mean)
-    sizes = migration.mean(_relative_sizes(weight, group_size))
     hessian = inputs.hessian.astype(np.float32)
-    # some rows are enough to compare exponents; begin with no scales
+    activations = migration.mean(inputs.mean)
+    sizes = migration.mean(_relative_sizes(weight, group_size)) + _SMALLEST
+    largest = np.maximum(migration.largest(np.abs(weight).max(axis=0)), _SMALLEST)
+    exponents = [step / EXPONENTS for step in range(EXPONENTS + 1)]
+    candidates = [activations**a / sizes ** (1 - a) for a in exponents]
+    candidates += [(activations / largest) ** a for a in exponents[2::2]]
+    # some rows are enough to compare them; begin with no scales
     weight = np.ascontiguousarray(weight[:: -(-len(weight) // SAMPLE_ROWS)])
     best = np.ones(len(activations), np.float32)
     least = quadratic_loss(_round(weight, group_size).values() - weight, hessian)
-    for step in range(EXPONENTS + 1):
-        scales = _scales(activations, sizes, step / EXPONENTS)
+    for candidate in candidates:
+        scales = _centred(candidate, activations > 0)
         channels = scales[migration.rows]
         rounded = _round(weight * channels, group_size).values() / channels
         loss = quadratic_loss(rounded - weight, hessian)
@@ -150,27 +159,38 @@ def search_scales(
 
 
 def clip_groups(weight: Floats, hessian: Doubles, group_size: int | None) -> Floats:
-    """The weight [R, n] with each group clipped to the bound that gives the group's own output the
-    least loss.
+    """The weight [R, n] with the groups of each row clipped, one after another, to the bounds that
+    give the row's output the least loss.
     """
-    rows, n = weight.shape
+    n = weight.shape[1]
     size = group_size or n
-    # group by group, [G, R, g], so that all rows of a group share a matrix product
-    groups = np.ascontiguousarray(weight.reshape(rows, -1, size).swapaxes(0, 1))
-    own = np.stack([hessian[i : i + size, i : i + size] for i in range(0, n, size)])
-    own = own.astype(np.float32)  # [G, g, g]
-    largest = np.abs(groups).max(axis=2, keepdims=True)
-    best = largest
-    least = np.full(largest.shape, np.inf, np.float32)
-    for step in range(CLIPS):
-        bound = largest * np.float32(1 - step / (2 * CLIPS))
-        clipped = np.clip(groups, -bound, bound).reshape(-1, size)
-        error = _round(clipped, None).values().reshape(groups.shape) - groups
-        loss = np.einsum("grn,grn->gr", error @ own, error)[:, :, None]
-        best = np.where(loss < least, bound, best)
-        least = np.minimum(loss, least)
-    clipped = np.clip(groups, -best, best)
-    return np.ascontiguousarray(clipped.swapaxes(0, 1)).reshape(rows, n)
+    clipped = weight.copy()
+    error: Floats = _round(weight, group_size).values() - weight
+    products: Floats = hessian.astype(np.float32)
+    for start in [*range(0, n, size)] * SWEEPS:
+        group = slice(start, start + size)
+        values, own = np.ascontiguousarray(weight[:, group]), products[group, group]
+        # with the error e of this group, a row's loss is e H eᵀ + e · others, and what all share
+        others: Floats = error @ products[:, group]
+        others -= error[:, group] @ own
+        others *= 2
+        largest = np.abs(values).max(axis=1, keepdims=True)
+        least = _row_losses(error[:, group], own, others)
+        for step in range(CLIPS):
+            bound = largest * np.float32(1 - step / (2 * CLIPS))
+            candidate = np.clip(values, -bound, bound)
+            found = _round(candidate, None).values() - values
+            losses = _row_losses(found, own, others)
+            better = losses < least
+            clipped[better, group], error[better, group] = candidate[better], found[better]
+            least = np.minimum(least, losses)
+    return clipped
+
+
+def _row_losses(error: Floats, hessian: Floats, others: Floats) -> Floats:
+    """The loss of each row of a group. [R]"""
+    losses: Floats = np.einsum("rn,rn->r", error @ hessian + others, error)
+    return losses
 
 
 def _relative_sizes(weight: Floats, group_size: int | None) -> Floats:
@@ -182,14 +202,12 @@ def _relative_sizes(weight: Floats, group_size: int | None) -> Floats:
     return mean
 
 
-def _scales(activations: Floats, sizes: Floats, exponent: float) -> Floats:
-    """s of equation 5 for a = `exponent`. Its middle is 1, which is also the scale of channels that
-    were always 0: other text may use them.
+def _centred(scales: Floats, live: NDArray[np.bool_]) -> Floats:
+    """The scales with 1 as their middle, which is also the scale of channels that were always 0:
+    other text may use them.
     """
-    scales = activations**exponent / (sizes ** (1 - exponent) + _SMALLEST)
-    live = activations > 0
     if not live.any():
-        return np.ones_like(scales)
+        return np.ones(len(scales), np.float32)
     scales = np.maximum(scales, _SMALLEST)
     middle = np.sqrt(scales[live].max() * scales[live].min())
     return np.where(live, scales / middle, np.float32(1)).astype(np.float32)
