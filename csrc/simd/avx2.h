@@ -12,16 +12,15 @@ namespace pellucid::avx2 {
 
 constexpr int kLanes = 8;
 constexpr bool kSignedDot = true;  // dot4 takes 8-bit codes as code - 128
-constexpr int kRowsAtOnce =
-    4;  // 16 registers: 4 accumulators, and the 8 code vectors come from the L1 cache
+// 16 registers: two strips of 4 rows have 8 sums of pairs; codes and accumulators lie in L1
+constexpr int kRowsAtOnce = 4;
 constexpr bool kPacks = true;  // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
 constexpr int kStripsAtOnce = 2;  // each quad of activations is used twice
 // the largest code, times the quads in a run, whose products with 8-bit activations fit 16 bits
 constexpr int kLargestPairSum = 32767 / (2 * 127);
-constexpr int kDotSums = 6,
-              kFmaSums =
-                  10;  // 6 of dot4, which wait for an addition only and need registers for products
+// each sum of dot4_run has one of pairs beside it
+constexpr int kDotSums = 4, kFmaSums = 10;
 
 using F32 = __m256;
 using I32 = __m256i;

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # each test disassembles the module
 LOOPS = {
     "avx512 int8": ("vpdpbusd", "zmm", 12, {"vpbroadcastd"}),
     "avx512 float32": (r"vfmadd\d+ps", "zmm", 12, {"vbroadcastss"}),
-    "avx2 int8": ("vpmaddubsw", "ymm", 6, {"vpmaddwd", "vpaddd", "vpbroadcastd"}),
+    "avx2 int8": ("vpmaddubsw", "ymm", 32, {"vpaddw", "vpmaddwd", "vpaddd", "vpbroadcastd"}),
     "avx2 float32": (r"vfmadd\d+ps", "ymm", 10, {"vbroadcastss"}),
     "amx int8": ("tdpbsud", "tmm", 4, set()),
 }
