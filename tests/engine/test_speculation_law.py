@@ -2,15 +2,18 @@
 
 A few thousand requests with seeds of their own draw three tokens each, in batches, every draft
 verified. At each position the tokens must have the model's own distribution, which is computed here
-from its logits, in float64, apart from the engine's sampler. A test that passes says little unless
-it would fail: `test_a_bias_is_found` plants a bias with as many samples. Seeds are fixed, so
-the tests are deterministic.
+from its logits, in float64, apart from the engine's sampler. A second statistic looks only at how often
+a token is the drafted one, which must be as often as the model says: it shows a bias towards drafts
+that is too small for chi-square. A test that passes says little unless it would fail:
+`test_a_bias_is_found` plants biases with as many samples. Seeds are fixed, so the tests are
+deterministic.
 """
 
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +136,15 @@ def to_tokens(
     return tokens
 
 
-def draw(model: OpenModel, oracle: Oracle, shape: dict[str, Any]) -> tuple[EngineCore, list[Any]]:
+@dataclass
+class Drawn:
+    core: EngineCore
+    samples: list[tuple[int, ...]]  # the tokens of each request
+    # each draft's first token: the request, the tokens before it, the token
+    drafted: list[tuple[int, tuple[int, ...], int]]
+
+
+def draw(model: OpenModel, oracle: Oracle, shape: dict[str, Any]) -> Drawn:
     """The tokens of all samples, with drafts of likely and unlikely tokens."""
     # What is likely behind likely beginnings.
     ranked: dict[tuple[int, ...], list[int]] = {}
@@ -142,6 +153,8 @@ def draw(model: OpenModel, oracle: Oracle, shape: dict[str, Any]) -> tuple[Engin
         contexts = [c for b in beginnings if (c := to_tokens(ranked, b)) is not None]
         oracle.logprobs(contexts)
         ranked |= {c: likely(oracle.law(c, shape)) for c in contexts}
+
+    drafted: list[tuple[int, tuple[int, ...], int]] = []
 
     def guess(requests: Sequence[Request]) -> dict[str, list[int]]:
         # Each request has its own choice among likely tokens, the second and third too.
@@ -154,6 +167,8 @@ def draw(model: OpenModel, oracle: Oracle, shape: dict[str, Any]) -> tuple[Engin
                 draft.append(ranked[context][(r.seed // 7 + i) % min(3, len(ranked[context]))])
                 context = (*context, draft[-1])
             drafts[r.request_id] = draft
+            if draft:
+                drafted.append((int(r.request_id), tuple(r.output_token_ids), draft[0]))
         return drafts
 
     core = drafting_core(model, config(), guess)
@@ -166,7 +181,20 @@ def draw(model: OpenModel, oracle: Oracle, shape: dict[str, Any]) -> tuple[Engin
         for i in range(NUM_SAMPLES)
     ]
     found = run(core, submissions)
-    return core, [tuple(found[str(i)].outputs[0].token_ids) for i in range(NUM_SAMPLES)]
+    samples = [tuple(found[str(i)].outputs[0].token_ids) for i in range(NUM_SAMPLES)]
+    return Drawn(core, samples, drafted)
+
+
+def excess(oracle: Oracle, drawn: Drawn, shape: dict[str, Any]) -> float:
+    """How much more often than the model says a token was the drafted one, in standard
+    deviations.
+    """
+    difference = variance = 0.0
+    for request, context, token in drawn.drafted:
+        p = oracle.law(context, shape).get(token, 0.0)
+        difference += (drawn.samples[request][len(context)] == token) - p
+        variance += p * (1 - p)
+    return difference / math.sqrt(variance)
 
 
 def p_value(counts: Counter[int], law: Law) -> float:
@@ -208,16 +236,18 @@ def p_values(oracle: Oracle, samples: Sequence[Any], shape: dict[str, Any]) -> l
 @pytest.mark.parametrize("name", LAWS)
 def test_tokens_have_the_models_distribution(model: OpenModel, name: str) -> None:
     oracle = Oracle(model)
-    core, samples = draw(model, oracle, LAWS[name])
-    found = p_values(oracle, samples, LAWS[name])
+    drawn = draw(model, oracle, LAWS[name])
+    found = p_values(oracle, drawn.samples, LAWS[name])
     assert len(found) >= 3 and min(found) > 0.01 / len(found), found
-    stats = core.stats()
+    assert abs(excess(oracle, drawn, LAWS[name])) < 3
+    stats = drawn.core.stats()
     num_rejected = stats.num_draft_tokens - stats.num_accepted_tokens
     assert stats.num_accepted_tokens > 300 and num_rejected > 300
 
 
-def test_a_bias_is_found(model: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong draft is accepted in one of two cases, so likely drafts are given too often. To
+@pytest.mark.parametrize("one_of", [2, 8])
+def test_a_bias_is_found(model: OpenModel, one_of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong draft is accepted in one of two or eight cases, so drafts are given too often. To
     replace a rejected draft by a token of the target's own distribution, the mistake that is made
     most often in rejection sampling, has the same effect.
     """
@@ -228,13 +258,15 @@ def test_a_bias_is_found(model: OpenModel, monkeypatch: pytest.MonkeyPatch) -> N
         exact(rows, logits, result)
         for r in rows:
             tokens, drafts = result.sampled.get(r.request.request_id, []), r.request.draft_token_ids
-            if len(r.sampled) > 1 and tokens[0] != drafts[0] and next(wrong) % 2 == 0:
+            if len(r.sampled) > 1 and tokens[0] != drafts[0] and next(wrong) % one_of == 0:
                 tokens[0] = drafts[0]
 
     monkeypatch.setattr(ModelRunner, "_sample", staticmethod(biased))
     oracle = Oracle(model)
-    _, samples = draw(model, oracle, LAWS["top-k"])
-    assert min(p_values(oracle, samples, LAWS["top-k"])) < 1e-6
+    drawn = draw(model, oracle, LAWS["top-k"])
+    if one_of == 2:
+        assert min(p_values(oracle, drawn.samples, LAWS["top-k"])) < 1e-6
+    assert excess(oracle, drawn, LAWS["top-k"]) > 5
     assert next(wrong) > 300
 
 
