@@ -2,8 +2,8 @@
 
 A few thousand requests with seeds of their own draw three tokens each, in batches, every draft
 verified. At each position the tokens must have the model's own distribution, which is computed here
-from its logits, in float64, apart from the engine's sampler. A second statistic looks only at how often
-a token is the drafted one, which must be as often as the model says: it shows a bias towards drafts
+from its logits, in float64, apart from the engine's sampler. A second statistic counts how often
+a token is the drafted one, which must be as often as the model says. It shows a bias towards drafts
 that is too small for chi-square. A test that passes says little unless it would fail:
 `test_a_bias_is_found` plants biases with as many samples. Seeds are fixed, so the tests are
 deterministic.
