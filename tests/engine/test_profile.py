@@ -88,6 +88,17 @@ def test_the_trace_is_chromes_format(profile: Profile, tmp_path: Path) -> None:
     assert {event["args"]["name"] for event in events if event["ph"] == "M"} >= {"steps", "ops"}
 
 
+def test_a_wait_before_the_engine_begins_makes_no_time_negative(
+    profile: Profile, tmp_path: Path
+) -> None:
+    (first, *others) = profile.phases
+    steps = tuple(replace(step, start=step.start - 1) for step in first.steps)
+    waited = replace(profile, phases=(replace(first, steps=steps), *others))
+    write_trace(waited, tmp_path / "out.json")
+    events = json.loads((tmp_path / "out.json").read_text())["traceEvents"]
+    assert min(event["dur"] for event in events if event["ph"] == "X") >= 0
+
+
 def test_the_plot_shows_both_phases(profile: Profile, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot_roofline(profile, tmp_path / "roofline.svg")

@@ -101,7 +101,8 @@ def test_published_patterns_pass_and_take_linear_time(pattern: str) -> None:
             text = (run * 30_000)[:30_000] + end
             start = time.process_time()
             split.pre_tokenize_str(text)
-            assert time.process_time() - start < 2, (run, end)
+            # milliseconds, or minutes where time is quadratic
+            assert time.process_time() - start < 10, (run, end)
 
 
 @pytest.mark.parametrize("pattern", SLOW)

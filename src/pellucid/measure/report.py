@@ -186,14 +186,16 @@ def _events(
         }
 
     shape, times, forward = step.timed.shape, step.times, step.timed.start
+    # the engine began at step.start, or later if this process had to wait in between
+    begin = max(step.start, forward + times.forward - times.schedule - times.execute)
+    scheduled, after = begin + times.schedule, begin + times.schedule + times.execute
     title = f"{name}: {shape.num_tokens} tokens of {len(shape.q_lens)} requests"
     yield event(1, title, step.start, step.end - step.start)
-    yield event(2, "schedule", step.start, times.schedule)
+    yield event(2, "schedule", begin, times.schedule)
     yield event(2, "forward", forward, times.forward)
-    after = step.start + times.schedule + times.execute
-    batch = forward - step.start - times.schedule
-    yield event(2, "batch", step.start + times.schedule, batch)
-    yield event(2, "sampling", forward + times.forward, after - forward - times.forward)
+    yield event(2, "batch", scheduled, max(0.0, forward - scheduled))
+    sampling = forward + times.forward
+    yield event(2, "sampling", sampling, max(0.0, after - sampling))
     yield event(2, "text and outputs", after, times.update)
     for label, seconds in zip(labels, step.timed.seconds.tolist(), strict=True):
         yield event(3, label, forward, seconds)
