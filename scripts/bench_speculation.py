@@ -18,8 +18,8 @@ per step, v the mean of v(b) over the steps' rows, c the time of proposers, in p
 ceiling is the speed-up of a governor that knows v(b) and which draft tokens are right: it verifies
 no wrong one, and as many right ones as give the most tokens per second. Only proposers without a
 model have one. For `switch`, a line shows the mean number of drafts in a step, for each 32 tokens
-of an answer. With --llama-server, its own tokens/s for the same prompts and file stand beside,
-plain and with its arguments. The last line is JSON.
+of an answer. With --llama-server, its tokens/s for the same prompts and file follow, plain and with
+its arguments, and how many times as fast our fastest method is. The last line is JSON.
 """
 
 import argparse
@@ -36,8 +36,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import repeat, takewhile
 from pathlib import Path
+from typing import Any
 
 from pellucid import EngineConfig, SamplingParams
 from pellucid.engine.admission import Submission
@@ -94,6 +95,12 @@ def build_prompts(model: OpenModel, workload: str, count: int) -> list[list[int]
         messages = [{"role": "user", "content": asked}]
         prompts.append(tokenize_chat(model.tokenizer, messages).token_ids)
     return prompts
+
+
+def build_groups(model: OpenModel, workload: str, count: int, most: int) -> list[list[list[int]]]:
+    """Prompts that run together; with one sequence, `most` prompts one after the other."""
+    prompts = build_prompts(model, workload, max(count, most))
+    return [[p] for p in prompts] if count == 1 else [prompts[:count]]
 
 
 def _prose(i: int) -> str:
@@ -333,12 +340,12 @@ def _show_timeline(run: Run) -> str:
 
 
 @contextmanager
-def llama_server(binary: Path, model: Path, parallel: int, arguments: str) -> Iterator[int]:
+def llama_server(binary: str, model: Path, parallel: int, arguments: str) -> Iterator[int]:
     """A server on a free port, ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(binary), "-m", str(model), "--port", str(port), "-np", str(parallel)]
+    command = [binary, "-m", str(model), "--port", str(port), "-np", str(parallel)]
     command += ["-c", str(2048 * parallel), "-t", "2", *shlex.split(arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -354,11 +361,11 @@ def llama_server(binary: Path, model: Path, parallel: int, arguments: str) -> It
         process.wait()
 
 
-def run_llama(port: int, group: Sequence[list[int]], tokens: int) -> float:
-    """Decode seconds of all prompts together, by the server's own clock."""
+def run_llama(port: int, groups: Sequence[Sequence[list[int]]], tokens: int) -> float:
+    """Decode tokens/s of these groups, one after the other, by the server's own clock."""
 
-    def ask(slot: int, n: int) -> float:
-        body = {"prompt": group[slot], "n_predict": n, "temperature": 0, "ignore_eos": True}
+    def ask(slot: int, prompt: list[int], n: int) -> float:
+        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/completion",
             json.dumps(body | {"cache_prompt": True, "id_slot": slot}).encode(),
@@ -368,10 +375,12 @@ def run_llama(port: int, group: Sequence[list[int]], tokens: int) -> float:
             timings = json.load(response)["timings"]
         return float(timings["predicted_ms"]) / 1e3
 
-    with ThreadPoolExecutor(len(group)) as pool:
-        slots = range(len(group))
-        list(pool.map(lambda slot: ask(slot, 1), slots))  # compute the prompts
-        return max(pool.map(lambda slot: ask(slot, tokens), slots))
+    seconds = 0.0
+    for group in groups:
+        with ThreadPoolExecutor(len(group)) as pool:
+            list(pool.map(ask, range(len(group)), group, repeat(1)))  # compute the prompts
+            seconds += max(pool.map(ask, range(len(group)), group, repeat(tokens)))
+    return tokens * sum(map(len, groups)) / seconds
 
 
 # ---- the table
@@ -392,42 +401,37 @@ def main() -> None:
     parser.add_argument("--llama-server", nargs="+", metavar="BIN")
     args = parser.parse_args()
 
-    report: list[dict[str, object]] = []
+    report: list[dict[str, Any]] = []
+    llama: list[dict[str, Any]] = []
     path = resolve_model(args.model)
     with open_model(path) as model:
         for count in args.sequences:
             draft = next((m for m in args.methods if m.startswith("draft:")), None)
             bench = Bench(model, count, draft)
             for workload in args.workloads:
-                prompts = build_prompts(model, workload, max(count, args.prompts))
-                groups = [[p] for p in prompts] if count == 1 else [prompts[:count]]
+                groups = build_groups(model, workload, count, args.prompts)
                 report += compare_methods(bench, workload, groups, args)
             del bench
-        for count in args.sequences if args.llama_server else ():
-            binary, arguments = Path(args.llama_server[0]), args.llama_server[1:]
-            for extra in ("", *arguments):
-                with llama_server(binary, path, count, extra) as port:
+        for size in args.sequences if args.llama_server else ():
+            print(f"\n{'workload':<10} {'seqs':>4} {'tok/s':>8} {'our best':>9}  llama-server")
+            for extra in ("", *args.llama_server[1:]):
+                with llama_server(args.llama_server[0], path, size, extra) as port:
                     for workload in args.workloads:
-                        prompts = build_prompts(model, workload, max(count, args.prompts))
-                        groups = [[p] for p in prompts] if count == 1 else [prompts[:count]]
-                        rate = statistics.median(
-                            sum(map(len, groups)) * args.tokens
-                            / sum(run_llama(port, group, args.tokens) for group in groups)
-                            for _ in range(args.rounds)
-                        )  # fmt: skip
-                        name = f"llama-server {extra}".strip()
-                        print(f"{workload:<10} {count:>4} {rate:>23.1f}  {name}", flush=True)
-                        report.append(
-                            {"workload": workload, "sequences": count, "method": name,
-                             "tokens_per_second": rate}
-                        )  # fmt: skip
+                        groups = build_groups(model, workload, size, args.prompts)
+                        rates = [run_llama(port, groups, args.tokens) for _ in range(args.rounds)]
+                        rate = statistics.median(rates)
+                        cell = {"workload": workload, "sequences": size}
+                        ours = [r["tokens_per_second"] for r in report if cell.items() <= r.items()]
+                        shown = f"{workload:<10} {size:>4} {rate:>8.1f} {max(ours) / rate:>9.2f}"
+                        print(f"{shown}  {extra}", flush=True)
+                        llama.append(cell | {"arguments": extra, "tokens_per_second": rate})
     print(f"the answers of {format_count(len(args.methods), 'method')} are those of plain decoding")
-    print(json.dumps(report))
+    print(json.dumps(report + llama))
 
 
 def compare_methods(
     bench: Bench, workload: str, groups: Sequence[Sequence[list[int]]], args: argparse.Namespace
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Run all methods in turns, and print their rows."""
     count = len(groups[0])
     row_seconds = bench.measure_rows(groups[0])
@@ -450,7 +454,7 @@ def compare_methods(
             for method in methods[:: -1 if (i + j) % 2 else 1]:
                 runs[method][j].append(bench.run(method, group, args.tokens, row_seconds))
     # Compare them: for each group, the median of the rounds.
-    report: list[dict[str, object]] = []
+    report: list[dict[str, Any]] = []
     plain_rate = plain_worst = plain_predicted = 0.0
     for method, of_method in runs.items():
         for of_group, of_plain in zip(of_method, runs["plain"], strict=True):
@@ -485,9 +489,8 @@ def compare_methods(
             {
                 "workload": workload, "sequences": count, "method": method,
                 "tokens_per_second": rate, "ratio": rate / plain_rate, "predicted": predicted,
-                "ceiling": ceiling,
-                "accepted": accepted, "tokens_per_step": per_step, "worst_window": worst,
-                "v": shown,
+                "ceiling": ceiling, "accepted": accepted, "tokens_per_step": per_step,
+                "worst_window": worst, "v": shown,
             }
         )  # fmt: skip
     return report

@@ -71,11 +71,18 @@ def test_no_answer_changes(tiny_path: Path, method: str, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("verify_all")
-def test_the_receipt_adds_up(tiny_path: Path) -> None:
-    """One at a time, so that the engine's seconds are those of its requests."""
+@pytest.mark.parametrize("end", [{}, {"stop": ["bab"]}])
+def test_the_receipt_adds_up(tiny_path: Path, end: dict[str, Any]) -> None:
+    """One at a time, so that the engine's seconds are those of its requests. Draft tokens behind
+    the end of an answer count as rejected.
+    """
+    params = SamplingParams(
+        temperature=0, max_tokens=40, ignore_eos=True, logit_bias={97: 30.0, 98: 30.0},
+        frequency_penalty=2.0, min_tokens=8, **end,
+    )  # fmt: skip
     options: dict[str, Any] = {"speculative": "ngram", "num_speculative_tokens": 5}
     with LLM(tiny_path, max_model_len=96, max_num_seqs=1, **options) as llm:
-        outputs = llm.generate(PROMPTS, PARAMS["greedy"], use_tqdm=False)
+        outputs = llm.generate(PROMPTS, params, use_tqdm=False)
         total = llm.stats().speculation
     assert total is not None
     receipts = [output.speculation for output in outputs]
@@ -89,7 +96,7 @@ def test_the_receipt_adds_up(tiny_path: Path) -> None:
         assert all(d >= a for d, a in zip(drafted, accepted, strict=True))
         # prefill gives the first token, each later step one and its accepted drafts
         num_tokens = len(output.outputs[0].token_ids)
-        assert num_tokens - 1 <= receipt.num_steps + sum(accepted) < num_tokens + 5
+        assert num_tokens - 1 == receipt.num_steps + sum(accepted)
         assert receipt.num_drafts <= receipt.num_steps and receipt.reason.startswith("o")
         assert receipt.tokens_per_step == 1 + sum(accepted) / receipt.num_steps
     for name in ("num_steps", "num_drafts", "num_draft_tokens", "num_accepted_tokens"):

@@ -162,7 +162,9 @@ class EngineCore:
         for request_id, refusal in result.errors.items():
             if request_id not in result.sampled:
                 self._refuse(request_id, refusal)
-        self.scheduler.update(step, result.sampled, self._read)
+        left_over = self.scheduler.update(step, result.sampled, self._read)
+        if left_over and self.speculation is not None:
+            self.speculation.take_back(left_over, result.sampled)
         # A request whose sampling failed at a draft keeps the tokens before it, and ends here.
         for request_id, refusal in result.errors.items():
             self._refuse(request_id, refusal)

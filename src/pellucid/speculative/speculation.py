@@ -58,6 +58,14 @@ class _Receipt:
         for i in range(num_accepted):
             self.accepted[i] += 1
 
+    def take_back(self, num_accepted: int, num_left_over: int, seconds: float) -> None:
+        """The last of the tokens that the last step accepted came too late. Each would have saved
+        `seconds`.
+        """
+        for i in range(num_accepted - num_left_over, num_accepted):
+            self.accepted[i] -= 1
+        self.seconds_saved -= seconds * num_left_over
+
 
 class Speculation:
     """Drafts for the requests of one engine."""
@@ -81,6 +89,8 @@ class Speculation:
         self._receipts: dict[str, _Receipt] = {}
         self._total = _Receipt()
         self._draft_seconds = 0.0  # in this step, of proposers that are not free
+        # of the last step: what an accepted token saved its request, and all on average
+        self._saved_seconds = 0.0, 0.0
 
     @property
     def proposers(self) -> list[Proposer]:
@@ -246,6 +256,7 @@ class Speculation:
         elif num_drafts:
             last = min(num_drafts, len(ratios) - 1)
             spent += seconds - plain if is_alone else plain * (ratios[last] - 1)
+        self._saved_seconds = plain, plain / num_requests
         # Learn from the guesses, and add to the receipts. A request would have waited a plain step
         # for each accepted token.
         sum_accepted = 0
@@ -265,6 +276,16 @@ class Speculation:
         self._total.draft_seconds += self._draft_seconds
         self._total.seconds_saved += plain * sum_accepted / num_requests - spent
         self._drafts = {}
+
+    def take_back(self, left_over: Mapping[str, int], sampled: Mapping[str, Sequence[int]]) -> None:
+        """Of what was sampled in the last step, requests did not take so many tokens, because they
+        ended before: a stop string, or the end of a constraint. They count as rejected.
+        """
+        for request_id, count in left_over.items():
+            num_accepted = len(sampled[request_id]) - 1
+            receipts = self._receipts[request_id], self._total
+            for receipt, seconds in zip(receipts, self._saved_seconds, strict=True):
+                receipt.take_back(num_accepted, count, seconds)
 
     def receipt(self, requests: Sequence[Request] | None = None) -> SpeculationReceipt:
         """What speculation did for these requests; None: for all since the start."""
