@@ -16,7 +16,7 @@ constexpr bool kSignedDot = true;  // dot4 takes 8-bit codes as code - 128
 constexpr int kRowsAtOnce = 4;
 constexpr bool kPacks = true;  // see simd/avx512.h
 constexpr int kSumsAtOnce = 1;
-constexpr int kStripsAtOnce = 2;  // each quad of activations is used twice
+constexpr int kStripsAtOnce = 2;  // each quad of activations is used twice (linear_strips.inc)
 // the largest code, times the quads in a run, whose products with 8-bit activations fit 16 bits
 constexpr int kLargestPairSum = 32767 / (2 * 127);
 // each sum of dot4_run has one of pairs beside it
