@@ -18,8 +18,8 @@ per step, v the mean of v(b) over the steps' rows, c the time of proposers, in p
 ceiling is the speed-up of a governor that knows v(b) and which draft tokens are right: it verifies
 no wrong one, and as many right ones as give the most tokens per second. Only proposers without a
 model have one. For `switch`, a line shows the mean number of drafts in a step, for each 32 tokens
-of an answer. With --llama-server, its tokens/s for the same prompts and file follow, plain and with
-its arguments, and how many times as fast our fastest method is. The last line is JSON.
+of an answer. A llama-server takes turns with our methods on the same prompts, plain and with each
+of its arguments; its ratio is to our plain decoding too. The last line is JSON.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import urllib.request
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat, takewhile
 from pathlib import Path
@@ -361,11 +361,11 @@ def llama_server(binary: str, model: Path, parallel: int, arguments: str) -> Ite
         process.wait()
 
 
-def run_llama(port: int, groups: Sequence[Sequence[list[int]]], tokens: int) -> float:
-    """Decode tokens/s of these groups, one after the other, by the server's own clock."""
+def run_llama(port: int, group: Sequence[list[int]], tokens: int) -> float:
+    """Decode tokens/s of these prompts together, by the server's own clock."""
 
-    def ask(slot: int, prompt: list[int], n: int) -> float:
-        body = {"prompt": prompt, "n_predict": n, "temperature": 0, "ignore_eos": True}
+    def ask(slot: int, n: int) -> float:
+        body = {"prompt": group[slot], "n_predict": n, "temperature": 0, "ignore_eos": True}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/completion",
             json.dumps(body | {"cache_prompt": True, "id_slot": slot}).encode(),
@@ -375,21 +375,18 @@ def run_llama(port: int, groups: Sequence[Sequence[list[int]]], tokens: int) -> 
             timings = json.load(response)["timings"]
         return float(timings["predicted_ms"]) / 1e3
 
-    seconds = 0.0
-    for group in groups:
-        with ThreadPoolExecutor(len(group)) as pool:
-            list(pool.map(ask, range(len(group)), group, repeat(1)))  # compute the prompts
-            seconds += max(pool.map(ask, range(len(group)), group, repeat(tokens)))
-    return tokens * sum(map(len, groups)) / seconds
+    slots = range(len(group))
+    with ThreadPoolExecutor(len(group)) as pool:
+        list(pool.map(ask, slots, repeat(1)))  # compute the prompts
+        return tokens * len(group) / max(pool.map(ask, slots, repeat(tokens)))
 
 
 # ---- the table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_is)
     parser.add_argument("model")
     parser.add_argument("--methods", nargs="*", default=["auto"])
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 4])
@@ -398,41 +395,35 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--llama-server", nargs="+", metavar="BIN")
+    parser.add_argument("--llama-server", nargs="+", default=[], metavar="BIN")
     args = parser.parse_args()
 
     report: list[dict[str, Any]] = []
-    llama: list[dict[str, Any]] = []
     path = resolve_model(args.model)
     with open_model(path) as model:
         for count in args.sequences:
-            draft = next((m for m in args.methods if m.startswith("draft:")), None)
-            bench = Bench(model, count, draft)
-            for workload in args.workloads:
-                groups = build_groups(model, workload, count, args.prompts)
-                report += compare_methods(bench, workload, groups, args)
+            bench = Bench(model, count, next((m for m in args.methods if "draft:" in m), None))
+            with ExitStack() as servers:
+                ports = {}
+                for extra in ["", *args.llama_server[1:]] if args.llama_server else []:
+                    server = llama_server(args.llama_server[0], path, count, extra)
+                    ports[f"llama-server {extra}".strip()] = servers.enter_context(server)
+                for workload in args.workloads:
+                    groups = build_groups(model, workload, count, args.prompts)
+                    report += compare_methods(bench, ports, workload, groups, args)
             del bench
-        for size in args.sequences if args.llama_server else ():
-            print(f"\n{'workload':<10} {'seqs':>4} {'tok/s':>8} {'our best':>9}  llama-server")
-            for extra in ("", *args.llama_server[1:]):
-                with llama_server(args.llama_server[0], path, size, extra) as port:
-                    for workload in args.workloads:
-                        groups = build_groups(model, workload, size, args.prompts)
-                        rates = [run_llama(port, groups, args.tokens) for _ in range(args.rounds)]
-                        rate = statistics.median(rates)
-                        cell = {"workload": workload, "sequences": size}
-                        ours = [r["tokens_per_second"] for r in report if cell.items() <= r.items()]
-                        shown = f"{workload:<10} {size:>4} {rate:>8.1f} {max(ours) / rate:>9.2f}"
-                        print(f"{shown}  {extra}", flush=True)
-                        llama.append(cell | {"arguments": extra, "tokens_per_second": rate})
     print(f"the answers of {format_count(len(args.methods), 'method')} are those of plain decoding")
-    print(json.dumps(report + llama))
+    print(json.dumps(report))
 
 
 def compare_methods(
-    bench: Bench, workload: str, groups: Sequence[Sequence[list[int]]], args: argparse.Namespace
+    bench: Bench,
+    ports: Mapping[str, int],
+    workload: str,
+    groups: Sequence[Sequence[list[int]]],
+    args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Run all methods in turns, and print their rows."""
+    """Run all methods, and llama-server at these ports, in turns, and print their rows."""
     count = len(groups[0])
     row_seconds = bench.measure_rows(groups[0])
     v = {k: seconds / row_seconds[0] for k, seconds in row_seconds.items()}
@@ -448,11 +439,15 @@ def compare_methods(
     # Run them in turns, every second time in reverse: what runs first finds cold caches.
     methods = ("plain", *args.methods)
     runs: dict[str, list[list[Run]]] = {method: [[] for _ in groups] for method in methods}
+    rates: dict[str, list[list[float]]] = {name: [[] for _ in groups] for name in ports}
     for i in range(args.rounds):
         bench.begin_round(methods)
         for j, group in enumerate(groups):
-            for method in methods[:: -1 if (i + j) % 2 else 1]:
-                runs[method][j].append(bench.run(method, group, args.tokens, row_seconds))
+            for name in (*methods, *ports)[:: -1 if (i + j) % 2 else 1]:
+                if name in ports:
+                    rates[name][j].append(run_llama(ports[name], group, args.tokens))
+                else:
+                    runs[name][j].append(bench.run(name, group, args.tokens, row_seconds))
     # Compare them: for each group, the median of the rounds.
     report: list[dict[str, Any]] = []
     plain_rate = plain_worst = plain_predicted = 0.0
@@ -493,6 +488,11 @@ def compare_methods(
                 "worst_window": worst, "v": shown,
             }
         )  # fmt: skip
+    for name, of_groups in rates.items():
+        rate = statistics.harmonic_mean([statistics.median(r) for r in of_groups])
+        print(f"{workload:<10} {count:>4} {rate:>23.1f} {rate / plain_rate:>6.2f}  {name}")
+        cell = {"workload": workload, "sequences": count, "method": name}
+        report.append(cell | {"tokens_per_second": rate})
     return report
 
 
