@@ -124,8 +124,7 @@ class Run:
     num_request_steps: int = 0
     predicted_seconds: float = 0.0
     worst_window: float = 0.0  # tokens/s of the slowest 256 tokens
-    # tokens so far, and drafts of the step
-    timeline: list[tuple[int, int]] = field(default_factory=list)
+    timeline: list[tuple[int, int]] = field(default_factory=list)  # tokens so far, drafts
 
 
 class Bench:
@@ -446,6 +445,7 @@ def compare_methods(
             for name in (*methods, *ports)[:: -1 if (i + j) % 2 else 1]:
                 if name in ports:
                     rates[name][j].append(run_llama(ports[name], group, args.tokens))
+                    time.sleep(1)  # its threads spin for a while when they have nothing to do
                 else:
                     runs[name][j].append(bench.run(name, group, args.tokens, row_seconds))
     # Compare them: for each group, the median of the rounds.
