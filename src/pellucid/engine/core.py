@@ -162,9 +162,7 @@ class EngineCore:
         for request_id, refusal in result.errors.items():
             if request_id not in result.sampled:
                 self._refuse(request_id, refusal)
-        left_over = self.scheduler.update(step, result.sampled, self._read)
-        if left_over and self.speculation is not None:
-            self.speculation.take_back(left_over, result.sampled)
+        self.scheduler.update(step, result.sampled, self._read)
         # A request whose sampling failed at a draft keeps the tokens before it, and ends here.
         for request_id, refusal in result.errors.items():
             self._refuse(request_id, refusal)

@@ -340,15 +340,13 @@ class Scheduler:
         step: ScheduledStep,
         sampled: Mapping[str, Sequence[int]],
         read: Callable[[Request, int, FinishReason | None], bool] | None = None,
-    ) -> dict[str, int]:
+    ) -> None:
         """Record a step's results. `sampled` has the new tokens of each request that sampled: the
         accepted drafts and one more. A request takes them one by one, until a stop token, its
         length or `read` ends it. `read(request, token_id, finish_reason)` returns True if the text
         now holds a stop string. A request for an embedding ends when its prompt is computed.
-        Returns how many of their tokens requests did not take, because they ended before.
         """
         finished, is_fair = RequestStatus.FINISHED, self.waiting.policy == "fair"
-        left_over = {}
         for request in step.requests:
             if request.status is finished:  # it failed, or was aborted, while the step ran
                 continue
@@ -358,7 +356,7 @@ class Scheduler:
             if token_ids is not None:
                 # Take the tokens.
                 output = request.output_token_ids
-                for num_taken, token_id in enumerate(token_ids, 1):
+                for token_id in token_ids:
                     output.append(token_id)
                     if is_fair:
                         self.waiting.charge(request, 0, 1)
@@ -374,8 +372,6 @@ class Scheduler:
                     if read is not None and read(request, token_id, reason):
                         reason = reason or "stop"
                     if reason is not None:
-                        if num_taken < len(token_ids):
-                            left_over[request.request_id] = len(token_ids) - num_taken
                         break
                 # All known tokens but the last are computed. Slots of rejected drafts lie behind
                 # the counter: they are never published, and will be overwritten.
@@ -390,7 +386,6 @@ class Scheduler:
                 self.kv.publish(request)
             if reason is not None:
                 self.finish(request, reason)
-        return left_over
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a running or waiting request and free its blocks. Does nothing if it is finished."""

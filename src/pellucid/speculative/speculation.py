@@ -91,6 +91,8 @@ class Speculation:
         self._draft_seconds = 0.0  # in this step, of proposers that are not free
         # of the last step: what an accepted token saved its request, and all on average
         self._saved_seconds = 0.0, 0.0
+        # who got drafts in it: the tokens they then have if they take all, and those accepted
+        self._gains: list[tuple[Request, _Receipt, int, int]] = []
 
     @property
     def proposers(self) -> list[Proposer]:
@@ -232,6 +234,7 @@ class Speculation:
         """A step of these requests took so many seconds and gave these tokens. Call it before the
         scheduler takes the tokens.
         """
+        self._take_back()
         # Learn what rows cost. Only steps in which all requests decode tell.
         costs = self._governor.costs
         decoding = [request for request in requests if request.is_decoding]
@@ -271,24 +274,29 @@ class Speculation:
             receipt = self._receipt_of(request)
             receipt.seconds_saved += plain * num_accepted - spent
             receipt.draft_seconds += self._draft_seconds
+            if num_accepted:
+                num_tokens = len(request.output_token_ids) + len(given)
+                self._gains.append((request, receipt, num_tokens, num_accepted))
             for sums in (receipt, self._total):
                 sums.add(request.num_scheduled_drafts, num_accepted)
         self._total.draft_seconds += self._draft_seconds
         self._total.seconds_saved += plain * sum_accepted / num_requests - spent
         self._drafts = {}
 
-    def take_back(self, left_over: Mapping[str, int], sampled: Mapping[str, Sequence[int]]) -> None:
-        """Of what was sampled in the last step, requests did not take so many tokens, because they
-        ended before: a stop string, or the end of a constraint. They count as rejected.
+    def _take_back(self) -> None:
+        """Where a request ended before the last tokens of the last step, by a stop string or its
+        constraint, they count as rejected.
         """
-        for request_id, count in left_over.items():
-            num_accepted = len(sampled[request_id]) - 1
-            receipts = self._receipts[request_id], self._total
-            for receipt, seconds in zip(receipts, self._saved_seconds, strict=True):
-                receipt.take_back(num_accepted, count, seconds)
+        for request, receipt, num_tokens, num_accepted in self._gains:
+            left_over = min(num_tokens - len(request.output_token_ids), num_accepted)
+            if request.is_finished and left_over > 0:
+                for sums, seconds in zip((receipt, self._total), self._saved_seconds, strict=True):
+                    sums.take_back(num_accepted, left_over, seconds)
+        self._gains = []
 
     def receipt(self, requests: Sequence[Request] | None = None) -> SpeculationReceipt:
         """What speculation did for these requests; None: for all since the start."""
+        self._take_back()
         if requests is None:
             return _sum([self._total])
         return _sum(
