@@ -25,6 +25,7 @@ from pellucid.errors import CapacityError, ConfigError, UnsupportedError
 from pellucid.request import Request
 from pellucid.speculative import Speculation
 from pellucid.speculative.governor import VerifyAll
+from pellucid.speculative.speculation import MAX_DRAFT_TOKENS
 
 from .conftest import write_tiny
 from .drafting import ListProposer
@@ -117,7 +118,10 @@ def test_no_answer_changes(
         right, made = right + accepted(core)[0], made + accepted(core)[1]
         cached += core.stats().num_cached_tokens
         if kind == "itself":
-            assert accepted(core)[0] == accepted(core)[1], f"seed {seed}"
+            # only those behind the end of an answer are lost: of one step for each
+            lost = accepted(core)[1] - accepted(core)[0]
+            ends = sum(len(output.outputs) for output in expected.values())
+            assert 0 <= lost <= MAX_DRAFT_TOKENS * ends, f"seed {seed}"
     assert made > right > 0 or right == made > 100
     assert cached
 
