@@ -445,7 +445,7 @@ def compare_methods(
             for name in (*methods, *ports)[:: -1 if (i + j) % 2 else 1]:
                 if name in ports:
                     rates[name][j].append(run_llama(ports[name], group, args.tokens))
-                    time.sleep(1)  # its threads spin for a while when they have nothing to do
+                    time.sleep(1)  # its threads may go on spinning
                 else:
                     runs[name][j].append(bench.run(name, group, args.tokens, row_seconds))
     # Compare them: for each group, the median of the rounds.
